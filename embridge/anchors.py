@@ -1,0 +1,259 @@
+"""Anchors: the rows of two collections that share an id; matched, split so that held-out rows stay held out, chosen."""
+
+from __future__ import annotations
+
+import tempfile
+from dataclasses import dataclass, replace
+from typing import Literal
+
+import numpy as np
+import torch
+
+from embridge.arrays import unit
+from embridge.errors import MissingDependencyError, NoSharedIdsError, ParameterError, SpaceMismatchError, TooFewAnchorsError
+from embridge.ids import hash_ids, match_rows
+from embridge.moments import Folds, Moments
+from embridge.records import AnchorRecord
+from embridge.stores.collection import Collection
+from embridge.types import Metric, Space
+
+_IN_MEMORY = 1 << 30  # larger arrays of anchors lie in an unnamed temporary file
+_CHUNK = 8192
+
+
+@dataclass(frozen=True, eq=False)
+class Anchors:
+    """Paired rows of two spaces.
+
+    Attributes
+    ----------
+    ids : ndarray of shape (n,)
+        int64, or object where ids are strings.
+    x : ndarray of shape (n, dim_source), float32
+    y : ndarray of shape (n, dim_target), float32
+        Row i of both belongs to ``ids[i]``. Arrays over 1 GiB are memory-mapped from a temporary file.
+    source, target : Space
+    record : AnchorRecord
+        Where they came from and how they were split.
+    """
+
+    ids: np.ndarray
+    x: np.ndarray
+    y: np.ndarray
+    source: Space
+    target: Space
+    record: AnchorRecord
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def __repr__(self) -> str:
+        return f"Anchors({len(self):,} rows, {self.source.name!r} ({self.source.dim}) -> {self.target.name!r} ({self.target.dim}))"
+
+    def at(self, rows: np.ndarray) -> Anchors:
+        """The anchors at some positions (or where a mask is True)."""
+        if rows.dtype == np.bool_:
+            rows = np.flatnonzero(rows)
+        return replace(self, ids=self.ids[rows], x=_gather(self.x, rows), y=_gather(self.y, rows))
+
+    def split(self, test_size: float = 0.2, seed: int = 0) -> tuple[Anchors, Anchors]:
+        """Rows to fit on and rows to hold out, by a hash of the id.
+
+        A row lands on the same side whatever other rows there are, so held-out rows stay held out when the data grow, and
+        growing `test_size` only adds to them.
+
+        Parameters
+        ----------
+        test_size : float, default 0.2
+            Expected share of held-out rows, in [0, 1).
+        seed : int, default 0
+
+        Returns
+        -------
+        train, held_out : Anchors
+        """
+        if not 0 <= test_size < 1:
+            raise ParameterError.must_be("test_size", "in [0, 1)", test_size)
+        held = hash_ids(self.ids, "split", seed) < np.uint64(test_size * 2**64)
+        counts = replace(
+            self.record, anchors=int((~held).sum()), held_out=int(held.sum()), test_size=float(test_size), seed=seed
+        )
+        train, held_out = self.at(~held), self.at(held)
+        return replace(train, record=counts), replace(held_out, record=counts)
+
+    def sample(self, n: int, seed: int = 0) -> Anchors:
+        """n of the anchors (all of them where there are fewer), those with the smallest hash of their id, in their order."""
+        if n < 1:
+            raise ParameterError.must_be("n", "at least 1", n)
+        return self.at(np.sort(np.argsort(hash_ids(self.ids, "sample", seed))[:n]))
+
+    def without(self, hashes: np.ndarray) -> Anchors:
+        """The anchors whose ids are not among `hashes` (`LinearMap.anchor_hashes`)."""
+        return self.at(~np.isin(self.hashes(), hashes))
+
+    def hashes(self) -> np.ndarray:
+        """Hashes of the ids, by which a map knows what it was fitted on; shape (n,), uint64."""
+        return hash_ids(self.ids, "anchor")
+
+    def reversed(self) -> Anchors:
+        """The same rows with source and target exchanged."""
+        swapped = replace(self.record, source=self.record.target, target=self.record.source)
+        return Anchors(self.ids, self.y, self.x, self.target, self.source, swapped)
+
+    def moments(self, device: str | torch.device | None = "cpu") -> Moments:
+        """Their sufficient statistics."""
+        return Moments.from_rows(self.x, self.y, self.source, self.target, device=device)
+
+    def folds(self, n_folds: int = 5, rows: int = 1000, seed: int = 0, device: str | torch.device | None = "cpu") -> Folds:
+        """Moments of `n_folds` parts, by a hash of the id, with at most `rows` rows of each to measure neighbours on.
+
+        Raises
+        ------
+        TooFewAnchorsError
+            A fold would be empty.
+        """
+        hashes = hash_ids(self.ids, "fold", seed)
+        fold = (hashes % np.uint64(n_folds)).astype(np.int64)
+        if len(np.unique(fold)) < n_folds:
+            raise TooFewAnchorsError(f"{len(self):,} anchors are too few for {n_folds} folds. Hint: re-encode more shared rows.")
+        parts, samples = [], []
+        for number in range(n_folds):
+            members = np.flatnonzero(fold == number)
+            chunks = ((self.x[m], self.y[m]) for m in np.array_split(members, -(-len(members) // _CHUNK)))
+            parts.append(Moments.from_chunks(chunks, self.source, self.target, device=device))
+            # The quotient is independent of the fold, so the smallest ones are a random sample that does not depend on order.
+            chosen = np.sort(members[np.argsort(hashes[members] // np.uint64(n_folds), kind="stable")[:rows]])
+            samples.append((self.x[chosen], self.y[chosen]))
+        return Folds(tuple(parts), tuple(samples))
+
+
+def match(source: Collection, target: Collection) -> Anchors:
+    """Match the rows of two collections by id.
+
+    Ids are joined out of core, then vectors are read once from either side, in order; row groups without a shared row are
+    passed over. Both sides may be of any size and in any order.
+
+    Parameters
+    ----------
+    source, target : Collection
+        In two different spaces, with ids of one type.
+
+    Returns
+    -------
+    Anchors
+        In the order of the source.
+
+    Raises
+    ------
+    SpaceMismatchError
+        Both sides are of one space.
+    NoSharedIdsError
+        No id is on both sides.
+    BadIdsError
+        A shared id is repeated on a side, or the types of the ids differ.
+    BadVectorsError
+        A shared row is unusable (NaN, infinite, zero under cosine).
+    """
+    if source.space.same_as(target.space):
+        raise SpaceMismatchError.same_model(source.space.name)
+    source_rows, target_rows = match_rows(source, target)
+    if not len(source_rows):
+        raise NoSharedIdsError.between(source.name, _first_ids(source), target.name, _first_ids(target))
+    x = _allocate((len(source_rows), source.space.dim))
+    for place, vectors in source.select(source_rows):
+        x[place] = vectors
+    y = _allocate((len(target_rows), target.space.dim))
+    order = np.argsort(target_rows, kind="stable")
+    for place, vectors in target.select(target_rows[order]):
+        y[order[place]] = vectors
+    ids = _ids_at(source, source_rows)
+    record = AnchorRecord(source.fingerprint(), target.fingerprint(), len(ids), len(ids), 0, 0.0, 0)
+    return Anchors(ids, x, y, source.space, target.space, record)
+
+
+def _ids_at(collection: Collection, rows: np.ndarray) -> np.ndarray:
+    ids = np.empty(len(rows), np.int64 if str(collection.id_type) == "int64" else object)
+    for batch in collection.id_reader():
+        start = batch.column(1)[0].as_py() if len(batch) else 0
+        low, high = np.searchsorted(rows, (start, start + len(batch)))
+        if low < high:
+            ids[low:high] = batch.column(0).take(rows[low:high] - start).to_numpy(zero_copy_only=False)
+    return ids
+
+
+def _first_ids(collection: Collection) -> list[str | int]:
+    first = next(iter(collection.id_reader()))
+    return first.column(0).slice(0, 2).to_pylist()
+
+
+def _allocate(shape: tuple[int, int]) -> np.ndarray:
+    if 4 * shape[0] * shape[1] <= _IN_MEMORY:
+        return np.empty(shape, np.float32)
+    with tempfile.TemporaryFile(prefix="embridge-") as file:  # unnamed: gone with the process, however it ends
+        return np.memmap(file, np.float32, "w+", shape=shape)
+
+
+def _gather(array: np.ndarray, rows: np.ndarray) -> np.ndarray:
+    out = _allocate((len(rows), array.shape[1]))
+    for start in range(0, len(rows), _CHUNK):
+        out[start : start + _CHUNK] = array[rows[start : start + _CHUNK]]
+    return out
+
+
+def sample_rows(
+    collection: Collection,
+    n: int,
+    *,
+    strategy: Literal["uniform", "kmeans"] = "uniform",
+    seed: int = 0,
+) -> np.ndarray:
+    """Choose which rows of a collection to re-encode, so that they can serve as anchors.
+
+    Parameters
+    ----------
+    collection : Collection
+    n : int
+        How many; at most the rows there are.
+    strategy : {"uniform", "kmeans"}
+        ``uniform`` draws without replacement. ``kmeans`` clusters a uniform sample of 20 n rows (32,768 at least) into n
+        clusters and takes the row nearest to each centre, so that sparse regions are covered too.
+    seed : int, default 0
+
+    Returns
+    -------
+    ndarray of int64, shape (n,)
+        Sorted positions.
+
+    Raises
+    ------
+    ParameterError
+        n is out of range, or no such strategy.
+    """
+    if not 1 <= n <= len(collection):
+        raise ParameterError.must_be("n", f"between 1 and {len(collection):,} (the rows of {collection.name})", n)
+    if strategy not in ("uniform", "kmeans"):
+        raise ParameterError.must_be("strategy", "'uniform' or 'kmeans'", strategy)
+    rng = np.random.default_rng(seed)
+    if strategy == "uniform" or n == len(collection):
+        return np.sort(rng.choice(len(collection), n, replace=False))
+    pool = np.sort(rng.choice(len(collection), min(len(collection), max(20 * n, 1 << 15)), replace=False))
+    return pool[_nearest_to_centres(collection.take(pool), n, collection.space.metric, seed)]
+
+
+def _nearest_to_centres(vectors: np.ndarray, n: int, metric: Metric, seed: int) -> np.ndarray:
+    """Positions of n distinct rows, one near each of n centres of k-means (spherical where length does not count)."""
+    try:
+        import faiss
+    except ImportError as e:
+        raise MissingDependencyError.of("FAISS", "Sampling by k-means", "cpu") from e
+    rows = vectors if metric == Metric.L2 else unit(vectors)
+    kmeans = faiss.Kmeans(rows.shape[1], n, niter=10, seed=seed, spherical=metric != Metric.L2, min_points_per_centroid=1)
+    kmeans.train(rows)
+    distances, centres = kmeans.assign(rows)
+    nearest = np.lexsort((distances, centres))
+    _, first = np.unique(centres[nearest], return_index=True)
+    chosen = nearest[first]
+    # A centre that no row is nearest to leaves a place, filled with the rows that are farthest from any centre.
+    left = np.setdiff1d(np.arange(len(rows)), chosen, assume_unique=True)
+    left = left[np.argsort(-distances[left], kind="stable")]
+    return np.sort(np.concatenate([chosen, left[: n - len(chosen)]]))

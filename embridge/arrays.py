@@ -1,0 +1,91 @@
+"""The one gate by which vectors enter: shape, kind and values."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from embridge.errors import BadVectorsError, SpaceMismatchError
+
+FLOATS = (np.float16, np.float32, np.float64)
+
+
+def as_vectors(values: Any, dim: int | None = None, what: str = "vectors") -> np.ndarray:
+    """Vectors of shape (n, dim) in float16, float32 or float64, without a copy where they are so already.
+
+    Parameters
+    ----------
+    values : array_like of shape (n, dim)
+    dim : int, optional
+        The width they must have.
+    what : str
+        How messages call them.
+
+    Raises
+    ------
+    BadVectorsError
+        Not two-dimensional, or not of a float kind.
+    SpaceMismatchError
+        Of another width.
+    """
+    try:
+        array = np.asarray(values)
+    except ValueError as e:
+        raise BadVectorsError(f"{what} must be vectors of shape (n, dim): {e}") from None
+    if array.ndim != 2:
+        raise BadVectorsError.shape(what, array.shape)
+    if array.dtype.type not in FLOATS:
+        if array.dtype.kind not in "iub":
+            raise BadVectorsError.dtype(what, array.dtype)
+        array = array.astype(np.float32)
+    if dim is not None and array.shape[1] != dim:
+        raise SpaceMismatchError.width(what, dim, array.shape[1])
+    return array
+
+
+def bad_rows(vectors: np.ndarray, *, zero_is_bad: bool) -> tuple[np.ndarray, np.ndarray]:
+    """Positions of rows with NaN or infinite values, and (where `zero_is_bad`) of rows that are zero throughout.
+
+    One pass of row sums finds the suspects, and only those are looked at value by value: a row sum is finite unless a value
+    is not (or the sum overflows), and a row whose sum is not zero is not a zero row.
+    """
+    # Sums of float16 overflow at 65,504, so they are taken in float32; overflow itself is only a reason to look closer.
+    with np.errstate(over="ignore", invalid="ignore"):
+        sums = vectors.sum(axis=1, dtype=np.float32 if vectors.dtype == np.float16 else vectors.dtype)
+    suspects = np.flatnonzero(~np.isfinite(sums))
+    not_finite = suspects[~np.isfinite(vectors[suspects]).all(axis=1)] if suspects.size else suspects
+    if not zero_is_bad:
+        return not_finite, np.empty(0, np.int64)
+    suspects = np.flatnonzero(sums == 0)
+    zero = suspects[~vectors[suspects].any(axis=1)] if suspects.size else suspects
+    return not_finite, zero
+
+
+def check_rows(vectors: np.ndarray, ids: Sequence[Any], where: str, *, zero_is_bad: bool) -> None:
+    """Refuse rows that no metric can rank.
+
+    Raises
+    ------
+    BadVectorsError
+        Names the ids of rows with NaN or infinite values, or of zero vectors where `zero_is_bad` (cosine).
+    """
+    not_finite, zero = bad_rows(vectors, zero_is_bad=zero_is_bad)
+    if not_finite.size:
+        raise BadVectorsError.rows(where, "NaN or infinite values", [ids[i] for i in not_finite])
+    if zero.size:
+        raise BadVectorsError.rows(where, "a zero vector, which has no direction under cosine", [ids[i] for i in zero])
+
+
+def norms(vectors: np.ndarray) -> np.ndarray:
+    """Euclidean length of each row, shape (n,), float32 at least."""
+    wide = vectors.astype(np.float32, copy=False) if vectors.dtype == np.float16 else vectors
+    return np.sqrt(np.einsum("ij,ij->i", wide, wide))
+
+
+def unit(vectors: np.ndarray) -> np.ndarray:
+    """Rows scaled to unit length, float32; a zero row stays zero."""
+    wide = vectors.astype(np.float32, copy=False)
+    lengths = norms(wide)[:, None]
+    return wide / np.where(lengths > 0, lengths, 1)

@@ -1,0 +1,314 @@
+"""Every error that embridge raises on purpose.
+
+Each class mixes in the builtin that a caller would catch without knowing embridge. Messages are composed by classmethods, so
+that a fact is worded in one place: the fact, its numbers, then a hint.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from embridge.types import Space
+
+
+class EmbridgeError(Exception):
+    """Base of every error of the library."""
+
+
+def _some(items: Sequence[Any], limit: int = 5) -> str:
+    shown = ", ".join(repr(item) for item in list(items)[:limit])
+    return shown + (f", ... ({len(items):,} in all)" if len(items) > limit else "")
+
+
+def _rows(n: int) -> str:
+    return f"{n:,} row" + ("" if n == 1 else "s")
+
+
+class SpaceMismatchError(EmbridgeError, ValueError):
+    """Vectors of one space were given where another space is expected."""
+
+    @classmethod
+    def between(cls, what: str, expected: Space, where: str, found: Space) -> SpaceMismatchError:
+        hint = (
+            f"Hint: fit a map from {found.name!r}."
+            if what.startswith("The map")
+            else f"Hint: translate them first with a map from {found.name!r} to {expected.name!r}."
+        )
+        return cls(
+            f"{what} expects {expected.dim}-dimensional vectors of {expected.name!r}, but {where} holds "
+            f"{found.dim}-dimensional vectors of {found.name!r}. {hint}"
+        )
+
+    @classmethod
+    def width(cls, what: str, expected: int, found: int) -> SpaceMismatchError:
+        return cls(f"{what} expects {expected}-dimensional vectors. Got {found} dimensions instead.")
+
+    @classmethod
+    def contradiction(cls, where: str, field: str, declared: Any, found: Any) -> SpaceMismatchError:
+        return cls(
+            f"{where} was declared as {field} {declared!r}, but its own metadata says {field} {found!r}. "
+            "Hint: leave the declaration out; the file knows its space."
+        )
+
+    @classmethod
+    def unrelated(cls, via: tuple[str, str], queries: str, index: str) -> SpaceMismatchError:
+        return cls(
+            f"The map translates {via[0]!r} -> {via[1]!r}, but the queries are of {queries!r} and the index holds {index!r}. "
+            f"Hint: give a map between {queries!r} and {index!r}, in either direction."
+        )
+
+    @classmethod
+    def same_model(cls, name: str) -> SpaceMismatchError:
+        return cls(
+            f"Source and target are both of space {name!r}; there is nothing to translate. "
+            "Hint: name the two encoders apart with --source-space and --target-space."
+        )
+
+
+class UndeclaredSpaceError(EmbridgeError, ValueError):
+    """A file does not say which space its vectors are of, and neither did the caller."""
+
+    @classmethod
+    def of(cls, where: str) -> UndeclaredSpaceError:
+        return cls(
+            f"{where} does not say which encoder made its vectors. Hint: name the space with --space NAME "
+            "(--source-space, --target-space where there are two), or eb.open(..., space=NAME)."
+        )
+
+
+class BadVectorsError(EmbridgeError, ValueError):
+    """Vectors that cannot be used: NaN or infinite values, zero vectors under cosine, ragged or of a wrong width."""
+
+    @classmethod
+    def rows(cls, where: str, reason: str, ids: Sequence[Any]) -> BadVectorsError:
+        return cls(f"{where} has {_rows(len(ids))} with {reason}: ids {_some(ids)}. Hint: remove or re-encode them.")
+
+    @classmethod
+    def ragged(cls, where: str, expected: int, found: int, row: int) -> BadVectorsError:
+        return cls(f"{where} is ragged: vectors are {expected}-dimensional, but row {row:,} has {found} values.")
+
+    @classmethod
+    def shape(cls, where: str, shape: tuple[int, ...]) -> BadVectorsError:
+        return cls(f"{where} must be vectors of shape (n, dim). Got shape {shape} instead.")
+
+    @classmethod
+    def dtype(cls, where: str, found: Any) -> BadVectorsError:
+        return cls(f"{where} must hold float16, float32 or float64 values. Got {found} instead.")
+
+
+class BadIdsError(EmbridgeError, ValueError):
+    """Ids that are null, repeated, or of a kind that is not supported."""
+
+    @classmethod
+    def null(cls, where: str, count: int) -> BadIdsError:
+        return cls(f"{where} has {_rows(count)} without an id (null). Every row needs an id.")
+
+    @classmethod
+    def duplicate(cls, where: str, ids: Sequence[Any]) -> BadIdsError:
+        return cls(f"{where} holds ids more than once: {_some(ids)}. Hint: ids must be unique; remove the repeated rows.")
+
+    @classmethod
+    def kind(cls, where: str, found: Any) -> BadIdsError:
+        return cls(f"{where} must have ids of type string or int64. Got {found} instead.")
+
+    @classmethod
+    def kinds_differ(cls, source: str, source_kind: str, target: str, target_kind: str) -> BadIdsError:
+        return cls(
+            f"Ids of {source} are {source_kind}, ids of {target} are {target_kind}; they cannot be matched. "
+            "Hint: cast one of the two id columns."
+        )
+
+    @classmethod
+    def unknown(cls, where: str, ids: Sequence[Any]) -> BadIdsError:
+        return cls(f"{where} names ids that are not there: {_some(ids)}.")
+
+
+class CollectionError(EmbridgeError, ValueError):
+    """A collection that cannot be read as one: no such column, no rows, nothing found at the path."""
+
+    @classmethod
+    def no_column(cls, where: str, column: str, columns: Sequence[str], option: str) -> CollectionError:
+        return cls(f"{where} has no column {column!r}. Columns: {', '.join(columns)}. Hint: name it with {option}.")
+
+    @classmethod
+    def empty(cls, where: str) -> CollectionError:
+        return cls(f"{where} holds no rows.")
+
+    @classmethod
+    def unknown_kind(cls, where: str) -> CollectionError:
+        return cls(f"{where} is neither Parquet (a file, a folder, a glob) nor a FAISS index (.faiss, .index).")
+
+    @classmethod
+    def reserved_column(cls, where: str, column: str) -> CollectionError:
+        return cls(f"{where} already has a column {column!r}, which the output needs. Hint: rename it.")
+
+
+class MissingFileError(EmbridgeError, FileNotFoundError):
+    """Nothing is there."""
+
+    @classmethod
+    def at(cls, path: str) -> MissingFileError:
+        return cls(f"There is no file or folder at {path!r}.")
+
+
+class UnreadableFileError(EmbridgeError, OSError):
+    """A file that is truncated, damaged or of another kind than its name says."""
+
+    @classmethod
+    def at(cls, path: str, kind: str, reason: Any) -> UnreadableFileError:
+        text = str(reason).strip() or type(reason).__name__
+        return cls(f"{path!r} cannot be read as {kind}: {text.splitlines()[0]} Hint: it may be truncated or of another kind.")
+
+    @classmethod
+    def foreign(cls, path: str, kind: str, lacks: str) -> UnreadableFileError:
+        return cls(f"{path!r} is not {kind}: it lacks {lacks}.")
+
+
+class OutputExistsError(EmbridgeError, FileExistsError):
+    """The output is there already."""
+
+    @classmethod
+    def at(cls, path: str) -> OutputExistsError:
+        return cls(f"{path!r} exists already. Hint: give another name, or --overwrite (overwrite=True).")
+
+    @classmethod
+    def is_input(cls, path: str) -> OutputExistsError:
+        return cls(f"{path!r} is both input and output. Hint: give the output another name.")
+
+
+class NoSharedIdsError(EmbridgeError, LookupError):
+    """Two collections have no id in common."""
+
+    @classmethod
+    def between(cls, source: str, source_ids: Sequence[Any], target: str, target_ids: Sequence[Any]) -> NoSharedIdsError:
+        return cls(
+            f"{source} and {target} share no id. First ids: {_some(source_ids, 2)} and {_some(target_ids, 2)}. "
+            "Hint: check --id-column on both sides."
+        )
+
+
+class TooFewAnchorsError(EmbridgeError, ValueError):
+    """Fewer anchors than a method, or an evaluation, needs."""
+
+    @classmethod
+    def for_method(cls, method: str, needed: int, found: int) -> TooFewAnchorsError:
+        return cls(f"{method!r} needs at least {needed} anchors. Got {found} instead. Hint: re-encode more shared rows.")
+
+    @classmethod
+    def held_out(cls, needed: int, found: int, shared: int) -> TooFewAnchorsError:
+        return cls(
+            f"Evaluation needs at least {needed} shared rows that the map was not fitted on. Got {found} of {shared:,} instead. "
+            "Hint: fit with --test-size 0.2, or evaluate on other rows."
+        )
+
+
+class ParameterError(EmbridgeError, ValueError):
+    """An argument outside its range."""
+
+    @classmethod
+    def must_be(cls, name: str, expected: str, found: Any) -> ParameterError:
+        return cls(f"{name} must be {expected}. Got {found!r} instead.")
+
+
+class MapError(EmbridgeError, ValueError):
+    """A map that cannot do what is asked of it."""
+
+    @classmethod
+    def not_isometry(cls) -> MapError:
+        return cls(
+            "Under L2, queries can be pulled back through an isometry only, and this map is none. "
+            "Hint: fit a map from the space of the queries to the space of the index."
+        )
+
+    @classmethod
+    def chain(cls, first: Space, second: Space) -> MapError:
+        return cls(f"A map into {first.name!r} ({first.dim}) cannot be followed by a map from {second.name!r} ({second.dim}).")
+
+
+class DeviceError(EmbridgeError, RuntimeError):
+    """A device that is not there."""
+
+    @classmethod
+    def unavailable(cls, device: str, available: Sequence[str]) -> DeviceError:
+        return cls(f"Device {device!r} is not available here. Available: {', '.join(available)}.")
+
+
+class MissingDependencyError(EmbridgeError, ImportError):
+    """An optional package that is not installed."""
+
+    @classmethod
+    def of(cls, package: str, purpose: str, extra: str) -> MissingDependencyError:
+        return cls(f"{purpose} needs {package}, which is not installed. Hint: pip install 'embridge[{extra}]'.")
+
+
+class FaissIndexError(EmbridgeError, ValueError):
+    """A FAISS index that cannot be built, read as vectors or searched as asked."""
+
+    @classmethod
+    def factory(cls, factory: str, reason: Any) -> FaissIndexError:
+        text = str(reason).strip().splitlines()[-1] if str(reason).strip() else "unknown reason"
+        return cls(f"FAISS cannot build {factory!r}: {text}")
+
+    @classmethod
+    def no_vectors(cls, where: str, kind: str) -> FaissIndexError:
+        return cls(f"{where} is a FAISS {kind}, whose vectors cannot be read back.")
+
+    @classmethod
+    def sidecar(cls, where: str, ids: int, vectors: int) -> FaissIndexError:
+        return cls(f"The id sidecar of {where} holds {ids:,} ids, but the index holds {vectors:,} vectors.")
+
+    @classmethod
+    def parameters(cls, parameters: str, reason: Any) -> FaissIndexError:
+        text = str(reason).strip().splitlines()[-1] if str(reason).strip() else "unknown reason"
+        return cls(f"FAISS does not take the search parameters {parameters!r} on this index: {text}")
+
+
+class CatalogError(EmbridgeError, RuntimeError):
+    """The catalog cannot be used, or a query on it failed."""
+
+    @classmethod
+    def locked(cls, path: str, holder: str, seconds: float) -> CatalogError:
+        return cls(
+            f"The catalog {path!r} is held by another process ({holder}); waited {seconds:.0f} s. "
+            "Hint: end it, or use --no-catalog or another --catalog."
+        )
+
+    @classmethod
+    def newer(cls, path: str, found: int, known: int) -> CatalogError:
+        return cls(
+            f"The catalog {path!r} is at migration {found}, but this embridge knows only {known}. Hint: upgrade embridge, "
+            "or use another --catalog."
+        )
+
+    @classmethod
+    def behind(cls, path: str, found: int, known: int) -> CatalogError:
+        return cls(
+            f"The catalog {path!r} is at migration {found}, but this embridge needs {known}. "
+            "Hint: run `embridge catalog migrate` (keep a copy of the file first)."
+        )
+
+    @classmethod
+    def foreign(cls, path: str, reason: Any) -> CatalogError:
+        return cls(f"{path!r} is not an embridge catalog: {str(reason).splitlines()[0]}")
+
+    @classmethod
+    def edited(cls, name: str) -> CatalogError:
+        return cls(f"Migration {name!r} differs from the one that was applied to this catalog. Migrations are never edited.")
+
+    @classmethod
+    def migration_failed(cls, name: str, reason: Any) -> CatalogError:
+        return cls(f"Migration {name!r} failed and was rolled back: {str(reason).splitlines()[0]}")
+
+    @classmethod
+    def sql(cls, reason: Any) -> CatalogError:
+        return cls(f"The query failed: {str(reason).strip()}")
+
+    @classmethod
+    def missing(cls, path: str) -> CatalogError:
+        return cls(f"There is no catalog at {path!r}. Hint: any verb makes one, or `embridge catalog migrate`.")
+
+    @classmethod
+    def nothing_called(cls, name: str) -> CatalogError:
+        return cls(f"The catalog knows no path or fingerprint that starts with {name!r}. Hint: `embridge catalog list`.")

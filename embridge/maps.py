@@ -1,0 +1,264 @@
+"""LinearMap: the affine map that every translator ends in, and all that conversion, search and decoders know."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any, TypeVar, cast
+
+import numpy as np
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save_file
+
+from embridge.arrays import as_vectors, check_rows, unit
+from embridge.errors import MapError, MissingFileError, ParameterError, SpaceMismatchError, UnreadableFileError
+from embridge.files import check_output, whole_or_absent
+from embridge.records import FitRecord
+from embridge.types import Metric, Space
+
+Vectors = TypeVar("Vectors", np.ndarray, torch.Tensor)
+_FORMAT = "embridge.map.1"
+
+
+@dataclass(frozen=True, eq=False)
+class LinearMap:
+    """An affine map between two spaces, ``y = coef @ x + intercept``.
+
+    Parameters
+    ----------
+    coef : ndarray of shape (dim_target, dim_source)
+        Kept as float32.
+    intercept : ndarray of shape (dim_target,)
+    source, target : Space
+        What it takes and what it gives.
+    record : FitRecord
+        How it came about.
+    anchor_hashes : ndarray of uint64
+        Sorted hashes of the ids it was fitted on, so that an evaluation can leave those rows out.
+
+    Raises
+    ------
+    SpaceMismatchError
+        The shapes are not those of the spaces.
+    BadVectorsError
+        NaN or infinite coefficients.
+    """
+
+    coef: np.ndarray
+    intercept: np.ndarray
+    source: Space
+    target: Space
+    record: FitRecord = field(default_factory=lambda: FitRecord("given"))
+    anchor_hashes: np.ndarray = field(default_factory=lambda: np.empty(0, np.uint64))
+
+    def __post_init__(self) -> None:
+        coef = np.ascontiguousarray(self.coef, dtype=np.float32)
+        intercept = np.ascontiguousarray(self.intercept, dtype=np.float32)
+        if coef.shape != (self.target.dim, self.source.dim) or intercept.shape != (self.target.dim,):
+            raise SpaceMismatchError(
+                f"A map from {self.source.name!r} to {self.target.name!r} must have coef of shape "
+                f"({self.target.dim}, {self.source.dim}) and intercept of shape ({self.target.dim},). "
+                f"Got {coef.shape} and {intercept.shape} instead."
+            )
+        check_rows(coef, range(len(coef)), "coef (by target feature)", zero_is_bad=False)
+        check_rows(intercept[None], ["intercept"], "intercept", zero_is_bad=False)
+        for name, array in (("coef", coef), ("intercept", intercept)):
+            array = array.view()
+            array.flags.writeable = False
+            object.__setattr__(self, name, array)
+
+    # The transpose is what one product with rows needs; made once so that a single query pays for the product alone.
+    @cached_property
+    def _weight(self) -> np.ndarray:
+        return self.coef.T
+
+    def apply(self, vectors: Vectors) -> Vectors:
+        """Translate vectors of the source space.
+
+        Parameters
+        ----------
+        vectors : ndarray or Tensor of shape (n, dim_source) or (dim_source,)
+            float16, float32 or float64; a tensor is translated on the device it is on.
+
+        Returns
+        -------
+        ndarray or Tensor of shape (n, dim_target) or (dim_target,), float32
+            ``x @ coef.T + intercept``, scaled to unit length if, and only if, the target space is normalised.
+
+        Raises
+        ------
+        SpaceMismatchError
+            Vectors of another width.
+        """
+        if isinstance(vectors, torch.Tensor):
+            return cast(Vectors, self._apply_torch(vectors))
+        if not isinstance(vectors, np.ndarray) or vectors.ndim > 2 or vectors.dtype.kind != "f":
+            vectors = as_vectors(vectors, what="vectors")
+        if vectors.shape[-1] != self.source.dim:
+            raise SpaceMismatchError.width(f"The map from {self.source.name!r}", self.source.dim, vectors.shape[-1])
+        out = vectors.astype(np.float32, copy=False) @ self._weight
+        out += self.intercept
+        if not self.target.normalized:
+            return cast(Vectors, out)
+        if out.ndim == 1:
+            length = np.sqrt(out @ out)
+            return cast(Vectors, out / length if length > 0 else out)
+        return cast(Vectors, unit(out))
+
+    def _apply_torch(self, vectors: torch.Tensor) -> torch.Tensor:
+        if vectors.shape[-1] != self.source.dim:
+            raise SpaceMismatchError.width(f"The map from {self.source.name!r}", self.source.dim, vectors.shape[-1])
+        coef, intercept = self.tensors(vectors.device)
+        rows = vectors.reshape(-1, self.source.dim).to(torch.float32)
+        out = torch.addmm(intercept, rows, coef.T)
+        if self.target.normalized:
+            out = torch.nn.functional.normalize(out)
+        return out.reshape(*vectors.shape[:-1], self.target.dim)
+
+    def tensors(self, device: torch.device | str = "cpu") -> tuple[torch.Tensor, torch.Tensor]:
+        """`coef` and `intercept` as float32 tensors on `device`, copied there once."""
+        cache: dict[str, tuple[torch.Tensor, torch.Tensor]] = self.__dict__.setdefault("_tensors", {})
+        key = str(device)
+        if key not in cache:
+            # A read-only array cannot be shared with torch without a warning, hence the copy.
+            cache[key] = (torch.tensor(self.coef, device=device), torch.tensor(self.intercept, device=device))
+        return cache[key]
+
+    @cached_property
+    def isometry_scale(self) -> float | None:
+        """s where ``coef.T @ coef = s^2 I`` to float32 accuracy (distances are kept up to s), else None."""
+        gram = self.coef.T.astype(np.float64) @ self.coef
+        square = np.trace(gram) / len(gram)
+        gram[np.diag_indices_from(gram)] -= square
+        return float(np.sqrt(square)) if square > 0 and np.abs(gram).max() < 1e-5 * square else None
+
+    def pull_back(self, queries: np.ndarray) -> np.ndarray:
+        """Queries of the target space as queries over untranslated rows of the source space.
+
+        Under inner product this is the adjoint, ``q @ coef``: since <q, W x + b> = <W^T q, x> + <q, b>, it ranks the original
+        rows exactly as `queries` rank the translated ones, for any map. Under cosine it is exact where the map is a rotation
+        without intercept, else an approximation. Under L2 it is ``W^T (q - b) / s^2`` and needs an isometry.
+
+        Parameters
+        ----------
+        queries : ndarray of shape (n_queries, dim_target)
+
+        Returns
+        -------
+        ndarray of shape (n_queries, dim_source), float32
+
+        Raises
+        ------
+        MapError
+            The source space is measured by L2 and the map is no isometry.
+        SpaceMismatchError
+            Queries of another width.
+        """
+        rows = as_vectors(queries, self.target.dim, f"queries of {self.target.name!r}").astype(np.float32, copy=False)
+        if self.source.metric != Metric.L2:
+            return rows @ self.coef
+        if self.isometry_scale is None:
+            raise MapError.not_isometry()
+        return (rows - self.intercept) @ self.coef / np.float32(self.isometry_scale**2)
+
+    def then(self, other: LinearMap) -> LinearMap:
+        """This map followed by `other`, as one map.
+
+        ``a.then(b).apply(x) = b.apply(a.apply(x))`` wherever the space in the middle is not normalised. Scaling to unit
+        length is not affine, so in the middle of a chain it is left out.
+
+        Raises
+        ------
+        MapError
+            `other` does not start where this map ends.
+        """
+        if not self.target.same_as(other.source):
+            raise MapError.chain(self.target, other.source)
+        coef = other.coef.astype(np.float64) @ self.coef
+        intercept = other.coef.astype(np.float64) @ self.intercept + other.intercept
+        record = FitRecord("then", sources=(self.fingerprint, other.fingerprint))
+        both = np.union1d(self.anchor_hashes, other.anchor_hashes)
+        return LinearMap(coef, intercept, self.source, other.target, record, both)
+
+    def inverse(self) -> LinearMap:
+        """The way back, by the Moore-Penrose pseudo-inverse: ``x = pinv(coef) @ (y - intercept)``.
+
+        An inverse proper only where the map is square and of full rank; else the least-squares way back, of minimum norm. It
+        is not the regression from target to source (fit that with source and target exchanged), and for a map that shrinks,
+        as ridge does, it stretches noise.
+        """
+        pinv = np.linalg.pinv(self.coef.astype(np.float64))
+        record = FitRecord("inverse", {"pseudo": True}, sources=(self.fingerprint,))
+        return LinearMap(pinv, -pinv @ self.intercept, self.target, self.source, record, self.anchor_hashes)
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """Content hash of coefficients, spaces, method and parameters: 32 hexadecimal digits."""
+        digest = hashlib.blake2b(self.coef.tobytes(), digest_size=16)
+        digest.update(self.intercept.tobytes())
+        facts = [self.source.to_dict(), self.target.to_dict(), self.record.method, self.record.parameters]
+        digest.update(json.dumps(facts, sort_keys=True).encode())
+        return digest.hexdigest()
+
+    def save(self, path: str | os.PathLike[str], *, overwrite: bool = False) -> None:
+        """Write safetensors: `coef`, `intercept` (float32), `anchor_hashes`, and everything else as metadata.
+
+        Raises
+        ------
+        OutputExistsError
+            The file exists and `overwrite` is False.
+        """
+        metadata = {
+            "format": _FORMAT,
+            "source": json.dumps(self.source.to_dict()),
+            "target": json.dumps(self.target.to_dict()),
+            "method": self.record.method,
+            "parameters": json.dumps(self.record.parameters),
+            "anchors": str(self.record.anchors),
+            "record": json.dumps(self.record.to_dict()),
+            "fingerprint": self.fingerprint,
+        }
+        tensors = {"coef": self.coef, "intercept": self.intercept, "anchor_hashes": self.anchor_hashes}
+        with whole_or_absent(check_output(path, overwrite=overwrite)) as temporary:
+            save_file(tensors, temporary, metadata)
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> LinearMap:
+        """Read a map that `save` wrote.
+
+        Raises
+        ------
+        MissingFileError
+            Nothing is there.
+        UnreadableFileError
+            Truncated, no map of embridge, or not the map that its fingerprint names.
+        """
+        name = os.fspath(path)
+        if not os.path.isfile(name):
+            raise MissingFileError.at(name)
+        try:
+            with safe_open(name, "np") as file:
+                metadata: dict[str, Any] = file.metadata() or {}
+                if metadata.get("format") != _FORMAT:
+                    raise UnreadableFileError.foreign(name, "a map of embridge", "its metadata")
+                # float32 copies: what comes out of the file may be read-only memory of it
+                coef, intercept, hashes = (np.array(file.get_tensor(n)) for n in ("coef", "intercept", "anchor_hashes"))
+            source, target = (Space.from_dict(json.loads(metadata[side])) for side in ("source", "target"))
+            loaded = cls(coef, intercept, source, target, FitRecord.from_dict(json.loads(metadata["record"])), hashes)
+        except (SafetensorError, OSError, KeyError, TypeError, json.JSONDecodeError, SpaceMismatchError, ParameterError) as e:
+            if isinstance(e, UnreadableFileError):
+                raise
+            raise UnreadableFileError.at(name, "a map", e) from e
+        if loaded.fingerprint != metadata.get("fingerprint"):
+            raise UnreadableFileError(f"{name!r} was altered: its content does not match its fingerprint.")
+        return loaded
+
+    def __repr__(self) -> str:
+        return (
+            f"LinearMap({self.source.name!r} ({self.source.dim}) -> {self.target.name!r} ({self.target.dim}), "
+            f"{self.record.method}, {self.record.anchors:,} anchors)"
+        )

@@ -1,0 +1,186 @@
+"""What every verb leaves behind: frozen records, plain enough for JSON and for the catalog."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, field, fields
+from typing import Any
+
+from embridge.types import Space
+
+
+@dataclass(frozen=True)
+class Artifact:
+    """A file that a run read or wrote: its role there, its path, its fingerprint (a content hash) and rows, where it has any."""
+
+    role: str
+    path: str
+    fingerprint: str
+    kind: str
+    rows: int | None = None
+    space: Space | None = None
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """One choice of parameters that was tried, and its score (higher is better)."""
+
+    parameters: dict[str, float]
+    score: float
+
+
+@dataclass(frozen=True)
+class FitRecord:
+    """How a map came about.
+
+    Attributes
+    ----------
+    method : str
+        The translator's name, ``inverse`` or ``then`` for maps made of maps.
+    parameters : dict
+        Everything that determined the map, chosen values included.
+    anchors, held_out : int
+        Rows fitted on, and rows kept from the fit for evaluation.
+    seconds : float
+    device : str
+    sources : tuple of str
+        Fingerprints of what it was made of: source and target collection, or other maps.
+    candidates : tuple of Candidate
+        What was tried on folds, where parameters were chosen.
+    """
+
+    method: str
+    parameters: dict[str, Any] = field(default_factory=dict)
+    anchors: int = 0
+    held_out: int = 0
+    seconds: float = 0.0
+    device: str = "cpu"
+    sources: tuple[str, ...] = ()
+    candidates: tuple[Candidate, ...] = ()
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values."""
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> FitRecord:
+        """The inverse of `to_dict`; fields of a later version are ignored."""
+        known = {f.name for f in fields(cls)}
+        kept = {k: v for k, v in values.items() if k in known}
+        kept["sources"] = tuple(kept.get("sources", ()))
+        kept["candidates"] = tuple(Candidate(c["parameters"], c["score"]) for c in kept.get("candidates", ()))
+        return cls(**kept)
+
+
+@dataclass(frozen=True)
+class AnchorRecord:
+    """A set of shared rows and how it was split."""
+
+    source: str
+    target: str
+    shared: int
+    anchors: int
+    held_out: int
+    test_size: float
+    seed: int
+
+
+@dataclass(frozen=True)
+class Strategy:
+    """How one way of answering new-space queries does against native neighbours, and against labels where there are any.
+
+    Attributes
+    ----------
+    name : str
+        ``keep-old``, ``no-translation``, ``translate-documents``, ``translate-queries``, ``blend`` or ``re-encode``.
+    overlap : float
+        Mean share of the native target's k nearest rows that are among this strategy's k nearest.
+    overlap_ci : tuple of float
+        95 % bootstrap interval over queries.
+    recall, mrr : float or None
+        Recall at k and mean reciprocal rank at k against the relevance judgements, where given.
+    """
+
+    name: str
+    overlap: float
+    overlap_ci: tuple[float, float]
+    recall: float | None = None
+    mrr: float | None = None
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Every strategy side by side, on rows that the map was not fitted on.
+
+    Attributes
+    ----------
+    k, queries, corpus : int
+        Neighbours compared, queries asked, rows searched.
+    strategies : tuple of Strategy
+    mean_cosine : float
+        Mean cosine between translated and native vectors. It flatters: the mean vector alone often scores high.
+    relative_residual : float
+        ||translated - native|| / ||native - mean(native)||, Frobenius norms: 0 is perfect, 1 is no better than the mean.
+    map : str
+        Fingerprint of the map.
+    judged : int
+        Queries with a relevant row in the corpus, over which recall and MRR are taken.
+    """
+
+    k: int
+    queries: int
+    corpus: int
+    strategies: tuple[Strategy, ...]
+    mean_cosine: float
+    relative_residual: float
+    map: str = ""
+    judged: int = 0
+
+    def __getitem__(self, name: str) -> Strategy:
+        for strategy in self.strategies:
+            if strategy.name == name:
+                return strategy
+        raise KeyError(name)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values."""
+        return asdict(self)
+
+    def __str__(self) -> str:
+        lines = [f"{'strategy':<20} overlap@{self.k:<3} 95 % interval     recall@{self.k:<3}  MRR"]
+        for s in self.strategies:
+            low, high = s.overlap_ci
+            judged = "" if s.recall is None else f"{s.recall:>10.3f} {s.mrr:>8.3f}"
+            lines.append(f"{s.name:<20} {s.overlap:>10.3f}  [{low:.3f}, {high:.3f}] {judged}")
+        return "\n".join(lines)
+
+
+@dataclass(frozen=True)
+class Conversion:
+    """A collection that was converted."""
+
+    path: str
+    rows: int
+    seconds: float
+    device: str
+    source: str
+    map: str
+    fingerprint: str
+
+    @property
+    def rows_per_second(self) -> float:
+        """Rows a second, reading and writing included."""
+        return self.rows / self.seconds if self.seconds else float("inf")
+
+
+@dataclass(frozen=True)
+class Run:
+    """One verb that was carried out: what the catalog stores first of all."""
+
+    verb: str
+    parameters: dict[str, Any]
+    seconds: float
+    inputs: tuple[Artifact, ...] = ()
+    outputs: tuple[Artifact, ...] = ()
+    rows: int | None = None
+    device: str | None = None
+    details: tuple[FitRecord | AnchorRecord | Evaluation | Conversion, ...] = ()

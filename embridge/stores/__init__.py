@@ -1,0 +1,57 @@
+"""Where vectors live. `open_collection` finds the kind."""
+
+from __future__ import annotations
+
+import os
+
+from embridge.errors import ParameterError
+from embridge.stores.collection import Batch, Collection
+from embridge.stores.memory import MemoryCollection
+from embridge.stores.parquet import ParquetCollection
+from embridge.types import DeclaredSpace, Space
+
+__all__ = ["Batch", "Collection", "MemoryCollection", "ParquetCollection", "open_collection"]
+
+
+def open_collection(
+    path: str | os.PathLike[str],
+    *,
+    space: Space | DeclaredSpace | str | None = None,
+    id_column: str | None = None,
+    vector_column: str | None = None,
+) -> Collection:
+    """Open a collection: Parquet (a file, a folder or a glob, local, ``s3://`` or ``gs://``) or a FAISS index.
+
+    Parameters
+    ----------
+    path : str or path-like
+        ``*.faiss`` and ``*.index`` are FAISS indexes, everything else is Parquet.
+    space : Space, DeclaredSpace or str, optional
+        Whose vectors these are, where the file does not say: a name (``"mpnet"``), a name with a metric (``"mpnet:dot"``), or
+        a whole Space. Width is read; the metric is the index's, else cosine; whether vectors are normalised is detected.
+    id_column, vector_column : str, optional
+        Default: what the file's metadata says, else ``id`` and ``vector``. Parquet only.
+
+    Returns
+    -------
+    Collection
+
+    Raises
+    ------
+    MissingFileError, UnreadableFileError, CollectionError
+        Nothing there, damaged or foreign, no rows or no such column.
+    UndeclaredSpaceError
+        Neither the file nor the caller names the space.
+    SpaceMismatchError
+        The declaration contradicts the file, or files of two spaces are mixed.
+    BadIdsError, BadVectorsError
+        Columns of a wrong type.
+    """
+    name = os.fspath(path)
+    if name.endswith((".faiss", ".index")):
+        if id_column or vector_column:
+            raise ParameterError(f"{name!r} is a FAISS index, which has no columns. Leave id_column and vector_column out.")
+        from embridge.stores.faiss_store import FaissCollection  # loads FAISS, which a Parquet user may not have
+
+        return FaissCollection(name, space=space)
+    return ParquetCollection(name, space=space, id_column=id_column, vector_column=vector_column)

@@ -1,0 +1,249 @@
+"""The contract of a collection: (id, vector, payload) rows in one space, read in batches of bounded size."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import numpy as np
+import pyarrow as pa
+
+from embridge.arrays import check_rows, norms
+from embridge.errors import BadIdsError, CollectionError, ParameterError, UndeclaredSpaceError
+from embridge.types import DeclaredSpace, Metric, Space, resolve_space
+
+BATCH_BYTES = 32 << 20  # of float32 vectors, in a batch that nobody asked another size for
+_SAMPLE_ROWS = 1024
+_UNIT_TOLERANCE = 1e-3  # float16 keeps the length of a unit vector to about 1e-5
+
+
+@dataclass(frozen=True, eq=False)
+class Batch:
+    """Consecutive rows of a collection.
+
+    Attributes
+    ----------
+    start : int
+        Position of the first row in the collection.
+    ids : pyarrow.Array
+        string or int64.
+    vectors : ndarray of shape (n, dim)
+        float16, float32 or float64, as stored; without a copy where the store allows.
+    payload : pyarrow.RecordBatch
+        The other columns; without columns where they were not asked for.
+    """
+
+    start: int
+    ids: pa.Array
+    vectors: np.ndarray
+    payload: pa.RecordBatch
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+
+Needed = Callable[[int, int], bool]
+
+
+class Collection(ABC):
+    """Vectors with ids, in one space.
+
+    A store implements `_read`, `__len__` and `fingerprint`, and sets the attributes; everything else follows.
+
+    Attributes
+    ----------
+    kind : str
+        ``parquet``, ``faiss`` or ``memory``.
+    path : str or None
+        Where it lies.
+    space : Space
+    id_type : pyarrow.DataType
+        string or int64.
+    payload_schema : pyarrow.Schema
+        The columns that are neither id nor vector.
+    """
+
+    kind: ClassVar[str]
+    path: str | None
+    space: Space
+    id_type: pa.DataType
+    payload_schema: pa.Schema
+    id_column: str = "id"
+    vector_column: str = "vector"
+
+    @abstractmethod
+    def __len__(self) -> int:
+        """Rows."""
+
+    @abstractmethod
+    def _read(self, batch_rows: int, *, payload: bool, vectors: bool, needed: Needed | None, lenient: bool) -> Iterator[Batch]:
+        """Batches in order, unchecked.
+
+        `needed(start, stop)` tells whether any row of a span is wanted, so that whole spans can be passed over. `lenient`
+        gives rows without a usable vector as NaN instead of an error. Without `vectors` they have no columns.
+        """
+
+    @abstractmethod
+    def fingerprint(self) -> str:
+        """Content hash: 32 hexadecimal digits."""
+
+    @property
+    def name(self) -> str:
+        """How messages call it."""
+        return repr(self.path) if self.path else "the collection in memory"
+
+    def batches(
+        self,
+        batch_rows: int | None = None,
+        *,
+        payload: bool = False,
+        needed: Needed | None = None,
+        lenient: bool = False,
+    ) -> Iterator[Batch]:
+        """Read all rows, in order, in batches of at most `batch_rows`.
+
+        Parameters
+        ----------
+        batch_rows : int, optional
+            Default: as many as hold 32 MiB of float32 vectors.
+        payload : bool, default False
+            Read the other columns too.
+        needed : callable, optional
+            ``needed(start, stop)`` says whether a span of rows is wanted; a store may pass over spans that are not.
+        lenient : bool, default False
+            Take rows as they are: no check of values and ids, missing and ragged vectors as NaN.
+
+        Raises
+        ------
+        BadVectorsError
+            NaN or infinite values, zero vectors under cosine, missing or ragged vectors, with their ids.
+        BadIdsError
+            Null ids.
+        UnreadableFileError
+            The file is damaged.
+        """
+        rows = self.default_batch_rows() if batch_rows is None else batch_rows
+        if rows < 1:
+            raise ParameterError.must_be("batch_rows", "at least 1", rows)
+        for batch in self._read(rows, payload=payload, vectors=True, needed=needed, lenient=lenient):
+            if not lenient:
+                if batch.ids.null_count:
+                    raise BadIdsError.null(self.name, batch.ids.null_count)
+                check_rows(batch.vectors, _Values(batch.ids), self.name, zero_is_bad=self.space.metric == Metric.COSINE)
+            yield batch
+
+    def default_batch_rows(self) -> int:
+        """Rows that hold 32 MiB of float32 vectors, 1,024 at least."""
+        return max(1024, BATCH_BYTES // (4 * self.space.dim))
+
+    def select(self, rows: np.ndarray) -> Iterator[tuple[slice, np.ndarray]]:
+        """Vectors of the rows at `rows` (sorted positions), as pieces: where in `rows` they belong, and the vectors."""
+
+        def needed(start: int, stop: int) -> bool:
+            return bool(np.searchsorted(rows, start) < np.searchsorted(rows, stop))
+
+        for batch in self.batches(needed=needed):
+            low, high = np.searchsorted(rows, (batch.start, batch.start + len(batch)))
+            if low < high:
+                yield slice(int(low), int(high)), batch.vectors[rows[low:high] - batch.start]
+
+    def take(self, rows: np.ndarray) -> np.ndarray:
+        """Vectors of the rows at `rows` (sorted positions) in float32, shape (len(rows), dim)."""
+        out = np.empty((len(rows), self.space.dim), np.float32)
+        for place, vectors in self.select(rows):
+            out[place] = vectors
+        return out
+
+    def id_reader(self) -> pa.RecordBatchReader:
+        """All ids with their positions, as a stream of columns ``id`` and ``row``."""
+        schema = pa.schema([("id", self.id_type), ("row", pa.int64())])
+
+        def stream() -> Iterator[pa.RecordBatch]:
+            for batch in self._read(1 << 16, payload=False, vectors=False, needed=None, lenient=True):
+                rows = pa.array(np.arange(batch.start, batch.start + len(batch)))
+                yield pa.record_batch([batch.ids, rows], schema=schema)
+
+        return pa.RecordBatchReader.from_batches(schema, stream())
+
+    def read(self) -> tuple[np.ndarray, np.ndarray]:
+        """All ids (int64, or object for strings) and all vectors (float32): for collections that fit into memory."""
+        ids, vectors = [], np.empty((len(self), self.space.dim), np.float32)
+        for batch in self.batches():
+            ids.append(batch.ids)
+            vectors[batch.start : batch.start + len(batch)] = batch.vectors
+        return pa.chunked_array(ids, self.id_type).to_numpy(), vectors
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({self.path!r}, {len(self):,} rows of {self.space})"
+
+
+class _Values:
+    """Ids of an Arrow array as Python values, made only when an error message asks for them."""
+
+    def __init__(self, ids: pa.Array) -> None:
+        self._ids = ids
+
+    def __len__(self) -> int:
+        return len(self._ids)
+
+    def __getitem__(self, i: Any) -> Any:
+        return self._ids[int(i)].as_py()
+
+
+def normalise_ids(ids: pa.Array | pa.ChunkedArray, where: str) -> pa.Array:
+    """Ids as string or int64; other string and integer types are cast.
+
+    Raises
+    ------
+    BadIdsError
+        Ids of another kind, or integers beyond int64.
+    """
+    kind = id_type_of(ids.type, where)
+    if ids.type == kind:
+        return ids
+    try:
+        return ids.cast(kind)
+    except pa.ArrowInvalid as e:
+        raise BadIdsError(f"{where} has ids that are not int64: {e}") from None
+
+
+def id_type_of(kind: pa.DataType, where: str) -> pa.DataType:
+    """string or int64, whichever ids of type `kind` become."""
+    if pa.types.is_dictionary(kind):
+        kind = kind.value_type
+    if pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind):
+        return pa.string()
+    if pa.types.is_integer(kind):
+        return pa.int64()
+    raise BadIdsError.kind(where, kind)
+
+
+def declare_space(
+    where: str,
+    declared: Space | DeclaredSpace | str | None,
+    known: Space | None,
+    dim: int,
+    metric: Metric | None,
+    sample: np.ndarray,
+) -> Space:
+    """The space of a file: what it says itself, held against what the caller says, else detected from a sample.
+
+    `metric` is what the file's kind dictates (a FAISS index has one), else None: cosine, unless declared otherwise.
+
+    Raises
+    ------
+    UndeclaredSpaceError
+        Neither the file nor the caller names the space.
+    """
+    lengths = norms(sample[np.isfinite(sample).all(axis=1)])
+    lengths = lengths[lengths > 0]
+    normalized = bool(lengths.size and np.abs(lengths - 1).max() < _UNIT_TOLERANCE)
+    found = known or Space("?", dim, metric or Metric.COSINE, normalized)
+    space = resolve_space(where, declared, found, is_known=known is not None)
+    if space is None:
+        raise UndeclaredSpaceError.of(where)
+    if known is not None and known.dim != dim:
+        raise CollectionError(f"{where} says that it is {known.dim}-dimensional, but its vectors have {dim} values.")
+    return space

@@ -1,0 +1,73 @@
+"""How a map is fitted. `fit` finds the method by its name."""
+
+from __future__ import annotations
+
+import inspect
+from typing import Any
+
+import torch
+
+from embridge.anchors import Anchors
+from embridge.errors import ParameterError
+from embridge.maps import LinearMap
+from embridge.moments import Folds, Moments
+from embridge.translators.base import Translator
+from embridge.translators.bridge import Bridge, Purpose, Ridge
+from embridge.translators.paper import Affine, Linear, LOrtho, Ortho
+from embridge.translators.rigid import Isometry, Rotation
+
+__all__ = ["METHODS", "Affine", "Bridge", "Isometry", "LOrtho", "Linear", "Ortho", "Ridge", "Rotation", "Translator", "fit"]
+
+METHODS: dict[str, type[Translator]] = {
+    cls.name: cls for cls in (Bridge, Ridge, Rotation, Isometry, Affine, Linear, LOrtho, Ortho)
+}
+
+
+def fit(
+    anchors: Anchors | Moments | Folds,
+    method: str | Translator = "auto",
+    *,
+    purpose: Purpose = "search",
+    device: str | torch.device | None = "cpu",
+    **parameters: Any,
+) -> LinearMap:
+    """Fit a map from the source to the target of some anchors.
+
+    Parameters
+    ----------
+    anchors : Anchors, Moments or Folds
+    method : str or Translator, default "auto"
+        ``bridge``, ``ridge``, ``rotation``, ``isometry``, ``affine``, ``linear``, ``l-ortho``, ``ortho``; ``auto`` is
+        ``bridge``.
+    purpose : {"search", "decode"}, default "search"
+        What parameters are chosen for, by methods that choose.
+    device : str, default "cpu"
+    **parameters
+        Of the method.
+
+    Returns
+    -------
+    LinearMap
+        With `record` telling how it was chosen.
+
+    Raises
+    ------
+    ParameterError
+        No such method or parameter, or one out of its range.
+    TooFewAnchorsError
+    """
+    if isinstance(method, Translator):
+        if parameters:
+            raise ParameterError(f"{method!r} has its parameters already; leave {', '.join(parameters)} out.")
+        return method.fit(anchors, device=device)
+    cls = METHODS.get("bridge" if method == "auto" else method)
+    if cls is None:
+        raise ParameterError.must_be("method", f"auto or one of {', '.join(METHODS)}", method)
+    known = [n for n in inspect.signature(cls.__init__).parameters if n not in ("self", "args", "kwargs")]
+    for name in parameters:
+        if name not in known:
+            takes = ", ".join(known) or "no parameters"
+            raise ParameterError(f"{cls.name!r} has no parameter {name!r}. It takes {takes}.")
+    if "purpose" in known:
+        parameters["purpose"] = purpose
+    return cls(**parameters).fit(anchors, device=device)

@@ -1,0 +1,120 @@
+"""What every translator is: parameters in, one immutable LinearMap out."""
+
+from __future__ import annotations
+
+import time
+from abc import ABC, abstractmethod
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+
+from embridge.anchors import Anchors
+from embridge.device import resolve_device
+from embridge.errors import TooFewAnchorsError
+from embridge.maps import LinearMap
+from embridge.moments import Folds, Moments
+from embridge.records import Candidate, FitRecord
+
+
+@dataclass(frozen=True, eq=False)
+class Solution:
+    """What a solver found: ``y = x @ weight + intercept`` in float64.
+
+    Attributes
+    ----------
+    weight : ndarray of shape (dim_source, dim_target)
+    intercept : ndarray of shape (dim_target,)
+    parameters : dict
+        What was chosen or found on the way (alpha, rank, ...).
+    candidates : tuple of Candidate
+    """
+
+    weight: np.ndarray
+    intercept: np.ndarray
+    parameters: dict[str, Any] = field(default_factory=dict)
+    candidates: tuple[Candidate, ...] = ()
+
+
+class Translator(ABC):
+    """An estimator of a map between two spaces.
+
+    The constructor only stores parameters; `fit` returns a LinearMap and leaves the translator as it was.
+
+    Attributes
+    ----------
+    name : str
+        The method's name.
+    minimum : int
+        Anchors needed at least.
+    """
+
+    name: ClassVar[str]
+    minimum: ClassVar[int] = 2
+
+    @abstractmethod
+    def solve(self, data: Moments | Folds) -> Solution:
+        """The map in closed form (or by iteration over moments)."""
+
+    def needs_folds(self) -> bool:
+        """True where parameters have to be chosen, and so `solve` takes Folds."""
+        return False
+
+    def fit(self, anchors: Anchors | Moments | Folds, *, device: str | torch.device | None = "cpu") -> LinearMap:
+        """Fit the map from the source to the target of the anchors.
+
+        Parameters
+        ----------
+        anchors : Anchors, Moments or Folds
+            Moments are enough for methods without parameters to choose.
+        device : str, default "cpu"
+            Where moments of anchors are taken. Solving is float64 on the CPU.
+
+        Returns
+        -------
+        LinearMap
+
+        Raises
+        ------
+        TooFewAnchorsError
+            Fewer than the method needs, or too few for folds.
+        """
+        started = time.perf_counter()
+        n = anchors.total().n if isinstance(anchors, Folds) else anchors.n if isinstance(anchors, Moments) else len(anchors)
+        if n < self.minimum:
+            raise TooFewAnchorsError.for_method(self.name, self.minimum, n)
+        data = anchors
+        if isinstance(data, Anchors):
+            data = data.folds(device=device) if self.needs_folds() else data.moments(device)
+        elif isinstance(data, Folds) and not self.needs_folds():
+            data = data.total()
+        elif isinstance(data, Moments) and self.needs_folds():
+            raise TooFewAnchorsError(
+                f"{self.name!r} chooses its parameters on folds, which one set of moments does not have. "
+                "Hint: give Anchors or Folds, or set the parameters."
+            )
+        found = self.solve(data)
+        spaces = data.parts[0] if isinstance(data, Folds) else data
+        is_rows = isinstance(anchors, Anchors)
+        record = FitRecord(
+            self.name,
+            found.parameters,
+            n,
+            anchors.record.held_out if is_rows else 0,
+            time.perf_counter() - started,
+            str(resolve_device(device)),
+            (anchors.record.source, anchors.record.target) if is_rows else (),
+            found.candidates,
+        )
+        hashes = np.sort(anchors.hashes()) if is_rows else np.empty(0, np.uint64)
+        return LinearMap(found.weight.T, found.intercept, spaces.source, spaces.target, record, hashes)
+
+    def __repr__(self) -> str:
+        values = ", ".join(f"{k}={v!r}" for k, v in vars(self).items())
+        return f"{type(self).__name__}({values})"
+
+
+def total(data: Moments | Folds) -> Moments:
+    """Moments of all rows."""
+    return data.total() if isinstance(data, Folds) else data

@@ -1,0 +1,137 @@
+"""The four methods of Maiorca et al. 2023, "Latent Space Translation via Semantic Alignment", from moments alone.
+
+All of them scale each feature of both sides to zero mean and unit (unbiased) standard deviation over the anchors, estimate a
+matrix between the scaled sides (the narrower one zero-padded, the result cut, which changes nothing but the fan-in of
+`affine`'s start), and undo the scaling with the target's statistics. The whole chain is one affine map.
+"""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+
+from embridge.errors import ParameterError
+from embridge.moments import Folds, Moments
+from embridge.translators.base import Solution, Translator, total
+from embridge.translators.solvers import least_squares, orthogonal_factor
+
+_DEAD = 1e-5  # a feature whose scale is below this share of its side's largest carries nothing but noise
+
+
+@dataclass(frozen=True, eq=False)
+class Scaled:
+    """Second moments of the scaled sides, dead features left out.
+
+    Attributes
+    ----------
+    n : int
+    zxx, zxy : ndarray
+        ``z_x^T z_x`` and ``z_x^T z_y``.
+    """
+
+    n: int
+    zxx: np.ndarray
+    zxy: np.ndarray
+
+
+class PaperTranslator(Translator):
+    """Standard scaling on both sides around an estimator of the matrix between them.
+
+    A feature whose scale is under 1e-5 of its side's largest is dead: left out on the source, constant at its mean on the
+    target. (The paper's code divides by 1 there, which pours noise into it.)
+    """
+
+    def solve(self, data: Moments | Folds) -> Solution:
+        moments = total(data)
+        scale_x, scale_y = (np.sqrt(np.diag(s) / (moments.n - 1)) for s in (moments.sxx, moments.syy))
+        alive_x, alive_y = (scale > _DEAD * scale.max() for scale in (scale_x, scale_y))
+        sx, sy = scale_x[alive_x], scale_y[alive_y]
+        zxx = moments.sxx[np.ix_(alive_x, alive_x)] / np.outer(sx, sx)
+        zxy = moments.sxy[np.ix_(alive_x, alive_y)] / np.outer(sx, sy)
+        core, bias, parameters = self.estimate(Scaled(moments.n, zxx, zxy))
+        weight = np.zeros_like(moments.sxy)
+        weight[np.ix_(alive_x, alive_y)] = core * sy / sx[:, None]
+        offset = np.zeros_like(moments.mean_y)
+        offset[alive_y] = bias * sy
+        return Solution(weight, moments.mean_y + offset - moments.mean_x @ weight, parameters)
+
+    @abstractmethod
+    def estimate(self, scaled: Scaled) -> tuple[np.ndarray, np.ndarray | float, dict[str, Any]]:
+        """Matrix and bias between the scaled sides, and what was found on the way."""
+
+
+class Linear(PaperTranslator):
+    """Least squares without bias between the scaled sides, of minimum norm: ``pinv(z_x) z_y``."""
+
+    name = "linear"
+
+    def estimate(self, scaled: Scaled) -> tuple[np.ndarray, float, dict[str, Any]]:
+        weight, rank = least_squares(scaled.zxx, scaled.zxy)
+        return weight, 0.0, {"rank": rank}
+
+
+class LOrtho(PaperTranslator):
+    """The orthogonal matrix nearest to the least-squares one: ``U V^T`` of its singular value decomposition."""
+
+    name = "l-ortho"
+
+    def estimate(self, scaled: Scaled) -> tuple[np.ndarray, float, dict[str, Any]]:
+        weight, rank = orthogonal_factor(least_squares(scaled.zxx, scaled.zxy)[0])
+        return weight, 0.0, {"rank": rank}
+
+
+class Ortho(PaperTranslator):
+    """Orthogonal Procrustes between the scaled sides: ``U V^T`` of ``z_x^T z_y``, reflections allowed."""
+
+    name = "ortho"
+
+    def estimate(self, scaled: Scaled) -> tuple[np.ndarray, float, dict[str, Any]]:
+        weight, rank = orthogonal_factor(scaled.zxy)
+        return weight, 0.0, {"rank": rank}
+
+
+class Affine(PaperTranslator):
+    """The paper's affine map: a linear layer with bias, full-batch Adam on the mean squared error.
+
+    The gradient is a function of the moments, ``2 (z_xx W - z_xy) / (n m)`` with m the wider side's width and ``2 b / m`` for
+    the bias (scaled sides have mean zero), so a step costs the same at any number of anchors. With standard scaling the
+    optimum is `Linear`; what the paper gains is stopping early, for which `Ridge` is the exact tool. It is here for comparison.
+
+    Parameters
+    ----------
+    learning_rate : float, default 1e-3
+    steps : int, default 300
+    seed : int, default 0
+        Of the start, uniform in +-1/sqrt(m) as torch's linear layer has it.
+    """
+
+    name = "affine"
+
+    def __init__(self, learning_rate: float = 1e-3, steps: int = 300, seed: int = 0) -> None:
+        self.learning_rate = learning_rate
+        self.steps = steps
+        self.seed = seed
+
+    def estimate(self, scaled: Scaled) -> tuple[np.ndarray, np.ndarray, dict[str, Any]]:
+        if self.steps < 1:
+            raise ParameterError.must_be("steps", "at least 1", self.steps)
+        if not self.learning_rate > 0:
+            raise ParameterError.must_be("learning_rate", "above 0", self.learning_rate)
+        zxx, zxy = torch.from_numpy(scaled.zxx), torch.from_numpy(scaled.zxy)
+        p, q = zxy.shape
+        wide = max(p, q)
+        generator = torch.Generator().manual_seed(self.seed)
+        bound = wide**-0.5
+        start = torch.empty(wide, wide, dtype=torch.float64).uniform_(-bound, bound, generator=generator)
+        weight = start[:q, :p].T.contiguous()
+        bias = torch.empty(wide, dtype=torch.float64).uniform_(-bound, bound, generator=generator)[:q].clone()
+        optimiser = torch.optim.Adam([weight, bias], lr=self.learning_rate)
+        for _ in range(self.steps):
+            weight.grad = (zxx @ weight - zxy) * (2 / (scaled.n * wide))
+            bias.grad = bias * (2 / wide)
+            optimiser.step()
+        return weight.numpy(), bias.numpy(), {"learning_rate": self.learning_rate, "steps": self.steps, "seed": self.seed}

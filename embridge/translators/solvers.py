@@ -1,0 +1,90 @@
+"""Closed forms in terms of second moments, float64. W is (dim_source, dim_target): rows times W."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+CUTOFF = 1e-7  # of the largest singular value; what lies below is taken for zero
+
+
+def orthogonal_factor(matrix: np.ndarray) -> tuple[np.ndarray, int]:
+    """``U V^T`` of ``matrix = U S V^T`` over its singular values above the cutoff, and how many those are.
+
+    Of a cross product x^T y it is the solution of the orthogonal Procrustes problem (Schoenemann 1966), reflections allowed.
+    Where the matrix has not full rank the rest of an orthogonal matrix would depend on the order of rows; it is left zero
+    (a partial isometry).
+    """
+    u, s, vt = _svd(matrix)
+    rank = int((s > CUTOFF * s[0]).sum()) if s.size and s[0] > 0 else 0
+    return u[:, :rank] @ vt[:rank], rank
+
+
+def least_squares(sxx: np.ndarray, sxy: np.ndarray) -> tuple[np.ndarray, int]:
+    """The least-squares solution of minimum norm, ``pinv(Sxx) Sxy``, and its rank.
+
+    Eigenvalues of Sxx are squared singular values of x, so the cutoff is squared.
+    """
+    values, vectors = eigh(sxx)
+    kept = values > CUTOFF**2 * max(values[-1], 0)
+    basis = vectors[:, kept]
+    return basis @ ((basis.T @ sxy) / values[kept, None]), int(kept.sum())
+
+
+def eigh(matrix: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Eigenvalues, ascending, and eigenvectors of a symmetric matrix."""
+    # torch brings a threaded LAPACK on every platform; NumPy's wheel does not on all.
+    values, vectors = torch.linalg.eigh(torch.from_numpy(np.ascontiguousarray(matrix)))
+    return values.numpy(), vectors.numpy()
+
+
+def _svd(matrix: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    u, s, vt = torch.linalg.svd(torch.from_numpy(np.ascontiguousarray(matrix)), full_matrices=False)
+    return u.numpy(), s.numpy(), vt.numpy()
+
+
+@dataclass(frozen=True, eq=False)
+class Shrinkage:
+    """The family ``W(alpha, s) = (Sxx/n + alpha I)^-1 (Sxy/n + alpha s c Q)`` in the eigenbasis of Sxx/n.
+
+    One eigendecomposition serves every alpha and s. x and y are centred, and scaled to a mean feature variance of one.
+
+    Attributes
+    ----------
+    values, vectors : ndarray
+        Eigenvalues and eigenvectors V of Sxx/n.
+    cross : ndarray of shape (dim_source, dim_target)
+        ``V^T Sxy/n``.
+    toward : ndarray of shape (dim_source, dim_target)
+        ``V^T c Q``, Q the Procrustes solution and c the scalar that matches total variances.
+    rank : int
+        Rank of Q.
+    """
+
+    values: np.ndarray
+    vectors: np.ndarray
+    cross: np.ndarray
+    toward: np.ndarray
+    rank: int
+
+    @classmethod
+    def of(cls, sxx: np.ndarray, sxy: np.ndarray, total_y: float) -> Shrinkage:
+        """From ``Sxx/n``, ``Sxy/n`` and ``tr Syy/n``."""
+        q, rank = orthogonal_factor(sxy)
+        spread = float(np.vdot(q, sxx @ q))
+        c = np.sqrt(total_y / spread) if spread > 0 else 0.0
+        values, vectors = eigh(sxx)
+        return cls(np.maximum(values, 0), vectors, vectors.T @ sxy, vectors.T @ (c * q), rank)
+
+    def gain(self, alpha: float) -> np.ndarray:
+        """``1 / (eigenvalue + alpha)``; directions without variance are left out where alpha is zero."""
+        floor = CUTOFF**2 * self.values[-1]
+        return np.divide(1.0, self.values + alpha, out=np.zeros_like(self.values), where=self.values + alpha > floor)
+
+    def weight(self, alpha: float, s: float) -> np.ndarray:
+        """W of shape (dim_source, dim_target); ``alpha = inf`` gives ``s c Q``."""
+        if np.isinf(alpha):
+            return self.vectors @ (s * self.toward)
+        return self.vectors @ (self.gain(alpha)[:, None] * (self.cross + alpha * s * self.toward))

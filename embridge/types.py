@@ -1,0 +1,138 @@
+"""The values that everything speaks in: where a vector lives, and what a search returns."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, replace
+from enum import StrEnum
+from typing import Any
+
+import numpy as np
+
+from embridge.errors import ParameterError, SpaceMismatchError
+
+
+class Metric(StrEnum):
+    """How closeness is measured in a space."""
+
+    COSINE = "cosine"
+    DOT = "dot"
+    L2 = "l2"
+
+
+@dataclass(frozen=True)
+class Space:
+    """The space that an encoder's vectors live in.
+
+    Parameters
+    ----------
+    name : str
+        The encoder, as its users call it. Two spaces of one name and width are the same space.
+    dim : int
+        Width of its vectors.
+    metric : Metric, default "cosine"
+        How closeness is measured: ``cosine``, ``dot`` or ``l2``.
+    normalized : bool, default False
+        True where every vector has unit length.
+
+    Examples
+    --------
+    >>> Space("mpnet", 768, Metric.COSINE, normalized=True).same_as(Space("mpnet", 768))
+    True
+    """
+
+    name: str
+    dim: int
+    metric: Metric = Metric.COSINE
+    normalized: bool = False
+
+    def __post_init__(self) -> None:
+        if not self.name:
+            raise ParameterError.must_be("Space.name", "a non-empty string", self.name)
+        if self.dim < 1:
+            raise ParameterError.must_be("Space.dim", "at least 1", self.dim)
+        try:
+            object.__setattr__(self, "metric", Metric(self.metric))
+        except ValueError:
+            raise ParameterError.must_be("Space.metric", "one of cosine, dot, l2", self.metric) from None
+
+    def same_as(self, other: Space) -> bool:
+        """True where vectors of both can be mixed: the same encoder and width."""
+        return self.name == other.name and self.dim == other.dim
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values, as written into files."""
+        return asdict(self) | {"metric": str(self.metric)}
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> Space:
+        """The inverse of `to_dict`."""
+        return cls(str(values["name"]), int(values["dim"]), Metric(values["metric"]), bool(values["normalized"]))
+
+
+@dataclass(frozen=True)
+class DeclaredSpace:
+    """What a caller says of a stranger's file: a name, perhaps a metric; width and norms are read from the data."""
+
+    name: str
+    metric: Metric | None = None
+
+    @classmethod
+    def parse(cls, text: str) -> DeclaredSpace:
+        """Read ``NAME`` or ``NAME:METRIC`` (``mpnet``, ``mpnet:dot``); a colon before anything else belongs to the name."""
+        name, _, metric = text.rpartition(":")
+        return cls(name, Metric(metric)) if name and metric in set(Metric) else cls(text)
+
+
+def resolve_space(where: str, declared: Space | DeclaredSpace | str | None, found: Space, *, is_known: bool) -> Space | None:
+    """Hold a declared space against what a file says (`is_known`) or what its data show.
+
+    Returns None where nobody says which space it is. `found` gives width, metric and norms as read or detected.
+
+    Raises
+    ------
+    SpaceMismatchError
+        The declaration contradicts the file.
+    """
+    if declared is None:
+        return found if is_known else None
+    if isinstance(declared, str):
+        declared = DeclaredSpace.parse(declared)
+    if isinstance(declared, Space) and declared.dim != found.dim:
+        raise SpaceMismatchError.contradiction(where, "dim", declared.dim, found.dim)
+    if is_known:
+        if declared.name != found.name:
+            raise SpaceMismatchError.contradiction(where, "space", declared.name, found.name)
+        if declared.metric is not None and declared.metric != found.metric:
+            raise SpaceMismatchError.contradiction(where, "metric", str(declared.metric), str(found.metric))
+        return found
+    if isinstance(declared, Space):
+        return declared
+    return replace(found, name=declared.name, metric=declared.metric or found.metric)
+
+
+@dataclass(frozen=True, eq=False)
+class Hits:
+    """Neighbours of some queries, best first.
+
+    Attributes
+    ----------
+    ids : ndarray of shape (n_queries, k)
+        int64, or object where ids are strings. Where fewer than k were found the rest is -1 (None for strings).
+    scores : ndarray of shape (n_queries, k), float32
+        Higher is closer: cosine, inner product, or the negated squared distance under L2.
+    """
+
+    ids: np.ndarray
+    scores: np.ndarray
+
+    def __post_init__(self) -> None:
+        if self.ids.shape != self.scores.shape:
+            raise ParameterError.must_be("Hits.scores", f"of shape {self.ids.shape}", self.scores.shape)
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def row(self, i: int) -> tuple[list[Any], list[float]]:
+        """Ids and scores of query `i`, without the places that stayed empty."""
+        found = np.isfinite(self.scores[i])
+        return self.ids[i][found].tolist(), [float(s) for s in self.scores[i][found]]
