@@ -1,1 +1,87 @@
-__version__="0.1.0"
+"""embridge keeps embeddings useful when the encoder changes.
+
+Names are loaded when they are first used: importing embridge loads none of torch, FAISS, DuckDB and pyarrow.
+"""
+
+from __future__ import annotations
+
+import importlib
+import os
+from typing import TYPE_CHECKING, Any
+
+# Idle OpenMP threads (torch, FAISS) spin by default, which on a busy machine starves the threads they wait for: a fit that takes
+# 2 s so took 16 to 90 s with four processes on two cores. It must stand in the environment before either library is loaded.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
+if TYPE_CHECKING:
+    from embridge.anchors import Anchors as Anchors
+    from embridge.anchors import match as match
+    from embridge.anchors import sample_rows as sample_rows
+    from embridge.catalog import Catalog as Catalog
+    from embridge.conversion import convert as convert
+    from embridge.conversion import encode as encode
+    from embridge.errors import EmbridgeError as EmbridgeError
+    from embridge.evaluation import evaluate as evaluate
+    from embridge.maps import LinearMap as LinearMap
+    from embridge.moments import Folds as Folds
+    from embridge.moments import Moments as Moments
+    from embridge.neighbours import top_k as top_k
+    from embridge.records import Evaluation as Evaluation
+    from embridge.retrieval import Index as Index
+    from embridge.retrieval import build_index as build_index
+    from embridge.retrieval import open_index as open_index
+    from embridge.retrieval import search as search
+    from embridge.samples import sample_path as sample_path
+    from embridge.stores import Collection as Collection
+    from embridge.stores import MemoryCollection as MemoryCollection
+    from embridge.stores import open_collection as open  # noqa: A004
+    from embridge.summary import summarise as summarise
+    from embridge.translators import Affine as Affine
+    from embridge.translators import Bridge as Bridge
+    from embridge.translators import Isometry as Isometry
+    from embridge.translators import Linear as Linear
+    from embridge.translators import LOrtho as LOrtho
+    from embridge.translators import Ortho as Ortho
+    from embridge.translators import Ridge as Ridge
+    from embridge.translators import Rotation as Rotation
+    from embridge.translators import Translator as Translator
+    from embridge.translators import fit as fit
+    from embridge.types import Hits as Hits
+    from embridge.types import Metric as Metric
+    from embridge.types import Space as Space
+
+__version__ = "0.1.0"
+
+_HOMES = {
+    "anchors": ("Anchors", "match", "sample_rows"),
+    "catalog": ("Catalog",),
+    "conversion": ("convert", "encode"),
+    "errors": ("EmbridgeError",),
+    "evaluation": ("evaluate",),
+    "maps": ("LinearMap",),
+    "moments": ("Folds", "Moments"),
+    "neighbours": ("top_k",),
+    "records": ("Evaluation",),
+    "retrieval": ("Index", "build_index", "open_index", "search"),
+    "samples": ("sample_path",),
+    "stores": ("Collection", "MemoryCollection"),
+    "summary": ("summarise",),
+    "translators": ("Affine", "Bridge", "Isometry", "LOrtho", "Linear", "Ortho", "Ridge", "Rotation", "Translator", "fit"),
+    "types": ("Hits", "Metric", "Space"),
+}
+_NAMES = {name: (home, name) for home, names in _HOMES.items() for name in names} | {"open": ("stores", "open_collection")}
+
+__all__ = ["__version__", *sorted(_NAMES)]  # noqa: PLE0604
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _NAMES:
+        raise AttributeError(f"module 'embridge' has no attribute {name!r}")
+    home, attribute = _NAMES[name]
+    value = getattr(importlib.import_module(f"embridge.{home}"), attribute)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return __all__

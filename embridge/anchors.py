@@ -75,9 +75,7 @@ class Anchors:
         if not 0 <= test_size < 1:
             raise ParameterError.must_be("test_size", "in [0, 1)", test_size)
         held = hash_ids(self.ids, "split", seed) < np.uint64(test_size * 2**64)
-        counts = replace(
-            self.record, anchors=int((~held).sum()), held_out=int(held.sum()), test_size=float(test_size), seed=seed
-        )
+        counts = replace(self.record, anchors=int((~held).sum()), held_out=int(held.sum()), test_size=float(test_size), seed=seed)
         train, held_out = self.at(~held), self.at(held)
         return replace(train, record=counts), replace(held_out, record=counts)
 
@@ -112,6 +110,8 @@ class Anchors:
         TooFewAnchorsError
             A fold would be empty.
         """
+        if n_folds < 2:
+            raise ParameterError.must_be("n_folds", "at least 2", n_folds)
         hashes = hash_ids(self.ids, "fold", seed)
         fold = (hashes % np.uint64(n_folds)).astype(np.int64)
         if len(np.unique(fold)) < n_folds:
@@ -166,12 +166,13 @@ def match(source: Collection, target: Collection) -> Anchors:
     order = np.argsort(target_rows, kind="stable")
     for place, vectors in target.select(target_rows[order]):
         y[order[place]] = vectors
-    ids = _ids_at(source, source_rows)
+    ids = ids_at(source, source_rows)
     record = AnchorRecord(source.fingerprint(), target.fingerprint(), len(ids), len(ids), 0, 0.0, 0)
     return Anchors(ids, x, y, source.space, target.space, record)
 
 
-def _ids_at(collection: Collection, rows: np.ndarray) -> np.ndarray:
+def ids_at(collection: Collection, rows: np.ndarray) -> np.ndarray:
+    """Ids of the rows at `rows` (sorted positions): int64, or object where ids are strings."""
     ids = np.empty(len(rows), np.int64 if str(collection.id_type) == "int64" else object)
     for batch in collection.id_reader():
         start = batch.column(1)[0].as_py() if len(batch) else 0
@@ -250,6 +251,8 @@ def _nearest_to_centres(vectors: np.ndarray, n: int, metric: Metric, seed: int) 
     kmeans = faiss.Kmeans(rows.shape[1], n, niter=10, seed=seed, spherical=metric != Metric.L2, min_points_per_centroid=1)
     kmeans.train(rows)
     distances, centres = kmeans.assign(rows)
+    if metric != Metric.L2:
+        distances = -distances  # they are cosines then, of which the largest is nearest
     nearest = np.lexsort((distances, centres))
     _, first = np.unique(centres[nearest], return_index=True)
     chosen = nearest[first]

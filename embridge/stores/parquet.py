@@ -3,26 +3,34 @@
 from __future__ import annotations
 
 import contextlib
-import fnmatch
-import glob
 import hashlib
 import json
 import os
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from typing import Any
+from urllib.parse import unquote
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 from pyarrow import fs
 
-from embridge.arrays import FLOATS
-from embridge.errors import BadVectorsError, CollectionError, MissingFileError, SpaceMismatchError, UnreadableFileError
+from embridge.errors import (
+    BadIdsError,
+    BadVectorsError,
+    CollectionError,
+    SpaceMismatchError,
+    UndeclaredSpaceError,
+    UnreadableFileError,
+)
 from embridge.files import hash_content
 from embridge.stores.collection import Batch, Collection, Needed, declare_space, id_type_of, normalise_ids
+from embridge.stores.locations import find_files
 from embridge.stores.memory import empty_payload
 from embridge.types import DeclaredSpace, Space
 
+_NULL_FOLDER = "__HIVE_DEFAULT_PARTITION__"
 SPACE_KEY, LINEAGE_KEY, COLUMNS_KEY = b"embridge.space", b"embridge.lineage", b"embridge.columns"
 
 
@@ -60,7 +68,7 @@ class ParquetCollection(Collection):
     ) -> None:
         self.path = os.fspath(path)
         self._fs, names, base = find_files(self.path)
-        self._files = [_File(self._fs, name, self._display(name, names), base) for name in names]
+        self._files = [ParquetFile(self._fs, name, self._display(name, names), base) for name in names]
         first = self._files[0]
         columns = _metadata(first.schema, COLUMNS_KEY) or {}
         self.id_column = id_column or columns.get("id", "id")
@@ -75,24 +83,21 @@ class ParquetCollection(Collection):
                 f"{self.name} is ragged: {dims[one].name} holds {one}-dimensional vectors, {dims[other].name} {other}-dimensional."
             )
         self.id_type = id_type_of(first.schema.field(self.id_column).type, self.name)
-        keys = [self.id_column, self.vector_column]
-        self.payload_schema = pa.schema(
-            [f for f in first.schema if f.name not in keys] + [pa.field(k, pa.string()) for k in first.partition]
-        )
+        for file in self._files:
+            other = id_type_of(file.schema.field(self.id_column).type, file.name)
+            if other != self.id_type:
+                raise BadIdsError.kinds_differ(first.name, str(self.id_type), file.name, str(other))
+        self.payload_schema = self._common_payload()
         if not len(self):
             raise CollectionError.empty(self.name)
-        spaces = [(file, _metadata(file.schema, SPACE_KEY)) for file in self._files]
-        known = [(file, Space.from_dict(values)) for file, values in spaces if values]
-        for file, other in known[1:]:
-            if not other.same_as(known[0][1]):
-                raise SpaceMismatchError.between(f"{self.name} (of which {known[0][0].name})", known[0][1], file.name, other)
+        known = self._known_space(is_declared=space is not None)
         dim, sample = self._look(widths[0] if widths else None)
-        self.space = declare_space(self.name, space, known[0][1] if known else None, dim, None, sample)
+        self.space = declare_space(self.name, space, known, dim, None, sample)
 
     def _display(self, name: str, names: Sequence[str]) -> str:
         return repr(name if len(names) > 1 or not self.path else self.path)
 
-    def _check_schema(self, file: _File) -> int | None:
+    def _check_schema(self, file: ParquetFile) -> int | None:
         """Width of the file's vectors where its type tells; both columns must be there and of a known type."""
         for column, option in ((self.id_column, "--id-column"), (self.vector_column, "--vector-column")):
             if column not in file.schema.names:
@@ -100,9 +105,39 @@ class ParquetCollection(Collection):
         id_type_of(file.schema.field(self.id_column).type, file.name)
         kind = file.schema.field(self.vector_column).type
         nested = pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind)
-        if not nested or kind.value_type.to_pandas_dtype() not in FLOATS:
+        if not nested or not pa.types.is_floating(kind.value_type):
             raise BadVectorsError.dtype(f"Column {self.vector_column!r} of {file.name}", kind)
         return kind.list_size if pa.types.is_fixed_size_list(kind) else None
+
+    def _common_payload(self) -> pa.Schema:
+        """The other columns of all files: one that some files lack is null there, ``key=value`` folders are strings."""
+        schemas = []
+        for file in self._files:
+            others = [f for f in file.schema if f.name not in (self.id_column, self.vector_column)]
+            folders = [pa.field(k, pa.string()) for k in file.partition if k not in file.schema.names]
+            schemas.append(pa.schema(others + folders))
+        if all(schema.equals(schemas[0]) for schema in schemas):
+            return schemas[0]
+        try:
+            merged = pa.unify_schemas(schemas, promote_options="permissive")
+        except (pa.ArrowInvalid, pa.ArrowTypeError) as e:
+            raise CollectionError.columns_differ(self.name, e) from e
+        shared = set(merged.names).intersection(*(schema.names for schema in schemas))
+        return pa.schema([f if f.name in shared else f.with_nullable(True) for f in merged])
+
+    def _known_space(self, *, is_declared: bool) -> Space | None:
+        """The space that the files name. Files that name two, or of which only some name one, must not be mixed silently."""
+        spaces = [(file, _space(file)) for file in self._files]
+        known = [(file, space) for file, space in spaces if space]
+        if not known:
+            return None
+        first, space = known[0]
+        for file, other in known[1:]:
+            if not other.same_as(space) or other.metric != space.metric:
+                raise SpaceMismatchError.mixed(self.name, first.name, space, file.name, other)
+        if len(known) < len(spaces) and not is_declared:
+            raise UndeclaredSpaceError.of(next(file.name for file, other in spaces if other is None))
+        return replace(space, normalized=all(other.normalized for _, other in known))
 
     def _look(self, dim: int | None) -> tuple[int, np.ndarray]:
         """The width, and a sample of rows to see whether vectors have unit length."""
@@ -121,10 +156,10 @@ class ParquetCollection(Collection):
         return sum(file.rows for file in self._files)
 
     def _read(self, batch_rows: int, *, payload: bool, vectors: bool, needed: Needed | None, lenient: bool) -> Iterator[Batch]:
-        others = [n for n in self.payload_schema.names if n not in self._files[0].partition] if payload else []
-        columns = [self.id_column, *([self.vector_column] if vectors else []), *others]
         offset = 0
         for file in self._files:
+            others = [n for n in self.payload_schema.names if n in file.schema.names] if payload else []
+            columns = [self.id_column, *([self.vector_column] if vectors else []), *others]
             for start, batch in file.spans(columns, batch_rows, needed, offset):
                 ids = normalise_ids(batch.column(self.id_column), file.name)
                 if vectors:
@@ -134,16 +169,16 @@ class ParquetCollection(Collection):
                 yield Batch(start, ids, values, self._payload(file, batch) if payload else empty_payload(len(ids)))
             offset += file.rows
 
-    def _payload(self, file: _File, batch: pa.RecordBatch) -> pa.RecordBatch:
+    def _payload(self, file: ParquetFile, batch: pa.RecordBatch) -> pa.RecordBatch:
         if not self.payload_schema.names:
             return empty_payload(len(batch))
         arrays = []
         for field in self.payload_schema:
-            if field.name in file.partition:
-                arrays.append(pa.repeat(pa.scalar(file.partition[field.name], pa.string()), len(batch)))
-            else:
+            if field.name in batch.schema.names:
                 column = batch.column(field.name)
                 arrays.append(column if column.type == field.type else column.cast(field.type))
+            else:  # a folder's value, or null where this file has no such column
+                arrays.append(pa.repeat(pa.scalar(file.partition.get(field.name), field.type), len(batch)))
         return pa.record_batch(arrays, schema=self.payload_schema)
 
     def fingerprint(self) -> str:
@@ -159,7 +194,7 @@ class ParquetCollection(Collection):
         return _metadata(self._files[0].schema, LINEAGE_KEY) or {}
 
 
-class _File:
+class ParquetFile:
     """One Parquet file: its footer is read when it is opened, its rows each time they are asked for."""
 
     def __init__(self, filesystem: fs.FileSystem, path: str, name: str, base: str | None) -> None:
@@ -170,13 +205,17 @@ class _File:
         self._starts = np.concatenate([[0], np.cumsum(groups, dtype=np.int64)])
         self.rows = int(self._starts[-1])
         folders = path[len(base) :].split("/")[:-1] if base else []
-        self.partition = dict(f.split("=", 1) for f in folders if "=" in f)
+        pairs = (f.split("=", 1) for f in folders if "=" in f)
+        self.partition = {unquote(key): None if value == _NULL_FOLDER else unquote(value) for key, value in pairs}
 
     @contextlib.contextmanager
     def _reading(self) -> Iterator[pq.ParquetFile]:
         try:
             # Buffered reading without pre-buffering: a row group of any size is read in pieces (DESIGN, section 6).
-            with self._fs.open_input_file(self.path) as source, pq.ParquetFile(source, buffer_size=1 << 20, pre_buffer=False) as file:
+            with (
+                self._fs.open_input_file(self.path) as source,
+                pq.ParquetFile(source, buffer_size=1 << 20, pre_buffer=False) as file,
+            ):
                 yield file
         except (pa.ArrowException, OSError) as e:
             if isinstance(e, UnreadableFileError):
@@ -201,57 +240,22 @@ class _File:
             yield batch
 
 
-def find_files(path: str) -> tuple[fs.FileSystem, list[str], str | None]:
-    """The file system, the Parquet files behind a path, and the folder they were found under, if it is one.
-
-    Raises
-    ------
-    MissingFileError
-        Nothing is there.
-    CollectionError
-        A folder or glob without Parquet files.
-    """
-    try:
-        filesystem, inner = fs.FileSystem.from_uri(path) if "://" in path else (fs.LocalFileSystem(), path)
-    except (pa.ArrowException, OSError) as e:
-        raise UnreadableFileError.at(path, "a location", e) from e
-    local = isinstance(filesystem, fs.LocalFileSystem)
-    try:
-        info = filesystem.get_file_info(inner)
-        if info.type == fs.FileType.File:
-            return filesystem, [inner], None
-        if info.type == fs.FileType.Directory:
-            base = inner.rstrip("/") + "/"
-            names = _parquet_files(filesystem, base)
-        elif any(c in inner for c in "*?["):
-            base = None
-            root = inner[: min(inner.find(c) for c in "*?[" if c in inner)].rpartition("/")[0]
-            names = glob.glob(inner, recursive=True) if local else fnmatch.filter(_parquet_files(filesystem, root), inner)
-            names = sorted(n for n in names if not local or os.path.isfile(n))
-        else:
-            raise MissingFileError.at(path)
-    except OSError as e:
-        if isinstance(e, MissingFileError):
-            raise
-        raise UnreadableFileError.at(path, "a location", e) from e
-    if not names:
-        raise CollectionError(f"{path!r} holds no Parquet files.")
-    return filesystem, names, base
-
-
-def _parquet_files(filesystem: fs.FileSystem, base: str) -> list[str]:
-    found = filesystem.get_file_info(fs.FileSelector(base, recursive=True))
-    names = [f.path for f in found if f.type == fs.FileType.File and f.extension in ("parquet", "pq")]
-    # As everywhere in this field, what begins with "." or "_" (_metadata, _temporary, .crc) is not data.
-    return sorted(n for n in names if not any(part.startswith((".", "_")) for part in n[len(base) :].split("/")))
-
-
 def _metadata(schema: pa.Schema, key: bytes) -> dict[str, Any] | None:
     try:
         values = json.loads((schema.metadata or {}).get(key, b"null"))
-    except json.JSONDecodeError as e:
+    except ValueError as e:
         raise CollectionError(f"The metadata {key.decode()!r} is not JSON: {e}") from e
-    return values if isinstance(values, dict) else None
+    if values is not None and not isinstance(values, dict):
+        raise CollectionError(f"The metadata {key.decode()!r} must be a JSON object. Got {values!r} instead.")
+    return values
+
+
+def _space(file: ParquetFile) -> Space | None:
+    values = _metadata(file.schema, SPACE_KEY)
+    try:
+        return Space.from_dict(values) if values else None
+    except (KeyError, TypeError, ValueError) as e:
+        raise CollectionError(f"The metadata {SPACE_KEY.decode()!r} of {file.name} is no space: {values!r}") from e
 
 
 def _vectors(column: pa.Array, dim: int, name: str, start: int, *, lenient: bool) -> np.ndarray:
@@ -266,7 +270,7 @@ def _vectors(column: pa.Array, dim: int, name: str, start: int, *, lenient: bool
     if wrong.size and not lenient:
         row = int(wrong[0])
         if lengths[row] < 0:
-            raise BadVectorsError(f"{name} has {wrong.size:,} rows without a vector (null), the first at row {start + row:,}.")
+            raise BadVectorsError.missing(name, int((lengths < 0).sum()), start + row)
         raise BadVectorsError.ragged(name, dim, int(lengths[row]), start + row)
     values = column.flatten()  # takes slices into account and leaves null rows out, unlike .values
     if values.null_count:
@@ -291,7 +295,7 @@ def scan_columns(path: str | os.PathLike[str], columns: Sequence[str], batch_row
         A column is missing.
     """
     filesystem, names, _ = find_files(os.fspath(path))
-    files = [_File(filesystem, name, repr(name), None) for name in names]
+    files = [ParquetFile(filesystem, name, repr(name), None) for name in names]
     for file in files:
         for column in columns:
             if column not in file.schema.names:

@@ -1,0 +1,7 @@
+"""Facts, quality and lineage in one DuckDB file, open to SQL."""
+
+from __future__ import annotations
+
+from embridge.catalog.catalog import Catalog
+
+__all__ = ["Catalog"]

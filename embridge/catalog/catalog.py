@@ -1,0 +1,268 @@
+"""The catalog: records in, SQL out. Connections are short, so that processes can take turns on the file."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import re
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import duckdb
+
+from embridge import __version__
+from embridge.catalog import migrations
+from embridge.errors import CatalogError, MissingFileError
+from embridge.records import AnchorRecord, Artifact, Conversion, Evaluation, FitRecord, Run
+
+DEFAULT_PATH = "embridge.duckdb"
+_BY_RUN = (("run", "id"), ("artifact", "run"), ("anchor_set", "run"), ("translator", "run"), ("evaluation", "run"), ("conversion", "run"))
+_BY_FINGERPRINT = (
+    ("collection", "fingerprint"),
+    ("translator", "fingerprint"),
+    ("evaluation", "translator"),
+    ("conversion", "output"),
+    ("artifact", "fingerprint"),
+)
+
+
+class Catalog:
+    """A DuckDB file of runs, spaces, collections, translators, evaluations and conversions.
+
+    Parameters
+    ----------
+    path : str or path-like, optional
+        Default: the environment's EMBRIDGE_CATALOG, else ``embridge.duckdb`` in the working directory.
+    patience : float, default 5.0
+        Seconds to wait while another process holds the file.
+    """
+
+    def __init__(self, path: str | os.PathLike[str] | None = None, *, patience: float = 5.0) -> None:
+        self.path = os.fspath(path or os.environ.get("EMBRIDGE_CATALOG") or DEFAULT_PATH)
+        self.patience = patience
+        self._known = migrations.load_migrations()
+
+    def check(self) -> None:
+        """Make sure that this catalog can be written; a new file is made and migrated.
+
+        Raises
+        ------
+        CatalogError
+            Held by another process, newer or older than the code, or no catalog.
+        """
+        if not Path(self.path).exists():
+            self.migrate()
+            return
+        with self._connect(read_only=True) as connection:
+            self._check_current(connection)
+
+    def migrate(self) -> list[str]:
+        """Bring the catalog up to date, making the file where there is none; names of the migrations applied."""
+        if not Path(self.path).absolute().parent.is_dir():
+            raise MissingFileError.at(str(Path(self.path).parent))
+        with self._connect(read_only=False) as connection:
+            return migrations.migrate(self.path, connection, self._known)
+
+    def record(self, run: Run) -> int:
+        """Store a run with everything that it read, wrote and found, in one transaction; its number.
+
+        Raises
+        ------
+        CatalogError
+            As `check`.
+        """
+        self.check()
+        with self._connect(read_only=False) as connection:
+            connection.execute("BEGIN")
+            row = connection.execute(
+                'INSERT INTO run (verb, parameters, finished_at, seconds, "rows", device, version) '
+                "VALUES (?, ?, ?, ?, ?, ?, ?) RETURNING id",
+                [run.verb, json.dumps(run.parameters), migrations.utc_now(), run.seconds, run.rows, run.device, __version__],
+            ).fetchone()
+            number = int(row[0]) if row else 0
+            for direction, artifacts in (("in", run.inputs), ("out", run.outputs)):
+                for artifact in artifacts:
+                    self._store_artifact(connection, number, direction, artifact)
+            maps = [a for a in run.outputs if a.kind == "map"]
+            for detail in run.details:
+                if isinstance(detail, FitRecord):
+                    for artifact in maps:
+                        self._store_translator(connection, number, artifact, detail)
+                elif isinstance(detail, AnchorRecord):
+                    _insert(connection, "anchor_set", [number, *vars(detail).values()])
+                elif isinstance(detail, Evaluation):
+                    self._store_evaluation(connection, number, detail)
+                else:
+                    self._store_conversion(connection, number, detail)
+            connection.execute("COMMIT")
+        return number
+
+    @staticmethod
+    def _store_artifact(connection: duckdb.DuckDBPyConnection, run: int, direction: str, artifact: Artifact) -> None:
+        path = _absolute(artifact.path)
+        _insert(connection, "artifact", [run, direction, artifact.role, artifact.kind, path, artifact.fingerprint])
+        space = artifact.space
+        if space is None:
+            return
+        values = [space.name, space.dim, str(space.metric), space.normalized]
+        _insert(connection, "space", values, "ON CONFLICT DO NOTHING")
+        if artifact.rows is not None:
+            facts = [artifact.fingerprint, path, artifact.kind, artifact.rows, space.name, space.dim, run]
+            _insert(connection, "collection", facts, "ON CONFLICT DO NOTHING")
+
+    @staticmethod
+    def _store_translator(connection: duckdb.DuckDBPyConnection, run: int, artifact: Artifact, fit: FitRecord) -> None:
+        if artifact.space is None or artifact.source_space is None:
+            raise CatalogError(f"The artifact {artifact.path!r} of a fit does not name its spaces.")
+        source, target = artifact.source_space, artifact.space
+        candidates = json.dumps([vars(c) for c in fit.candidates])
+        values = [artifact.fingerprint, _absolute(artifact.path), fit.method, json.dumps(fit.parameters)]
+        values += [source.name, source.dim, target.name, target.dim, fit.anchors, fit.held_out, fit.seconds, fit.device]
+        _insert(connection, "translator", [*values, candidates, run], "ON CONFLICT DO NOTHING")
+
+    @staticmethod
+    def _store_evaluation(connection: duckdb.DuckDBPyConnection, run: int, found: Evaluation) -> None:
+        for s in found.strategies:
+            values = [run, found.map, s.name, found.k, found.queries, found.corpus, found.judged]
+            values += [s.overlap, *s.overlap_ci, s.recall, s.mrr, found.mean_cosine, found.relative_residual]
+            _insert(connection, "evaluation", values)
+
+    @staticmethod
+    def _store_conversion(connection: duckdb.DuckDBPyConnection, run: int, c: Conversion) -> None:
+        values = [run, c.source, c.map, c.fingerprint, _absolute(c.path), c.rows, c.seconds, c.device]
+        _insert(connection, "conversion", values)
+
+    def sql(self, query: str, *, write: bool = False) -> list[dict[str, Any]]:
+        """Rows of a query, as dictionaries.
+
+        Parameters
+        ----------
+        query : str
+        write : bool, default False
+            Unless True the catalog is opened read-only, and the query can neither read nor write any other file.
+
+        Raises
+        ------
+        CatalogError
+            The query failed, or as `check`.
+        """
+        if not Path(self.path).exists():
+            raise CatalogError.missing(self.path)
+        with self._connect(read_only=not write) as connection:
+            self._check_current(connection)
+            try:
+                if not write:
+                    connection.execute("SET enable_external_access = false")
+                found = connection.execute(query)
+                if found.description is None:
+                    return []
+                names = [column[0] for column in found.description]
+                return [dict(zip(names, row, strict=True)) for row in found.fetchall()]
+            except duckdb.Error as e:
+                raise CatalogError.sql(e) from e
+
+    def list(self) -> dict[str, list[dict[str, Any]]]:
+        """What is known: collections, translators (with their last measured overlap) and runs, newest first."""
+        return {
+            "collections": self.sql('SELECT path, kind, "rows", space, dim, fingerprint FROM collection ORDER BY run DESC, path'),
+            "translators": self.sql(
+                "SELECT t.path, t.method, t.source_space, t.target_space, t.anchors, e.overlap, t.fingerprint FROM translator t "
+                "LEFT JOIN (SELECT translator, arg_max(overlap, run) AS overlap FROM evaluation "
+                "WHERE strategy = 'translate-documents' GROUP BY translator) e ON e.translator = t.fingerprint "
+                "ORDER BY t.run DESC, t.path"
+            ),
+            "runs": self.sql('SELECT id, verb, "rows", seconds, device, finished_at FROM run ORDER BY id DESC'),
+        }
+
+    def show(self, name: str) -> dict[str, list[dict[str, Any]]]:
+        """Every fact about a file, by its path or the beginning of its fingerprint, or about a run, by its number.
+
+        Raises
+        ------
+        CatalogError
+            Nothing of that name is known.
+        """
+        if name.isdecimal() and len(name) < 10:
+            facts = {table: self._rows(table, f"{key} = {int(name)}") for table, key in _BY_RUN}
+        else:
+            prints = ", ".join(_quote(fingerprint) for fingerprint in self._fingerprints(name))
+            facts = {table: self._rows(table, f"{key} IN ({prints})") for table, key in _BY_FINGERPRINT}
+        facts = {table: rows for table, rows in facts.items() if rows}
+        if not facts:
+            raise CatalogError.nothing_called(name)
+        return facts
+
+    def lineage(self, name: str) -> list[dict[str, Any]]:
+        """What a file was made of, and what that was made of: one row an edge, nearest first.
+
+        Raises
+        ------
+        CatalogError
+            Nothing of that name is known.
+        """
+        prints = ", ".join(_quote(fingerprint) for fingerprint in self._fingerprints(name))
+        return self.sql(
+            f"WITH RECURSIVE up AS (SELECT 1 AS depth, * FROM lineage WHERE fingerprint IN ({prints}) "
+            "UNION SELECT up.depth + 1, l.* FROM lineage l JOIN up ON l.fingerprint = up.from_fingerprint WHERE up.depth < 100) "
+            "SELECT min(depth) AS depth, path, kind, verb, role, from_path, from_kind, fingerprint, from_fingerprint, run "
+            "FROM up GROUP BY ALL ORDER BY depth, run, role"
+        )
+
+    def _fingerprints(self, name: str) -> list[str]:
+        """Fingerprints of the files that a path or the beginning of a fingerprint names."""
+        is_print = f"starts_with(fingerprint, {_quote(name)})" if len(name) >= 4 else "false"
+        query = f"SELECT DISTINCT fingerprint FROM artifact WHERE path = {_quote(_absolute(name))} OR {is_print}"
+        found = [row["fingerprint"] for row in self.sql(query)]
+        if not found:
+            raise CatalogError.nothing_called(name)
+        return found
+
+    def _rows(self, table: str, condition: str) -> list[dict[str, Any]]:
+        return self.sql(f"SELECT * FROM {table} WHERE {condition} ORDER BY ALL")
+
+    def _check_current(self, connection: duckdb.DuckDBPyConnection) -> None:
+        had = migrations.check(self.path, connection, self._known)
+        if had < len(self._known):
+            raise CatalogError.behind(self.path, had, len(self._known))
+
+    @contextlib.contextmanager
+    def _connect(self, *, read_only: bool) -> Iterator[duckdb.DuckDBPyConnection]:
+        deadline = time.monotonic() + self.patience
+        pause = 0.02
+        while True:
+            try:
+                connection = duckdb.connect(self.path, read_only=read_only, config={"python_enable_replacements": "false"})
+                break
+            except duckdb.IOException as e:
+                if "lock" not in str(e).lower():
+                    raise CatalogError.foreign(self.path, e) from e
+                if time.monotonic() > deadline:
+                    raise CatalogError.locked(self.path, _holder(str(e)), self.patience) from e
+                time.sleep(pause)
+                pause = min(2 * pause, 0.5)
+            except duckdb.Error as e:
+                raise CatalogError.foreign(self.path, e) from e
+        try:
+            yield connection
+        finally:
+            connection.close()
+
+
+def _insert(connection: duckdb.DuckDBPyConnection, table: str, values: list[Any], suffix: str = "") -> None:
+    connection.execute(f"INSERT INTO {table} VALUES ({', '.join('?' * len(values))}) {suffix}", values)
+
+
+def _quote(text: str) -> str:
+    return "'" + text.replace("'", "''") + "'"
+
+
+def _absolute(path: str) -> str:
+    return path if "://" in path else os.path.abspath(path)
+
+
+def _holder(message: str) -> str:
+    found = re.search(r"held in (.+? \(PID \d+\))", message) or re.search(r"PID \d+", message)
+    return found[1] if found and found.re.groups else found[0] if found else "its name is not known"

@@ -1,0 +1,114 @@
+"""Numbered SQL files, forward only: each is applied in one transaction with the record of it, and never edited after."""
+
+from __future__ import annotations
+
+import datetime
+import hashlib
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+import duckdb
+
+from embridge.errors import CatalogError
+
+_TABLE = """
+CREATE TABLE IF NOT EXISTS migration (
+    version INTEGER PRIMARY KEY,
+    name VARCHAR NOT NULL,
+    sha256 VARCHAR NOT NULL,
+    applied_at TIMESTAMP NOT NULL
+)
+"""
+
+
+@dataclass(frozen=True)
+class Migration:
+    """One file: its number, its name, its statements."""
+
+    version: int
+    name: str
+    sql: str
+
+    @property
+    def sha256(self) -> str:
+        """Of the file's text."""
+        return hashlib.sha256(self.sql.encode()).hexdigest()
+
+
+def utc_now() -> datetime.datetime:
+    """The time in UTC, without a zone: DuckDB's zoned timestamps need pytz."""
+    return datetime.datetime.now(datetime.UTC).replace(tzinfo=None)
+
+
+def load_migrations(folder: Path | None = None) -> list[Migration]:
+    """The migrations that this version knows, in order: beside the package in a checkout, within it in a wheel."""
+    if folder is None:
+        inside = Path(__file__).parent / "sql"
+        folder = inside if inside.is_dir() else Path(__file__).parents[2] / "migrations"
+    found = []
+    for path in sorted(folder.glob("*.sql")):
+        if number := re.match(r"(\d{4})_", path.name):
+            found.append(Migration(int(number[1]), path.stem, path.read_text()))
+    if [m.version for m in found] != list(range(1, len(found) + 1)) or not found:
+        raise CatalogError(f"The migrations in {str(folder)!r} are not numbered 0001, 0002, ... without a gap.")
+    return found
+
+
+def applied(connection: duckdb.DuckDBPyConnection) -> list[tuple[int, str, str]]:
+    """(version, name, sha256) of what a catalog has had; empty for a new file.
+
+    Raises
+    ------
+    CatalogError
+        The file holds tables, but is no catalog.
+    """
+    tables = {row[0] for row in connection.execute("SELECT table_name FROM duckdb_tables()").fetchall()}
+    if "migration" in tables:
+        return connection.execute("SELECT version, name, sha256 FROM migration ORDER BY version").fetchall()
+    if tables:
+        raise CatalogError(f"The file is a DuckDB database, but no embridge catalog: it holds {', '.join(sorted(tables))}.")
+    return []
+
+
+def check(path: str, connection: duckdb.DuckDBPyConnection, known: list[Migration]) -> int:
+    """How many migrations a catalog has had, all of them the ones that are known.
+
+    Raises
+    ------
+    CatalogError
+        It is newer than the code, or a migration was edited after it was applied.
+    """
+    had = applied(connection)
+    if len(had) > len(known):
+        raise CatalogError.newer(path, len(had), len(known))
+    for (_, name, sha256), migration in zip(had, known, strict=False):
+        if sha256 != migration.sha256:
+            raise CatalogError.edited(name)
+    return len(had)
+
+
+def migrate(path: str, connection: duckdb.DuckDBPyConnection, known: list[Migration]) -> list[str]:
+    """Apply what is missing, one transaction a file; names of what was applied.
+
+    Raises
+    ------
+    CatalogError
+        As `check`, or a migration failed: it left no trace, and those before it stay.
+    """
+    start = check(path, connection, known)
+    names = []
+    for migration in known[start:]:
+        connection.execute("BEGIN")
+        try:
+            connection.execute(_TABLE)
+            connection.execute(migration.sql)
+            connection.execute(
+                "INSERT INTO migration VALUES (?, ?, ?, ?)", [migration.version, migration.name, migration.sha256, utc_now()]
+            )
+            connection.execute("COMMIT")
+        except duckdb.Error as e:
+            connection.execute("ROLLBACK")
+            raise CatalogError.migration_failed(migration.name, e) from e
+        names.append(migration.name)
+    return names

@@ -1,0 +1,1 @@
+"""One thin verb a function: options in, one library call, a record out."""

@@ -1,0 +1,66 @@
+"""The command line: the group, and where its verbs live."""
+
+from __future__ import annotations
+
+import importlib
+from typing import Any
+
+import click
+
+from embridge import __version__
+
+_VERBS = {
+    "demo": "demo",
+    "info": "collections",
+    "encode": "collections",
+    "convert": "collections",
+    "anchors": "translation",
+    "fit": "translation",
+    "evaluate": "translation",
+    "index": "search",
+    "search": "search",
+    "catalog": "catalog",
+    "doctor": "doctor",
+}
+
+
+class _Verbs(click.Group):
+    """Loads the module of a verb when it is called: help and completion stay fast."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(_VERBS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name not in _VERBS:
+            return None
+        return getattr(importlib.import_module(f"embridge.cli.{_VERBS[cmd_name]}"), cmd_name)
+
+    def resolve_command(self, ctx: click.Context, args: list[str]) -> Any:
+        if args and args[0] not in _VERBS:
+            ctx.fail(f"No such verb {args[0]!r}. Verbs: {', '.join(_VERBS)}.")
+        return super().resolve_command(ctx, args)
+
+
+@click.command(cls=_Verbs, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(__version__, prog_name="embridge")
+def main() -> None:
+    """Keep embeddings useful when the encoder changes.
+
+    \b
+    embridge demo                                         the whole job on bundled embeddings
+    embridge info old.parquet --space minilm              what is in a file
+    embridge anchors sample old.parquet -n 5000 -o ids.parquet
+    embridge encode texts.parquet --model M --ids ids.parquet -o new-sample.parquet
+    embridge fit old.parquet new-sample.parquet -o map.safetensors
+    embridge evaluate map.safetensors old.parquet new-sample.parquet
+    embridge convert old.parquet map.safetensors old-in-new.parquet
+    embridge index old-in-new.parquet old-in-new.faiss --factory HNSW32
+    embridge search old-in-new.faiss queries.parquet -k 10
+    embridge catalog sql "SELECT * FROM best_translator"
+
+    Results go to stdout, progress to stderr; --json is everywhere. Exit status: 0 done, 1 an error, 2 wrong usage.
+    """
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,120 @@
+"""Verbs on indexes: index, search."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+import click
+
+from embridge.cli.session import (
+    Session,
+    Verb,
+    check_outputs,
+    collection_artifact,
+    columns,
+    file_artifact,
+    index_artifact,
+    map_artifact,
+    open_source,
+    overwrite_option,
+    seed_option,
+    space_option,
+    verb,
+)
+
+
+@click.command(cls=Verb)
+@click.argument("source", metavar="SRC")
+@click.argument("output", metavar="OUT.faiss")
+@click.option("--factory", default="HNSW32", show_default=True, help="As faiss.index_factory takes it: Flat, IVF4096,PQ32 ...")
+@space_option
+@columns
+@seed_option
+@overwrite_option
+@verb()
+def index(
+    session: Session, source: str, output: str, factory: str, space: str | None, id_column: str | None,
+    vector_column: str | None, seed: int, overwrite: bool,  # noqa: FBT001
+) -> None:  # fmt: skip
+    """Build a FAISS index over a collection.
+
+    Ids that are not int64 lie beside it in OUT.faiss.ids.parquet, space and lineage in OUT.faiss.json.
+
+    \b
+    embridge index old-in-new.parquet old-in-new.faiss
+    embridge index old.parquet old.faiss --factory "IVF1024,Flat" --space minilm
+    """
+    import embridge as eb
+    from embridge.records import Run
+
+    started = time.perf_counter()
+    check_outputs(output, overwrite=overwrite, inputs=[source])
+    collection = open_source(source, space, id_column, vector_column)
+    with session.progress("adding") as progress:
+        made = eb.build_index(collection, output, factory, overwrite=overwrite, seed=seed, progress=progress)
+    seconds = time.perf_counter() - started
+    inputs, outputs = (collection_artifact("source", collection),), (index_artifact("index", made),)
+    session.record(Run("index", {"factory": factory, "seed": seed}, seconds, inputs, outputs, len(made)))
+    result = {"path": output, "rows": len(made), "factory": factory, "space": made.space.to_dict(), "seconds": seconds}
+    session.emit(result, f"{output}: {len(made):,} vectors of {made.space.name!r}, {factory}, {seconds:.1f} s")
+
+
+@click.command(cls=Verb)
+@click.argument("index_path", metavar="INDEX")
+@click.argument("queries", metavar="QUERIES")
+@click.option("-k", type=click.IntRange(1), default=10, show_default=True, help="Hits a query.")
+@click.option("--via", metavar="MAP", help="Map between the spaces of queries and index, in either direction.")
+@click.option("--blend", metavar="OLD_QUERIES", help="The same queries by the index's own model, mixed in.")
+@click.option("--weight", type=click.FloatRange(0, 1), default=0.5, show_default=True, help="Of the carried queries in --blend.")
+@click.option("--params", default="", help='Of the FAISS index: "nprobe=32", "efSearch=128".')
+@click.option("--space", metavar="NAME[:METRIC]", help="Space of QUERIES, where the file does not say it.")
+@click.option("--index-space", metavar="NAME[:METRIC]", help="Space of a bare INDEX from elsewhere.")
+@columns
+@click.option("-o", "--output", metavar="FILE.parquet", help="Write hits as rows: query_id, rank, id, score.")
+@overwrite_option
+@verb()
+def search(
+    session: Session, index_path: str, queries: str, k: int, via: str | None, blend: str | None, weight: float, params: str,
+    space: str | None, index_space: str | None, id_column: str | None, vector_column: str | None, output: str | None,
+    overwrite: bool,  # noqa: FBT001
+) -> None:  # fmt: skip
+    """Search an index with a file of queries, of its own space or, through a map, of another.
+
+    A map into the index's space is applied to the queries; a map out of it is used the other way round (its adjoint), which
+    searches an old index with queries of the new model and changes no row.
+
+    \b
+    embridge search old-in-new.faiss queries-new.parquet -k 10
+    embridge search old.faiss queries-new.parquet --via map.safetensors
+    embridge search old.faiss queries-new.parquet --via map.safetensors --blend queries-old.parquet -o hits.parquet
+    """
+    import embridge as eb
+    from embridge.records import Run
+    from embridge.stores.tables import write_hits
+
+    started = time.perf_counter()
+    if output:
+        check_outputs(output, overwrite=overwrite, inputs=[index_path, queries])
+    opened = eb.open_index(index_path, space=index_space)
+    asked = open_source(queries, space, id_column, vector_column)
+    translation = eb.LinearMap.load(via) if via else None
+    old = open_source(blend, opened.space.name, id_column, vector_column) if blend else None
+    with session.status("searching"):
+        ids, hits = eb.search(opened, asked, k, via=translation, old_queries=old, weight=weight, parameters=params)
+    if output:
+        write_hits(output, ids, hits)
+    seconds = time.perf_counter() - started
+    inputs = [index_artifact("index", opened), collection_artifact("queries", asked)]
+    inputs += [map_artifact("map", via, translation)] if via and translation else []
+    inputs += [collection_artifact("old queries", old)] if old else []
+    parameters: dict[str, Any] = {"k": k, "params": params} | ({"weight": weight} if blend else {})
+    outputs = (file_artifact("hits", output),) if output else ()
+    session.record(Run("search", parameters, seconds, tuple(inputs), outputs, len(ids)))
+    rows = [(query, *hits.row(i)) for i, query in enumerate(ids.tolist())]
+    result = {"k": k, "hits": [{"query_id": query, "ids": found, "scores": scores} for query, found, scores in rows]}
+    if output:
+        session.emit(result, f"{output}: hits of {len(ids):,} queries in {seconds:.1f} s")
+        return
+    lines = [f"{query}: " + ", ".join(f"{i} ({s:.3f})" for i, s in zip(found, scores, strict=True)) for query, found, scores in rows]
+    session.emit(result, "\n".join(lines))

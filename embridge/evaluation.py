@@ -1,0 +1,176 @@
+"""Every way of answering new-space queries side by side, on rows that the map was not fitted on.
+
+Nothing is reported alone: each result stands beside the old model left as it is and beside re-encoding everything.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+
+from embridge.anchors import Anchors
+from embridge.arrays import unit
+from embridge.errors import MapError, ParameterError, SpaceMismatchError, TooFewAnchorsError
+from embridge.maps import LinearMap
+from embridge.neighbours import overlap, top_k
+from embridge.records import Evaluation, Strategy
+from embridge.retrieval import blend, carry
+from embridge.types import Metric
+
+_RESAMPLES = 1000
+
+Qrels = Mapping[Any, Sequence[Any]]
+
+
+def bootstrap_interval(values: np.ndarray, *, level: float = 0.95, seed: int = 0) -> tuple[float, float]:
+    """Percentile bootstrap interval of the mean of per-query values (Efron 1979), 1,000 resamples of the queries.
+
+    Parameters
+    ----------
+    values : ndarray of shape (n_queries,)
+    level : float, default 0.95
+    seed : int, default 0
+
+    Returns
+    -------
+    low, high : float
+    """
+    rng = np.random.default_rng(seed)
+    n = len(values)
+    means = np.array([values[rng.integers(n, size=n)].mean() for _ in range(_RESAMPLES)])
+    low, high = np.quantile(means, [(1 - level) / 2, (1 + level) / 2])
+    return float(low), float(high)
+
+
+def evaluate(
+    translation: LinearMap,
+    held_out: Anchors,
+    *,
+    queries: Anchors | None = None,
+    qrels: Qrels | None = None,
+    k: int = 10,
+    weight: float = 0.5,
+    max_queries: int = 5000,
+    seed: int = 0,
+    device: str | torch.device | None = "cpu",
+    progress: Callable[[int, int], None] | None = None,
+) -> Evaluation:
+    """Measure a map against leaving the old index alone and against re-encoding everything.
+
+    Parameters
+    ----------
+    translation : LinearMap
+    held_out : Anchors
+        Rows of both spaces. Those that the map was fitted on are left out, so the whole match may be given.
+    queries : Anchors, optional
+        Queries by both models. Default: rows of the corpus are the queries, and do not find themselves.
+    qrels : mapping of query id to sequence of document ids, optional
+        Relevance judgements, for recall@k and MRR@k. Only relevant documents that are in the corpus count, and only queries
+        that have one.
+    k : int, default 10
+    weight : float, default 0.5
+        Of the carried query in the blend.
+    max_queries : int, default 5000
+        More rows than these do not all ask; which do is chosen by `seed`.
+    seed : int, default 0
+    device : str, default "cpu"
+    progress : callable, optional
+        Called with (strategies done, strategies in all).
+
+    Returns
+    -------
+    Evaluation
+        Strategies, as far as they exist for the pair: ``keep-old`` (old queries, old rows), ``no-translation`` (new queries, old
+        rows; equal widths), ``translate-documents``, ``translate-queries`` (new queries pulled back to old rows), ``blend`` (old
+        and pulled-back queries mixed, old rows) and ``re-encode`` (new queries, new rows). The last two of the middle need, under
+        L2, an isometry.
+
+    Raises
+    ------
+    SpaceMismatchError
+        Anchors or queries are of other spaces than the map.
+    TooFewAnchorsError
+        Not more than k rows are left that the map was not fitted on.
+    """
+    for what, pair in (("The map", held_out), ("The evaluation", queries)):
+        if pair is None:
+            continue
+        for expected, found in ((translation.source, pair.source), (translation.target, pair.target)):
+            if not expected.same_as(found):
+                raise SpaceMismatchError.between(what, expected, "the evaluation's data", found)
+    if k < 1:
+        raise ParameterError.must_be("k", "at least 1", k)
+    corpus = held_out.without(translation.anchor_hashes)
+    if len(corpus) <= k:
+        raise TooFewAnchorsError.held_out(k + 1, len(corpus), len(held_out))
+    exclude = None
+    if queries is None:
+        asked = corpus.sample(max_queries, seed)
+        order = np.argsort(corpus.ids, kind="stable")
+        exclude = order[np.searchsorted(corpus.ids, asked.ids, sorter=order)]
+    else:
+        asked = queries.sample(max_queries, seed)
+    relevant, judged = _relevant_positions(corpus.ids, asked.ids, qrels)
+
+    translated = np.empty_like(corpus.y)
+    for start in range(0, len(corpus), 8192):
+        translated[start : start + 8192] = translation.apply(corpus.x[start : start + 8192])
+    truth = top_k(asked.y, corpus.y, k, translation.target.metric, exclude=exclude, device=device).ids
+    strategies = []
+    plans = list(_strategies(translation, corpus, asked, translated, weight))
+    for number, (name, vectors, rows, metric) in enumerate(plans):
+        found = top_k(vectors, rows, k, metric, exclude=exclude, device=device).ids
+        shares = overlap(found, truth)
+        recall, mrr = _judge(found, relevant, judged) if qrels is not None and judged.any() else (None, None)
+        strategies.append(Strategy(name, float(shares.mean()), bootstrap_interval(shares, seed=seed), recall, mrr))
+        if progress is not None:
+            progress(number + 1, len(plans))
+    cosines = np.einsum("ij,ij->i", unit(translated), unit(corpus.y))
+    spread = np.linalg.norm(corpus.y - corpus.y.mean(0))
+    residual = float(np.linalg.norm(translated - corpus.y) / spread) if spread else 0.0
+    return Evaluation(
+        k, len(asked), len(corpus), tuple(strategies), float(cosines.mean()), residual, translation.fingerprint, int(judged.sum())
+    )
+
+
+def _strategies(
+    translation: LinearMap, corpus: Anchors, asked: Anchors, translated: np.ndarray, weight: float
+) -> Iterator[tuple[str, np.ndarray, np.ndarray, Metric]]:
+    """Name, queries, rows searched and metric of every strategy that exists for the pair."""
+    source, target = translation.source, translation.target
+    yield "keep-old", asked.x, corpus.x, source.metric
+    if source.dim == target.dim:
+        yield "no-translation", asked.y, corpus.x, source.metric
+    yield "translate-documents", asked.y, translated, target.metric
+    try:
+        carried = carry(asked.y, translation, source)
+    except MapError:  # L2 and no isometry: there is no way back to the old rows
+        pass
+    else:
+        yield "translate-queries", carried, corpus.x, source.metric
+        yield "blend", blend(asked.x, carried, weight), corpus.x, source.metric
+    yield "re-encode", asked.y, corpus.y, target.metric
+
+
+def _relevant_positions(
+    corpus_ids: np.ndarray, query_ids: np.ndarray, qrels: Qrels | None
+) -> tuple[list[np.ndarray], np.ndarray]:
+    """For each query the corpus positions of its relevant documents, and whether it has any."""
+    if qrels is None:
+        return [], np.zeros(len(query_ids), bool)
+    place = {i: n for n, i in enumerate(corpus_ids.tolist())}
+    relevant = [np.array([place[d] for d in qrels.get(q, ()) if d in place], np.int64) for q in query_ids.tolist()]
+    return relevant, np.array([len(r) > 0 for r in relevant])
+
+
+def _judge(found: np.ndarray, relevant: list[np.ndarray], judged: np.ndarray) -> tuple[float, float]:
+    """Mean recall at k and mean reciprocal rank at k over the judged queries."""
+    recalls, ranks = [], []
+    for row in np.flatnonzero(judged):
+        hits = np.flatnonzero(np.isin(found[row], relevant[row]))
+        recalls.append(len(hits) / len(relevant[row]))
+        ranks.append(1 / (hits[0] + 1) if len(hits) else 0.0)
+    return float(np.mean(recalls)), float(np.mean(ranks))

@@ -1,0 +1,1 @@
+"""FAISS indexes as such: built, and put on a GPU."""

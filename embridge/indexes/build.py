@@ -1,0 +1,89 @@
+"""Building a FAISS index over a collection."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import faiss
+import numpy as np
+import pyarrow as pa
+
+from embridge.arrays import unit
+from embridge.errors import FaissIndexError
+from embridge.indexes.gpu import on_gpu
+from embridge.stores.collection import Collection
+from embridge.stores.faiss_store import IndexFile
+from embridge.types import Metric
+
+_TRAINING_ROWS = 1 << 17  # more only where there are more lists than this trains well
+_ROWS_PER_LIST = 64
+
+
+def build(
+    collection: Collection,
+    factory: str,
+    *,
+    seed: int = 0,
+    gpu: bool = True,
+    progress: Callable[[int, int], None] | None = None,
+) -> IndexFile:
+    """Train an index on a sample of a collection and add all of it.
+
+    Vectors of a cosine space are scaled to unit length and searched by inner product. int64 ids become the index's own
+    labels (in an IDMap2 where the type has none of its own); string ids stay beside it, by position.
+
+    Raises
+    ------
+    FaissIndexError
+        FAISS does not know the factory string, or cannot build it over these vectors.
+    """
+    space = collection.space
+    metric = faiss.METRIC_L2 if space.metric == Metric.L2 else faiss.METRIC_INNER_PRODUCT
+    own_ids = collection.id_type == pa.int64()
+    held: list[pa.Array] = []
+    try:
+        index = faiss.index_factory(space.dim, factory, metric)
+        if not index.is_trained:
+            index = _train(index, collection, seed, gpu=gpu)
+        if own_ids and not _keeps_labels(index):
+            index = faiss.IndexIDMap2(index)
+        for batch in collection.batches():
+            vectors = prepare(batch.vectors, space.metric)
+            if own_ids:
+                labels = batch.ids.to_numpy()
+                if labels.min() < 0:
+                    raise FaissIndexError(f"{collection.name} has the id {labels.min()}; FAISS has no room for negative ids.")
+                index.add_with_ids(vectors, labels)
+            else:
+                index.add(vectors)
+                held.append(batch.ids)
+            if progress is not None:
+                progress(batch.start + len(batch), len(collection))
+    except RuntimeError as e:
+        raise FaissIndexError.factory(factory, e) from e
+    ids = None if own_ids else pa.chunked_array(held, collection.id_type).combine_chunks()
+    return IndexFile(index, space, ids, {"source": collection.fingerprint()})
+
+
+def prepare(vectors: np.ndarray, metric: Metric) -> np.ndarray:
+    """Vectors as an index takes them: float32, of unit length under cosine."""
+    return unit(vectors) if metric == Metric.COSINE else np.ascontiguousarray(vectors, dtype=np.float32)
+
+
+def _train(index: Any, collection: Collection, seed: int, *, gpu: bool) -> Any:
+    lists = faiss.try_extract_index_ivf(index)
+    wanted = max(_TRAINING_ROWS, _ROWS_PER_LIST * lists.nlist if lists is not None else 0)
+    rows = np.random.default_rng(seed).choice(len(collection), min(wanted, len(collection)), replace=False)
+    sample = prepare(collection.take(np.sort(rows)), collection.space.metric)
+    placed = on_gpu(index) if gpu else index
+    placed.train(sample)
+    return index if placed is index else faiss.index_gpu_to_cpu(placed)
+
+
+def _keeps_labels(index: Any) -> bool:
+    """True where the index stores a label of its own with each vector."""
+    index = faiss.downcast_index(index)
+    if isinstance(index, faiss.IndexPreTransform):
+        return _keeps_labels(index.index)
+    return isinstance(index, faiss.IndexIVF | faiss.IndexIDMap)

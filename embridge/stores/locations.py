@@ -1,0 +1,57 @@
+"""Where Parquet files lie: one file, a folder or a glob, local or in object storage."""
+
+from __future__ import annotations
+
+import fnmatch
+import glob
+import os
+
+import pyarrow as pa
+from pyarrow import fs
+
+from embridge.errors import CollectionError, MissingFileError, UnreadableFileError
+
+
+def find_files(path: str) -> tuple[fs.FileSystem, list[str], str | None]:
+    """The file system, the Parquet files behind a path, and the folder they were found under, if it is one.
+
+    Raises
+    ------
+    MissingFileError
+        Nothing is there.
+    CollectionError
+        A folder or glob without Parquet files.
+    """
+    try:
+        filesystem, inner = fs.FileSystem.from_uri(path) if "://" in path else (fs.LocalFileSystem(), path)
+    except (pa.ArrowException, OSError) as e:
+        raise UnreadableFileError.at(path, "a location", e) from e
+    local = isinstance(filesystem, fs.LocalFileSystem)
+    try:
+        info = filesystem.get_file_info(inner)
+        if info.type == fs.FileType.File:
+            return filesystem, [inner], None
+        if info.type == fs.FileType.Directory:
+            base = inner.rstrip("/") + "/"
+            names = _parquet_files(filesystem, base)
+        elif any(c in inner for c in "*?["):
+            base = None
+            root = inner[: min(inner.find(c) for c in "*?[" if c in inner)].rpartition("/")[0]
+            names = glob.glob(inner, recursive=True) if local else fnmatch.filter(_parquet_files(filesystem, root), inner)
+            names = sorted(n for n in names if not local or os.path.isfile(n))
+        else:
+            raise MissingFileError.at(path)
+    except OSError as e:
+        if isinstance(e, MissingFileError):
+            raise
+        raise UnreadableFileError.at(path, "a location", e) from e
+    if not names:
+        raise CollectionError(f"{path!r} holds no Parquet files.")
+    return filesystem, names, base
+
+
+def _parquet_files(filesystem: fs.FileSystem, base: str) -> list[str]:
+    found = filesystem.get_file_info(fs.FileSelector(base, recursive=True))
+    names = [f.path for f in found if f.type == fs.FileType.File and f.extension in ("parquet", "pq")]
+    # As everywhere in this field, what begins with "." or "_" (_metadata, _temporary, .crc) is not data.
+    return sorted(n for n in names if not any(part.startswith((".", "_")) for part in n[len(base) :].split("/")))

@@ -1,0 +1,118 @@
+"""Texts in Parquet, on their way to an encoder."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import pyarrow as pa
+
+from embridge.errors import BadIdsError, CollectionError
+from embridge.files import hash_content
+from embridge.stores.collection import id_type_of, normalise_ids
+from embridge.stores.parquet import ParquetFile, find_files
+
+
+@dataclass(frozen=True, eq=False)
+class TextBatch:
+    """Consecutive rows: ids, texts, and all columns but the id (the text among them)."""
+
+    start: int
+    ids: pa.Array
+    texts: list[str]
+    payload: pa.RecordBatch
+
+    def at(self, rows: np.ndarray) -> TextBatch:
+        """Some of its rows."""
+        places = pa.array(rows)
+        texts = [self.texts[i] for i in rows.tolist()]
+        return TextBatch(self.start, self.ids.take(places), texts, self.payload.take(places))
+
+
+class TextTable:
+    """Rows with an id and a text.
+
+    Parameters
+    ----------
+    path : str or path-like
+        A Parquet file, folder or glob, as for a collection.
+    id_column, text_column : str
+
+    Raises
+    ------
+    MissingFileError, UnreadableFileError, CollectionError, BadIdsError
+        Nothing there, damaged, no rows or column, or a column of another type.
+    """
+
+    def __init__(self, path: str | os.PathLike[str], *, id_column: str = "id", text_column: str = "text") -> None:
+        self.path = os.fspath(path)
+        self.id_column, self.text_column = id_column, text_column
+        self._fs, names, base = find_files(self.path)
+        self._files = [ParquetFile(self._fs, name, repr(name), base) for name in names]
+        for file in self._files:
+            for column, option in ((id_column, "--id-column"), (text_column, "--text-column")):
+                if column not in file.schema.names:
+                    raise CollectionError.no_column(file.name, column, file.schema.names, option)
+            kind = file.schema.field(text_column).type
+            if not (pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind)):
+                raise CollectionError(f"Column {text_column!r} of {file.name} must hold strings. Got {kind} instead.")
+        first = self._files[0].schema
+        self.id_type = id_type_of(first.field(id_column).type, self.name)
+        self.payload_schema = pa.schema([field for field in first if field.name != id_column])
+        if not len(self):
+            raise CollectionError.empty(self.name)
+
+    @property
+    def name(self) -> str:
+        """How messages call it."""
+        return repr(self.path)
+
+    def __len__(self) -> int:
+        return sum(file.rows for file in self._files)
+
+    def batches(self, batch_rows: int) -> Iterator[TextBatch]:
+        """Read all rows in order.
+
+        Raises
+        ------
+        BadIdsError, CollectionError
+            Null ids or texts.
+        """
+        start = 0
+        for file in self._files:
+            for batch in file.batches([self.id_column, *self.payload_schema.names], batch_rows):
+                ids = normalise_ids(batch.column(self.id_column), file.name)
+                texts = batch.column(self.text_column)
+                if ids.null_count:
+                    raise BadIdsError.null(file.name, ids.null_count)
+                if texts.null_count:
+                    missing = ids.filter(texts.is_null()).to_pylist()
+                    raise CollectionError(f"{file.name} has {len(missing):,} rows without a text (null): ids {missing[:5]}.")
+                payload = batch.select(self.payload_schema.names).cast(self.payload_schema)
+                yield TextBatch(start, ids, texts.to_pylist(), payload)
+                start += len(batch)
+
+    def id_reader(self) -> pa.RecordBatchReader:
+        """All ids with their positions, as a stream of columns ``id`` and ``row``."""
+        schema = pa.schema([("id", self.id_type), ("row", pa.int64())])
+
+        def stream() -> Iterator[pa.RecordBatch]:
+            start = 0
+            for file in self._files:
+                for batch in file.batches([self.id_column], 1 << 16):
+                    rows = pa.array(np.arange(start, start + len(batch)))
+                    yield pa.record_batch([normalise_ids(batch.column(0), file.name), rows], schema=schema)
+                    start += len(batch)
+
+        return pa.RecordBatchReader.from_batches(schema, stream())
+
+    def fingerprint(self) -> str:
+        """Content hash."""
+        digest = hashlib.blake2b(digest_size=16)
+        for file in self._files:
+            with self._fs.open_input_file(file.path) as source:
+                hash_content(source, source.size(), digest)
+        return digest.hexdigest()

@@ -1,0 +1,54 @@
+"""What is in a collection, bad rows included: one pass over everything, nothing refused."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import numpy as np
+
+from embridge.arrays import bad_rows, norms
+from embridge.ids import count_repeated
+from embridge.records import Summary
+from embridge.stores.collection import Collection
+from embridge.types import Metric
+
+
+def summarise(collection: Collection, *, progress: Callable[[int, int], None] | None = None) -> Summary:
+    """Count rows, norms, duplicate ids and bad rows.
+
+    Parameters
+    ----------
+    collection : Collection
+    progress : callable, optional
+        Called with (rows read, rows in all).
+
+    Returns
+    -------
+    Summary
+        Norms are over the rows that have one. A row is bad whose vector is missing, ragged, NaN or infinite, zero under cosine,
+        or which has no id.
+    """
+    bad, n, mean, square = 0, 0, 0.0, 0.0
+    low, high = math.inf, -math.inf
+    for batch in collection.batches(lenient=True):
+        not_finite, zero = bad_rows(batch.vectors, zero_is_bad=collection.space.metric == Metric.COSINE)
+        unusable = np.zeros(len(batch), bool)
+        unusable[not_finite] = True
+        lengths = norms(batch.vectors[~unusable]).astype(np.float64)
+        if len(lengths):
+            # Chan's formula for a mean and a sum of squares, batch by batch
+            delta, total = lengths.mean() - mean, n + len(lengths)
+            square += float(((lengths - lengths.mean()) ** 2).sum() + delta**2 * n * len(lengths) / total)
+            mean += delta * len(lengths) / total
+            n = total
+            low, high = min(low, float(lengths.min())), max(high, float(lengths.max()))
+        unusable[zero] = True
+        unusable |= batch.ids.is_null().to_numpy(zero_copy_only=False)
+        bad += int(unusable.sum())
+        if progress is not None:
+            progress(batch.start + len(batch), len(collection))
+    norm = {"mean": float(mean), "std": math.sqrt(square / n), "min": low, "max": high} if n else dict.fromkeys(
+        ("mean", "std", "min", "max"), math.nan
+    )  # fmt: skip
+    return Summary(len(collection), collection.space, norm, count_repeated(collection)[0], bad)
