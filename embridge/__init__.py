@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from embridge.samples import sample_path as sample_path
     from embridge.stores import Collection as Collection
     from embridge.stores import MemoryCollection as MemoryCollection
-    from embridge.stores import open_collection as open  # noqa: A004
+    from embridge.stores import open_collection as open  # noqa: A004, F401
     from embridge.summary import summarise as summarise
     from embridge.translators import Affine as Affine
     from embridge.translators import Bridge as Bridge
@@ -71,7 +71,7 @@ _HOMES = {
 }
 _NAMES = {name: (home, name) for home, names in _HOMES.items() for name in names} | {"open": ("stores", "open_collection")}
 
-__all__ = ["__version__", *sorted(_NAMES)]  # noqa: PLE0604
+__all__ = ["__version__", *sorted(_NAMES)]
 
 
 def __getattr__(name: str) -> Any:

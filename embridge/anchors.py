@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import tempfile
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
-import torch
 
 from embridge.arrays import unit
 from embridge.errors import MissingDependencyError, NoSharedIdsError, ParameterError, SpaceMismatchError, TooFewAnchorsError
@@ -16,6 +15,9 @@ from embridge.moments import Folds, Moments
 from embridge.records import AnchorRecord
 from embridge.stores.collection import Collection
 from embridge.types import Metric, Space
+
+if TYPE_CHECKING:
+    import torch
 
 _IN_MEMORY = 1 << 30  # larger arrays of anchors lie in an unnamed temporary file
 _CHUNK = 8192

@@ -40,6 +40,8 @@ def as_vectors(values: Any, dim: int | None = None, what: str = "vectors") -> np
         if array.dtype.kind not in "iub":
             raise BadVectorsError.dtype(what, array.dtype)
         array = array.astype(np.float32)
+    if not array.dtype.isnative:
+        array = array.astype(array.dtype.newbyteorder("="))
     if dim is not None and array.shape[1] != dim:
         raise SpaceMismatchError.width(what, dim, array.shape[1])
     return array
@@ -49,11 +51,13 @@ def bad_rows(vectors: np.ndarray, *, zero_is_bad: bool) -> tuple[np.ndarray, np.
     """Positions of rows with NaN or infinite values, and (where `zero_is_bad`) of rows that are zero throughout.
 
     One pass of row sums finds the suspects, and only those are looked at value by value: a row sum is finite unless a value
-    is not (or the sum overflows), and a row whose sum is not zero is not a zero row.
+    is not (or the sum overflows), and a row whose sum is not zero is not a zero row. Values of float64 count as what they are in
+    float32, as which they are used: one beyond its range is infinite.
     """
     # Sums of float16 overflow at 65,504, so they are taken in float32; overflow itself is only a reason to look closer.
     with np.errstate(over="ignore", invalid="ignore"):
-        sums = vectors.sum(axis=1, dtype=np.float32 if vectors.dtype == np.float16 else vectors.dtype)
+        vectors = vectors.astype(np.float32) if vectors.dtype == np.float64 else vectors
+        sums = vectors.sum(axis=1, dtype=np.float32)
     suspects = np.flatnonzero(~np.isfinite(sums))
     not_finite = suspects[~np.isfinite(vectors[suspects]).all(axis=1)] if suspects.size else suspects
     if not zero_is_bad:
@@ -81,11 +85,41 @@ def check_rows(vectors: np.ndarray, ids: Sequence[Any], where: str, *, zero_is_b
 def norms(vectors: np.ndarray) -> np.ndarray:
     """Euclidean length of each row, shape (n,), float32 at least."""
     wide = vectors.astype(np.float32, copy=False) if vectors.dtype == np.float16 else vectors
-    return np.sqrt(np.einsum("ij,ij->i", wide, wide))
+    lengths = _plain_norms(wide)
+    extreme = _extreme(lengths)
+    if extreme.size:
+        peaks, scaled = _scaled(wide[extreme])
+        with np.errstate(over="ignore"):
+            lengths[extreme] = peaks * _plain_norms(scaled)
+    return lengths
 
 
 def unit(vectors: np.ndarray) -> np.ndarray:
     """Rows scaled to unit length, float32; a zero row stays zero."""
-    wide = vectors.astype(np.float32, copy=False)
-    lengths = norms(wide)[:, None]
-    return wide / np.where(lengths > 0, lengths, 1)
+    wide = vectors if vectors.dtype == np.float64 else vectors.astype(np.float32, copy=False)
+    lengths = _plain_norms(wide)
+    extreme = _extreme(lengths)
+    with np.errstate(over="ignore", invalid="ignore"):  # rows beyond float32 are done again below
+        out = (wide / np.where(lengths > 0, lengths, 1)[:, None]).astype(np.float32, copy=False)
+        if extreme.size:
+            _, scaled = _scaled(wide[extreme])
+            lengths = _plain_norms(scaled)
+            out[extreme] = scaled / np.where(lengths > 0, lengths, 1)[:, None]
+    return out
+
+
+def _plain_norms(vectors: np.ndarray) -> np.ndarray:
+    with np.errstate(over="ignore", under="ignore"):
+        return np.sqrt(np.einsum("ij,ij->i", vectors, vectors))
+
+
+def _extreme(lengths: np.ndarray) -> np.ndarray:
+    """Rows whose squares may have overflowed float32, or lost digits below its range; and those with NaN or infinite values."""
+    return np.flatnonzero(~((lengths > 1e-15) & (lengths < 1e18)))
+
+
+def _scaled(vectors: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The largest magnitude of each row, and the rows divided by it."""
+    peaks = np.abs(vectors).max(axis=1, initial=0)
+    with np.errstate(invalid="ignore"):
+        return peaks, vectors / np.where(peaks > 0, peaks, 1)[:, None]

@@ -53,6 +53,13 @@ class SpaceMismatchError(EmbridgeError, ValueError):
         )
 
     @classmethod
+    def mixed(cls, where: str, one: str, space: Space, other: str, found: Space) -> SpaceMismatchError:
+        return cls(
+            f"{where} mixes spaces: {one} holds {space.dim}-dimensional vectors of {space.name!r} ({space.metric}), "
+            f"{other} {found.dim}-dimensional vectors of {found.name!r} ({found.metric}). Hint: open them one by one."
+        )
+
+    @classmethod
     def unrelated(cls, via: tuple[str, str], queries: str, index: str) -> SpaceMismatchError:
         return cls(
             f"The map translates {via[0]!r} -> {via[1]!r}, but the queries are of {queries!r} and the index holds {index!r}. "
@@ -84,6 +91,10 @@ class BadVectorsError(EmbridgeError, ValueError):
     @classmethod
     def rows(cls, where: str, reason: str, ids: Sequence[Any]) -> BadVectorsError:
         return cls(f"{where} has {_rows(len(ids))} with {reason}: ids {_some(ids)}. Hint: remove or re-encode them.")
+
+    @classmethod
+    def missing(cls, where: str, count: int, row: int) -> BadVectorsError:
+        return cls(f"{where} has {_rows(count)} without a vector (null), the first at row {row:,}. Hint: re-encode them.")
 
     @classmethod
     def ragged(cls, where: str, expected: int, found: int, row: int) -> BadVectorsError:
@@ -144,6 +155,10 @@ class CollectionError(EmbridgeError, ValueError):
     def reserved_column(cls, where: str, column: str) -> CollectionError:
         return cls(f"{where} already has a column {column!r}, which the output needs. Hint: rename it.")
 
+    @classmethod
+    def columns_differ(cls, where: str, reason: Any) -> CollectionError:
+        return cls(f"Columns of the files in {where} do not go together: {str(reason).splitlines()[0]}")
+
 
 class MissingFileError(EmbridgeError, FileNotFoundError):
     """Nothing is there."""
@@ -159,7 +174,8 @@ class UnreadableFileError(EmbridgeError, OSError):
     @classmethod
     def at(cls, path: str, kind: str, reason: Any) -> UnreadableFileError:
         text = str(reason).strip() or type(reason).__name__
-        return cls(f"{path!r} cannot be read as {kind}: {text.splitlines()[0]} Hint: it may be truncated or of another kind.")
+        fact = text.splitlines()[0].rstrip(".")
+        return cls(f"{path!r} cannot be read as {kind}: {fact}. Hint: it may be truncated or of another kind.")
 
     @classmethod
     def foreign(cls, path: str, kind: str, lacks: str) -> UnreadableFileError:
@@ -174,8 +190,61 @@ class OutputExistsError(EmbridgeError, FileExistsError):
         return cls(f"{path!r} exists already. Hint: give another name, or --overwrite (overwrite=True).")
 
     @classmethod
+    def is_folder(cls, path: str) -> OutputExistsError:
+        return cls(f"{path!r} is a folder, and the output is a file. Hint: give the name of a file.")
+
+    @classmethod
     def is_input(cls, path: str) -> OutputExistsError:
         return cls(f"{path!r} is both input and output. Hint: give the output another name.")
+
+
+class InterruptedOutputError(EmbridgeError, FileExistsError):
+    """An unfinished output is in the way, or cannot be gone on with."""
+
+    @classmethod
+    def unfinished(cls, path: str, rows: int) -> InterruptedOutputError:
+        return cls(
+            f"An interrupted run left {path!r} unfinished ({_rows(rows)} of the source done). "
+            "Hint: --resume goes on with it, --overwrite starts anew."
+        )
+
+    @classmethod
+    def unfinished_folder(cls, path: str) -> InterruptedOutputError:
+        return cls(f"{path!r} is there already. Hint: --resume goes on with it if a conversion left it, --overwrite replaces it.")
+
+    @classmethod
+    def differs(cls, path: str, what: Sequence[str]) -> InterruptedOutputError:
+        return cls(
+            f"The unfinished {path!r} was begun with other inputs: {', '.join(what)} differ. "
+            "Hint: repeat that run to finish it, or --overwrite to start anew."
+        )
+
+    @classmethod
+    def busy(cls, path: str) -> InterruptedOutputError:
+        return cls(f"Another process is writing {path!r}. Hint: wait for it, or give another output.")
+
+
+class DiskFullError(EmbridgeError, OSError):
+    """There is no room for the output."""
+
+    @classmethod
+    def before(cls, path: str, needed: int, free: int) -> DiskFullError:
+        return cls(
+            f"{path!r} needs about {needed / 1e9:.2f} GB, but {free / 1e9:.2f} GB are free there. "
+            "Hint: free some, write elsewhere, or halve it with --dtype float16."
+        )
+
+    @classmethod
+    def during(cls, path: str, rows: int) -> DiskFullError:
+        return cls(f"The disk of {path!r} is full; {_rows(rows)} are done and kept. Hint: free some and run again with --resume.")
+
+
+class VerificationError(EmbridgeError, ValueError):
+    """An output is not what its source and map make."""
+
+    @classmethod
+    def of(cls, path: str, what: str) -> VerificationError:
+        return cls(f"{path!r} is not what it should be: {what}")
 
 
 class NoSharedIdsError(EmbridgeError, LookupError):

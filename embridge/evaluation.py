@@ -6,10 +6,9 @@ Nothing is reported alone: each result stands beside the old model left as it is
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
 
 from embridge.anchors import Anchors
 from embridge.arrays import unit
@@ -19,6 +18,9 @@ from embridge.neighbours import overlap, top_k
 from embridge.records import Evaluation, Strategy
 from embridge.retrieval import blend, carry
 from embridge.types import Metric
+
+if TYPE_CHECKING:
+    import torch
 
 _RESAMPLES = 1000
 
@@ -155,14 +157,12 @@ def _strategies(
     yield "re-encode", asked.y, corpus.y, target.metric
 
 
-def _relevant_positions(
-    corpus_ids: np.ndarray, query_ids: np.ndarray, qrels: Qrels | None
-) -> tuple[list[np.ndarray], np.ndarray]:
+def _relevant_positions(corpus_ids: np.ndarray, query_ids: np.ndarray, qrels: Qrels | None) -> tuple[list[np.ndarray], np.ndarray]:
     """For each query the corpus positions of its relevant documents, and whether it has any."""
     if qrels is None:
         return [], np.zeros(len(query_ids), bool)
     place = {i: n for n, i in enumerate(corpus_ids.tolist())}
-    relevant = [np.array([place[d] for d in qrels.get(q, ()) if d in place], np.int64) for q in query_ids.tolist()]
+    relevant = [np.array([place[d] for d in dict.fromkeys(qrels.get(q, ())) if d in place], np.int64) for q in query_ids.tolist()]
     return relevant, np.array([len(r) > 0 for r in relevant])
 
 

@@ -27,13 +27,15 @@ def check_output(path: str | os.PathLike[str], *, overwrite: bool = False, input
     Raises
     ------
     OutputExistsError
-        It exists and `overwrite` is False, or it is one of the inputs.
+        It exists and `overwrite` is False, or it is a folder or one of the inputs.
     MissingFileError
         Its folder does not exist.
     """
     target = Path(path)
     if any(source and os.path.exists(source) and target.exists() and os.path.samefile(source, target) for source in inputs):
         raise OutputExistsError.is_input(str(path))
+    if target.is_dir():
+        raise OutputExistsError.is_folder(str(path))
     if target.exists() and not overwrite:
         raise OutputExistsError.at(str(path))
     if not target.parent.is_dir():

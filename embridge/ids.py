@@ -22,7 +22,11 @@ _MEMORY = "3GB"  # beyond this DuckDB spills to the temporary folder
 @contextlib.contextmanager
 def _database() -> Iterator[duckdb.DuckDBPyConnection]:
     with tempfile.TemporaryDirectory(prefix="embridge-") as folder:
-        config = {"memory_limit": _MEMORY, "temp_directory": folder, "preserve_insertion_order": "false"}
+        config: dict[str, str | bool | int | float | list[str]] = {
+            "memory_limit": _MEMORY,
+            "temp_directory": folder,
+            "preserve_insertion_order": "false",
+        }
         with duckdb.connect(":memory:", config=config) as connection:
             # Streams are registered by name; looking through the caller's variables for tables is not wanted.
             connection.execute("SET python_enable_replacements = false")

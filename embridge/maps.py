@@ -15,7 +15,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
 from embridge.arrays import as_vectors, check_rows, unit
-from embridge.errors import MapError, MissingFileError, ParameterError, SpaceMismatchError, UnreadableFileError
+from embridge.errors import MapError, MissingFileError, SpaceMismatchError, UnreadableFileError
 from embridge.files import check_output, whole_or_absent
 from embridge.records import FitRecord
 from embridge.types import Metric, Space
@@ -56,8 +56,10 @@ class LinearMap:
     anchor_hashes: np.ndarray = field(default_factory=lambda: np.empty(0, np.uint64))
 
     def __post_init__(self) -> None:
-        coef = np.ascontiguousarray(self.coef, dtype=np.float32)
-        intercept = np.ascontiguousarray(self.intercept, dtype=np.float32)
+        # Copies: an array that the caller still holds could change under the map.
+        coef = np.array(self.coef, dtype=np.float32, order="C")
+        intercept = np.array(self.intercept, dtype=np.float32)
+        hashes = np.array(self.anchor_hashes, dtype=np.uint64)
         if coef.shape != (self.target.dim, self.source.dim) or intercept.shape != (self.target.dim,):
             raise SpaceMismatchError(
                 f"A map from {self.source.name!r} to {self.target.name!r} must have coef of shape "
@@ -66,8 +68,7 @@ class LinearMap:
             )
         check_rows(coef, range(len(coef)), "coef (by target feature)", zero_is_bad=False)
         check_rows(intercept[None], ["intercept"], "intercept", zero_is_bad=False)
-        for name, array in (("coef", coef), ("intercept", intercept)):
-            array = array.view()
+        for name, array in (("coef", coef), ("intercept", intercept), ("anchor_hashes", hashes)):
             array.flags.writeable = False
             object.__setattr__(self, name, array)
 
@@ -96,7 +97,7 @@ class LinearMap:
         """
         if isinstance(vectors, torch.Tensor):
             return cast(Vectors, self._apply_torch(vectors))
-        if not isinstance(vectors, np.ndarray) or vectors.ndim > 2 or vectors.dtype.kind != "f":
+        if not isinstance(vectors, np.ndarray) or vectors.ndim not in (1, 2) or vectors.dtype.kind != "f":
             vectors = as_vectors(vectors, what="vectors")
         if vectors.shape[-1] != self.source.dim:
             raise SpaceMismatchError.width(f"The map from {self.source.name!r}", self.source.dim, vectors.shape[-1])
@@ -189,9 +190,10 @@ class LinearMap:
 
         An inverse proper only where the map is square and of full rank; else the least-squares way back, of minimum norm. It
         is not the regression from target to source (fit that with source and target exchanged), and for a map that shrinks,
-        as ridge does, it stretches noise.
+        as ridge does, it stretches noise. Singular values that the rounding of coef to float32 alone can make are taken for zero.
         """
-        pinv = np.linalg.pinv(self.coef.astype(np.float64))
+        rounding = np.finfo(np.float32).eps * min(self.coef.shape) ** 0.5
+        pinv = np.linalg.pinv(self.coef.astype(np.float64), rcond=rounding)
         record = FitRecord("inverse", {"pseudo": True}, sources=(self.fingerprint,))
         return LinearMap(pinv, -pinv @ self.intercept, self.target, self.source, record, self.anchor_hashes)
 
@@ -249,7 +251,7 @@ class LinearMap:
                 coef, intercept, hashes = (np.array(file.get_tensor(n)) for n in ("coef", "intercept", "anchor_hashes"))
             source, target = (Space.from_dict(json.loads(metadata[side])) for side in ("source", "target"))
             loaded = cls(coef, intercept, source, target, FitRecord.from_dict(json.loads(metadata["record"])), hashes)
-        except (SafetensorError, OSError, KeyError, TypeError, json.JSONDecodeError, SpaceMismatchError, ParameterError) as e:
+        except (SafetensorError, OSError, LookupError, TypeError, ValueError, AttributeError) as e:
             if isinstance(e, UnreadableFileError):
                 raise
             raise UnreadableFileError.at(name, "a map", e) from e

@@ -91,6 +91,8 @@ class Moments:
         total = torch.zeros_like(shift)
         sxx, sxy, syy = (torch.zeros(shape, dtype=torch.float64, device=place) for shape in ((p, p), (p, q), (q, q)))
         for x, y in chunks:
+            if not len(x):
+                continue
             rows = [torch.tensor(side, device=place).to(torch.float64) for side in (x, y)]
             if n == 0:
                 shift = torch.cat([side.mean(0) for side in rows])
@@ -101,6 +103,8 @@ class Moments:
             sxx.addmm_(rows[0].T, rows[0])
             sxy.addmm_(rows[0].T, rows[1])
             syy.addmm_(rows[1].T, rows[1])
+        if not torch.isfinite(total).all():
+            raise BadVectorsError("Moments need finite rows; x or y holds NaN or infinite values. Hint: remove those rows.")
         left = total / max(n, 1)
         sxx.addr_(left[:p], left[:p], alpha=-n)
         sxy.addr_(left[:p], left[p:], alpha=-n)
@@ -178,8 +182,13 @@ class Moments:
                     raise UnreadableFileError.foreign(name, "a file of moments", "its metadata")
                 arrays = [np.array(file.get_tensor(n)) for n in _ARRAYS]
             source, target = (Space.from_dict(json.loads(metadata[side])) for side in ("source", "target"))
-            return cls(int(metadata["n"]), *arrays, source, target)
-        except (SafetensorError, KeyError, TypeError, json.JSONDecodeError) as e:
+            p, q = source.dim, target.dim
+            if [array.shape for array in arrays] != [(p,), (q,), (p, p), (p, q), (q, q)]:
+                raise UnreadableFileError.foreign(name, "a file of moments", f"arrays for {p} and {q} dimensions")
+            return cls(int(metadata["n"]), **dict(zip(_ARRAYS, arrays, strict=True)), source=source, target=target)
+        except (SafetensorError, OSError, LookupError, TypeError, ValueError) as e:
+            if isinstance(e, UnreadableFileError):
+                raise
             raise UnreadableFileError.at(name, "moments", e) from e
 
 

@@ -61,7 +61,7 @@ def top_k(
         return torch.nn.functional.normalize(rows) if metric == Metric.COSINE else rows
 
     asked = load(queries)
-    excluded = None if exclude is None else torch.as_tensor(exclude, device=place)
+    excluded = None if exclude is None else torch.tensor(exclude, device=place)
     best: list[tuple[torch.Tensor, torch.Tensor]] = []
     for start in range(0, len(corpus), _CORPUS_BLOCK):
         block = load(corpus[start : start + _CORPUS_BLOCK])

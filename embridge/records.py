@@ -193,7 +193,18 @@ class Evaluation:
 
 @dataclass(frozen=True)
 class Conversion:
-    """A collection that was converted."""
+    """A collection that was converted.
+
+    Attributes
+    ----------
+    path : str
+    rows, skipped : int
+        Rows written, and bad rows left out.
+    seconds : float
+    device : str
+    source, map, fingerprint : str
+        Fingerprints of what it was made of, and its own.
+    """
 
     path: str
     rows: int
@@ -202,6 +213,7 @@ class Conversion:
     source: str
     map: str
     fingerprint: str
+    skipped: int = 0
 
     @property
     def rows_per_second(self) -> float:

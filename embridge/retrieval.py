@@ -124,7 +124,7 @@ class Index:
         weight : float, default 0.5
             Of the carried queries in the blend.
         parameters : str, optional
-            Of the FAISS index, such as ``"nprobe=32"`` or ``"efSearch=128"``.
+            Of the FAISS index, such as ``"nprobe=32"`` or ``"efSearch=128"``. They stay in force until others are given.
 
         Returns
         -------
@@ -148,9 +148,10 @@ class Index:
         check_rows(asked, range(len(asked)), "queries", zero_is_bad=cosine)
         offset = np.zeros(len(asked), np.float32)
         if via is not None:
+            carried = carry(asked, via, self.space)
             if self.space.metric == Metric.DOT and not via.target.same_as(self.space):
                 offset = np.asarray(asked @ via.intercept, np.float32)
-            asked = carry(asked, via, self.space)
+            asked = carried
         if old_queries is not None:
             if via is None:
                 raise ParameterError("Blending needs a map (via) that carries the new queries into the space of the index.")
@@ -171,7 +172,10 @@ class Index:
                 faiss.ParameterSpace().set_index_parameters(index, parameters)
             except RuntimeError as e:
                 raise FaissIndexError.parameters(parameters, e) from e
-        found, labels = index.search(queries, k)
+        try:
+            found, labels = index.search(queries, k)
+        except RuntimeError as e:  # values that only the search itself looks at, such as nprobe=0
+            raise FaissIndexError.parameters(parameters, e) from e
         if self._file.index.metric_type == faiss.METRIC_L2:
             # An L2 index of unit vectors may serve a cosine space: |q - x|^2 = 2 - 2 cos.
             found = 1 - found / 2 if self.space.metric == Metric.COSINE else -found
@@ -181,9 +185,9 @@ class Index:
         if self._file.ids is None:
             return labels
         found = external_ids(self._file, np.maximum(labels.ravel(), 0), repr(self.path)).to_numpy(zero_copy_only=False)
-        if found.dtype == object:
-            return np.where(labels < 0, None, found.reshape(labels.shape))
-        return np.where(labels < 0, -1, found.reshape(labels.shape))
+        out = found.reshape(labels.shape).copy()
+        out[labels < 0] = None if found.dtype == object else -1
+        return out
 
 
 def open_index(path: str | os.PathLike[str], *, space: Space | DeclaredSpace | str | None = None) -> Index:

@@ -48,7 +48,6 @@ def summarise(collection: Collection, *, progress: Callable[[int, int], None] | 
         bad += int(unusable.sum())
         if progress is not None:
             progress(batch.start + len(batch), len(collection))
-    norm = {"mean": float(mean), "std": math.sqrt(square / n), "min": low, "max": high} if n else dict.fromkeys(
-        ("mean", "std", "min", "max"), math.nan
-    )  # fmt: skip
+    values = (float(mean), math.sqrt(square / n), low, high) if n else (math.nan,) * 4
+    norm: dict[str, float] = dict(zip(("mean", "std", "min", "max"), values, strict=True))
     return Summary(len(collection), collection.space, norm, count_repeated(collection)[0], bad)

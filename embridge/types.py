@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from dataclasses import asdict, dataclass, replace
 from enum import StrEnum
 from typing import Any
@@ -48,8 +49,13 @@ class Space:
     def __post_init__(self) -> None:
         if not self.name:
             raise ParameterError.must_be("Space.name", "a non-empty string", self.name)
+        try:
+            object.__setattr__(self, "dim", operator.index(self.dim))  # a NumPy integer is no JSON
+        except TypeError:
+            raise ParameterError.must_be("Space.dim", "an integer", self.dim) from None
         if self.dim < 1:
             raise ParameterError.must_be("Space.dim", "at least 1", self.dim)
+        object.__setattr__(self, "normalized", bool(self.normalized))
         try:
             object.__setattr__(self, "metric", Metric(self.metric))
         except ValueError:

@@ -19,7 +19,14 @@ from embridge.errors import CatalogError, MissingFileError
 from embridge.records import AnchorRecord, Artifact, Conversion, Evaluation, FitRecord, Run
 
 DEFAULT_PATH = "embridge.duckdb"
-_BY_RUN = (("run", "id"), ("artifact", "run"), ("anchor_set", "run"), ("translator", "run"), ("evaluation", "run"), ("conversion", "run"))
+_BY_RUN = (
+    ("run", "id"),
+    ("artifact", "run"),
+    ("anchor_set", "run"),
+    ("translator", "run"),
+    ("evaluation", "run"),
+    ("conversion", "run"),
+)
 _BY_FINGERPRINT = (
     ("collection", "fingerprint"),
     ("translator", "fingerprint"),
@@ -46,18 +53,20 @@ class Catalog:
         self._known = migrations.load_migrations()
 
     def check(self) -> None:
-        """Make sure that this catalog can be written; a new file is made and migrated.
+        """Make sure that this catalog can be written, changing nothing: a file that is not there yet is made by `record`.
 
         Raises
         ------
         CatalogError
             Held by another process, newer or older than the code, or no catalog.
+        MissingFileError
+            Its folder does not exist.
         """
-        if not Path(self.path).exists():
-            self.migrate()
-            return
-        with self._connect(read_only=True) as connection:
-            self._check_current(connection)
+        if Path(self.path).exists():
+            with self._connect(read_only=True) as connection:
+                self._check_usable(connection)
+        elif not Path(self.path).absolute().parent.is_dir():
+            raise MissingFileError.at(str(Path(self.path).parent))
 
     def migrate(self) -> list[str]:
         """Bring the catalog up to date, making the file where there is none; names of the migrations applied."""
@@ -72,32 +81,39 @@ class Catalog:
         Raises
         ------
         CatalogError
-            As `check`.
+            As `check`, or DuckDB cannot store it.
         """
-        self.check()
         with self._connect(read_only=False) as connection:
-            connection.execute("BEGIN")
-            row = connection.execute(
-                'INSERT INTO run (verb, parameters, finished_at, seconds, "rows", device, version) '
-                "VALUES (?, ?, ?, ?, ?, ?, ?) RETURNING id",
-                [run.verb, json.dumps(run.parameters), migrations.utc_now(), run.seconds, run.rows, run.device, __version__],
-            ).fetchone()
-            number = int(row[0]) if row else 0
-            for direction, artifacts in (("in", run.inputs), ("out", run.outputs)):
-                for artifact in artifacts:
-                    self._store_artifact(connection, number, direction, artifact)
-            maps = [a for a in run.outputs if a.kind == "map"]
-            for detail in run.details:
-                if isinstance(detail, FitRecord):
-                    for artifact in maps:
-                        self._store_translator(connection, number, artifact, detail)
-                elif isinstance(detail, AnchorRecord):
-                    _insert(connection, "anchor_set", [number, *vars(detail).values()])
-                elif isinstance(detail, Evaluation):
-                    self._store_evaluation(connection, number, detail)
-                else:
-                    self._store_conversion(connection, number, detail)
-            connection.execute("COMMIT")
+            if not self._check_usable(connection):
+                migrations.migrate(self.path, connection, self._known)
+            try:
+                return self._store(connection, run)
+            except duckdb.Error as e:
+                raise CatalogError(f"The catalog {self.path!r} cannot store the run: {str(e).splitlines()[0]}") from e
+
+    def _store(self, connection: duckdb.DuckDBPyConnection, run: Run) -> int:
+        connection.execute("BEGIN")
+        row = connection.execute(
+            'INSERT INTO run (verb, parameters, finished_at, seconds, "rows", device, version) '
+            "VALUES (?, ?, ?, ?, ?, ?, ?) RETURNING id",
+            [run.verb, json.dumps(run.parameters), migrations.utc_now(), run.seconds, run.rows, run.device, __version__],
+        ).fetchone()
+        number = int(row[0]) if row else 0
+        for direction, artifacts in (("in", run.inputs), ("out", run.outputs)):
+            for artifact in artifacts:
+                self._store_artifact(connection, number, direction, artifact)
+        maps = [a for a in run.outputs if a.kind == "map"]
+        for detail in run.details:
+            if isinstance(detail, FitRecord):
+                for artifact in maps:
+                    self._store_translator(connection, number, artifact, detail)
+            elif isinstance(detail, AnchorRecord):
+                _insert(connection, "anchor_set", [number, *vars(detail).values()])
+            elif isinstance(detail, Evaluation):
+                self._store_evaluation(connection, number, detail)
+            else:
+                self._store_conversion(connection, number, detail)
+        connection.execute("COMMIT")
         return number
 
     @staticmethod
@@ -187,13 +203,11 @@ class Catalog:
         """
         if name.isdecimal() and len(name) < 10:
             facts = {table: self._rows(table, f"{key} = {int(name)}") for table, key in _BY_RUN}
-        else:
-            prints = ", ".join(_quote(fingerprint) for fingerprint in self._fingerprints(name))
-            facts = {table: self._rows(table, f"{key} IN ({prints})") for table, key in _BY_FINGERPRINT}
-        facts = {table: rows for table, rows in facts.items() if rows}
-        if not facts:
-            raise CatalogError.nothing_called(name)
-        return facts
+            if facts["run"]:  # else the number may be how a fingerprint begins
+                return {table: rows for table, rows in facts.items() if rows}
+        prints = ", ".join(_quote(fingerprint) for fingerprint in self._fingerprints(name))
+        facts = {table: self._rows(table, f"{key} IN ({prints})") for table, key in _BY_FINGERPRINT}
+        return {table: rows for table, rows in facts.items() if rows}
 
     def lineage(self, name: str) -> list[dict[str, Any]]:
         """What a file was made of, and what that was made of: one row an edge, nearest first.
@@ -223,6 +237,13 @@ class Catalog:
     def _rows(self, table: str, condition: str) -> list[dict[str, Any]]:
         return self.sql(f"SELECT * FROM {table} WHERE {condition} ORDER BY ALL")
 
+    def _check_usable(self, connection: duckdb.DuckDBPyConnection) -> bool:
+        """True for a current catalog, False for an empty file: a new one, or one whose maker was killed before it was a catalog."""
+        if not migrations.applied(self.path, connection):
+            return False
+        self._check_current(connection)
+        return True
+
     def _check_current(self, connection: duckdb.DuckDBPyConnection) -> None:
         had = migrations.check(self.path, connection, self._known)
         if had < len(self._known):
@@ -236,15 +257,13 @@ class Catalog:
             try:
                 connection = duckdb.connect(self.path, read_only=read_only, config={"python_enable_replacements": "false"})
                 break
-            except duckdb.IOException as e:
-                if "lock" not in str(e).lower():
+            except duckdb.Error as e:
+                if not (holder := _holder(e)):
                     raise CatalogError.foreign(self.path, e) from e
                 if time.monotonic() > deadline:
-                    raise CatalogError.locked(self.path, _holder(str(e)), self.patience) from e
+                    raise CatalogError.locked(self.path, holder, self.patience) from e
                 time.sleep(pause)
                 pause = min(2 * pause, 0.5)
-            except duckdb.Error as e:
-                raise CatalogError.foreign(self.path, e) from e
         try:
             yield connection
         finally:
@@ -263,6 +282,12 @@ def _absolute(path: str) -> str:
     return path if "://" in path else os.path.abspath(path)
 
 
-def _holder(message: str) -> str:
-    found = re.search(r"held in (.+? \(PID \d+\))", message) or re.search(r"PID \d+", message)
-    return found[1] if found and found.re.groups else found[0] if found else "its name is not known"
+def _holder(error: duckdb.Error) -> str:
+    """Who holds the file, where that is why it could not be opened; else nothing."""
+    message = str(error)
+    if isinstance(error, duckdb.ConnectionException) and "same database file" in message:
+        return f"an open connection of this very process, PID {os.getpid()}"
+    if not (isinstance(error, duckdb.IOException) and "Could not set lock on file" in message):
+        return ""
+    found = re.search(r"held in (.+? \(PID \d+\))", message) or re.search(r"(PID \d+)", message)
+    return found[1] if found else "its name is not known"

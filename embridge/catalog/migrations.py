@@ -46,16 +46,14 @@ def load_migrations(folder: Path | None = None) -> list[Migration]:
     if folder is None:
         inside = Path(__file__).parent / "sql"
         folder = inside if inside.is_dir() else Path(__file__).parents[2] / "migrations"
-    found = []
-    for path in sorted(folder.glob("*.sql")):
-        if number := re.match(r"(\d{4})_", path.name):
-            found.append(Migration(int(number[1]), path.stem, path.read_text()))
+    numbered = ((re.match(r"(\d{4})_", path.name), path) for path in sorted(folder.glob("*.sql")))
+    found = [Migration(int(number[1]), path.stem, path.read_text()) for number, path in numbered if number]
     if [m.version for m in found] != list(range(1, len(found) + 1)) or not found:
         raise CatalogError(f"The migrations in {str(folder)!r} are not numbered 0001, 0002, ... without a gap.")
     return found
 
 
-def applied(connection: duckdb.DuckDBPyConnection) -> list[tuple[int, str, str]]:
+def applied(path: str, connection: duckdb.DuckDBPyConnection) -> list[tuple[int, str, str]]:
     """(version, name, sha256) of what a catalog has had; empty for a new file.
 
     Raises
@@ -67,7 +65,7 @@ def applied(connection: duckdb.DuckDBPyConnection) -> list[tuple[int, str, str]]
     if "migration" in tables:
         return connection.execute("SELECT version, name, sha256 FROM migration ORDER BY version").fetchall()
     if tables:
-        raise CatalogError(f"The file is a DuckDB database, but no embridge catalog: it holds {', '.join(sorted(tables))}.")
+        raise CatalogError(f"{path!r} is a DuckDB database, but no embridge catalog: it holds {', '.join(sorted(tables))}.")
     return []
 
 
@@ -79,7 +77,7 @@ def check(path: str, connection: duckdb.DuckDBPyConnection, known: list[Migratio
     CatalogError
         It is newer than the code, or a migration was edited after it was applied.
     """
-    had = applied(connection)
+    had = applied(path, connection)
     if len(had) > len(known):
         raise CatalogError.newer(path, len(had), len(known))
     for (_, name, sha256), migration in zip(had, known, strict=False):

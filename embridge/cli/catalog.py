@@ -12,6 +12,10 @@ def catalog() -> None:
     """Ask the DuckDB catalog what happened.
 
     Tables: run, artifact, space, collection, anchor_set, translator, evaluation, conversion. Views: lineage, best_translator.
+
+    \b
+    embridge catalog list
+    embridge catalog sql "SELECT * FROM best_translator"
     """
 
 
@@ -19,7 +23,12 @@ def catalog() -> None:
 @catalog_option
 @verb(catalog=False)
 def list_(session: Session, catalog_path: str | None) -> None:
-    """Collections, translators and runs that are known."""
+    """Collections, translators and runs that are known.
+
+    \b
+    embridge catalog list
+    embridge catalog list --catalog embridge-demo/embridge.duckdb
+    """
     from embridge.catalog import Catalog
 
     found = Catalog(catalog_path).list()
@@ -65,7 +74,7 @@ def lineage(session: Session, name: str, catalog_path: str | None) -> None:
 @click.option("--write", is_flag=True, help="Let the query change the catalog and touch other files.")
 @catalog_option
 @verb(catalog=False)
-def sql(session: Session, query: str, write: bool, catalog_path: str | None) -> None:  # noqa: FBT001
+def sql(session: Session, query: str, write: bool, catalog_path: str | None) -> None:
     """Run a query; read-only unless --write is given.
 
     \b
@@ -82,7 +91,12 @@ def sql(session: Session, query: str, write: bool, catalog_path: str | None) -> 
 @catalog_option
 @verb(catalog=False)
 def migrate(session: Session, catalog_path: str | None) -> None:
-    """Bring the catalog up to date, or make a new one."""
+    """Bring the catalog up to date, or make a new one.
+
+    \b
+    embridge catalog migrate
+    embridge catalog migrate --catalog team.duckdb
+    """
     from embridge.catalog import Catalog
 
     found = Catalog(catalog_path)

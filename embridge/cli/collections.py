@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import time
 from typing import Any
 
@@ -14,6 +13,7 @@ from embridge.cli.session import (
     check_outputs,
     collection_artifact,
     columns,
+    device_name,
     device_option,
     file_artifact,
     id_option,
@@ -53,8 +53,7 @@ def info(session: Session, source: str, space: str | None, **named: str | None) 
     with session.progress("reading") as progress:
         found = eb.summarise(collection, progress=progress)
     told = collection.space.to_dict() | ({} if is_named else {"name": None})
-    norm = {name: None if math.isnan(value) else value for name, value in found.norm.items()}  # JSON has no NaN
-    result: dict[str, Any] = {"rows": found.rows, "space": told, "norm": norm}
+    result: dict[str, Any] = {"rows": found.rows, "space": told, "norm": found.norm}
     result |= {"duplicate_ids": found.duplicate_ids, "bad_rows": found.bad_rows}
     if is_named:
         seconds = time.perf_counter() - started
@@ -83,9 +82,7 @@ def info(session: Session, source: str, space: str | None, **named: str | None) 
 @device_option
 @overwrite_option
 @verb()
-def encode(
-    session: Session, texts: str, model: str, output: str, id_column: str | None, ids: str | None, **options: Any
-) -> None:
+def encode(session: Session, texts: str, model: str, output: str, id_column: str | None, ids: str | None, **options: Any) -> None:
     """Encode a text column with a sentence-transformers model.
 
     Interrupted, it goes on where it stopped when it is called again; work is kept in OUT.parts until OUT is whole.
@@ -99,16 +96,15 @@ def encode(
     from embridge.stores.tables import read_ids
 
     started = time.perf_counter()
-    check_outputs(output, overwrite=options["overwrite"], inputs=[texts])
+    check_outputs(output, overwrite=options["overwrite"], inputs=[texts, *([ids] if ids else [])])
     only = read_ids(ids) if ids else None
     with session.progress("encoding") as progress:
         made = eb.encode(texts, model, output, id_column=id_column or "id", only=only, progress=progress, **options)
     seconds = time.perf_counter() - started
     inputs = (file_artifact("texts", texts), *([file_artifact("ids", ids)] if ids else []))
     parameters = {"model": model, "text_column": options["text_column"], "dtype": options["dtype"]}
-    session.record(
-        Run("encode", parameters, seconds, inputs, (collection_artifact("output", made),), len(made), options["device"])
-    )
+    device, outputs = device_name(options["device"]), (collection_artifact("output", made),)
+    session.record(Run("encode", parameters, seconds, inputs, outputs, len(made), device))
     result = {"path": output, "rows": len(made), "space": made.space.to_dict(), "seconds": seconds}
     session.emit(result, f"{output}: {len(made):,} rows of {made.space.name!r} ({made.space.dim}) in {seconds:.1f} s")
 
@@ -139,6 +135,7 @@ def convert(
     import embridge as eb
     from embridge.records import Run
 
+    check_outputs(output, overwrite=options["overwrite"], inputs=[source, map_path])
     collection = open_source(source, space, id_column, vector_column)
     translation = eb.LinearMap.load(map_path)
     with session.progress("converting") as progress:
@@ -150,4 +147,5 @@ def convert(
     session.record(Run("convert", parameters, done.seconds, inputs, outputs, done.rows, done.device, (done,)))
     result = {"path": done.path, "rows": done.rows, "seconds": done.seconds}
     result |= {"rows_per_second": done.rows_per_second, "device": done.device}
-    session.emit(result, f"{output}: {done.rows:,} rows in {done.seconds:.1f} s ({done.rows_per_second:,.0f} a second, {done.device})")
+    speed = f"{done.rows_per_second:,.0f} a second, {done.device}"
+    session.emit(result, f"{output}: {done.rows:,} rows in {done.seconds:.1f} s ({speed})")

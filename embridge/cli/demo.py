@@ -21,6 +21,10 @@ def demo(session: Session, output: str) -> None:
     3,000 WordNet glosses were encoded with MiniLM-L6; the team moves to MPNet and has re-encoded 1,000 of them. Fit a map,
     measure it on the other 2,000, convert the collection, index it, search it with MPNet queries, record everything. The folder
     keeps map, collection, index and catalog to play with; running the demo again replaces them.
+
+    \b
+    embridge demo
+    embridge demo -o /tmp/embridge-demo --json
     """
     import embridge as eb
     from embridge.records import Artifact, Run

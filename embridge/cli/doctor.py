@@ -17,7 +17,12 @@ _PACKAGES = ("numpy", "torch", "faiss-cpu", "faiss-gpu", "pyarrow", "duckdb", "s
 @click.command(cls=Verb)
 @verb(catalog=False)
 def doctor(session: Session) -> None:
-    """Versions, devices, which FAISS, free memory, and what is wrong with them, if anything."""
+    """Versions, devices, which FAISS, free memory, and what is wrong with them, if anything.
+
+    \b
+    embridge doctor
+    embridge doctor --json
+    """
     from embridge import __version__
     from embridge.device import available_devices
 

@@ -35,7 +35,7 @@ from embridge.cli.session import (
 @verb()
 def index(
     session: Session, source: str, output: str, factory: str, space: str | None, id_column: str | None,
-    vector_column: str | None, seed: int, overwrite: bool,  # noqa: FBT001
+    vector_column: str | None, seed: int, overwrite: bool,
 ) -> None:  # fmt: skip
     """Build a FAISS index over a collection.
 
@@ -77,7 +77,7 @@ def index(
 def search(
     session: Session, index_path: str, queries: str, k: int, via: str | None, blend: str | None, weight: float, params: str,
     space: str | None, index_space: str | None, id_column: str | None, vector_column: str | None, output: str | None,
-    overwrite: bool,  # noqa: FBT001
+    overwrite: bool,
 ) -> None:  # fmt: skip
     """Search an index with a file of queries, of its own space or, through a map, of another.
 
@@ -95,7 +95,7 @@ def search(
 
     started = time.perf_counter()
     if output:
-        check_outputs(output, overwrite=overwrite, inputs=[index_path, queries])
+        check_outputs(output, overwrite=overwrite, inputs=[p for p in (index_path, queries, via, blend) if p])
     opened = eb.open_index(index_path, space=index_space)
     asked = open_source(queries, space, id_column, vector_column)
     translation = eb.LinearMap.load(via) if via else None
@@ -116,5 +116,7 @@ def search(
     if output:
         session.emit(result, f"{output}: hits of {len(ids):,} queries in {seconds:.1f} s")
         return
-    lines = [f"{query}: " + ", ".join(f"{i} ({s:.3f})" for i, s in zip(found, scores, strict=True)) for query, found, scores in rows]
+    lines = [
+        f"{query}: " + ", ".join(f"{i} ({s:.3f})" for i, s in zip(found, scores, strict=True)) for query, found, scores in rows
+    ]
     session.emit(result, "\n".join(lines))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import json
+import math
 import os
 import sys
 import time
@@ -36,7 +37,7 @@ class Session:
 
     def emit(self, result: Any, text: str) -> None:
         """Print the result: JSON where asked for, else text."""
-        click.echo(json.dumps(result, default=str) if self.json else text)
+        click.echo(json.dumps(_plain(result), default=str, allow_nan=False) if self.json else text)
 
     @contextlib.contextmanager
     def progress(self, title: str) -> Iterator[Callable[[int, int], None]]:
@@ -97,7 +98,7 @@ def verb(*, catalog: bool = True) -> Callable[[Callable[..., None]], Callable[..
 
     def decorate(function: Callable[..., None]) -> Callable[..., None]:
         @functools.wraps(function)
-        def run(as_json: bool, quiet: bool, **options: Any) -> None:  # noqa: FBT001
+        def run(as_json: bool, quiet: bool, **options: Any) -> None:
             found = None
             if catalog:
                 path, no_catalog = options.pop("catalog_path"), options.pop("no_catalog")
@@ -157,6 +158,13 @@ def check_outputs(path: str, *, overwrite: bool, inputs: Sequence[str] = ()) -> 
     check_output(path, overwrite=overwrite, inputs=tuple(inputs))
 
 
+def device_name(device: str) -> str:
+    """The device that an option stands for (auto is one or the other)."""
+    from embridge.device import resolve_device
+
+    return str(resolve_device(device))
+
+
 def collection_artifact(role: str, collection: Collection) -> Artifact:
     """A collection, as a run's input or output."""
     from embridge.records import Artifact
@@ -197,6 +205,15 @@ def table(rows: Sequence[dict[str, Any]]) -> str:
     widths = [max(len(name), *(len(line[i]) for line in cells)) for i, name in enumerate(names)]
     lines = [names, ["-" * w for w in widths], *cells]
     return "\n".join("  ".join(c.ljust(w) for c, w in zip(line, widths, strict=True)).rstrip() for line in lines)
+
+
+def _plain(value: Any) -> Any:
+    """The value with NaN and infinity as null: JSON has neither."""
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, dict):
+        return {k: _plain(v) for k, v in value.items()}
+    return [_plain(v) for v in value] if isinstance(value, list | tuple) else value
 
 
 def _cell(value: Any) -> str:

@@ -14,6 +14,7 @@ from embridge.cli.session import (
     check_outputs,
     collection_artifact,
     columns,
+    device_name,
     device_option,
     file_artifact,
     map_artifact,
@@ -29,7 +30,12 @@ from embridge.cli.session import (
 
 @click.group()
 def anchors() -> None:
-    """Rows that two collections share: choose which to re-encode, count which are there."""
+    """Rows that two collections share: choose which to re-encode, count which are there.
+
+    \b
+    embridge anchors sample old.parquet -n 5000 -o ids.parquet
+    embridge anchors match old.parquet new-sample.parquet
+    """
 
 
 @anchors.command(cls=Verb)
@@ -49,7 +55,7 @@ def anchors() -> None:
 @overwrite_option
 @verb()
 def sample(
-    session: Session, source: str, size: int, output: str, strategy: Any, space: str | None, seed: int, overwrite: bool,  # noqa: FBT001
+    session: Session, source: str, size: int, output: str, strategy: Any, space: str | None, seed: int, overwrite: bool,
     **named: str | None,
 ) -> None:  # fmt: skip
     """Choose which rows to re-encode with the new model.
@@ -144,7 +150,7 @@ def match_(
 def fit(
     session: Session, source: str, target: str, output: str, method: str, purpose: Any, source_space: str | None,
     target_space: str | None, id_column: str | None, vector_column: str | None, test_size: float, seed: int, device: str,
-    overwrite: bool, **given: float | None,  # noqa: FBT001
+    overwrite: bool, **given: float | None,
 ) -> None:  # fmt: skip
     """Fit a map from the space of SRC to the space of TGT, from the ids that they share.
 
@@ -254,8 +260,8 @@ def evaluate(
     inputs += [collection_artifact(role, side) for role, side in zip(roles, opened, strict=False)]
     inputs += [file_artifact("qrels", qrels)] if qrels else []
     seconds = time.perf_counter() - started
-    run = Run("evaluate", options, seconds, tuple(inputs), rows=found.corpus, device=options["device"], details=(found,))
-    session.record(run)
+    device = device_name(options["device"])
+    session.record(Run("evaluate", options, seconds, tuple(inputs), (), found.corpus, device, (found,)))
     result = found.to_dict()
     head = f"{Path(map_path).name}: {found.queries:,} queries over {found.corpus:,} rows that the map was not fitted on"
     tail = f"mean cosine {found.mean_cosine:.3f}, relative residual {found.relative_residual:.3f}"

@@ -16,7 +16,7 @@ import torch
 from embridge.arrays import norms
 from embridge.conversion.run import Progress
 from embridge.device import resolve_device
-from embridge.errors import BadIdsError, MissingDependencyError, OutputExistsError, ParameterError
+from embridge.errors import BadIdsError, CollectionError, MissingDependencyError, OutputExistsError, ParameterError
 from embridge.files import check_output, whole_or_absent
 from embridge.ids import check_unique
 from embridge.stores.collection import Batch, Collection
@@ -90,12 +90,18 @@ def encode(
         No such model, or parts of other inputs are in the way.
     BadIdsError
         Null or duplicate ids, or an id of `only` that is not among the texts.
+    CollectionError
+        A row without a text, or a column ``vector`` among the texts. All of these before anything is encoded.
     """
     if part_rows < 1 or batch_size < 1:
         raise ParameterError.must_be("part_rows and batch_size", "at least 1", (part_rows, batch_size))
     target = check_output(path, overwrite=overwrite, inputs=(os.fspath(texts),))
     table = TextTable(texts, id_column=id_column, text_column=text_column)
+    if "vector" in table.payload_schema.names:
+        raise CollectionError.reserved_column(table.name, "vector")
     check_unique(table)
+    table.check()
+    wanted = None if only is None else _wanted(table, only)
     place = resolve_device(device)
     encoder = _load(model, place)
     parts = Path(f"{target}.parts")
@@ -103,15 +109,15 @@ def encode(
         "texts": table.fingerprint(),
         "columns": [id_column, text_column],
         "model": model,
-        "only": None if only is None else hashlib.blake2b(repr(sorted(only.tolist())).encode()).hexdigest(),
+        "only": None if wanted is None else hashlib.blake2b(repr(sorted(wanted)).encode()).hexdigest(),
         "dtype": dtype,
         "part_rows": part_rows,
         "space": space or model.rstrip("/").rpartition("/")[2],
     }
     _prepare(parts, plan, overwrite=overwrite)
-    total = len(table) if only is None else len(only)
+    total = len(table) if wanted is None else len(wanted)
     done = 0
-    for number, batch in enumerate(_parts(table, part_rows, only)):
+    for number, batch in enumerate(_parts(table, part_rows, wanted)):
         part = parts / f"part-{number:06d}.parquet"
         if not part.exists():
             vectors = _vectors(encoder, batch.texts, batch_size)
@@ -121,8 +127,6 @@ def encode(
         done += len(batch.ids)
         if progress is not None:
             progress(done, total)
-    if done < total:
-        raise BadIdsError(f"{table.name} holds {done:,} of the {total:,} ids that were asked for.")
     encoded = ParquetCollection(parts)
     lineage = {"source": plan["texts"], "model": model}
     with write_collection(target, encoded.space, table.id_type, table.payload_schema,
@@ -152,6 +156,8 @@ def _prepare(parts: Path, plan: dict[str, Any], *, overwrite: bool) -> None:
         found = json.loads(journal.read_text()) if journal.exists() else None
         if found == plan:
             return
+        if found is None and any(not p.name.startswith(".plan.json.") for p in parts.iterdir()):
+            raise OutputExistsError(f"{str(parts)!r} is needed for parts, but holds other files. Hint: move it away.")
         if found is not None and not overwrite:
             differ = ", ".join(k for k in plan if plan[k] != found.get(k))
             raise OutputExistsError(
@@ -164,8 +170,20 @@ def _prepare(parts: Path, plan: dict[str, Any], *, overwrite: bool) -> None:
         temporary.write_text(json.dumps(plan))
 
 
-def _parts(table: TextTable, part_rows: int, only: np.ndarray | None) -> Iterator[TextBatch]:
-    wanted = None if only is None else set(only.tolist())
+def _wanted(table: TextTable, only: np.ndarray) -> set[Any]:
+    """The ids to encode, all of which must be there."""
+    wanted = set(only.tolist())
+    if not wanted:
+        raise ParameterError.must_be("only", "at least one id", [])
+    missing = set(wanted)
+    for batch in table.id_reader():
+        missing.difference_update(batch.column(0).to_pylist())
+    if missing:
+        raise BadIdsError.unknown("The choice of ids", sorted(missing))
+    return wanted
+
+
+def _parts(table: TextTable, part_rows: int, wanted: set[Any] | None) -> Iterator[TextBatch]:
     for batch in table.batches(part_rows):
         if wanted is None:
             yield batch

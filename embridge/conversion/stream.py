@@ -1,66 +1,201 @@
-"""Batches of one space in, batches of the other space out: the same lines on a CPU and on CUDA."""
+"""A collection as row groups of the output: read ahead, translated, written behind, each overlapped with the others."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import replace
+import collections
+import contextlib
+import queue
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
+from typing import Any, Literal, TypeVar
 
 import numpy as np
-import torch
 
+from embridge.arrays import bad_rows
+from embridge.conversion.engine import Engine
 from embridge.errors import BadVectorsError
-from embridge.maps import LinearMap
 from embridge.stores import Batch, Collection
 from embridge.types import Metric
 
-
-class _Unlocked:
-    """A read-only array's memory, declared writable: torch warns of sharing it otherwise. Nothing here writes into it."""
-
-    def __init__(self, array: np.ndarray) -> None:
-        self._array = array
-        interface = dict(array.__array_interface__)
-        self.__array_interface__ = interface | {"data": (interface["data"][0], False)}
+OnBad = Literal["stop", "skip"]
+Bad = tuple[int, Any, str]
+Item = TypeVar("Item")
 
 
-def as_tensor(array: np.ndarray, device: torch.device) -> torch.Tensor:
-    """Rows as a tensor on `device`, sharing memory where that is the CPU."""
-    shared = array if array.flags.writeable else np.asarray(_Unlocked(array))
-    return torch.from_numpy(shared).to(device)
+@dataclass
+class Group:
+    """Consecutive rows of a source that make one row group of the output.
+
+    Attributes
+    ----------
+    parts : list of Batch
+    rows : int
+    read : int
+        Rows of the source taken up to and with this group.
+    bad : list of (position, id, reason)
+        Rows of the source left out since the group before.
+    """
+
+    parts: list[Batch] = field(default_factory=list)
+    rows: int = 0
+    read: int = 0
+    bad: list[Bad] = field(default_factory=list)
 
 
-def translate(
-    source: Collection, translation: LinearMap, device: torch.device, *, dtype: str, batch_rows: int | None, payload: bool = True
-) -> Iterator[Batch]:
-    """The batches of a collection, translated.
+def row_groups(source: Collection, group_rows: int, batch_rows: int, *, start: int = 0, on_bad: OnBad = "stop") -> Iterator[Group]:
+    """Cut the rows of a collection, from position `start` on, into row groups of the output.
+
+    Groups depend on the rows alone, not on the batches they are read in. Where only bad rows are left the last group is empty.
+
+    Raises
+    ------
+    BadVectorsError, BadIdsError
+        With ``stop``: rows that cannot be translated. With ``skip`` they are left out, and listed.
+    """
+    group = Group()
+    bad: list[Bad] = []
+    for batch in source.batches(batch_rows, payload=True, needed=lambda _, stop: stop > start, lenient=on_bad == "skip"):
+        rows = np.arange(max(start - batch.start, 0), len(batch))
+        if on_bad == "skip" and (reasons := _reasons(batch, source)):
+            bad += [(batch.start + row, batch.ids[row].as_py(), reasons[row]) for row in rows.tolist() if row in reasons]
+            rows = rows[~np.isin(rows, list(reasons))]
+        while len(rows):
+            taken, rows = np.split(rows, [group_rows - group.rows])
+            group.parts.append(batch.at(taken))
+            group.rows += len(taken)
+            if group.rows == group_rows:
+                group.read = batch.start + int(taken[-1]) + 1
+                group.bad = [b for b in bad if b[0] < group.read]
+                bad = bad[len(group.bad) :]
+                yield group
+                group = Group()
+    if group.rows or bad:
+        group.read, group.bad = len(source), bad
+        yield group
+
+
+def _reasons(batch: Batch, source: Collection) -> dict[int, str]:
+    """Why rows of a batch cannot be translated."""
+    not_finite, zero = bad_rows(batch.vectors, zero_is_bad=source.space.metric == Metric.COSINE)
+    reasons = dict.fromkeys(zero.tolist(), "zero vector")
+    reasons |= dict.fromkeys(not_finite.tolist(), "no vector, or NaN or infinite values")
+    if batch.ids.null_count:
+        reasons |= dict.fromkeys(np.flatnonzero(batch.ids.is_null().to_numpy(zero_copy_only=False)).tolist(), "no id")
+    return reasons
+
+
+def readahead(items: Iterator[Item], depth: int = 1) -> Iterator[Item]:
+    """The same items, made in a thread of their own, at most `depth` of them ahead."""
+    ready: queue.Queue[tuple[Item | None, BaseException | None]] = queue.Queue(depth)
+    stopped = threading.Event()
+
+    def put(item: Item | None, error: BaseException | None) -> None:
+        while not stopped.is_set():
+            try:
+                ready.put((item, error), timeout=0.1)
+            except queue.Full:
+                continue
+            return
+
+    def run() -> None:
+        try:
+            for item in items:
+                put(item, None)
+                if stopped.is_set():
+                    return
+            put(None, None)
+        except BaseException as e:
+            put(None, e)
+
+    thread = threading.Thread(target=run, name="embridge-read", daemon=True)
+    thread.start()
+    try:
+        while True:
+            item, error = ready.get()
+            if error is not None:
+                raise error
+            if item is None:
+                return
+            yield item
+    finally:
+        stopped.set()
+        thread.join()
+
+
+def translate_groups(
+    groups: Iterator[Group],
+    engines: Sequence[Engine],
+    buffers: Sequence[np.ndarray],
+    write: Callable[[Group, np.ndarray], None],
+    where: str,
+    *,
+    zero_is_bad: bool,
+) -> None:
+    """Read ahead, translate and write, in order, each while the others go on.
+
+    One thread reads, one a device translates, and this one writes.
 
     Parameters
     ----------
-    source : Collection
-    translation : LinearMap
-    device : torch.device
-    dtype : {"float32", "float16"}
-        Of the vectors that come out; computed in float32.
-    batch_rows : int or None
-    payload : bool, default True
+    groups : iterator of Group
+    engines : sequence of Engine
+        One a device.
+    buffers : sequence of ndarray of shape (group_rows, dim_target)
+        What row groups are translated into; they are used again and again.
+    write : callable
+        Takes a group and its translated vectors, in order.
+    where : str
+        How messages call the source.
+    zero_is_bad : bool
+        Refuse translations of length zero.
 
     Raises
     ------
     BadVectorsError
-        A row whose translation is zero under cosine, or beyond the range of float16.
+        A row whose translation is zero where that is bad, or not finite.
     """
-    zero_is_bad = translation.target.metric == Metric.COSINE
-    for batch in source.batches(batch_rows, payload=payload):
-        found = translation.apply(as_tensor(batch.vectors, device))
-        if zero_is_bad and not bool(found.any(dim=1).all()):
-            _refuse(batch, ~found.any(dim=1), source, "a translation of length zero, which has no direction under cosine")
-        if dtype == "float16":
-            found = found.to(torch.float16)
-            if not bool(torch.isfinite(found).all()):
-                _refuse(batch, ~torch.isfinite(found).all(dim=1), source, "a translation beyond the range of float16")
-        yield replace(batch, vectors=found.cpu().numpy())
+    idle: queue.SimpleQueue[Engine] = queue.SimpleQueue()
+    for engine in engines:
+        idle.put(engine)
+
+    def compute(group: Group, out: np.ndarray) -> None:
+        engine = idle.get()
+        try:
+            zero, not_finite = engine.run([part.vectors for part in group.parts], out)
+        finally:
+            idle.put(engine)
+        if not_finite.size:
+            _refuse(group, not_finite, where, f"a translation beyond the range of {out.dtype}")
+        if zero_is_bad and zero.size:
+            _refuse(group, zero, where, "a translation of length zero, which has no direction under cosine")
+
+    free = list(buffers)
+    pending: collections.deque[tuple[Group, np.ndarray, np.ndarray, Future[None]]] = collections.deque()
+
+    def write_first() -> None:
+        group, buffer, out, done = pending.popleft()
+        done.result()
+        write(group, out)
+        free.append(buffer)
+
+    with contextlib.closing(readahead(groups)) as ahead, ThreadPoolExecutor(len(engines), "embridge-translate") as pool:
+        try:
+            for group in ahead:
+                if not free:
+                    write_first()
+                buffer = free.pop()
+                out = buffer[: group.rows]
+                pending.append((group, buffer, out, pool.submit(compute, group, out)))
+            while pending:
+                write_first()
+        except BaseException:
+            for *_, done in pending:
+                done.cancel()
+            raise
 
 
-def _refuse(batch: Batch, rows: torch.Tensor, source: Collection, reason: str) -> None:
-    ids = [batch.ids[i].as_py() for i in torch.nonzero(rows).flatten().tolist()]
-    raise BadVectorsError.rows(source.name, reason, ids)
+def _refuse(group: Group, rows: np.ndarray, where: str, reason: str) -> None:
+    ids = [i for part in group.parts for i in part.ids.to_pylist()]
+    raise BadVectorsError.rows(where, reason, [ids[row] for row in rows])

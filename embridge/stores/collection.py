@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -42,6 +42,15 @@ class Batch:
 
     def __len__(self) -> int:
         return len(self.ids)
+
+    def at(self, rows: np.ndarray) -> Batch:
+        """Some of its rows, at least one, by sorted positions; consecutive ones without a copy."""
+        first, count = int(rows[0]), len(rows)
+        if rows[-1] - first == count - 1:
+            span = slice(first, first + count)
+            return Batch(self.start + first, self.ids[span], self.vectors[span], self.payload.slice(first, count))
+        places = pa.array(rows)
+        return Batch(self.start + first, self.ids.take(places), self.vectors[rows], self.payload.take(places))
 
 
 Needed = Callable[[int, int], bool]
@@ -131,23 +140,42 @@ class Collection(ABC):
             if not lenient:
                 if batch.ids.null_count:
                     raise BadIdsError.null(self.name, batch.ids.null_count)
-                check_rows(batch.vectors, _Values(batch.ids), self.name, zero_is_bad=self.space.metric == Metric.COSINE)
+                self._check(batch.ids, batch.vectors)
             yield batch
+
+    def _check(self, ids: pa.Array, vectors: np.ndarray) -> None:
+        check_rows(vectors, IdValues(ids), self.name, zero_is_bad=self.space.metric == Metric.COSINE)
 
     def default_batch_rows(self) -> int:
         """Rows that hold 32 MiB of float32 vectors, 1,024 at least."""
         return max(1024, BATCH_BYTES // (4 * self.space.dim))
 
     def select(self, rows: np.ndarray) -> Iterator[tuple[slice, np.ndarray]]:
-        """Vectors of the rows at `rows` (sorted positions), as pieces: where in `rows` they belong, and the vectors."""
+        """Vectors of the rows at `rows` (sorted positions), as pieces: where in `rows` they belong, and the vectors.
+
+        Only these rows are checked: what is wrong with others does not matter, whatever batch they lie in.
+
+        Raises
+        ------
+        ParameterError
+            Positions that are not sorted, or beyond the rows there are.
+        BadVectorsError
+            As for `batches`.
+        """
+        if len(rows) and (rows[0] < 0 or rows[-1] >= len(self) or (np.diff(rows) < 0).any()):
+            expected = f"sorted positions between 0 and {len(self) - 1:,} (the rows of {self.name})"
+            raise ParameterError.must_be("rows", expected, rows)
 
         def needed(start: int, stop: int) -> bool:
             return bool(np.searchsorted(rows, start) < np.searchsorted(rows, stop))
 
-        for batch in self.batches(needed=needed):
+        for batch in self.batches(needed=needed, lenient=True):
             low, high = np.searchsorted(rows, (batch.start, batch.start + len(batch)))
             if low < high:
-                yield slice(int(low), int(high)), batch.vectors[rows[low:high] - batch.start]
+                places = rows[low:high] - batch.start
+                vectors = batch.vectors[places]
+                self._check(batch.ids.take(places), vectors)
+                yield slice(int(low), int(high)), vectors
 
     def take(self, rows: np.ndarray) -> np.ndarray:
         """Vectors of the rows at `rows` (sorted positions) in float32, shape (len(rows), dim)."""
@@ -179,7 +207,7 @@ class Collection(ABC):
         return f"{type(self).__name__}({self.path!r}, {len(self):,} rows of {self.space})"
 
 
-class _Values:
+class IdValues(Sequence[Any]):
     """Ids of an Arrow array as Python values, made only when an error message asks for them."""
 
     def __init__(self, ids: pa.Array) -> None:

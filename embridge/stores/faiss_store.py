@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -34,6 +35,7 @@ except ImportError as e:  # pragma: no cover - told by a subprocess test
     raise MissingDependencyError.of("FAISS", "This", "cpu] or embridge[gpu") from e
 
 SUFFIXES = (".faiss", ".index")
+_MAPPED_FROM = 64 << 20  # smaller files are loaded: FAISS maps no better, and crashes where a mapped file ends within its header
 
 
 def json_path(path: str | os.PathLike[str]) -> Path:
@@ -73,7 +75,7 @@ def read_index_file(path: str, *, mapped: bool = False) -> IndexFile:
     ----------
     path : str
     mapped : bool, default False
-        Map what FAISS can map instead of loading it. Never write into such an index.
+        Map what FAISS can map of a file over 64 MiB instead of loading it. Never write into such an index.
 
     Raises
     ------
@@ -84,11 +86,11 @@ def read_index_file(path: str, *, mapped: bool = False) -> IndexFile:
     """
     if not os.path.isfile(path):
         raise MissingFileError.at(path)
-    flags = faiss.IO_FLAG_MMAP_IFC | faiss.IO_FLAG_READ_ONLY if mapped else 0
+    flags = faiss.IO_FLAG_MMAP_IFC | faiss.IO_FLAG_READ_ONLY if mapped and os.path.getsize(path) >= _MAPPED_FROM else 0
     try:
         index = faiss.read_index(path, flags)
     except RuntimeError as e:
-        raise UnreadableFileError.at(path, "a FAISS index", str(e).strip().splitlines()[-1]) from e
+        raise UnreadableFileError.at(path, "a FAISS index", _reason(e)) from e
     restore_transforms(index)
     space, ids, lineage = None, None, {}
     if json_path(path).exists():
@@ -108,10 +110,16 @@ def read_index_file(path: str, *, mapped: bool = False) -> IndexFile:
     return IndexFile(index, space, ids, lineage)
 
 
+def _reason(error: Exception) -> str:
+    """What FAISS says went wrong, without the C++ signature and the line of its source that it happened in."""
+    text = re.sub(r"^Error in .*? at \S+:\d+: (Error: )?", "", str(error).strip(), flags=re.DOTALL)
+    return " ".join(text.split())
+
+
 def write_index_file(path: str, content: IndexFile) -> None:
     """Write an index and its sidecars; the index itself is renamed into place last, so that it is never there without them.
 
-    Sidecars of an earlier index of that name are replaced or removed.
+    Sidecars of an earlier index of that name are replaced or removed, before the new one stands there.
     """
     with contextlib.ExitStack() as stack:
         index_to = stack.enter_context(whole_or_absent(path))
@@ -124,9 +132,8 @@ def write_index_file(path: str, content: IndexFile) -> None:
             ids_to = stack.enter_context(whole_or_absent(ids_path(path)))
             pq.write_table(pa.table({"id": content.ids}), ids_to)
         # An index that is replaced goes first: one of the old and sidecars of the new must never stand together.
-        Path(path).unlink(missing_ok=True)
-    if content.ids is None:
-        ids_path(path).unlink(missing_ok=True)
+        for stale in (Path(path), json_path(path), ids_path(path)):
+            stale.unlink(missing_ok=True)
 
 
 def restore_transforms(index: Any) -> None:
@@ -248,7 +255,7 @@ def external_ids(file: IndexFile, labels: np.ndarray, where: str) -> pa.Array:
     if file.ids is None:
         return pa.array(labels)
     if len(labels) and not 0 <= int(labels.min()) <= int(labels.max()) < len(file.ids):
-        raise BadIdsError.unknown(where, [int(labels.max())])
+        raise BadIdsError.unknown(where, labels[(labels < 0) | (labels >= len(file.ids))].tolist())
     return file.ids.take(pa.array(labels))
 
 
@@ -269,8 +276,8 @@ def space_of(where: str, file: IndexFile, declared: Space | DeclaredSpace | str 
     space = declare_space(where, declared, file.space, file.index.d, None if inner else Metric.L2, sample)
     if file.space is None and inner and not space.normalized:
         # Inner product of vectors that are not of unit length is no cosine.
-        is_said = isinstance(declared, Space) or (isinstance(declared, str) and DeclaredSpace.parse(declared).metric)
-        if not is_said:
+        said = DeclaredSpace.parse(declared) if isinstance(declared, str) else declared
+        if said is None or said.metric is None:
             space = Space(space.name, space.dim, Metric.DOT, normalized=False)
     if inner == (space.metric == Metric.L2) and not (space.normalized and not inner):
         raise SpaceMismatchError.contradiction(where, "metric", str(space.metric), "inner product" if inner else "l2")

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 import fnmatch
 import glob
 import os
+from pathlib import Path
 
 import pyarrow as pa
 from pyarrow import fs
 
 from embridge.errors import CollectionError, MissingFileError, UnreadableFileError
+
+_PART = 16 << 20  # bytes of a part of a multipart upload
 
 
 def find_files(path: str) -> tuple[fs.FileSystem, list[str], str | None]:
@@ -22,10 +26,7 @@ def find_files(path: str) -> tuple[fs.FileSystem, list[str], str | None]:
     CollectionError
         A folder or glob without Parquet files.
     """
-    try:
-        filesystem, inner = fs.FileSystem.from_uri(path) if "://" in path else (fs.LocalFileSystem(), path)
-    except (pa.ArrowException, OSError) as e:
-        raise UnreadableFileError.at(path, "a location", e) from e
+    filesystem, inner = _resolve(path)
     local = isinstance(filesystem, fs.LocalFileSystem)
     try:
         info = filesystem.get_file_info(inner)
@@ -55,3 +56,44 @@ def _parquet_files(filesystem: fs.FileSystem, base: str) -> list[str]:
     names = [f.path for f in found if f.type == fs.FileType.File and f.extension in ("parquet", "pq")]
     # As everywhere in this field, what begins with "." or "_" (_metadata, _temporary, .crc) is not data.
     return sorted(n for n in names if not any(part.startswith((".", "_")) for part in n[len(base) :].split("/")))
+
+
+def is_remote(path: str) -> bool:
+    """True for object storage: ``s3://``, ``gs://``."""
+    return "://" in path and not path.startswith("file://")
+
+
+def exists(path: str) -> bool:
+    """True where there is a file at a remote path."""
+    filesystem, inner = _resolve(path)
+    try:
+        return filesystem.get_file_info(inner).type == fs.FileType.File
+    except OSError as e:
+        raise UnreadableFileError.at(path, "a location", e) from e
+
+
+def upload(local: Path, path: str) -> None:
+    """Copy a local file to a remote path, in parts; a copy that fails is removed.
+
+    Raises
+    ------
+    UnreadableFileError
+        The storage does not answer or refuses.
+    """
+    filesystem, inner = _resolve(path)
+    try:
+        with open(local, "rb") as source, filesystem.open_output_stream(inner, buffer_size=None) as sink:
+            while block := source.read(_PART):
+                sink.write(block)
+    except (pa.ArrowException, OSError) as e:
+        # Closing a stream that failed may leave a truncated object, which nobody shall take for the output.
+        with contextlib.suppress(pa.ArrowException, OSError):
+            filesystem.delete_file(inner)
+        raise UnreadableFileError.at(path, "a place to write to", e) from e
+
+
+def _resolve(path: str) -> tuple[fs.FileSystem, str]:
+    try:
+        return fs.FileSystem.from_uri(path) if "://" in path else (fs.LocalFileSystem(), path)
+    except (pa.ArrowException, OSError) as e:
+        raise UnreadableFileError.at(path, "a location", e) from e

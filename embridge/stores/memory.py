@@ -41,7 +41,10 @@ class MemoryCollection(Collection):
     def __init__(self, ids: Any, vectors: Any, space: Space, payload: Any = None) -> None:
         self.path = None
         self.space = space
-        values = ids if isinstance(ids, pa.Array) else pa.array(ids if not isinstance(ids, np.ndarray) else ids.tolist())
+        try:
+            values = ids if isinstance(ids, pa.Array) else pa.array(ids if not isinstance(ids, np.ndarray) else ids.tolist())
+        except (pa.ArrowInvalid, pa.ArrowTypeError) as e:
+            raise BadIdsError.kind(self.name, f"values of several kinds ({e})") from e
         if not len(values):
             raise CollectionError.empty(self.name)
         self._ids = normalise_ids(values, self.name)
@@ -55,7 +58,10 @@ class MemoryCollection(Collection):
         self._vectors = as_vectors(vectors, space.dim, self.name)
         if len(self._ids) != len(self._vectors):
             raise BadVectorsError(f"{self.name} has {len(self._ids):,} ids, but {len(self._vectors):,} vectors.")
-        self._payload = pa.table(payload or {}).combine_chunks()
+        try:
+            self._payload = pa.table({} if payload is None else payload).combine_chunks()
+        except (pa.ArrowInvalid, pa.ArrowTypeError) as e:
+            raise CollectionError(f"{self.name} has a payload that is no table: {e}") from e
         if self._payload.num_columns and self._payload.num_rows != len(self._ids):
             raise CollectionError(f"{self.name} has {len(self._ids):,} ids, but {self._payload.num_rows:,} rows of payload.")
         self.payload_schema = self._payload.schema
@@ -76,6 +82,8 @@ class MemoryCollection(Collection):
     def fingerprint(self) -> str:
         digest = hashlib.blake2b(repr(self._ids.to_pylist()).encode(), digest_size=16)
         digest.update(np.ascontiguousarray(self._vectors).tobytes())
+        if self.payload_schema.names:
+            digest.update(repr(self._payload.to_pydict()).encode())
         return digest.hexdigest()
 
 

@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-import contextlib
+import copy
 import hashlib
 import json
 import os
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import Any
-from urllib.parse import unquote
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
-from pyarrow import fs
 
 from embridge.errors import (
     BadIdsError,
@@ -22,15 +19,14 @@ from embridge.errors import (
     CollectionError,
     SpaceMismatchError,
     UndeclaredSpaceError,
-    UnreadableFileError,
 )
 from embridge.files import hash_content
 from embridge.stores.collection import Batch, Collection, Needed, declare_space, id_type_of, normalise_ids
 from embridge.stores.locations import find_files
 from embridge.stores.memory import empty_payload
+from embridge.stores.parquet_file import ParquetFile, vectors_of
 from embridge.types import DeclaredSpace, Space
 
-_NULL_FOLDER = "__HIVE_DEFAULT_PARTITION__"
 SPACE_KEY, LINEAGE_KEY, COLUMNS_KEY = b"embridge.space", b"embridge.lineage", b"embridge.columns"
 
 
@@ -67,8 +63,8 @@ class ParquetCollection(Collection):
         vector_column: str | None = None,
     ) -> None:
         self.path = os.fspath(path)
-        self._fs, names, base = find_files(self.path)
-        self._files = [ParquetFile(self._fs, name, self._display(name, names), base) for name in names]
+        self._fs, names, self._base = find_files(self.path)
+        self._files = [ParquetFile(self._fs, name, self._display(name, names), self._base) for name in names]
         first = self._files[0]
         columns = _metadata(first.schema, COLUMNS_KEY) or {}
         self.id_column = id_column or columns.get("id", "id")
@@ -149,7 +145,7 @@ class ParquetCollection(Collection):
                     if not lengths:
                         raise BadVectorsError(f"{self.name} begins with {len(column):,} rows without a vector.")
                     dim = lengths[0]
-                return dim, _vectors(column, dim, file.name, 0, lenient=True)
+                return dim, vectors_of(column, dim, file.name, 0, lenient=True)
         raise CollectionError.empty(self.name)
 
     def __len__(self) -> int:
@@ -163,7 +159,9 @@ class ParquetCollection(Collection):
             for start, batch in file.spans(columns, batch_rows, needed, offset):
                 ids = normalise_ids(batch.column(self.id_column), file.name)
                 if vectors:
-                    values = _vectors(batch.column(self.vector_column), self.space.dim, file.name, start - offset, lenient=lenient)
+                    values = vectors_of(
+                        batch.column(self.vector_column), self.space.dim, file.name, start - offset, lenient=lenient
+                    )
                 else:
                     values = np.empty((len(ids), 0), np.float32)
                 yield Batch(start, ids, values, self._payload(file, batch) if payload else empty_payload(len(ids)))
@@ -189,55 +187,42 @@ class ParquetCollection(Collection):
         return digest.hexdigest()
 
     @property
+    def is_many(self) -> bool:
+        """True for a folder or a glob, of however many files."""
+        return self._base is not None or len(self._files) > 1
+
+    @property
+    def paths(self) -> list[str]:
+        """Its files, in order."""
+        return [file.path for file in self._files]
+
+    def split_files(self) -> list[tuple[str, ParquetCollection]]:
+        """Each file as a collection, with its path below the folder (its name, where a glob found it).
+
+        What ``key=value`` folders say stays with the folders: it is no column of a single file.
+
+        Raises
+        ------
+        CollectionError
+            Two files of a glob have one name.
+        """
+        found = []
+        for file in self._files:
+            part = copy.copy(self)
+            part._files, part._base, part.path = [file], None, file.path
+            part.payload_schema = pa.schema(
+                [f for f in self.payload_schema if f.name not in file.partition or f.name in file.schema.names]
+            )
+            found.append((file.path[len(self._base) :] if self._base else file.path.rpartition("/")[2], part))
+        names = [name for name, _ in found]
+        if len(set(names)) < len(names):
+            raise CollectionError(f"{self.name} finds several files of one name. Hint: convert the folder above them.")
+        return found
+
+    @property
     def lineage(self) -> dict[str, str]:
         """Fingerprints of what the first file was made of, where it says so."""
         return _metadata(self._files[0].schema, LINEAGE_KEY) or {}
-
-
-class ParquetFile:
-    """One Parquet file: its footer is read when it is opened, its rows each time they are asked for."""
-
-    def __init__(self, filesystem: fs.FileSystem, path: str, name: str, base: str | None) -> None:
-        self._fs, self.path, self.name = filesystem, path, name
-        with self._reading() as file:
-            self.schema: pa.Schema = file.schema_arrow
-            groups = [file.metadata.row_group(i).num_rows for i in range(file.metadata.num_row_groups)]
-        self._starts = np.concatenate([[0], np.cumsum(groups, dtype=np.int64)])
-        self.rows = int(self._starts[-1])
-        folders = path[len(base) :].split("/")[:-1] if base else []
-        pairs = (f.split("=", 1) for f in folders if "=" in f)
-        self.partition = {unquote(key): None if value == _NULL_FOLDER else unquote(value) for key, value in pairs}
-
-    @contextlib.contextmanager
-    def _reading(self) -> Iterator[pq.ParquetFile]:
-        try:
-            # Buffered reading without pre-buffering: a row group of any size is read in pieces (DESIGN, section 6).
-            with (
-                self._fs.open_input_file(self.path) as source,
-                pq.ParquetFile(source, buffer_size=1 << 20, pre_buffer=False) as file,
-            ):
-                yield file
-        except (pa.ArrowException, OSError) as e:
-            if isinstance(e, UnreadableFileError):
-                raise
-            raise UnreadableFileError.at(self.name.strip("'"), "Parquet", e) from e
-
-    def spans(
-        self, columns: list[str], batch_rows: int, needed: Needed | None, offset: int
-    ) -> Iterator[tuple[int, pa.RecordBatch]]:
-        """Batches with the position of their first row, `offset` added; row groups that are not needed are passed over."""
-        with self._reading() as file:
-            for group in range(len(self._starts) - 1):
-                start, stop = int(self._starts[group]) + offset, int(self._starts[group + 1]) + offset
-                if needed is not None and not needed(start, stop):
-                    continue
-                for batch in file.iter_batches(batch_rows, row_groups=[group], columns=columns):
-                    yield start, batch
-                    start += len(batch)
-
-    def batches(self, columns: list[str], batch_rows: int) -> Iterator[pa.RecordBatch]:
-        for _, batch in self.spans(columns, batch_rows, None, 0):
-            yield batch
 
 
 def _metadata(schema: pa.Schema, key: bytes) -> dict[str, Any] | None:
@@ -256,49 +241,3 @@ def _space(file: ParquetFile) -> Space | None:
         return Space.from_dict(values) if values else None
     except (KeyError, TypeError, ValueError) as e:
         raise CollectionError(f"The metadata {SPACE_KEY.decode()!r} of {file.name} is no space: {values!r}") from e
-
-
-def _vectors(column: pa.Array, dim: int, name: str, start: int, *, lenient: bool) -> np.ndarray:
-    """Rows of a list column as an array of shape (n, dim), without a copy where every row has `dim` values."""
-    if pa.types.is_fixed_size_list(column.type):
-        lengths = np.full(len(column), column.type.list_size)
-    else:
-        lengths = np.diff(column.offsets.to_numpy())
-    if column.null_count:
-        lengths = np.where(column.is_null().to_numpy(zero_copy_only=False), -1, lengths)
-    wrong = np.flatnonzero(lengths != dim)
-    if wrong.size and not lenient:
-        row = int(wrong[0])
-        if lengths[row] < 0:
-            raise BadVectorsError.missing(name, int((lengths < 0).sum()), start + row)
-        raise BadVectorsError.ragged(name, dim, int(lengths[row]), start + row)
-    values = column.flatten()  # takes slices into account and leaves null rows out, unlike .values
-    if values.null_count:
-        if not lenient:
-            raise BadVectorsError(f"{name} has null values within vectors, between rows {start:,} and {start + len(column):,}.")
-        values = values.fill_null(float("nan"))
-    flat = values.to_numpy(zero_copy_only=False)
-    if not wrong.size:
-        return flat.reshape(-1, dim)
-    kept = np.repeat(lengths == dim, np.maximum(lengths, 0))
-    out = np.full((len(column), dim), np.nan, flat.dtype)
-    out[lengths == dim] = flat[kept].reshape(-1, dim)
-    return out
-
-
-def scan_columns(path: str | os.PathLike[str], columns: Sequence[str], batch_rows: int = 1 << 16) -> Iterator[pa.RecordBatch]:
-    """Stream some columns of Parquet files that hold no vectors: texts, relevance judgements.
-
-    Raises
-    ------
-    CollectionError
-        A column is missing.
-    """
-    filesystem, names, _ = find_files(os.fspath(path))
-    files = [ParquetFile(filesystem, name, repr(name), None) for name in names]
-    for file in files:
-        for column in columns:
-            if column not in file.schema.names:
-                raise CollectionError.no_column(file.name, column, file.schema.names, "its option")
-    for file in files:
-        yield from file.batches(list(columns), batch_rows)

@@ -10,11 +10,11 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from embridge.errors import CollectionError
+from embridge.errors import BadIdsError, CollectionError
 from embridge.files import whole_or_absent
 from embridge.stores.collection import normalise_ids
 from embridge.stores.locations import find_files
-from embridge.stores.parquet import ParquetFile
+from embridge.stores.parquet_file import ParquetFile
 from embridge.types import Hits
 
 
@@ -37,10 +37,21 @@ def _scan(path: str | os.PathLike[str], columns: Sequence[str], optional: Sequen
 
 
 def read_ids(path: str | os.PathLike[str]) -> np.ndarray:
-    """The column ``id`` of a table: int64, or object where ids are strings."""
-    found = [normalise_ids(batch.column("id"), repr(os.fspath(path))) for batch in _scan(path, ["id"])]
-    if not found:
-        raise CollectionError.empty(repr(os.fspath(path)))
+    """The column ``id`` of a table: int64, or object where ids are strings.
+
+    Raises
+    ------
+    CollectionError, BadIdsError
+        No such column or no rows; null ids, or of a kind other than string and int64.
+    """
+    where = repr(os.fspath(path))
+    found = [normalise_ids(batch.column("id"), where) for batch in _scan(path, ["id"])]
+    if not sum(map(len, found)):
+        raise CollectionError.empty(where)
+    if missing := sum(part.null_count for part in found):
+        raise BadIdsError.null(where, missing)
+    if other := next((part.type for part in found if part.type != found[0].type), None):
+        raise BadIdsError.kinds_differ(where, str(found[0].type), "another of its files", str(other))
     return pa.chunked_array(found).to_numpy()
 
 
@@ -54,9 +65,17 @@ def read_qrels(path: str | os.PathLike[str]) -> dict[Any, list[Any]]:
     """Relevance judgements: the relevant documents of each query.
 
     The table has columns ``query_id`` and ``doc_id``; where it has a ``score``, rows with one above zero count.
+
+    Raises
+    ------
+    CollectionError
+        A column is missing, or the scores are not numbers.
     """
     found: dict[Any, list[Any]] = {}
     for batch in _scan(path, ["query_id", "doc_id"], ["score"]):
+        kind = batch.schema.field("score").type if "score" in batch.schema.names else pa.int64()
+        if not (pa.types.is_integer(kind) or pa.types.is_floating(kind) or pa.types.is_decimal(kind)):
+            raise CollectionError(f"Column 'score' of {os.fspath(path)!r} must hold numbers. Got {kind} instead.")
         columns = batch.to_pydict()
         scores = columns.get("score", [1] * len(batch))
         for query, document, score in zip(columns["query_id"], columns["doc_id"], scores, strict=True):
@@ -77,3 +96,17 @@ def write_hits(path: str | os.PathLike[str], query_ids: np.ndarray, hits: Hits) 
     }
     with whole_or_absent(path) as temporary:
         pq.write_table(pa.table(rows), temporary)
+
+
+def write_bad_rows(path: str | os.PathLike[str], bad: Sequence[tuple[int, Any, str]]) -> None:
+    """Write rows that a conversion left out: ``row`` (position in the source), ``id`` and ``reason``."""
+    rows, ids, reasons = zip(*bad, strict=True)
+    with whole_or_absent(path) as temporary:
+        pq.write_table(pa.table({"row": pa.array(rows, pa.int64()), "id": list(ids), "reason": list(reasons)}), temporary)
+
+
+def read_bad_rows(path: str | os.PathLike[str]) -> np.ndarray:
+    """Positions that `write_bad_rows` listed; none where there is no such file."""
+    if not os.path.exists(path):
+        return np.empty(0, np.int64)
+    return np.concatenate([batch.column("row").to_numpy() for batch in _scan(path, ["row"])])

@@ -13,7 +13,8 @@ import pyarrow as pa
 from embridge.errors import BadIdsError, CollectionError
 from embridge.files import hash_content
 from embridge.stores.collection import id_type_of, normalise_ids
-from embridge.stores.parquet import ParquetFile, find_files
+from embridge.stores.locations import find_files
+from embridge.stores.parquet_file import ParquetFile
 
 
 @dataclass(frozen=True, eq=False)
@@ -62,6 +63,11 @@ class TextTable:
         first = self._files[0].schema
         self.id_type = id_type_of(first.field(id_column).type, self.name)
         self.payload_schema = pa.schema([field for field in first if field.name != id_column])
+        for file in self._files:
+            if missing := set(self.payload_schema.names) - set(file.schema.names):
+                raise CollectionError.columns_differ(self.name, f"{file.name} has no {', '.join(sorted(missing))}")
+            if (kind := id_type_of(file.schema.field(id_column).type, file.name)) != self.id_type:
+                raise BadIdsError.kinds_differ(self._files[0].name, str(self.id_type), file.name, str(kind))
         if not len(self):
             raise CollectionError.empty(self.name)
 
@@ -72,6 +78,26 @@ class TextTable:
 
     def __len__(self) -> int:
         return sum(file.rows for file in self._files)
+
+    def check(self) -> None:
+        """Read ids and texts once, so that a bad row is told before hours of encoding, not after them.
+
+        Raises
+        ------
+        BadIdsError, CollectionError
+            Null ids or texts.
+        """
+        for file in self._files:
+            for batch in file.batches([self.id_column, self.text_column], 1 << 14):
+                self._check(file, normalise_ids(batch.column(self.id_column), file.name), batch.column(self.text_column))
+
+    @staticmethod
+    def _check(file: ParquetFile, ids: pa.Array, texts: pa.Array) -> None:
+        if ids.null_count:
+            raise BadIdsError.null(file.name, ids.null_count)
+        if texts.null_count:
+            missing = ids.filter(texts.is_null()).to_pylist()
+            raise CollectionError(f"{file.name} has {len(missing):,} rows without a text (null): ids {missing[:5]}.")
 
     def batches(self, batch_rows: int) -> Iterator[TextBatch]:
         """Read all rows in order.
@@ -86,12 +112,11 @@ class TextTable:
             for batch in file.batches([self.id_column, *self.payload_schema.names], batch_rows):
                 ids = normalise_ids(batch.column(self.id_column), file.name)
                 texts = batch.column(self.text_column)
-                if ids.null_count:
-                    raise BadIdsError.null(file.name, ids.null_count)
-                if texts.null_count:
-                    missing = ids.filter(texts.is_null()).to_pylist()
-                    raise CollectionError(f"{file.name} has {len(missing):,} rows without a text (null): ids {missing[:5]}.")
-                payload = batch.select(self.payload_schema.names).cast(self.payload_schema)
+                self._check(file, ids, texts)
+                try:
+                    payload = batch.select(self.payload_schema.names).cast(self.payload_schema)
+                except pa.ArrowException as e:
+                    raise CollectionError.columns_differ(self.name, e) from e
                 yield TextBatch(start, ids, texts.to_pylist(), payload)
                 start += len(batch)
 

@@ -1,115 +1,174 @@
-"""Writing a new Parquet collection: whole or absent, vectors without dictionary, ids and payload as they came."""
+"""Writing a new Parquet collection, row group by row group: ids and payload as they came, vectors as their bytes."""
 
 from __future__ import annotations
 
 import contextlib
+import io
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 
+from embridge.arrays import check_rows
 from embridge.errors import CollectionError, ParameterError
 from embridge.files import whole_or_absent
-from embridge.stores.collection import Batch
+from embridge.stores.collection import Batch, IdValues
 from embridge.stores.parquet import COLUMNS_KEY, LINEAGE_KEY, SPACE_KEY
-from embridge.types import Space
+from embridge.stores.row_groups import MAGIC, Encoder
+from embridge.stores.thrift import Struct
+from embridge.types import Metric, Space
 
-_GROUP_BYTES = 64 << 20  # of vectors in a row group: a reader holds one, so this bounds what it needs
+GROUP_BYTES = 64 << 20  # of vectors in a row group: a reader holds one, so this bounds what it needs
 
 
 class CollectionWriter:
-    """Takes batches and writes row groups of at most 64 MiB of vectors. Made by `write_collection`."""
+    """Appends row groups of at most 64 MiB of vectors to a file.
+
+    Parameters
+    ----------
+    file : io.FileIO
+        Open for writing, unbuffered: new and empty, or at the end of the row groups `groups`.
+    space : Space
+        Written as metadata ``embridge.space``.
+    id_type : pyarrow.DataType
+        string or int64.
+    payload_schema : pyarrow.Schema
+        The other columns.
+    columns : tuple of str
+        Names of the id and the vector column, kept in metadata ``embridge.columns``.
+    lineage : dict
+        Fingerprints of what it is made of, kept as ``embridge.lineage``.
+    dtype : {"float32", "float16"}
+    compact : bool
+        Byte stream split and zstd 1 for float32 vectors; float16 is left plain, since DuckDB cannot read it split.
+    groups : sequence of Struct
+        Metadata of the row groups that the file holds already.
+
+    Attributes
+    ----------
+    schema : pyarrow.Schema
+        Of the file.
+    group_rows : int
+        Rows of a full row group, by width and dtype alone.
+    rows : int
+        Rows taken so far.
+    """
 
     def __init__(
         self,
-        path: str | os.PathLike[str],
+        file: io.FileIO,
         space: Space,
         id_type: pa.DataType,
         payload_schema: pa.Schema,
         *,
-        columns: tuple[str, str],
-        lineage: dict[str, str],
-        dtype: str,
-        compact: bool,
+        columns: tuple[str, str] = ("id", "vector"),
+        lineage: dict[str, str] | None = None,
+        dtype: str = "float32",
+        compact: bool = False,
+        groups: Sequence[Struct] = (),
     ) -> None:
         if dtype not in ("float16", "float32"):
             raise ParameterError.must_be("dtype", "'float32' or 'float16'", dtype)
-        id_column, vector_column = columns
         for column in columns:
             if column in payload_schema.names:
-                raise CollectionError.reserved_column(f"The output {os.fspath(path)!r}", column)
-        self._dtype = np.dtype(dtype)
-        element = pa.field("element", pa.from_numpy_dtype(self._dtype), nullable=False)
-        self._vector_type = pa.list_(element, space.dim)
+                raise CollectionError.reserved_column("The output", column)
+        self.dtype, self.space = np.dtype(dtype), space
+        element = pa.field("element", pa.from_numpy_dtype(self.dtype), nullable=False)
         metadata = {
             SPACE_KEY: json.dumps(space.to_dict()),
-            COLUMNS_KEY: json.dumps({"id": id_column, "vector": vector_column}),
-            LINEAGE_KEY: json.dumps(lineage),
+            COLUMNS_KEY: json.dumps(dict(zip(("id", "vector"), columns, strict=True))),
+            LINEAGE_KEY: json.dumps(lineage or {}),
         }
-        self.schema = pa.schema(
-            [pa.field(id_column, id_type, False), pa.field(vector_column, self._vector_type, False), *payload_schema], metadata
-        )
-        flat = [f.name for f in payload_schema if not pa.types.is_nested(f.type)]
-        leaf = f"{vector_column}.list.element"
-        # Floats of an embedding do not compress, and a dictionary of them only costs; split into byte planes the exponents do.
-        split = compact and self._dtype == np.float32
-        with pa.BufferOutputStream() as probe, pq.ParquetWriter(probe, self.schema) as empty:
-            empty.write_table(self.schema.empty_table())
-        leaves = [c.path for c in _leaves(pa.BufferReader(probe.getvalue()))]
-        self._writer = pq.ParquetWriter(
-            os.fspath(path),
-            self.schema,
-            use_dictionary=flat,
-            write_statistics=[id_column, *flat],
-            compression={name: "zstd" if name != leaf or split else "none" for name in leaves},
-            compression_level={name: 1 for name in leaves if name != leaf or split},
-            column_encoding={leaf: "BYTE_STREAM_SPLIT"} if split else None,
-        )
-        self._group_rows = max(1, _GROUP_BYTES // (self._dtype.itemsize * space.dim))
-        self._held: list[pa.RecordBatch] = []
-        self._held_rows = 0
-        self.rows = 0
+        ids, vectors = pa.field(columns[0], id_type, False), pa.field(columns[1], pa.list_(element, space.dim), False)
+        self.schema = pa.schema([ids, vectors, *payload_schema], metadata)
+        self._others = pa.schema([ids, *payload_schema])
+        self.group_rows = max(1, GROUP_BYTES // (self.dtype.itemsize * space.dim))
+        self._encoder = Encoder(self.schema, columns[1], compact=compact and self.dtype == np.float32)
+        self._file = file
+        self.groups = list(groups)
+        self.rows = sum(group[3][1] for group in self.groups)
+        if not self.groups:
+            self._put(MAGIC)
+        self._held: list[Batch] = []
+        self._vectors = np.empty((0, space.dim), self.dtype)
+        self._filled = 0
 
     def write(self, batch: Batch) -> None:
-        """Append the rows of a batch; its vectors are cast to the output's dtype."""
-        values = np.ascontiguousarray(batch.vectors, dtype=self._dtype).reshape(-1)
-        vectors = pa.FixedSizeListArray.from_arrays(pa.array(values), type=self._vector_type)
-        self._held.append(pa.record_batch([batch.ids, vectors, *batch.payload.columns], schema=self.schema))
-        self._held_rows += len(batch)
-        self.rows += len(batch)
-        while self._held_rows >= self._group_rows:
-            table = pa.Table.from_batches(self._held)
-            self._writer.write_table(table.slice(0, self._group_rows), self._group_rows)
-            rest = table.slice(self._group_rows)
-            self._held, self._held_rows = rest.to_batches(), rest.num_rows
+        """Take the rows of a batch; its vectors are cast to the output's dtype."""
+        with np.errstate(over="ignore"):
+            values = np.ascontiguousarray(batch.vectors, dtype=self.dtype)
+        if values.dtype.itemsize < batch.vectors.dtype.itemsize:  # beyond 65,504 a float16 is infinite
+            check_rows(values, IdValues(batch.ids), f"The output in {self.dtype}", zero_is_bad=self.space.metric == Metric.COSINE)
+        start = 0
+        while start < len(values):
+            if not len(self._vectors):
+                self._vectors = np.empty((self.group_rows, self.space.dim), self.dtype)
+            count = min(len(values) - start, self.group_rows - self._filled)
+            self._vectors[self._filled : self._filled + count] = values[start : start + count]
+            self._held.append(batch.at(np.arange(start, start + count)))
+            self._filled += count
+            start += count
+            if self._filled == self.group_rows:
+                self._flush()
+
+    def append(self, parts: Sequence[Batch], vectors: np.ndarray) -> Struct:
+        """Write one row group now; its metadata.
+
+        Parameters
+        ----------
+        parts : sequence of Batch
+            Ids and payload of its rows; their own vectors are not looked at.
+        vectors : ndarray of shape (n, dim)
+            Contiguous, of the output's dtype.
+        """
+        table = _independent([pa.record_batch([p.ids, *p.payload.columns], schema=self._others) for p in parts], self._others)
+        group = self._encoder.encode(table, vectors, self._file.tell(), len(self.groups))
+        for buffer in group.buffers:
+            self._put(buffer)
+        self.groups.append(group.metadata)
+        self.rows += len(vectors)
+        return group.metadata
 
     def close(self) -> None:
-        """Write what is left, and the footer."""
-        if self._held_rows:
-            self._writer.write_table(pa.Table.from_batches(self._held), self._group_rows)
-        self._held = []
-        self._writer.close()
+        """Write what is left, and the footer. The file stays open."""
+        self._flush()
+        self._put(self._encoder.footer(self.groups))
+
+    def _flush(self) -> None:
+        if self._filled:
+            self.append(self._held, self._vectors[: self._filled])
+            self._held, self._filled = [], 0
+
+    def _put(self, data: bytes | memoryview) -> None:
+        view = memoryview(data)
+        while view:
+            view = view[self._file.write(view) :]
 
 
-def _leaves(source: pa.BufferReader) -> Iterator[pq.ColumnSchema]:
-    schema = pq.ParquetFile(source).schema
-    return (schema.column(i) for i in range(len(schema)))
+def _independent(batches: Sequence[pa.RecordBatch], schema: pa.Schema) -> pa.Table:
+    """The same rows in one chunk a column, dictionaries in the order of first appearance.
+
+    So a row group's bytes depend on its rows alone, and not on the batches that they came in.
+    """
+    columns = []
+    for column, field in zip(pa.Table.from_batches(batches, schema).columns, schema, strict=True):
+        if pa.types.is_dictionary(field.type):
+            plain = pa.chunked_array([c.dictionary_decode() for c in column.chunks], field.type.value_type)
+            found = plain.combine_chunks().dictionary_encode()
+            column = pa.DictionaryArray.from_arrays(
+                found.indices.cast(field.type.index_type), found.dictionary, ordered=field.type.ordered
+            )
+        else:
+            column = column.combine_chunks()
+        columns.append(column)
+    return pa.Table.from_arrays(columns, schema=schema)
 
 
 @contextlib.contextmanager
 def write_collection(
-    path: str | os.PathLike[str],
-    space: Space,
-    id_type: pa.DataType,
-    payload_schema: pa.Schema | None = None,
-    *,
-    columns: tuple[str, str] = ("id", "vector"),
-    lineage: dict[str, str] | None = None,
-    dtype: str = "float32",
-    compact: bool = False,
+    path: str | os.PathLike[str], space: Space, id_type: pa.DataType, payload_schema: pa.Schema | None = None, **options: object
 ) -> Iterator[CollectionWriter]:
     """Open a new Parquet collection; the file appears at `path`, replacing one that is there, when the block ends without error.
 
@@ -117,27 +176,11 @@ def write_collection(
     ----------
     path : str or path-like
         A local file.
-    space : Space
-        Written as metadata ``embridge.space``.
-    id_type : pyarrow.DataType
-        string or int64.
-    payload_schema : pyarrow.Schema, optional
-        The other columns of the batches to come.
-    columns : tuple of str, default ("id", "vector")
-        Names of the id and the vector column, kept in metadata ``embridge.columns``.
-    lineage : dict, optional
-        Fingerprints of what it is made of, kept as ``embridge.lineage``.
-    dtype : {"float32", "float16"}
-    compact : bool, default False
-        Byte stream split and zstd 1 for float32 vectors: smaller files, slower to read. float16 is left plain, since DuckDB
-        cannot read it split.
+    space, id_type, payload_schema, **options
+        As `CollectionWriter` takes them.
     """
-    with whole_or_absent(path) as temporary:
-        schema = pa.schema([]) if payload_schema is None else payload_schema
-        writer = CollectionWriter(
-            temporary, space, id_type, schema, columns=columns, lineage=lineage or {}, dtype=dtype, compact=compact
-        )
-        try:
-            yield writer
-        finally:
-            writer.close()
+    schema = pa.schema([]) if payload_schema is None else payload_schema
+    with whole_or_absent(path) as temporary, open(temporary, "wb", buffering=0) as file:
+        writer = CollectionWriter(file, space, id_type, schema, **options)  # type: ignore[arg-type]
+        yield writer
+        writer.close()

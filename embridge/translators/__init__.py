@@ -18,9 +18,7 @@ from embridge.translators.rigid import Isometry, Rotation
 
 __all__ = ["METHODS", "Affine", "Bridge", "Isometry", "LOrtho", "Linear", "Ortho", "Ridge", "Rotation", "Translator", "fit"]
 
-METHODS: dict[str, type[Translator]] = {
-    cls.name: cls for cls in (Bridge, Ridge, Rotation, Isometry, Affine, Linear, LOrtho, Ortho)
-}
+METHODS: dict[str, type[Translator]] = {cls.name: cls for cls in (Bridge, Ridge, Rotation, Isometry, Affine, Linear, LOrtho, Ortho)}
 
 
 def fit(

@@ -99,7 +99,7 @@ class Translator(ABC):
         is_rows = isinstance(anchors, Anchors)
         record = FitRecord(
             self.name,
-            found.parameters,
+            {k: v.item() if isinstance(v, np.generic) else v for k, v in found.parameters.items()},  # plain, for JSON
             n,
             anchors.record.held_out if is_rows else 0,
             time.perf_counter() - started,

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
+import torch
 
-from embridge.arrays import unit
 from embridge.errors import ParameterError
 from embridge.moments import Folds, Moments
 from embridge.neighbours import overlap, top_k
@@ -69,14 +69,17 @@ class Bridge(Translator):
             shares = SHARES if s is None else (s,)
             score = _overlaps if self.purpose == "search" else _negated_errors
             scores = np.mean([score(data, fold, alphas, shares) for fold in range(len(data.parts))], axis=0)
-            a, b = np.unravel_index(int(np.argmax(scores)), scores.shape)
+            # Of equal scores the last one: the strongest alpha and the largest share are the safest choice.
+            a, b = np.unravel_index(scores.size - 1 - int(np.argmax(scores.ravel()[::-1])), scores.shape)
             alpha, s = alphas[a], shares[b]
             candidates = tuple(
-                Candidate({"alpha": alphas[i], "s": shares[j]}, float(scores[i, j]))
+                Candidate({"alpha": float(alphas[i]), "s": float(shares[j])}, float(scores[i, j]))
                 for i in range(len(alphas))
                 for j in range(len(shares))
             )
-        assert alpha is not None and s is not None  # `fit` gave Folds where one of them is to be chosen
+        # `fit` gave Folds where one of them is to be chosen.
+        assert alpha is not None
+        assert s is not None
         scaled = _Scaled.of(total(data))
         parameters = {"alpha": alpha, "s": s, "rank": scaled.family.rank}
         if candidates:
@@ -128,8 +131,8 @@ class _Scaled:
 def _negated_errors(folds: Folds, fold: int, alphas: tuple[float, ...], shares: tuple[float, ...]) -> np.ndarray:
     """Minus the held-out squared error a row of every candidate, shape (alphas, shares), exactly, from moments.
 
-    In the eigenbasis W = D (A + alpha s B) with D diagonal, so <W, S W> is a quadratic form in the diagonal of D: three
-    products of matrices serve every candidate.
+    In the eigenbasis W = D A + s E B with D and E diagonal, so <W, S W> is a quadratic form in their diagonals: three products
+    of matrices serve every candidate.
     """
     train, test = _Scaled.of(folds.without(fold)), folds.parts[fold]
     v, a, b = train.family.vectors, train.family.cross, train.family.toward
@@ -139,34 +142,46 @@ def _negated_errors(folds: Folds, fold: int, alphas: tuple[float, ...], shares: 
     sxx = v.T @ (test.sxx + test.n * np.outer(dx, dx)) @ v
     sxy = v.T @ (test.sxy + test.n * np.outer(dx, dy))
     syy = float(np.trace(test.syy)) + test.n * float(dy @ dy)
-    quadratic = [sxx * (left @ right.T) for left, right in ((a, a), (a, b), (b, b))]
-    linear = [(sxy * side).sum(1) for side in (a, b)]
+    aa, ab, bb = (sxx * (left @ right.T) for left, right in ((a, a), (a, b), (b, b)))
+    along_a, along_b = ((sxy * side).sum(1) for side in (a, b))
     out = np.empty((len(alphas), len(shares)))
+    s = np.array(shares)
     for i, alpha in enumerate(alphas):
-        d = train.family.gain(alpha) * ratio
-        for j, s in enumerate(shares):
-            t = alpha * s
-            square = d @ (quadratic[0] + 2 * t * quadratic[1] + t * t * quadratic[2]) @ d
-            out[i, j] = -(syy - 2 * d @ (linear[0] + t * linear[1]) + square) / test.n
+        d, e = (ratio * diagonal for diagonal in train.family.gains(alpha))
+        linear = d @ along_a + s * (e @ along_b)
+        square = d @ aa @ d + 2 * s * (d @ ab @ e) + s**2 * (e @ bb @ e)
+        out[i] = -(syy - 2 * linear + square) / test.n
     return out
 
 
 def _overlaps(folds: Folds, fold: int, alphas: tuple[float, ...], shares: tuple[float, ...]) -> np.ndarray:
-    """Mean overlap@10 of every candidate with native neighbours among the fold's sampled rows, shape (alphas, shares)."""
-    train = _Scaled.of(folds.without(fold))
+    """Mean overlap@k of every candidate with native neighbours among the fold's sampled rows, shape (alphas, shares).
+
+    k is 10, and at most half of the others: a list of all of them would be found by any map.
+    """
     x, y = folds.samples[fold]
-    k = min(_K, len(x) - 1)
+    k = min(_K, (len(x) - 1) // 2)
     out = np.zeros((len(alphas), len(shares)))
     if k < 1:
         return out
-    target = folds.parts[fold].target
-    itself = np.arange(len(x))
-    truth = top_k(y, y, k, target.metric, exclude=itself).ids
-    queries = unit(y) if target.metric == Metric.COSINE else y
+    train, target = _Scaled.of(folds.without(fold)), folds.parts[fold].target
+    truth = top_k(y, y, k, target.metric, exclude=np.arange(len(x))).ids
+    queries, mean = (torch.tensor(side, dtype=torch.float32) for side in (y, train.mean_y))
+    rotated = (x - train.mean_x) @ train.family.vectors * (train.scale_y / train.scale_x)
+    sides = [torch.tensor(side, dtype=torch.float32) for side in (train.family.cross, train.family.toward)]
     for i, alpha in enumerate(alphas):
+        gained, pulled = (torch.tensor(rotated * diagonal, dtype=torch.float32) for diagonal in train.family.gains(alpha))
+        # Translated rows are base + s * step, so inner products and squared lengths are polynomials in s.
+        base, step = gained @ sides[0] + mean, pulled @ sides[1]
+        products = queries @ base.T, queries @ step.T
+        squares = (base * base).sum(1), 2 * (base * step).sum(1), (step * step).sum(1)
         for j, s in enumerate(shares):
-            weight, intercept = train.unscale(train.family.weight(alpha, s))
-            found = x @ weight.astype(np.float32) + intercept.astype(np.float32)
-            found = unit(found) if target.normalized else found
-            out[i, j] = overlap(top_k(queries, found, k, target.metric, exclude=itself).ids, truth).mean()
+            scores = products[0] + s * products[1]
+            square = squares[0] + s * squares[1] + s * s * squares[2]
+            if target.metric == Metric.COSINE or target.normalized:
+                scores *= square.clamp_min(1e-30).rsqrt()
+            elif target.metric == Metric.L2:
+                scores = 2 * scores - square
+            found = scores.fill_diagonal_(-torch.inf).topk(k, dim=1).indices
+            out[i, j] = overlap(found.numpy(), truth).mean()
     return out

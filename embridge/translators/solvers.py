@@ -28,7 +28,7 @@ def least_squares(sxx: np.ndarray, sxy: np.ndarray) -> tuple[np.ndarray, int]:
     Eigenvalues of Sxx are squared singular values of x, so the cutoff is squared.
     """
     values, vectors = eigh(sxx)
-    kept = values > CUTOFF**2 * max(values[-1], 0)
+    kept = values > CUTOFF**2 * values.max(initial=0)
     basis = vectors[:, kept]
     return basis @ ((basis.T @ sxy) / values[kept, None]), int(kept.sum())
 
@@ -36,12 +36,12 @@ def least_squares(sxx: np.ndarray, sxy: np.ndarray) -> tuple[np.ndarray, int]:
 def eigh(matrix: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Eigenvalues, ascending, and eigenvectors of a symmetric matrix."""
     # torch brings a threaded LAPACK on every platform; NumPy's wheel does not on all.
-    values, vectors = torch.linalg.eigh(torch.from_numpy(np.ascontiguousarray(matrix)))
+    values, vectors = torch.linalg.eigh(torch.tensor(matrix))
     return values.numpy(), vectors.numpy()
 
 
 def _svd(matrix: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    u, s, vt = torch.linalg.svd(torch.from_numpy(np.ascontiguousarray(matrix)), full_matrices=False)
+    u, s, vt = torch.linalg.svd(torch.tensor(matrix), full_matrices=False)
     return u.numpy(), s.numpy(), vt.numpy()
 
 
@@ -78,13 +78,18 @@ class Shrinkage:
         values, vectors = eigh(sxx)
         return cls(np.maximum(values, 0), vectors, vectors.T @ sxy, vectors.T @ (c * q), rank)
 
-    def gain(self, alpha: float) -> np.ndarray:
-        """``1 / (eigenvalue + alpha)``; directions without variance are left out where alpha is zero."""
+    def gains(self, alpha: float) -> tuple[np.ndarray, np.ndarray]:
+        """``1 / (eigenvalue + alpha)`` and ``alpha / (eigenvalue + alpha)``: the weights of `cross` and of ``s * toward``.
+
+        Zero and one for ``alpha = inf``. Directions without variance are left out where alpha is zero.
+        """
+        if np.isinf(alpha):
+            return np.zeros_like(self.values), np.ones_like(self.values)
         floor = CUTOFF**2 * self.values[-1]
-        return np.divide(1.0, self.values + alpha, out=np.zeros_like(self.values), where=self.values + alpha > floor)
+        gain = np.divide(1.0, self.values + alpha, out=np.zeros_like(self.values), where=self.values + alpha > floor)
+        return gain, alpha * gain
 
     def weight(self, alpha: float, s: float) -> np.ndarray:
         """W of shape (dim_source, dim_target); ``alpha = inf`` gives ``s c Q``."""
-        if np.isinf(alpha):
-            return self.vectors @ (s * self.toward)
-        return self.vectors @ (self.gain(alpha)[:, None] * (self.cross + alpha * s * self.toward))
+        gain, pull = self.gains(alpha)
+        return self.vectors @ (gain[:, None] * self.cross + s * pull[:, None] * self.toward)

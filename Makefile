@@ -1,0 +1,34 @@
+# Every target sets itself up: plain python3 -m venv and pip, nothing else is needed.
+PYTHON ?= python3
+BIN := .venv/bin
+# Tests run in two processes; one OpenMP thread each keeps them from fighting over two cores.
+ONE_THREAD := OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 HF_HUB_OFFLINE=1
+
+.PHONY: setup demo test check format clean
+
+setup: .venv/ready
+
+.venv/ready: pyproject.toml
+	$(PYTHON) -m venv .venv
+	$(BIN)/pip install --quiet --editable ".[cpu,encode,dev]"
+	touch $@
+
+demo: setup
+	$(BIN)/embridge demo
+
+test: setup
+	$(ONE_THREAD) $(BIN)/python -m pytest -n 2 --dist worksteal
+
+check: setup
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/pyright
+	$(BIN)/lint-imports
+	$(MAKE) test
+
+format: setup
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+clean:
+	rm -rf .venv build dist embridge-demo

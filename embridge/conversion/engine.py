@@ -1,0 +1,203 @@
+"""One affine product a chunk, on a CPU or a CUDA device, from Arrow's memory into the memory that is written."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Literal
+
+import numpy as np
+import torch
+
+from embridge.maps import LinearMap
+
+Precision = Literal["float32", "tf32", "bfloat16"]
+
+
+class _Unlocked:
+    """A read-only array's memory, declared writable: torch warns of sharing it otherwise. Nothing here writes into it."""
+
+    def __init__(self, array: np.ndarray) -> None:
+        self._array = array
+        interface = dict(array.__array_interface__)
+        self.__array_interface__ = interface | {"data": (interface["data"][0], False)}
+
+
+def as_tensor(array: np.ndarray) -> torch.Tensor:
+    """An array as a tensor, sharing memory."""
+    return torch.from_numpy(array if array.flags.writeable else np.asarray(_Unlocked(array)))
+
+
+def chunks(pieces: Sequence[np.ndarray], rows: int) -> Iterator[tuple[int, list[np.ndarray]]]:
+    """Cut consecutive pieces into chunks of `rows` rows, each as (first row, slices).
+
+    Chunks begin at multiples of `rows` whatever the pieces are, so a row is computed in the same product every time, and comes
+    out the same to the last bit.
+    """
+    held: list[np.ndarray] = []
+    start = filled = 0
+    for piece in pieces:
+        at = 0
+        while at < len(piece):
+            part = piece[at : at + rows - filled]
+            held.append(part)
+            filled += len(part)
+            at += len(part)
+            if filled == rows:
+                yield start, held
+                start, held, filled = start + filled, [], 0
+    if held:
+        yield start, held
+
+
+class Engine:
+    """Translates row groups on one device.
+
+    Parameters
+    ----------
+    translation : LinearMap
+    device : torch.device
+    chunk_rows : int
+        Rows of one product. On CUDA it is halved for good when the device runs out of memory.
+    precision : {"float32", "tf32", "bfloat16"}
+        Of the product; anything but float32 only on request.
+    """
+
+    def __init__(self, translation: LinearMap, device: torch.device, chunk_rows: int, *, precision: Precision = "float32") -> None:
+        self.device, self.chunk_rows, self._precision = device, chunk_rows, precision
+        self._normalized = translation.target.normalized
+        coef, self._intercept = translation.tensors(device)
+        kind = torch.bfloat16 if precision == "bfloat16" else torch.float32
+        self._weight = coef.T.to(kind)
+        self._slots: list[_Slot] = []
+
+    def run(self, pieces: Sequence[np.ndarray], out: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Translate consecutive rows into `out`; which of them came out zero, and which not finite.
+
+        Parameters
+        ----------
+        pieces : sequence of ndarray of shape (n_i, dim_source)
+            float16, float32 or float64.
+        out : ndarray of shape (sum n_i, dim_target)
+            float32 or float16.
+
+        Returns
+        -------
+        zero, not_finite : ndarray of int64
+            Positions in `out`.
+        """
+        rows = as_tensor(out)
+        squares = torch.empty(len(out), device=self.device)
+        while True:
+            try:
+                self._run(pieces, rows, squares)
+                break
+            except torch.OutOfMemoryError:
+                if self.chunk_rows <= 1:
+                    raise
+                self.chunk_rows = -(-self.chunk_rows // 2)
+                self._slots.clear()
+                if self.device.type == "cuda":
+                    torch.cuda.empty_cache()
+        lengths = squares.cpu().numpy()
+        not_finite = np.flatnonzero(~np.isfinite(lengths))
+        if out.dtype == np.float16:
+            # A float16 is infinite beyond 65,504, and only rows that long can hold one.
+            long = np.flatnonzero(lengths > 65504.0**2)
+            not_finite = np.union1d(not_finite, long[~np.isfinite(out[long]).all(axis=1)])
+        return np.flatnonzero(lengths == 0), not_finite
+
+    def _run(self, pieces: Sequence[np.ndarray], out: torch.Tensor, squares: torch.Tensor) -> None:
+        if self.device.type == "cuda":
+            self._run_cuda(pieces, out, squares)
+            return
+        scratch = torch.empty(0)
+        for start, parts in chunks(pieces, self.chunk_rows):
+            tensors = [as_tensor(part) for part in parts]
+            x = tensors[0] if len(tensors) == 1 else torch.cat(tensors)
+            stop = start + len(x)
+            if out.dtype == torch.float32:
+                y = out[start:stop]
+            else:
+                scratch = scratch if len(scratch) >= len(x) else torch.empty(self.chunk_rows, out.shape[1])
+                y = scratch[: len(x)]
+            self.translate(x, y, squares[start:stop])
+            if out.dtype != torch.float32:
+                out[start:stop].copy_(y)
+
+    def translate(self, x: torch.Tensor, y: torch.Tensor, squares: torch.Tensor) -> None:
+        """The whole chain on one chunk: product and offset fused, squared lengths, and unit length where the space asks for it."""
+        x = x.to(self._weight.dtype)
+        if self._weight.dtype == torch.float32:
+            torch.addmm(self._intercept, x, self._weight, out=y)
+        else:
+            torch.add((x @ self._weight).to(torch.float32), self._intercept, out=y)
+        lengths = torch.linalg.vector_norm(y, dim=1, keepdim=True)
+        torch.square(lengths.squeeze(1), out=squares)
+        if self._normalized:
+            y /= lengths.clamp_min(torch.finfo(torch.float32).tiny)
+
+    def _run_cuda(self, pieces: Sequence[np.ndarray], out: torch.Tensor, squares: torch.Tensor) -> None:
+        """Copy in, compute and copy out on three streams, two chunks under way at a time, through pinned buffers."""
+        dim_source, dim_target = self._weight.shape
+        if not self._slots:
+            self._slots = [_Slot(self.device, self.chunk_rows, dim_source, dim_target) for _ in range(2)]
+        tf32 = torch.backends.cuda.matmul.allow_tf32
+        torch.backends.cuda.matmul.allow_tf32 = self._precision == "tf32"
+        try:
+            for number, (start, parts) in enumerate(chunks(pieces, self.chunk_rows)):
+                self._slots[number % 2].run(self, start, parts, out, squares)
+            for slot in self._slots:
+                slot.drain()
+        finally:
+            torch.backends.cuda.matmul.allow_tf32 = tf32
+
+
+class _Slot:
+    """Buffers and streams of one chunk under way on a CUDA device."""
+
+    def __init__(self, device: torch.device, rows: int, dim_source: int, dim_target: int) -> None:
+        self._device, self._shape = device, (rows, dim_source)
+        self._ins: dict[torch.dtype, tuple[torch.Tensor, torch.Tensor]] = {}
+        self._y = torch.empty(rows, dim_target, device=device)
+        self._outs: dict[torch.dtype, tuple[torch.Tensor, torch.Tensor]] = {}
+        self._copy_in, self._compute, self._copy_out = (torch.cuda.Stream(device) for _ in range(3))
+        self._done = torch.cuda.Event()
+        self._waiting: tuple[torch.Tensor, torch.Tensor] | None = None
+
+    def run(self, engine: Engine, start: int, parts: list[np.ndarray], out: torch.Tensor, squares: torch.Tensor) -> None:
+        self.drain()
+        tensors = [as_tensor(part) for part in parts]
+        pinned, x = self._pair(self._ins, tensors[0].dtype, self._shape)
+        count = 0
+        for tensor in tensors:
+            pinned[count : count + len(tensor)].copy_(tensor)
+            count += len(tensor)
+        ready, sent = self._pair(self._outs, out.dtype, self._y.shape)
+        with torch.cuda.stream(self._copy_in):
+            x[:count].copy_(pinned[:count], non_blocking=True)
+        self._compute.wait_stream(self._copy_in)
+        with torch.cuda.stream(self._compute):
+            engine.translate(x[:count], self._y[:count], squares[start : start + count])
+            sent[:count].copy_(self._y[:count])
+        self._copy_out.wait_stream(self._compute)
+        with torch.cuda.stream(self._copy_out):
+            ready[:count].copy_(sent[:count], non_blocking=True)
+            self._done.record(self._copy_out)
+        self._waiting = ready[:count], out[start : start + count]
+
+    def drain(self) -> None:
+        """Wait for the chunk that is under way, and hand it over."""
+        if self._waiting is not None:
+            self._done.synchronize()
+            ready, out = self._waiting
+            out.copy_(ready)
+            self._waiting = None
+
+    def _pair(
+        self, kept: dict[torch.dtype, tuple[torch.Tensor, torch.Tensor]], kind: torch.dtype, shape: tuple[int, ...]
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """A pinned buffer and its twin on the device, made once."""
+        if kind not in kept:
+            pinned = torch.empty(shape, dtype=kind, pin_memory=True)
+            kept[kind] = (pinned, torch.empty(shape, dtype=kind, device=self._device))
+        return kept[kind]

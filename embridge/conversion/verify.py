@@ -1,0 +1,202 @@
+"""Is a converted collection what its source and its map make? A sample of it, or all of it."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from embridge.conversion.engine import Precision
+from embridge.errors import SpaceMismatchError, VerificationError
+from embridge.ids import check_unique
+from embridge.maps import LinearMap
+from embridge.stores import Batch, Collection, ParquetCollection, open_collection
+from embridge.stores.tables import read_bad_rows
+
+_SAMPLE = 64
+# Of the longest vector: float32 products in another order differ by about 1e-6, a float16 is off by 5e-4 of its value.
+_TOLERANCES = {"float32": 1e-5, "float16": 2e-3, "tf32": 1e-2, "bfloat16": 5e-2}
+
+
+@dataclass(frozen=True)
+class Verification:
+    """What was checked of an output.
+
+    Attributes
+    ----------
+    path : str
+    rows : int
+        Rows that are there, all of them readable, with unique ids.
+    compared : int
+        Rows that were recomputed from the source.
+    max_error : float
+        Largest difference of a value from its recomputation, in units of the longest vector.
+    """
+
+    path: str
+    rows: int
+    compared: int
+    max_error: float
+
+
+def check_sample(
+    path: str | os.PathLike[str], source: Collection, translation: LinearMap, skipped: Sequence[int], *, precision: Precision
+) -> int:
+    """Open a file that was just written, count its rows, and recompute some of them; the rows there are.
+
+    Raises
+    ------
+    VerificationError
+        Rows are missing, or ids or vectors are not those of the source.
+    """
+    made = ParquetCollection(path)
+    expected = len(source) - len(skipped)
+    if len(made) != expected:
+        raise VerificationError.of(str(path), f"it has {len(made):,} rows instead of {expected:,}.")
+    # A span at a random place and one at the end: row groups are read whole, so spans are cheaper than single rows.
+    size = min(_SAMPLE, len(made))
+    starts = {int(np.random.default_rng(len(made)).integers(len(made) - size + 1)), len(made) - size}
+    left_out = np.sort(np.asarray(skipped, np.int64))
+    for start in sorted(starts):
+        rows = np.arange(start, start + size)
+        places = _places(rows, left_out)
+        ids, vectors = _rows_at(made, rows)
+        old_ids, old = _rows_at(source, places)
+        if ids != old_ids:
+            raise VerificationError.of(str(path), f"ids near row {start:,} are not those of the source.")
+        _compare(vectors, translation.apply(old), str(path), start, precision)
+    return len(made)
+
+
+def verify(
+    path: str | os.PathLike[str],
+    *,
+    source: Collection | None = None,
+    translation: LinearMap | None = None,
+    precision: Precision = "float32",
+    progress: Callable[[int, int], None] | None = None,
+) -> Verification:
+    """Check a converted collection in full.
+
+    Every row is read, its values and the uniqueness of ids are checked; given source and map, their fingerprints are held against
+    the lineage in the file's metadata, and every id and vector is recomputed.
+
+    Parameters
+    ----------
+    path : str or path-like
+        A Parquet collection.
+    source : Collection, optional
+        What it was converted from. Rows of it that are not in the output must be listed in ``OUT.bad.parquet``.
+    translation : LinearMap, optional
+    precision : {"float32", "tf32", "bfloat16"}
+        Of the products that made it, for the tolerance.
+    progress : callable, optional
+        Called with (rows done, rows in all).
+
+    Returns
+    -------
+    Verification
+
+    Raises
+    ------
+    VerificationError
+        The lineage names another source or map, rows are missing or in excess, or ids or vectors differ.
+    BadVectorsError, BadIdsError, UnreadableFileError
+        The file itself is damaged.
+    """
+    made = open_collection(path)
+    lineage = made.lineage if isinstance(made, ParquetCollection) else {}
+    for what, given in (("source", source and source.fingerprint()), ("map", translation and translation.fingerprint)):
+        if given is not None and lineage.get(what) != given:
+            raise VerificationError.of(str(path), f"its lineage names {what} {lineage.get(what)}, which is not {given}.")
+    if translation is not None and not made.space.same_as(translation.target):
+        raise SpaceMismatchError.between("The map leads to a space that", translation.target, made.name, made.space)
+    check_unique(made)
+    rows, compared, worst = 0, 0, 0.0
+    theirs = None if source is None else _Rows(source, read_bad_rows(f"{os.fspath(path)}.bad.parquet"))
+    for batch in made.batches():
+        rows += len(batch)
+        if theirs is not None:
+            ids, vectors = theirs.take(len(batch))
+            if ids != batch.ids.to_pylist():
+                raise VerificationError.of(str(path), f"ids between rows {batch.start:,} and {rows:,} are not those of the source.")
+            if translation is not None:
+                worst = max(worst, _compare(batch.vectors, translation.apply(vectors), str(path), batch.start, precision))
+                compared += len(batch)
+        if progress is not None:
+            progress(rows, len(made))
+    if theirs is not None and (left := theirs.left()):
+        raise VerificationError.of(str(path), f"{left:,} rows of the source are missing.")
+    return Verification(str(path), rows, compared, worst)
+
+
+def _compare(found: np.ndarray, expected: np.ndarray, path: str, start: int, precision: Precision) -> float:
+    longest = float(np.sqrt(np.einsum("ij,ij->i", expected, expected).max())) or 1.0
+    error = np.abs(found.astype(np.float32) - expected).max(axis=1) / longest
+    tolerance = max(_TOLERANCES[precision], _TOLERANCES["float16"] if found.dtype == np.float16 else 0.0)
+    if not (error <= tolerance).all():
+        row = start + int(np.argmax(~(error <= tolerance)))
+        raise VerificationError.of(path, f"the vector in row {row:,} is not the translation of the source's.")
+    return float(error.max(initial=0.0))
+
+
+def _places(rows: np.ndarray, left_out: np.ndarray) -> np.ndarray:
+    """Positions in the source of rows of the output: each is shifted by the rows left out before it."""
+    places = rows
+    while True:
+        shifted = rows + np.searchsorted(left_out, places, side="right")
+        if np.array_equal(shifted, places):
+            return places
+        places = shifted
+
+
+def _rows_at(collection: Collection, rows: np.ndarray) -> tuple[list, np.ndarray]:
+    """Ids and vectors (as stored) of sorted rows."""
+    low, high = int(rows[0]), int(rows[-1]) + 1
+    ids: list = []
+    vectors: list[np.ndarray] = []
+    for batch in collection.batches(needed=lambda start, stop: start < high and stop > low, lenient=True):
+        places = rows[(rows >= batch.start) & (rows < batch.start + len(batch))] - batch.start
+        ids += batch.ids.take(places).to_pylist() if len(places) else []
+        vectors.append(batch.vectors[places])
+    return ids, np.concatenate(vectors)
+
+
+class _Rows:
+    """The rows of a source that should be in the output, taken a number at a time."""
+
+    def __init__(self, source: Collection, skipped: np.ndarray) -> None:
+        self._batches = source.batches(lenient=True)
+        self._skipped = skipped
+        self._dim = source.space.dim
+        self._held: list[tuple[list, np.ndarray]] = []
+
+    def take(self, count: int) -> tuple[list, np.ndarray]:
+        ids: list = []
+        vectors = [np.empty((0, self._dim), np.float32)]
+        while len(ids) < count and self._fill():
+            held_ids, held = self._held.pop(0)
+            part = count - len(ids)
+            ids += held_ids[:part]
+            vectors.append(held[:part])
+            if part < len(held_ids):
+                self._held.insert(0, (held_ids[part:], held[part:]))
+        return ids, np.concatenate(vectors)
+
+    def left(self) -> int:
+        found = 0
+        while self._fill():
+            found += len(self._held.pop(0)[0])
+        return found
+
+    def _fill(self) -> bool:
+        while not self._held:
+            batch: Batch | None = next(self._batches, None)
+            if batch is None:
+                return False
+            kept = np.flatnonzero(~np.isin(np.arange(batch.start, batch.start + len(batch)), self._skipped))
+            if len(kept):
+                self._held.append((batch.ids.take(kept).to_pylist(), batch.vectors[kept]))
+        return True

@@ -1,0 +1,307 @@
+"""The laws of a store. Subclass `CollectionConformance`, give it a fixture that makes a collection, and run pytest.
+
+Examples
+--------
+>>> class TestMine(CollectionConformance):
+...     id_kinds = ("string",)
+...
+...     @pytest.fixture
+...     def make(self, tmp_path):
+...         return lambda ids, vectors, space, payload=None: MyStore(tmp_path, ids, vectors, space, payload)
+"""
+
+from __future__ import annotations
+
+import itertools
+import re
+from collections.abc import Callable
+from typing import Any, ClassVar
+
+import numpy as np
+import pytest
+
+from embridge.errors import BadVectorsError, EmbridgeError, ParameterError
+from embridge.ids import check_unique, count_repeated
+from embridge.stores.collection import Collection
+from embridge.types import Metric, Space
+
+N, DIM = 100, 8  # more rows than one batch, fewer than one default batch
+Make = Callable[..., Collection]
+
+
+class CollectionConformance:
+    """What every collection obeys, whatever it is stored in.
+
+    Attributes
+    ----------
+    id_kinds : tuple of str
+        Types of ids that the store keeps: ``string``, ``int64``.
+    has_payload : bool
+        Other columns are kept.
+    keeps_order : bool
+        Rows are read in the order they were given in; False where the store has an order of its own.
+    keeps_bad_values : bool
+        NaN, infinite values and zero vectors can be stored at all.
+    is_reproducible : bool
+        The same rows stored twice have one fingerprint.
+    tolerance : float
+        Largest error of a value of about 1; 0 where vectors come back as they were.
+    """
+
+    id_kinds: ClassVar[tuple[str, ...]] = ("string", "int64")
+    has_payload: ClassVar[bool] = True
+    keeps_order: ClassVar[bool] = True
+    keeps_bad_values: ClassVar[bool] = True
+    is_reproducible: ClassVar[bool] = True
+    tolerance: ClassVar[float] = 0.0
+
+    @pytest.fixture
+    def make(self) -> Make:
+        """``make(ids, vectors, space, payload=None)`` gives a new collection each time; subclasses override it.
+
+        `ids` is a list of str or int, `vectors` float32 of shape (n, dim), `payload` a dict of lists or None.
+        """
+        raise NotImplementedError(f"{type(self).__name__} must override the fixture `make`.")
+
+    @classmethod
+    def pytest_generate_tests(cls, metafunc: pytest.Metafunc) -> None:
+        """Run what asks for an `id_kind` once a kind."""
+        if "id_kind" in metafunc.fixturenames:
+            metafunc.parametrize("id_kind", cls.id_kinds)
+
+    # Rows that tests store.
+
+    def ids(self, kind: str | None = None, n: int = N) -> list[Any]:
+        """Ids in no order."""
+        numbers = np.random.default_rng(7).permutation(n).tolist()
+        return [f"row-{i}" for i in numbers] if (kind or self.id_kinds[0]) == "string" else numbers
+
+    def vectors(self, n: int = N) -> np.ndarray:
+        """Values that float16 holds exactly, so that a store of any width gives them back."""
+        return np.random.default_rng(3).normal(size=(n, DIM)).astype(np.float16).astype(np.float32)
+
+    def space(self, metric: Metric = Metric.COSINE) -> Space:
+        """Where they live."""
+        return Space("conformance", DIM, metric)
+
+    def expected(self, collection: Collection, ids: list[Any], vectors: np.ndarray) -> tuple[list[Any], np.ndarray]:
+        """The rows in the order that the store reads them in."""
+        found = [i for b in collection.id_reader() for i in b.column(0).to_pylist()]
+        if self.keeps_order:
+            assert found == ids
+        assert sorted(found) == sorted(ids)
+        place = {i: at for at, i in enumerate(ids)}
+        return found, vectors[[place[i] for i in found]]
+
+    def assert_close(self, found: np.ndarray, expected: np.ndarray) -> None:
+        """Equal within the store's tolerance."""
+        assert found.shape == expected.shape
+        np.testing.assert_allclose(found.astype(np.float64), expected, rtol=self.tolerance, atol=self.tolerance)
+
+    # Laws.
+
+    def test_tells_length_space_and_id_type(self, make: Make, id_kind: str) -> None:
+        collection = make(self.ids(id_kind), self.vectors(), self.space())
+        assert len(collection) == N
+        assert collection.space == self.space()
+        assert str(collection.id_type) == id_kind
+        assert f"{N} rows of Space(name='conformance', dim={DIM}" in repr(collection)
+
+    @pytest.mark.parametrize("batch_rows", [1, 7, N - 1, N, 10 * N, None])
+    def test_rows_survive_any_batch_size(self, make: Make, id_kind: str, batch_rows: int | None) -> None:
+        ids, vectors = self.ids(id_kind), self.vectors()
+        collection = make(ids, vectors, self.space())
+        batches = list(collection.batches(batch_rows))
+        expected_ids, expected = self.expected(collection, ids, vectors)
+        assert [i for b in batches for i in b.ids.to_pylist()] == expected_ids
+        self.assert_close(np.concatenate([b.vectors for b in batches]), expected)
+        assert {str(b.ids.type) for b in batches} == {id_kind}
+        sizes = [len(b) for b in batches]
+        assert max(sizes) <= (batch_rows or collection.default_batch_rows())
+        assert min(sizes) > 0
+        assert [b.start for b in batches] == [0, *itertools.accumulate(sizes)][:-1]
+        assert all(b.vectors.shape == (len(b), DIM) and b.vectors.dtype.kind == "f" for b in batches)
+        assert all(b.payload.num_rows == len(b) and b.payload.num_columns == 0 for b in batches)
+
+    def test_can_be_read_more_than_once(self, make: Make) -> None:
+        collection = make(self.ids(), self.vectors(), self.space())
+        first, second = collection.read(), collection.read()
+        np.testing.assert_array_equal(first[0], second[0])
+        np.testing.assert_array_equal(first[1], second[1])
+
+    def test_two_readers_do_not_disturb_each_other(self, make: Make) -> None:
+        collection = make(self.ids(), self.vectors(), self.space())
+        whole = collection.read()[1]
+        for one, other in zip(collection.batches(9), collection.batches(9), strict=True):
+            np.testing.assert_array_equal(one.vectors, other.vectors)
+            self.assert_close(one.vectors, whole[one.start : one.start + len(one)])
+
+    def test_a_batch_outlives_the_next_one(self, make: Make) -> None:
+        collection = make(self.ids(), self.vectors(), self.space())
+        held = [(b.vectors, b.vectors.copy()) for b in collection.batches(10)]
+        assert all(np.array_equal(kept, copied) for kept, copied in held)
+
+    @pytest.mark.parametrize("batch_rows", [0, -1])
+    def test_refuses_a_batch_without_rows(self, make: Make, batch_rows: int) -> None:
+        with pytest.raises(ParameterError, match="batch_rows must be at least 1"):
+            next(make(self.ids(), self.vectors(), self.space()).batches(batch_rows))
+
+    def test_id_reader_gives_ids_with_positions(self, make: Make, id_kind: str) -> None:
+        ids, vectors = self.ids(id_kind), self.vectors()
+        collection = make(ids, vectors, self.space())
+        table = collection.id_reader().read_all()
+        assert table.column_names == ["id", "row"]
+        assert str(table.schema.field("id").type) == id_kind
+        assert table["id"].to_pylist() == collection.read()[0].tolist()
+        assert table["row"].to_pylist() == list(range(N))
+
+    def test_read_gives_arrays(self, make: Make, id_kind: str) -> None:
+        ids, vectors = self.ids(id_kind), self.vectors()
+        collection = make(ids, vectors, self.space())
+        found_ids, found = collection.read()
+        expected_ids, expected = self.expected(collection, ids, vectors)
+        assert found_ids.tolist() == expected_ids
+        assert found_ids.dtype == (np.int64 if id_kind == "int64" else object)
+        assert found.dtype == np.float32
+        self.assert_close(found, expected)
+
+    @pytest.mark.parametrize(
+        "rows",
+        [[], [0], [N - 1], [3, 4, 5, 50, 98], [2, 2, 7], list(range(N))],
+        ids=["none", "first", "last", "some", "twice", "all"],
+    )
+    def test_take_gives_the_rows_asked_for(self, make: Make, rows: list[int]) -> None:
+        collection = make(self.ids(), self.vectors(), self.space())
+        taken = collection.take(np.array(rows, np.int64))
+        assert taken.dtype == np.float32
+        np.testing.assert_array_equal(taken, collection.read()[1][rows])
+
+    def test_select_tells_where_pieces_belong(self, make: Make) -> None:
+        collection = make(self.ids(), self.vectors(), self.space())
+        rows = np.array([1, 20, 21, 77])
+        pieces = list(collection.select(rows))
+        assert [i for place, _ in pieces for i in range(place.start, place.stop)] == [0, 1, 2, 3]
+        np.testing.assert_array_equal(np.concatenate([v for _, v in pieces]), collection.read()[1][rows])
+
+    @pytest.mark.parametrize("rows", [[-1, 3], [3, N], [5, 4]], ids=["negative", "beyond", "unsorted"])
+    def test_take_refuses_rows_that_are_not_there(self, make: Make, rows: list[int]) -> None:
+        with pytest.raises(ParameterError, match="rows must be sorted positions between 0 and 99"):
+            make(self.ids(), self.vectors(), self.space()).take(np.array(rows))
+
+    def test_spans_that_are_not_needed_may_be_passed_over(self, make: Make) -> None:
+        collection = make(self.ids(), self.vectors(), self.space())
+        whole = collection.read()[1]
+        assert list(collection.batches(10, needed=lambda start, stop: False)) == []
+        asked: list[tuple[int, int]] = []
+
+        def needed(start: int, stop: int) -> bool:
+            asked.append((start, stop))
+            return start <= 42 < stop
+
+        found = list(collection.batches(10, needed=needed))
+        assert any(b.start <= 42 < b.start + len(b) for b in found)
+        for batch in found:
+            self.assert_close(batch.vectors, whole[batch.start : batch.start + len(batch)])
+        # What it asked about is all there is, once.
+        assert [i for start, stop in asked for i in range(start, stop)] == list(range(N))
+
+    def test_payload_is_kept_beside_its_row(self, make: Make) -> None:
+        if not self.has_payload:
+            collection = make(self.ids(), self.vectors(), self.space())
+            assert collection.payload_schema.names == []
+            assert all(b.payload.num_columns == 0 for b in collection.batches(payload=True))
+            return
+        ids = self.ids()
+        payload = {
+            "word": [f"word of {i}" for i in ids],
+            "label": [None if n % 5 == 0 else n for n in range(N)],
+            "tags": [[str(i)] * (n % 3) for n, i in enumerate(ids)],
+        }
+        collection = make(ids, self.vectors(), self.space(), payload)
+        assert collection.payload_schema.names == ["word", "label", "tags"]
+        for batch_rows in (7, None):
+            batches = list(collection.batches(batch_rows, payload=True))
+            assert all(b.payload.schema.equals(collection.payload_schema) for b in batches)
+            found = [row for b in batches for row in b.payload.to_pylist()]
+            at = {i: n for n, i in enumerate(ids)}
+            order = [at[i] for b in batches for i in b.ids.to_pylist()]
+            assert found == [{name: values[n] for name, values in payload.items()} for n in order]
+        assert all(b.payload.num_columns == 0 for b in collection.batches())
+
+    def test_fingerprint_tells_content(self, make: Make) -> None:
+        ids, vectors = self.ids(), self.vectors()
+        collection = make(ids, vectors, self.space())
+        fingerprint = collection.fingerprint()
+        assert re.fullmatch("[0-9a-f]{32}", fingerprint)
+        list(collection.batches())
+        assert collection.fingerprint() == fingerprint
+        if self.is_reproducible:
+            assert make(ids, vectors, self.space()).fingerprint() == fingerprint
+        changed = vectors.copy()
+        changed[57, 3] += 1
+        exchanged = [ids[1], ids[0], *ids[2:]]
+        others = [make(ids, changed, self.space()), make(exchanged, vectors, self.space())]
+        others.append(make(ids[:-1], vectors[:-1], self.space()))
+        if self.has_payload:
+            others += [make(ids, vectors, self.space(), {"label": [value] * N}) for value in (0, 1)]
+        assert len({fingerprint, *(other.fingerprint() for other in others)}) == len(others) + 1
+
+    def test_ids_are_unique_here(self, make: Make, id_kind: str) -> None:
+        collection = make(self.ids(id_kind), self.vectors(), self.space())
+        assert count_repeated(collection) == (0, [])
+        check_unique(collection)
+
+    def test_repeated_ids_are_told(self, make: Make, id_kind: str) -> None:
+        ids = self.ids(id_kind)
+        ids[5], ids[6] = ids[90], ids[91]
+        with pytest.raises(EmbridgeError, match="holds ids more than once") as e:
+            check_unique(make(ids, self.vectors(), self.space()))
+        assert repr(ids[5]) in str(e.value)
+        assert repr(ids[6]) in str(e.value)
+
+    @pytest.mark.parametrize(
+        ("value", "metric", "reason"),
+        [
+            (np.nan, Metric.COSINE, "NaN or infinite"),
+            (np.inf, Metric.DOT, "NaN or infinite"),
+            (-np.inf, Metric.L2, "NaN or infinite"),
+            (0.0, Metric.COSINE, "a zero vector"),
+        ],
+    )
+    def test_bad_values_are_refused_with_their_ids(self, make: Make, value: float, metric: Metric, reason: str) -> None:
+        if not self.keeps_bad_values:
+            pytest.skip("the store cannot hold such values")
+        ids, vectors = self.ids(), self.vectors()
+        vectors[[40, 41]] = value
+        collection = make(ids, vectors, self.space(metric))
+        with pytest.raises(BadVectorsError, match=f"has 2 rows with {reason}") as e:
+            list(collection.batches())
+        assert collection.name in str(e.value)
+        assert f"{ids[40]!r}, {ids[41]!r}" in str(e.value)
+
+    @pytest.mark.parametrize("metric", [Metric.DOT, Metric.L2])
+    def test_zero_vectors_are_fine_without_cosine(self, make: Make, metric: Metric) -> None:
+        if not self.keeps_bad_values:
+            pytest.skip("the store cannot hold such values")
+        vectors = self.vectors()
+        vectors[40] = 0
+        found = make(self.ids(), vectors, self.space(metric)).read()[1]
+        assert np.flatnonzero(~found.any(axis=1)).tolist() == [40]
+
+    def test_lenient_reading_takes_rows_as_they_are(self, make: Make) -> None:
+        if not self.keeps_bad_values:
+            pytest.skip("the store cannot hold such values")
+        vectors = self.vectors()
+        vectors[40], vectors[60, 2], vectors[70] = np.nan, np.inf, 0
+        batches = list(make(self.ids(), vectors, self.space()).batches(lenient=True))
+        np.testing.assert_array_equal(np.concatenate([b.vectors for b in batches]), vectors)
+
+    def test_bad_rows_do_not_hinder_taking_others(self, make: Make) -> None:
+        if not self.keeps_bad_values:
+            pytest.skip("the store cannot hold such values")
+        ids, vectors = self.ids(), self.vectors()
+        vectors[40] = np.nan
+        collection = make(ids, vectors, self.space())
+        np.testing.assert_array_equal(collection.take(np.array([39, 41])), vectors[[39, 41]])
+        with pytest.raises(BadVectorsError, match=f"has 1 row with NaN or infinite values: ids {ids[40]!r}"):
+            collection.take(np.array([39, 40]))

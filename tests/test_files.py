@@ -1,0 +1,161 @@
+import hashlib
+import io
+import os
+
+import pytest
+
+from embridge import files
+from embridge.errors import EmbridgeError, MissingFileError, OutputExistsError
+from embridge.files import check_output, fingerprint, hash_content, whole_or_absent
+
+MIB = 1 << 20
+
+
+def test_an_output_appears_when_it_is_whole(tmp_path):
+    path = tmp_path / "out.bin"
+    path.write_text("old")
+    with whole_or_absent(path) as temporary:
+        temporary.write_text("new")
+        assert temporary.parent == tmp_path
+        assert path.read_text() == "old"
+    assert path.read_text() == "new"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+@pytest.mark.parametrize("exception", [RuntimeError, KeyboardInterrupt, SystemExit])
+@pytest.mark.parametrize("was_there", [False, True])
+def test_a_failed_output_leaves_everything_as_it_was(tmp_path, exception, was_there):
+    path = tmp_path / "out.bin"
+    if was_there:
+        path.write_text("old")
+
+    def fail():
+        with whole_or_absent(str(path)) as temporary:
+            temporary.write_text("half")
+            raise exception
+
+    with pytest.raises(exception):
+        fail()
+    assert [p.read_text() for p in tmp_path.iterdir()] == (["old"] if was_there else [])
+
+
+def test_an_output_that_was_never_written_is_an_error(tmp_path):
+    with pytest.raises(FileNotFoundError), whole_or_absent(tmp_path / "out.bin"):
+        pass
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_two_writers_of_one_output_do_not_share_a_temporary_name(tmp_path):
+    with whole_or_absent(tmp_path / "a") as one, whole_or_absent(tmp_path / "a") as other:
+        one.write_text("one")
+        other.write_text("other")
+    assert (tmp_path / "a").read_text() == "one"  # the last to leave
+
+
+def test_it_is_on_the_disk_before_it_is_renamed(tmp_path, monkeypatch):
+    events = []
+    fsync, replace = os.fsync, os.replace
+    monkeypatch.setattr(os, "fsync", lambda d: (events.append(("fsync", os.fstat(d).st_ino)), fsync(d)))
+    monkeypatch.setattr(os, "replace", lambda a, b: (events.append(("rename", os.stat(a).st_ino)), replace(a, b)))
+    with whole_or_absent(tmp_path / "a") as temporary:
+        temporary.write_text("x")
+    file, folder = (tmp_path / "a").stat().st_ino, tmp_path.stat().st_ino
+    assert events == [("fsync", file), ("rename", file), ("fsync", folder)]
+
+
+def test_a_new_output_may_be_written(tmp_path):
+    assert check_output(str(tmp_path / "a"), inputs=(None, str(tmp_path / "b"))) == tmp_path / "a"
+
+
+def test_an_output_that_exists_needs_overwrite(tmp_path):
+    path = tmp_path / "a"
+    path.touch()
+    with pytest.raises(OutputExistsError, match=r"a' exists already. Hint: .*--overwrite"):
+        check_output(path)
+    assert check_output(path, overwrite=True) == path
+
+
+@pytest.mark.parametrize("spelling", ["a", "./a", "sub/../a", "link"])
+def test_an_output_must_not_be_an_input(tmp_path, monkeypatch, spelling):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "sub").mkdir()
+    (tmp_path / "a").touch()
+    (tmp_path / "link").symlink_to(tmp_path / "a")
+    with pytest.raises(OutputExistsError, match="is both input and output"):
+        check_output(spelling, overwrite=True, inputs=("missing", str(tmp_path / "a")))
+
+
+def test_an_output_needs_its_folder(tmp_path):
+    with pytest.raises(MissingFileError, match=r"There is no file or folder at .*nowhere'"):
+        check_output(tmp_path / "nowhere" / "a")
+
+
+def test_an_output_is_no_folder(tmp_path):
+    with pytest.raises(OutputExistsError, match="is a folder") as e:
+        check_output(tmp_path, overwrite=True)
+    assert isinstance(e.value, EmbridgeError)
+    assert isinstance(e.value, FileExistsError)
+
+
+def test_a_fingerprint_is_blake2b_of_size_and_content(tmp_path):
+    (tmp_path / "a").write_bytes(b"hello")
+    expected = hashlib.blake2b((5).to_bytes(8, "little") + b"hello", digest_size=16).hexdigest()
+    assert fingerprint(tmp_path / "a") == expected
+    (tmp_path / "b").write_bytes(b"hello")
+    assert fingerprint(tmp_path / "b") == expected
+
+
+def test_a_fingerprint_tells_where_one_file_ends(tmp_path):
+    contents = {"a": b"xy", "b": b"z", "c": b"x", "d": b"yz"}
+    for name, content in contents.items():
+        (tmp_path / name).write_bytes(content)
+    a, b, c, d = (tmp_path / name for name in contents)
+    assert len({fingerprint(a, b), fingerprint(b, a), fingerprint(c, d), fingerprint(a), fingerprint()}) == 5
+
+
+def sparse(path, size, **at):
+    with open(path, "wb") as file:
+        file.truncate(size)
+        for position, byte in at.items():
+            file.seek(int(position[1:]))
+            file.write(byte)
+    return path
+
+
+def test_large_files_are_sampled(tmp_path):
+    """Over 64 MiB: the size, the first and the last block and what lies evenly between count, the rest does not."""
+    size = 300 * MIB
+    plain = fingerprint(sparse(tmp_path / "a", size))
+    assert fingerprint(sparse(tmp_path / "b", size)) == plain
+    step = (size - (64 << 10)) / 1023
+    seen = {0, size - 1, int(step) + 100, int(500 * step) + 100}
+    for position in seen:
+        assert fingerprint(sparse(tmp_path / "c", size, **{f"_{position}": b"x"})) != plain
+    assert fingerprint(sparse(tmp_path / "c", size + 1)) != plain
+    assert fingerprint(sparse(tmp_path / "c", size, **{f"_{int(500.5 * step) + 100}": b"x"})) == plain
+
+
+def test_sampling_reads_the_same_amount_at_any_size():
+    class Counting(io.RawIOBase):
+        def __init__(self):
+            self.bytes, self.reads, self.last = 0, 0, 0
+
+        def seek(self, position, whence=0):
+            self.last = max(self.last, position)
+            return position
+
+        def read(self, size=-1):
+            self.bytes, self.reads = self.bytes + size, self.reads + 1
+            return bytes(16)
+
+    for size in (64 * MIB + 1, 10**12):
+        file = Counting()
+        hash_content(file, size, hashlib.blake2b())
+        assert (file.reads, file.bytes) == (1024, 64 * MIB)
+        assert file.last == size - (64 << 10)
+
+
+def test_up_to_the_limit_every_byte_counts(tmp_path, monkeypatch):
+    monkeypatch.setattr(files, "_WHOLE", 3 * MIB)
+    digests = {fingerprint(sparse(tmp_path / "a", 3 * MIB, **{f"_{p}": b"x"})) for p in (0, 1_500_001, 3 * MIB - 1)}
+    assert len(digests | {fingerprint(sparse(tmp_path / "a", 3 * MIB))}) == 4
