@@ -9,18 +9,24 @@ import contextlib
 import hashlib
 import tempfile
 from collections.abc import Iterator
+from typing import Any
 
 import duckdb
 import numpy as np
 
-from embridge.errors import BadIdsError
+from embridge.errors import BadIdsError, EmbridgeError
 from embridge.stores.collection import Collection
 
-_MEMORY = "3GB"  # beyond this DuckDB spills to the temporary folder
+_MEMORY = "256MB"  # beyond this DuckDB spills to the temporary folder
 
 
 @contextlib.contextmanager
-def _database() -> Iterator[duckdb.DuckDBPyConnection]:
+def _database(**collections: Collection) -> Iterator[duckdb.DuckDBPyConnection]:
+    """A database with the ids of each collection as a stream of that name, which can be read once.
+
+    What embridge raises while DuckDB reads (a damaged page, an id beyond int64) comes out as it was raised.
+    """
+    failures: list[EmbridgeError] = []
     with tempfile.TemporaryDirectory(prefix="embridge-") as folder:
         config: dict[str, str | bool | int | float | list[str]] = {
             "memory_limit": _MEMORY,
@@ -30,7 +36,27 @@ def _database() -> Iterator[duckdb.DuckDBPyConnection]:
         with duckdb.connect(":memory:", config=config) as connection:
             # Streams are registered by name; looking through the caller's variables for tables is not wanted.
             connection.execute("SET python_enable_replacements = false")
-            yield connection
+            for name, collection in collections.items():
+                connection.register(name, _noting(collection.id_reader(), failures))
+            try:
+                yield connection
+            except duckdb.Error:
+                if failures:
+                    raise failures[0] from None
+                raise
+
+
+def _noting(reader: Any, failures: list[EmbridgeError]) -> Any:
+    """The same stream of Arrow batches; an error of embridge on the way is kept, since DuckDB gives back only its text."""
+
+    def batches() -> Iterator[Any]:
+        try:
+            yield from reader
+        except EmbridgeError as e:
+            failures.append(e)
+            raise
+
+    return type(reader).from_batches(reader.schema, batches())
 
 
 def match_rows(source: Collection, target: Collection) -> tuple[np.ndarray, np.ndarray]:
@@ -49,10 +75,8 @@ def match_rows(source: Collection, target: Collection) -> tuple[np.ndarray, np.n
         raise BadIdsError.kinds_differ(source.name, str(source.id_type), target.name, str(target.id_type))
     # The smaller side is stored, the larger one streams past it, once.
     small, large = sorted((source, target), key=len)
-    with _database() as database:
-        database.register("small_stream", small.id_reader())
+    with _database(small_stream=small, large_stream=large) as database:
         database.execute("CREATE TABLE small AS SELECT id, row FROM small_stream WHERE id IS NOT NULL")
-        database.register("large_stream", large.id_reader())
         database.execute(
             "CREATE TABLE shared AS SELECT l.id AS id, s.row AS small_row, l.row AS large_row "
             "FROM large_stream l JOIN small s ON l.id = s.id"
@@ -73,8 +97,7 @@ def match_rows(source: Collection, target: Collection) -> tuple[np.ndarray, np.n
 
 def count_repeated(collection: Collection) -> tuple[int, list[str | int]]:
     """How many ids occur more than once, and the first hundred of them."""
-    with _database() as database:
-        database.register("stream", collection.id_reader())
+    with _database(stream=collection) as database:
         database.execute("CREATE TABLE repeated AS SELECT id FROM stream WHERE id IS NOT NULL GROUP BY id HAVING count(*) > 1")
         count = database.execute("SELECT count(*) FROM repeated").fetchone()
         rows = database.execute("SELECT id FROM repeated ORDER BY id LIMIT 100").fetchall()

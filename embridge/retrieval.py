@@ -19,6 +19,7 @@ from embridge.stores.collection import Collection
 from embridge.stores.faiss_store import (
     IndexFile,
     external_ids,
+    faiss_reason,
     index_fingerprint,
     read_index_file,
     space_of,
@@ -171,11 +172,11 @@ class Index:
             try:
                 faiss.ParameterSpace().set_index_parameters(index, parameters)
             except RuntimeError as e:
-                raise FaissIndexError.parameters(parameters, e) from e
+                raise FaissIndexError.parameters(parameters, faiss_reason(e)) from e
         try:
             found, labels = index.search(queries, k)
         except RuntimeError as e:  # values that only the search itself looks at, such as nprobe=0
-            raise FaissIndexError.parameters(parameters, e) from e
+            raise FaissIndexError.parameters(parameters, faiss_reason(e)) from e
         if self._file.index.metric_type == faiss.METRIC_L2:
             # An L2 index of unit vectors may serve a cosine space: |q - x|^2 = 2 - 2 cos.
             found = 1 - found / 2 if self.space.metric == Metric.COSINE else -found

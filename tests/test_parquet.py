@@ -1,6 +1,5 @@
 """Parquet as strangers write it."""
 
-import itertools
 import json
 from pathlib import Path
 
@@ -12,11 +11,10 @@ import pytest
 
 from embridge.errors import (
     CollectionError,
-    EmbridgeError,
     UnreadableFileError,
 )
 from embridge.stores import ParquetCollection, open_collection
-from embridge.stores.parquet import COLUMNS_KEY, scan_columns
+from embridge.stores.parquet import COLUMNS_KEY
 from embridge.types import Space
 
 ROWS, DIM = 20, 4
@@ -127,13 +125,3 @@ def test_row_groups_that_are_not_needed_are_not_read(tmp_path, table_of, write):
     np.testing.assert_array_equal(collection.take(np.array([12])), expected)
     with pytest.raises(UnreadableFileError, match="cannot be read as Parquet"):
         collection.read()
-
-
-def test_scan_columns(tmp_path, write):
-    for name, rows in (("a", [0, 1]), ("b", [2])):
-        write(tmp_path / f"{name}.parquet", pa.table({"query": rows, "doc": [str(i) for i in rows], "more": rows}))
-    found = list(itertools.chain.from_iterable(b.to_pylist() for b in scan_columns(tmp_path, ["doc", "query"])))
-    assert [(row["query"], row["doc"]) for row in found] == [(0, "0"), (1, "1"), (2, "2")]
-    assert all(len(row) == 2 for row in found)
-    with pytest.raises(EmbridgeError, match="has no column 'text'"):
-        list(scan_columns(tmp_path, ["text"]))

@@ -1,4 +1,4 @@
-"""Verbs on a collection: info, encode, convert."""
+"""Verbs on a collection: info, encode."""
 
 from __future__ import annotations
 
@@ -17,7 +17,6 @@ from embridge.cli.session import (
     device_option,
     file_artifact,
     id_option,
-    map_artifact,
     open_source,
     overwrite_option,
     space_option,
@@ -107,45 +106,3 @@ def encode(session: Session, texts: str, model: str, output: str, id_column: str
     session.record(Run("encode", parameters, seconds, inputs, outputs, len(made), device))
     result = {"path": output, "rows": len(made), "space": made.space.to_dict(), "seconds": seconds}
     session.emit(result, f"{output}: {len(made):,} rows of {made.space.name!r} ({made.space.dim}) in {seconds:.1f} s")
-
-
-@click.command(cls=Verb)
-@click.argument("source", metavar="SRC")
-@click.argument("map_path", metavar="MAP")
-@click.argument("output", metavar="OUT")
-@space_option
-@columns
-@device_option
-@click.option("--dtype", type=click.Choice(["float32", "float16"]), default="float32", show_default=True, help="Of OUT.")
-@click.option("--compact", is_flag=True, help="Smaller, slower files: byte stream split and zstd (float32 only).")
-@click.option("--batch-rows", type=click.IntRange(1), help="Rows held at a time. [default: 32 MiB of them]")
-@overwrite_option
-@verb()
-def convert(
-    session: Session, source: str, map_path: str, output: str, space: str | None, id_column: str | None,
-    vector_column: str | None, **options: Any,
-) -> None:  # fmt: skip
-    """Translate a whole collection: ids, order and other columns stay, OUT is whole or absent.
-
-    \b
-    embridge convert old.parquet map.safetensors old-in-new.parquet
-    embridge convert "shards/*.parquet" map.safetensors all.parquet --device cuda --dtype float16
-    embridge convert old.faiss map.safetensors old-in-new.parquet
-    """
-    import embridge as eb
-    from embridge.records import Run
-
-    check_outputs(output, overwrite=options["overwrite"], inputs=[source, map_path])
-    collection = open_source(source, space, id_column, vector_column)
-    translation = eb.LinearMap.load(map_path)
-    with session.progress("converting") as progress:
-        done = eb.convert(collection, translation, output, progress=progress, **options)
-    made = eb.open(output)
-    parameters = {"dtype": options["dtype"], "compact": options["compact"]}
-    inputs = (collection_artifact("source", collection), map_artifact("map", map_path, translation))
-    outputs = (collection_artifact("output", made),)
-    session.record(Run("convert", parameters, done.seconds, inputs, outputs, done.rows, done.device, (done,)))
-    result = {"path": done.path, "rows": done.rows, "seconds": done.seconds}
-    result |= {"rows_per_second": done.rows_per_second, "device": done.device}
-    speed = f"{done.rows_per_second:,.0f} a second, {done.device}"
-    session.emit(result, f"{output}: {done.rows:,} rows in {done.seconds:.1f} s ({speed})")

@@ -24,7 +24,7 @@ def doctor(session: Session) -> None:
     embridge doctor --json
     """
     from embridge import __version__
-    from embridge.device import available_devices
+    from embridge.device import available_devices, free_memory
 
     versions = {name: version for name in _PACKAGES if (version := _version(name))}
     problems = []
@@ -48,7 +48,7 @@ def doctor(session: Session) -> None:
         "devices": available_devices(),
         "faiss_gpus": gpus,
         "cores": os.cpu_count(),
-        "free_memory_gb": round(_free_memory() / 1e9, 1),
+        "free_memory_gb": round(free_memory() / 1e9, 1),
         "problems": problems,
     }
     lines = [f"embridge {__version__}, Python {result['python']}, {result['platform']}"]
@@ -64,15 +64,3 @@ def _version(package: str) -> str | None:
         return importlib.metadata.version(package)
     except importlib.metadata.PackageNotFoundError:
         return None
-
-
-def _free_memory() -> int:
-    """Bytes that can be had without swapping; physical memory where the system does not tell."""
-    try:
-        with open("/proc/meminfo") as file:
-            for line in file:
-                if line.startswith("MemAvailable:"):
-                    return int(line.split()[1]) * 1024
-    except OSError:
-        pass
-    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")

@@ -184,13 +184,17 @@ def _wanted(table: TextTable, only: np.ndarray) -> set[Any]:
 
 
 def _parts(table: TextTable, part_rows: int, wanted: set[Any] | None) -> Iterator[TextBatch]:
+    """The wanted rows in parts of `part_rows`, however few of a row group are wanted: a part is one file and one round of work."""
+    held: list[TextBatch] = []
     for batch in table.batches(part_rows):
-        if wanted is None:
-            yield batch
-            continue
-        rows = np.flatnonzero([i in wanted for i in batch.ids.to_pylist()])
-        if rows.size:
-            yield batch.at(rows)
+        rest = batch if wanted is None else batch.at(np.flatnonzero([i in wanted for i in batch.ids.to_pylist()]))
+        while len(rest) >= (room := part_rows - sum(map(len, held))):
+            yield TextBatch.joined([*held, rest.at(np.arange(room))])
+            held, rest = [], rest.at(np.arange(room, len(rest)))
+        if len(rest):
+            held.append(rest)
+    if held:
+        yield TextBatch.joined(held)
 
 
 def _vectors(encoder: SentenceTransformer, texts: list[str], batch_size: int) -> np.ndarray:

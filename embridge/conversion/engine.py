@@ -100,11 +100,15 @@ class Engine:
                     torch.cuda.empty_cache()
         lengths = squares.cpu().numpy()
         not_finite = np.flatnonzero(~np.isfinite(lengths))
+        zero = np.flatnonzero(lengths == 0)
         if out.dtype == np.float16:
-            # A float16 is infinite beyond 65,504, and only rows that long can hold one.
+            # A float16 is infinite beyond 65,504, and only rows that long can hold one; it is zero up to 2^-25, and only rows
+            # that short can hold nothing else.
             long = np.flatnonzero(lengths > 65504.0**2)
             not_finite = np.union1d(not_finite, long[~np.isfinite(out[long]).all(axis=1)])
-        return np.flatnonzero(lengths == 0), not_finite
+            short = np.flatnonzero(lengths <= 2 * out.shape[1] * 2.0**-50)
+            zero = np.union1d(zero, short[~out[short].any(axis=1)])
+        return zero, not_finite
 
     def _run(self, pieces: Sequence[np.ndarray], out: torch.Tensor, squares: torch.Tensor) -> None:
         if self.device.type == "cuda":

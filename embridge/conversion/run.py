@@ -57,7 +57,7 @@ def convert(
     """Translate every vector of a collection and write a Parquet collection of the target space.
 
     Ids, row order and the other columns stay as they are. Reading, translating and writing overlap; memory is bounded by the row
-    group (64 MiB of vectors), not by the collection. The output is whole or absent: it grows as ``OUT.partial`` beside a journal,
+    group (32 MiB of vectors), not by the collection. The output is whole or absent: it grows as ``OUT.partial`` beside a journal,
     and gets its name when it is complete and a sample of it was recomputed.
 
     Parameters
@@ -112,6 +112,8 @@ def convert(
     ):
         if value not in known:
             raise ParameterError.must_be(name, f"one of {', '.join(known)}", value)
+    if batch_rows is not None and batch_rows < 1:
+        raise ParameterError.must_be("batch_rows", "at least 1", batch_rows)
     options: dict[str, Any] = {
         "devices": resolve_devices(device),
         "dtype": dtype,

@@ -18,7 +18,7 @@ class Schedule:
     batch_rows : int
         Rows read at a time.
     buffers : int
-        Row groups of the output in the making: one computed a device, one written, one waiting.
+        Row groups of the output in the making: one computed a device, one written.
     chunk_rows : int
         Rows translated at a time on a device.
     """
@@ -53,16 +53,16 @@ def schedule(
 
     Examples
     --------
-    >>> schedule(free_bytes=8 << 30, group_rows=21845, dim_source=384, dim_target=768)
-    Schedule(batch_rows=10922, buffers=3, chunk_rows=2048)
+    >>> schedule(free_bytes=8 << 30, group_rows=10922, dim_source=384, dim_target=768)
+    Schedule(batch_rows=5461, buffers=2, chunk_rows=2048)
     """
     budget = min(_BUDGET, free_bytes // 4)
     group_bytes = group_rows * dim_target * itemsize
     # Where memory is short a group is translated and written before the next is begun.
-    buffers = max(1, min(devices + 2, budget // max(1, group_bytes)))
+    buffers = max(1, min(devices + 1, budget // max(1, group_bytes)))
     # Arrow holds a column about twice while it decodes it, and as many batches wait as there are buffers.
     row_bytes = 4 * dim_source * 4
-    batch_rows = min(max(_LEAST_ROWS, budget // (4 * row_bytes)), group_rows)
+    batch_rows = min(max(_LEAST_ROWS, budget // (8 * row_bytes)), group_rows)
     # CPU: what is normalised is still in the cache it was computed in. CUDA: in and out in float32, twice (two slots a device),
     # in half of what is free.
     chunk_rows = cuda_bytes // 2 // (2 * 4 * (dim_source + 2 * dim_target)) if cuda_bytes else _CPU_CHUNK

@@ -18,7 +18,14 @@ from embridge.conversion.schedule import schedule
 from embridge.conversion.stream import Bad, Group, OnBad, row_groups, translate_groups
 from embridge.conversion.verify import check_sample
 from embridge.device import free_memory
-from embridge.errors import BadIdsError, BadVectorsError, DiskFullError, SpaceMismatchError
+from embridge.errors import (
+    BadIdsError,
+    BadVectorsError,
+    DiskFullError,
+    EmbridgeError,
+    InterruptedOutputError,
+    SpaceMismatchError,
+)
 from embridge.files import fingerprint
 from embridge.maps import LinearMap
 from embridge.records import Conversion
@@ -78,9 +85,13 @@ def convert_file(
             if bad:
                 write_bad_rows(f"{target}.bad.parquet", bad)
             journal.finish()
-    except (BadVectorsError, BadIdsError) as e:
+    except InterruptedOutputError:  # what is there is another run's
+        raise
+    except EmbridgeError as e:
         if not (kept := rows_done(target)):
             discard(target)
+            raise
+        if not isinstance(e, BadVectorsError | BadIdsError):
             raise
         hint = f"{kept:,} rows are done and kept: --resume --on-bad skip goes on without bad ones, --overwrite starts anew."
         raise type(e)(f"{e} {hint}") from e

@@ -13,7 +13,7 @@ from embridge.arrays import unit
 from embridge.errors import FaissIndexError
 from embridge.indexes.gpu import on_gpu
 from embridge.stores.collection import Collection
-from embridge.stores.faiss_store import IndexFile
+from embridge.stores.faiss_store import IndexFile, faiss_reason
 from embridge.types import Metric
 
 _TRAINING_ROWS = 1 << 17  # more only where there are more lists than this trains well
@@ -61,7 +61,7 @@ def build(
             if progress is not None:
                 progress(batch.start + len(batch), len(collection))
     except RuntimeError as e:
-        raise FaissIndexError.factory(factory, e) from e
+        raise FaissIndexError.factory(factory, faiss_reason(e)) from e
     ids = None if own_ids else pa.chunked_array(held, collection.id_type).combine_chunks()
     return IndexFile(index, space, ids, {"source": collection.fingerprint()})
 

@@ -90,7 +90,7 @@ def read_index_file(path: str, *, mapped: bool = False) -> IndexFile:
     try:
         index = faiss.read_index(path, flags)
     except RuntimeError as e:
-        raise UnreadableFileError.at(path, "a FAISS index", _reason(e)) from e
+        raise UnreadableFileError.at(path, "a FAISS index", faiss_reason(e)) from e
     restore_transforms(index)
     space, ids, lineage = None, None, {}
     if json_path(path).exists():
@@ -110,7 +110,7 @@ def read_index_file(path: str, *, mapped: bool = False) -> IndexFile:
     return IndexFile(index, space, ids, lineage)
 
 
-def _reason(error: Exception) -> str:
+def faiss_reason(error: Exception) -> str:
     """What FAISS says went wrong, without the C++ signature and the line of its source that it happened in."""
     text = re.sub(r"^Error in .*? at \S+:\d+: (Error: )?", "", str(error).strip(), flags=re.DOTALL)
     return " ".join(text.split())

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -25,6 +25,18 @@ class TextBatch:
     ids: pa.Array
     texts: list[str]
     payload: pa.RecordBatch
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    @classmethod
+    def joined(cls, batches: Sequence[TextBatch]) -> TextBatch:
+        """Their rows as one batch."""
+        if len(batches) == 1:
+            return batches[0]
+        payload = pa.Table.from_batches([batch.payload for batch in batches]).combine_chunks().to_batches()[0]
+        texts = [text for batch in batches for text in batch.texts]
+        return cls(batches[0].start, pa.concat_arrays([batch.ids for batch in batches]), texts, payload)
 
     def at(self, rows: np.ndarray) -> TextBatch:
         """Some of its rows."""
@@ -97,7 +109,8 @@ class TextTable:
             raise BadIdsError.null(file.name, ids.null_count)
         if texts.null_count:
             missing = ids.filter(texts.is_null()).to_pylist()
-            raise CollectionError(f"{file.name} has {len(missing):,} rows without a text (null): ids {missing[:5]}.")
+            count = f"{len(missing):,} row{'' if len(missing) == 1 else 's'}"
+            raise CollectionError(f"{file.name} has {count} without a text (null): ids {missing[:5]}.")
 
     def batches(self, batch_rows: int) -> Iterator[TextBatch]:
         """Read all rows in order.

@@ -1,0 +1,126 @@
+"""Verbs on a whole collection and a map: convert, verify."""
+
+from __future__ import annotations
+
+import os
+import time
+from typing import Any
+
+import click
+
+from embridge.cli.session import (
+    Session,
+    Verb,
+    check_outputs,
+    collection_artifact,
+    columns,
+    device_option,
+    map_artifact,
+    open_source,
+    overwrite_option,
+    space_option,
+    verb,
+)
+
+
+@click.command(cls=Verb)
+@click.argument("source", metavar="SRC")
+@click.argument("map_path", metavar="MAP")
+@click.argument("output", metavar="OUT")
+@space_option
+@columns
+@device_option
+@click.option("--dtype", type=click.Choice(["float32", "float16"]), default="float32", show_default=True, help="Of OUT.")
+@click.option("--compact", is_flag=True, help="Smaller, slower files: byte stream split and zstd (float32 only).")
+@click.option(
+    "--precision",
+    type=click.Choice(["float32", "tf32", "bfloat16"]),
+    default="float32",
+    show_default=True,
+    help="Of the products; tf32 is CUDA's.",
+)
+@click.option(
+    "--on-bad",
+    type=click.Choice(["stop", "skip"]),
+    default="stop",
+    show_default=True,
+    help="Rows that cannot be translated: stop, or leave them out and list them in OUT.bad.parquet.",
+)
+@click.option("--resume", is_flag=True, help="Go on with an interrupted run of the same source, map and options.")
+@click.option("--batch-rows", type=click.IntRange(1), help="Rows read at a time. [default: by the memory at hand]")
+@overwrite_option
+@verb()
+def convert(
+    session: Session, source: str, map_path: str, output: str, space: str | None, id_column: str | None,
+    vector_column: str | None, **options: Any,
+) -> None:  # fmt: skip
+    """Translate a whole collection: ids, order and other columns stay, OUT is whole or absent.
+
+    A folder is converted file by file into a folder, unless OUT ends in .parquet. An interrupted run leaves OUT.partial and
+    OUT.journal; the same command with --resume goes on with them, and ends in the same bytes as an undisturbed run.
+
+    \b
+    embridge convert old.parquet map.safetensors old-in-new.parquet
+    embridge convert old.parquet map.safetensors old-in-new.parquet --resume
+    embridge convert shards/ map.safetensors shards-in-new/ --device cuda --dtype float16
+    embridge convert old.faiss map.safetensors s3://bucket/old-in-new.parquet
+    """
+    import embridge as eb
+    from embridge.records import Run
+
+    if os.path.isfile(output):
+        check_outputs(output, overwrite=options["overwrite"] or options["resume"], inputs=[source, map_path])
+    collection = open_source(source, space, id_column, vector_column)
+    translation = eb.LinearMap.load(map_path)
+    try:
+        with session.progress("converting") as progress:
+            done = eb.convert(collection, translation, output, progress=progress, **options)
+    except KeyboardInterrupt:
+        click.echo(f"Interrupted. The same command with --resume goes on with {output}.", err=True)
+        raise SystemExit(130) from None
+    made = eb.open(output)
+    parameters = {name: options[name] for name in ("dtype", "compact", "precision", "on_bad")} | {"skipped": done.skipped}
+    inputs = (collection_artifact("source", collection), map_artifact("map", map_path, translation))
+    outputs = (collection_artifact("output", made),)
+    session.record(Run("convert", parameters, done.seconds, inputs, outputs, done.rows, done.device, (done,)))
+    result = {"path": done.path, "rows": done.rows, "seconds": done.seconds}
+    result |= {"rows_per_second": done.rows_per_second, "device": done.device, "skipped": done.skipped}
+    speed = f"{done.rows_per_second:,.0f} a second, {done.device}"
+    left_out = f"; {done.skipped:,} bad rows left out, listed in {output}.bad.parquet" if done.skipped else ""
+    session.emit(result, f"{output}: {done.rows:,} rows in {done.seconds:.1f} s ({speed}){left_out}")
+
+
+@click.command(cls=Verb)
+@click.argument("output", metavar="OUT")
+@click.option("--source", metavar="SRC", help="The collection that OUT was converted from.")
+@click.option("--map", "map_path", metavar="MAP", help="The map that it was converted with.")
+@click.option("--precision", type=click.Choice(["float32", "tf32", "bfloat16"]), default="float32", help="It was converted in.")
+@space_option
+@columns
+@verb()
+def verify(
+    session: Session, output: str, source: str | None, map_path: str | None, precision: Any, space: str | None, **named: str | None
+) -> None:
+    """Check a converted collection in full: every row readable, ids unique; with SRC and MAP every vector recomputed.
+
+    \b
+    embridge verify old-in-new.parquet
+    embridge verify old-in-new.parquet --source old.parquet --map map.safetensors
+    """
+    import embridge as eb
+    from embridge.records import Run
+
+    started = time.perf_counter()
+    collection = open_source(source, space, **named) if source else None
+    translation = eb.LinearMap.load(map_path) if map_path else None
+    with session.progress("verifying") as progress:
+        found = eb.verify(output, source=collection, translation=translation, precision=precision, progress=progress)
+    seconds = time.perf_counter() - started
+    inputs = [collection_artifact("output", eb.open(output))]
+    inputs += [collection_artifact("source", collection)] if collection else []
+    inputs += [map_artifact("map", map_path, translation)] if map_path and translation else []
+    parameters = {"compared": found.compared, "max_error": found.max_error}
+    session.record(Run("verify", parameters, seconds, tuple(inputs), rows=found.rows))
+    result = {"path": output, "rows": found.rows, "compared": found.compared, "max_error": found.max_error, "seconds": seconds}
+    compared = f", {found.compared:,} recomputed, largest error {found.max_error:.1e}" if found.compared else ""
+    session.emit(result, f"{output}: {found.rows:,} rows are sound{compared}")

@@ -1,0 +1,60 @@
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from embridge.errors import BadIdsError, CollectionError
+from embridge.stores.tables import read_ids, read_qrels, write_hits, write_ids
+from embridge.types import Hits
+
+
+@pytest.mark.parametrize("ids", [np.array([5, -1, 2**60]), np.array(["b", "é", "a"], object)], ids=["int64", "string"])
+def test_ids_come_back_in_their_order(tmp_path, ids):
+    write_ids(tmp_path / "ids.parquet", ids)
+    found = read_ids(tmp_path / "ids.parquet")
+    assert found.dtype == ids.dtype
+    assert found.tolist() == ids.tolist()
+
+
+@pytest.mark.parametrize(
+    ("table", "error", "message"),
+    [
+        ({"key": [1]}, CollectionError, r"has no column 'id'\. Columns: key"),
+        ({"id": pa.array([], pa.int64())}, CollectionError, "holds no rows"),
+        ({"id": ["a", None]}, BadIdsError, "has 1 row without an id"),
+        ({"id": [0.5]}, BadIdsError, "Got double instead"),
+    ],
+    ids=["no column", "empty", "null", "float"],
+)
+def test_tables_without_usable_ids_are_refused(tmp_path, table, error, message):
+    pq.write_table(pa.table(table), tmp_path / "ids.parquet")
+    with pytest.raises(error, match=message):
+        read_ids(tmp_path / "ids.parquet")
+
+
+def test_judgements_are_gathered_by_query(tmp_path):
+    pq.write_table(pa.table({"query_id": ["q2", "q1"], "doc_id": [3, 1]}), tmp_path / "a.parquet")
+    pq.write_table(pa.table({"query_id": ["q2"], "doc_id": [4], "score": [2]}), tmp_path / "b.parquet")
+    assert read_qrels(tmp_path) == {"q2": [3, 4], "q1": [1]}
+
+
+def test_only_judgements_above_zero_count(tmp_path):
+    table = {"query_id": [1, 1, 1, 2], "doc_id": ["a", "b", "c", "d"], "score": [0.5, 0.0, None, -1.0]}
+    pq.write_table(pa.table(table), tmp_path / "a.parquet")
+    assert read_qrels(tmp_path / "a.parquet") == {1: ["a"]}
+    pq.write_table(pa.table({"query_id": [1], "doc_id": [2], "score": ["high"]}), tmp_path / "b.parquet")
+    with pytest.raises(CollectionError, match=r"'score' of .* must hold numbers. Got string instead"):
+        read_qrels(tmp_path / "b.parquet")
+    pq.write_table(pa.table({"query_id": [1]}), tmp_path / "c.parquet")
+    with pytest.raises(CollectionError, match=r"has no column 'doc_id'"):
+        read_qrels(tmp_path / "c.parquet")
+
+
+def test_hits_are_ranked_rows_without_empty_places(tmp_path):
+    hits = Hits(np.array([[7, 3], [9, -1]]), np.array([[0.9, 0.5], [0.25, -np.inf]], np.float32))
+    write_hits(tmp_path / "hits.parquet", np.array(["q1", "q2"], object), hits)
+    assert pq.read_table(tmp_path / "hits.parquet").to_pylist() == [
+        {"query_id": "q1", "rank": 1, "id": 7, "score": np.float32(0.9)},
+        {"query_id": "q1", "rank": 2, "id": 3, "score": 0.5},
+        {"query_id": "q2", "rank": 1, "id": 9, "score": 0.25},
+    ]
