@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -48,12 +49,12 @@ def demo(session: Session, output: str) -> None:
     clock = time.perf_counter()
     shared = eb.match(old, new)
     with session.status("fitting"):
-        translation = eb.fit(shared.sample(1000))
+        train = shared.sample(1000)
+        translation = eb.fit(train)
     translation.save(names["map.safetensors"], overwrite=True)
     made = map_artifact("map", names["map.safetensors"], translation)
-    catalog.record(
-        Run("fit", {"n": 1000}, time.perf_counter() - clock, sides, (made,), 1000, "cpu", (shared.record, translation.record))
-    )
+    drawn = replace(shared.record, anchors=len(train), held_out=len(shared) - len(train))
+    catalog.record(Run("fit", {"n": 1000}, time.perf_counter() - clock, sides, (made,), 1000, "cpu", (drawn, translation.record)))
     say(f"   {translation}\n")
 
     say("2. Measure it on the 2,000 others, beside leaving the index alone and re-encoding everything.")
