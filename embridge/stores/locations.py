@@ -72,6 +72,24 @@ def exists(path: str) -> bool:
         raise UnreadableFileError.at(path, "a location", e) from e
 
 
+def beside(path: str, suffix: str) -> str:
+    """A path with something appended; what follows a question mark in a remote one are options of the file system."""
+    base, mark, query = path.partition("?") if is_remote(path) else (path, "", "")
+    return f"{base.rstrip('/')}{suffix}{mark}{query}"
+
+
+def same_place(one: str, other: str) -> bool:
+    """True where two remote paths name one object."""
+    return one.partition("://")[0] == other.partition("://")[0] and _resolve(one)[1] == _resolve(other)[1]
+
+
+def remove(path: str) -> None:
+    """Delete a remote file, if there is one."""
+    if exists(path):
+        filesystem, inner = _resolve(path)
+        filesystem.delete_file(inner)
+
+
 def upload(local: Path, path: str) -> None:
     """Copy a local file to a remote path, in parts; a copy that fails is removed.
 
@@ -85,11 +103,14 @@ def upload(local: Path, path: str) -> None:
         with open(local, "rb") as source, filesystem.open_output_stream(inner, buffer_size=None) as sink:
             while block := source.read(_PART):
                 sink.write(block)
-    except (pa.ArrowException, OSError) as e:
-        # Closing a stream that failed may leave a truncated object, which nobody shall take for the output.
+    except BaseException as e:
+        # Closing a stream that failed, or that Ctrl-C interrupted, may leave a truncated object, which nobody shall take for the
+        # output.
         with contextlib.suppress(pa.ArrowException, OSError):
             filesystem.delete_file(inner)
-        raise UnreadableFileError.at(path, "a place to write to", e) from e
+        if isinstance(e, pa.ArrowException | OSError):
+            raise UnreadableFileError.at(path, "a place to write to", e) from e
+        raise
 
 
 def _resolve(path: str) -> tuple[fs.FileSystem, str]:

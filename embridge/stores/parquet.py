@@ -220,6 +220,11 @@ class ParquetCollection(Collection):
         return found
 
     @property
+    def vector_type(self) -> str:
+        """How the first file stores vectors: ``float16``, ``float32`` or ``float64``."""
+        return str(self._files[0].schema.field(self.vector_column).type.value_type.to_pandas_dtype().__name__)
+
+    @property
     def lineage(self) -> dict[str, str]:
         """Fingerprints of what the first file was made of, where it says so."""
         return _metadata(self._files[0].schema, LINEAGE_KEY) or {}
