@@ -78,9 +78,13 @@ def fits(repeat: int, folder: Path) -> list[dict[str, object]]:
 
 
 def show(row: dict[str, object]) -> None:
-    cells = (f"{key} {value:.3g}" if isinstance(value, float) else f"{key} {value:,}" if isinstance(value, int) else f"{key} {value}"
-             for key, value in row.items())  # fmt: skip
-    print("  ".join(cells), flush=True)
+    print("  ".join(f"{key} {_cell(value)}" for key, value in row.items()), flush=True)
+
+
+def _cell(value: object) -> str:
+    if isinstance(value, float):
+        return f"{value:.3g}"
+    return f"{value:,}" if isinstance(value, int) else str(value)
 
 
 def main() -> None:
