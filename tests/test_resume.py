@@ -23,7 +23,8 @@ from embridge.errors import BadVectorsError, DiskFullError, InterruptedOutputErr
 from embridge.stores import writer
 from embridge.types import Space
 
-P, Q, ROWS, GROUP_ROWS = 6, 9, 1600, 16
+P, Q, GROUPS, GROUP_ROWS = 6, 9, 50, 16
+ROWS = GROUPS * GROUP_ROWS
 GROUP_BYTES = GROUP_ROWS * 4 * Q
 OLD, NEW = Space("old", P), Space("new", Q)
 
@@ -69,6 +70,23 @@ def converting(*arguments, dies=0, where=()):
         process.close()
 
 
+def groups_done(out):
+    """Whole row groups that an unfinished output holds, by the lines of its journal after the first."""
+    try:
+        return max(0, journal.journal_path(out).read_bytes().count(b"\n") - 1)
+    except FileNotFoundError:
+        return 0
+
+
+def at_random(process, out, moments):
+    """Wait until a process that converts is somewhere on its way: before the first row group, between any two, near the end."""
+    done = groups_done(out)
+    awaited = done + round(moments.uniform(-0.1, 1.0) * (GROUPS - done))
+    while done < awaited and groups_done(out) < awaited and process.is_alive():
+        time.sleep(0.002)
+    process.join(moments.uniform(0, 0.01 if done < awaited else 0.3))
+
+
 def ends(*arguments, **options):
     """How a conversion in a process of its own ends: 0, or minus the signal."""
     with converting(*arguments, **options) as process:
@@ -89,7 +107,7 @@ def map_between(seed=5):
 
 @pytest.fixture
 def job(tmp_path, monkeypatch):
-    """A source of a hundred row groups with bad rows here and there, a map, and a folder for the output."""
+    """A source of fifty row groups with bad rows here and there, a map, and a folder for the output."""
     monkeypatch.setattr(writer, "GROUP_BYTES", GROUP_BYTES)
     rng = np.random.default_rng(0)
     x = rng.normal(size=(ROWS, P))
@@ -148,31 +166,74 @@ def interrupt(job, rows=ROWS // 2, **options):
     ids=["float32", "compact", "float16", "skip"],
 )
 def test_killed_at_random_moments_and_resumed(job, name, options):
-    """Thirteen kills for each of four ways to convert; the run that goes on with one may be killed as well."""
+    """Thirteen kills for each of four ways to convert; the run that goes on with one is often killed as well."""
     once = job.folder / "once" / "new.parquet"
     once.parent.mkdir()
-    for _ in range(2):  # the first pays for what all of them are forked from
-        started = time.perf_counter()
-        assert ends(job.folder / name, job.map, once, *options, "--overwrite") == 0
-        seconds = time.perf_counter() - started
+    assert ends(job.folder / name, job.map, once, *options) == 0
     expected = {path.name: path.read_bytes() for path in once.parent.iterdir()}
     assert set(expected) == {"new.parquet", *(["new.parquet.bad.parquet"] if "skip" in options else [])}
-    moments, kills = random.Random(name + str(options)), 0
+    moments, kills, halfway = random.Random(name + str(options)), 0, 0
     while kills < 13:
-        # Kills in the first run of an output may come at any time, the later ones soon, or there would be nothing left to kill.
-        longest, status = seconds, None
-        while status != 0:
+        for _ in range(moments.randint(1, 4)):
             with converting(job.folder / name, job.map, job.out, *options, "--resume") as process:
-                process.join(moments.uniform(0.02, longest))
-                if process.exitcode is None:
-                    process.kill()
+                at_random(process, job.out, moments)
+                process.kill()
                 process.join()
-                status = process.exitcode
-            assert status in (0, -signal.SIGKILL)
+                kills += process.exitcode == -signal.SIGKILL
+            halfway += 0 < groups_done(job.out) < GROUPS
             assert not job.out.exists() or job.out.read_bytes() == expected["new.parquet"]
-            kills += status != 0
-            print(status, seconds, journal.rows_done(job.out))
-            longest = seconds if kills % 3 == 0 else seconds / 3
+        assert ends(job.folder / name, job.map, job.out, *options, "--resume") == 0
         assert {path.name: path.read_bytes() for path in job.out.parent.iterdir()} == expected
         for path in job.out.parent.iterdir():
             path.unlink()
+    assert halfway > 6  # most of them in the midst of the work, however fast the machine is
+
+
+FILE = {
+    ("journal.py", name) for name in ("Journal.add", "Journal.finish", "open_journal", "locked", "begin", "_put")
+} | {("single.py", "convert_file")}  # fmt: skip
+FOLDER = {("folder.py", name) for name in ("convert_folder", "convert_folder.<locals>.one")} | {("journal.py", "discard")}
+
+
+@pytest.fixture
+def small(job):
+    """A source of three row groups and a folder of three such files, some bad rows in each."""
+    whole = pq.read_table(job.holes)
+    first = int(job.bad[0])
+    pq.write_table(whole.slice(max(0, first - 20), 3 * GROUP_ROWS), job.folder / "small.parquet")
+    (job.folder / "shards" / "b").mkdir(parents=True)
+    for start, name in enumerate(("a.parquet", "b/a.parquet", "c.parquet")):
+        pq.write_table(whole.slice(100 * start, 2 * GROUP_ROWS), job.folder / "shards" / name)
+    return job
+
+
+@pytest.mark.parametrize(
+    ("name", "out", "where", "overwrite"),
+    [("small.parquet", "new.parquet", FILE, False), ("shards", "new", FOLDER, False), ("shards", "new", FOLDER, True)],
+    ids=["file", "folder", "folder-replaced"],
+)
+def test_killed_before_every_step_and_resumed(small, name, out, where, overwrite):
+    """Also in the moments that chance would hardly hit: between two renames, or before the journal is taken away."""
+    once, target = small.folder / "once" / out, small.folder / "out" / out
+    once.parent.mkdir()
+    if overwrite:
+        target.mkdir()
+        (target / "old.parquet").write_bytes(small.source.read_bytes())
+    small.convert(name, once, on_bad="skip")
+    expected = {p: (once.parent / p).read_bytes() for p in listing(once.parent)}
+    options = ["--on-bad", "skip", *(["--overwrite"] if overwrite else [])]
+    step, status, steps = 0, None, []
+    while status != 0:
+        step += 1
+        status = ends(small.folder / name, small.map, target, *options, dies=step, where=where)
+        assert status in (0, -signal.SIGKILL)
+        steps.append(listing(target.parent))
+        done = small.convert(name, target, on_bad="skip", resume=True, overwrite=overwrite)
+        assert done.rows + done.skipped == len(eb.open(small.folder / name))
+        assert {p: (target.parent / p).read_bytes() for p in listing(target.parent)} == expected
+        for path in sorted(target.parent.rglob("*"), reverse=True):
+            path.rmdir() if path.is_dir() else path.unlink()
+        if overwrite:
+            target.mkdir()
+            (target / "old.parquet").write_bytes(small.source.read_bytes())
+    assert step > 20

@@ -5,13 +5,16 @@ from __future__ import annotations
 import contextlib
 import fnmatch
 import glob
+import hashlib
 import os
+from collections.abc import Sequence
 from pathlib import Path
 
 import pyarrow as pa
 from pyarrow import fs
 
 from embridge.errors import CollectionError, MissingFileError, UnreadableFileError
+from embridge.files import hash_content
 
 _PART = 16 << 20  # bytes of a part of a multipart upload
 
@@ -56,6 +59,15 @@ def _parquet_files(filesystem: fs.FileSystem, base: str) -> list[str]:
     names = [f.path for f in found if f.type == fs.FileType.File and f.extension in ("parquet", "pq")]
     # As everywhere in this field, what begins with "." or "_" (_metadata, _temporary, .crc) is not data.
     return sorted(n for n in names if not any(part.startswith((".", "_")) for part in n[len(base) :].split("/")))
+
+
+def fingerprint_files(filesystem: fs.FileSystem, paths: Sequence[str]) -> str:
+    """Content hash of files in the order given, as `embridge.files.fingerprint` takes it of local ones."""
+    digest = hashlib.blake2b(digest_size=16)
+    for path in paths:
+        with filesystem.open_input_file(path) as source:
+            hash_content(source, source.size(), digest)
+    return digest.hexdigest()
 
 
 def is_remote(path: str) -> bool:
