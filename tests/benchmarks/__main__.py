@@ -71,7 +71,8 @@ def fits(repeat: int, folder: Path) -> list[dict[str, object]]:
         row: dict[str, object] = {"anchors": n, "widths": "384 -> 768", "products": result["products"]}
         for method in ("linear", "ortho", "bridge", "bridge for decode"):
             row[f"{method} / products"] = result[method] / result["products"]
-        row["linear / NumPy paper"] = result["linear"] / result["paper"]
+        if "paper" in result:
+            row["linear / NumPy paper"] = result["linear"] / result["paper"]
         found.append(row)
         show(row)
     return found
