@@ -158,7 +158,7 @@ def test_a_file_that_fails_leaves_the_others_to_be_gone_on_with(shards, out):
     with pytest.raises(InterruptedOutputError, match=r"new\.partial' is there already. Hint: --resume .* --overwrite"):
         eb.convert(eb.open(shards.path), map_between(), out)
     stamps = {p: p.stat().st_mtime_ns for p in (out.parent / "new.partial").rglob("*.parquet")}
-    assert out.parent / "new.partial" / "a.parquet" in stamps
+    assert stamps  # two are converted at a time, so one was finished when the third began
     eb.convert(eb.open(shards.path), map_between(), out, resume=True, on_bad="skip")
     assert listing(out.parent) == ["new.bad.parquet", *[f"new/{name}" for name in shards.names]]
     for path, stamp in stamps.items():  # finished files are left alone
