@@ -744,3 +744,16 @@ def test_memory_does_not_grow_with_the_collection(tmp_path):
         peaks[rows] = int(subprocess.run(command, capture_output=True, text=True, check=True).stdout) / 1024
     assert peaks[400_000] < peaks[100_000] + 60, peaks
     assert peaks[400_000] < 800, peaks
+
+
+@pytest.mark.parametrize("name", ["out", "deep/out", "out.parquet"])
+def test_an_output_within_its_own_input_is_refused(tmp_path, rows, name):
+    ids, vectors = rows
+    folder = tmp_path / "shards"
+    (folder / "deep").mkdir(parents=True)
+    for part in range(2):
+        pq.write_table(table_of(ids[part::2], vectors[part::2]), folder / f"{part}.parquet")
+    before = listing(tmp_path)
+    with pytest.raises(OutputExistsError, match="lies in its own input"):
+        eb.convert(eb.open(folder), map_between(), folder / name)
+    assert listing(tmp_path) == before

@@ -118,6 +118,8 @@ def convert(
     folder = source if isinstance(source, ParquetCollection) and source.is_many and not base.endswith(".parquet") else None
     if is_remote(name):
         return _convert_remote(source, folder, translation, name, options, progress)
+    if source.path is not None and Path(source.path).resolve() in Path(name).resolve().parents:
+        raise OutputExistsError.within(name, source.path)
     if folder is None:
         target = check_output(name, overwrite=overwrite or resume, inputs=_inputs(source))
     else:
