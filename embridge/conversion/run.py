@@ -46,7 +46,7 @@ def convert(
     """Translate every vector of a collection and write a Parquet collection of the target space.
 
     Ids, row order and the other columns stay as they are. Reading, translating and writing overlap; memory is bounded by the row
-    group (32 MiB of vectors), not by the collection. The output is whole or absent: it grows as ``OUT.partial`` beside a journal,
+    group (16 MiB of vectors), not by the collection. The output is whole or absent: it grows as ``OUT.partial`` beside a journal,
     and gets its name when it is complete and a sample of it was recomputed.
 
     Parameters
