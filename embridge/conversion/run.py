@@ -118,12 +118,12 @@ def convert(
     folder = source if isinstance(source, ParquetCollection) and source.is_many and not base.endswith(".parquet") else None
     if is_remote(name):
         return _convert_remote(source, folder, translation, name, options, progress)
-    if source.path is not None and Path(source.path).resolve() in Path(name).resolve().parents:
-        raise OutputExistsError.within(name, source.path)
     if folder is None:
         target = check_output(name, overwrite=overwrite or resume, inputs=_inputs(source))
     else:
         target = _check_folder(folder, Path(name), overwrite=overwrite or resume)
+    if source.path is not None and Path(source.path).resolve() in Path(name).resolve().parents:
+        raise OutputExistsError.within(name, source.path)
     options["origin"] = source.fingerprint()
     if target.exists() and resume and not overwrite:
         found = already_done(name, source, translation, options)
