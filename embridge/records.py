@@ -222,6 +222,56 @@ class Conversion:
 
 
 @dataclass(frozen=True)
+class Migration:
+    """A FAISS index that was moved to another space.
+
+    Attributes
+    ----------
+    path : str
+    mode : str
+        ``wrap``, ``move`` or ``rebuild``.
+    exact : bool
+        True where the index was shown to return, for queries of the new space, the ids that the old one returns for the
+        pulled-back queries (a rebuild: those of brute force).
+    verified_overlap : float
+        Mean share of the 10 true neighbours, by brute force over translated rows, that it finds.
+    queries_verified : int
+    seconds : float
+        Verification and writing included.
+    reason : str
+        Why this mode, and what was measured.
+    rows : int
+    own_overlap : float or None
+        What the old index finds in its own space.
+    agreement : float or None
+        Mean share of the old index's answers to pulled-back queries.
+    source, map, fingerprint : str
+        Fingerprints of what it was made of, and its own.
+    source_space, space : Space
+    """
+
+    path: str
+    mode: str
+    exact: bool
+    verified_overlap: float
+    queries_verified: int
+    seconds: float
+    reason: str
+    rows: int
+    own_overlap: float | None
+    agreement: float | None
+    source: str
+    map: str
+    fingerprint: str
+    source_space: Space
+    space: Space
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values."""
+        return asdict(self)
+
+
+@dataclass(frozen=True)
 class Run:
     """One verb that was carried out: what the catalog stores first of all."""
 

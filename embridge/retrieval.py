@@ -12,7 +12,8 @@ from embridge.arrays import as_vectors, check_rows, unit
 from embridge.errors import BadIdsError, FaissIndexError, ParameterError, SpaceMismatchError
 from embridge.files import check_output
 from embridge.ids import check_unique, match_rows
-from embridge.indexes.build import build, prepare
+from embridge.indexes.ask import ask
+from embridge.indexes.build import build
 from embridge.indexes.gpu import GPU_LIMIT, on_gpu
 from embridge.maps import LinearMap
 from embridge.stores.collection import Collection
@@ -161,7 +162,7 @@ class Index:
                 raise ParameterError.must_be("old_queries", f"as many as queries ({len(asked):,})", len(old))
             check_rows(old, range(len(old)), "old_queries", zero_is_bad=cosine)
             asked, offset = blend(old, asked, weight), np.zeros_like(offset)
-        scores, labels = self._search(prepare(asked, self.space.metric), k, parameters)
+        scores, labels = self._search(asked, k, parameters)
         scores[labels < 0] = -np.inf
         return Hits(self._ids(labels), scores + offset[:, None])
 
@@ -174,13 +175,9 @@ class Index:
             except RuntimeError as e:
                 raise FaissIndexError.parameters(parameters, faiss_reason(e)) from e
         try:
-            found, labels = index.search(queries, k)
+            return ask(self._file, self.space, queries, k, index=index)
         except RuntimeError as e:  # values that only the search itself looks at, such as nprobe=0
             raise FaissIndexError.parameters(parameters, faiss_reason(e)) from e
-        if self._file.index.metric_type == faiss.METRIC_L2:
-            # An L2 index of unit vectors may serve a cosine space: |q - x|^2 = 2 - 2 cos.
-            found = 1 - found / 2 if self.space.metric == Metric.COSINE else -found
-        return found, labels
 
     def _ids(self, labels: np.ndarray) -> np.ndarray:
         if self._file.ids is None:

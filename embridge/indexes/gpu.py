@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import faiss
+import numpy as np
 
 GPU_LIMIT = 2048  # k and nprobe on a GPU
 
@@ -16,7 +17,8 @@ def gpu_count() -> int:
 
 def on_gpu(index: Any) -> Any:
     """The index on the first GPU, or as it is where FAISS has no GPU or no GPU version of its type (HNSW)."""
-    if not gpu_count():
+    lists = faiss.try_extract_index_ivf(index)
+    if not gpu_count() or (lists is not None and lists.nprobe > GPU_LIMIT):
         return index
     resources = faiss.StandardGpuResources()
     try:
@@ -25,3 +27,13 @@ def on_gpu(index: Any) -> Any:
         return index
     placed.embridge_resources = resources  # freed with the index, not before
     return placed
+
+
+def nearest(queries: np.ndarray, rows: np.ndarray, k: int, *, l2: bool) -> tuple[np.ndarray, np.ndarray]:
+    """The k nearest rows of each query by brute force, on a GPU where FAISS has one: scores (higher is closer) and positions."""
+    metric = faiss.METRIC_L2 if l2 else faiss.METRIC_INNER_PRODUCT
+    if gpu_count() and k <= GPU_LIMIT:
+        found, places = faiss.knn_gpu(faiss.StandardGpuResources(), queries, rows, k, metric=metric)
+    else:
+        found, places = faiss.knn(queries, rows, k, metric=metric)
+    return (-found if l2 else found), places
