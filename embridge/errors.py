@@ -333,10 +333,9 @@ class FaissIndexError(EmbridgeError, ValueError):
         text = str(reason).strip().splitlines()[-1] if str(reason).strip() else "unknown reason"
         return cls(f"FAISS does not take the search parameters {parameters!r} on this index: {text}")
 
-
     @classmethod
     def not_described(cls, kind: str) -> FaissIndexError:
-        return cls(f"No factory string builds a FAISS {kind}, so it cannot be built anew. Hint: --mode wrap, or index a conversion.")
+        return cls(f"No factory string builds a FAISS {kind}, so it cannot be built anew. Hint: --mode wrap.")
 
     @classmethod
     def bias_under_l2(cls, where: str) -> FaissIndexError:

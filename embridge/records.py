@@ -128,7 +128,8 @@ class Strategy:
     Attributes
     ----------
     name : str
-        ``keep-old``, ``no-translation``, ``translate-documents``, ``translate-queries``, ``blend`` or ``re-encode``.
+        ``keep-old``, ``no-translation``, ``translate-documents``, ``translate-queries``, ``blend`` or ``re-encode``; with a
+        hubness bias ``translate-documents+hubness`` and ``blend+hubness`` as well.
     overlap : float
         Mean share of the native target's k nearest rows that are among this strategy's k nearest.
     overlap_ci : tuple of float
@@ -183,11 +184,12 @@ class Evaluation:
         return asdict(self)
 
     def __str__(self) -> str:
-        lines = [f"{'strategy':<20} overlap@{self.k:<3} 95 % interval     recall@{self.k:<3}  MRR"]
+        width = max(20, *(len(s.name) for s in self.strategies))
+        lines = [f"{'strategy':<{width}} overlap@{self.k:<3} 95 % interval     recall@{self.k:<3}  MRR"]
         for s in self.strategies:
             low, high = s.overlap_ci
             judged = "" if s.recall is None else f"{s.recall:>10.3f} {s.mrr:>8.3f}"
-            lines.append(f"{s.name:<20} {s.overlap:>10.3f}  [{low:.3f}, {high:.3f}] {judged}")
+            lines.append(f"{s.name:<{width}} {s.overlap:>10.3f}  [{low:.3f}, {high:.3f}] {judged}")
         return "\n".join(lines)
 
 

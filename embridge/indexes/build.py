@@ -63,7 +63,7 @@ def build(
         if not index.is_trained:
             index = _train(index, collection, rows_of, seed, gpu=gpu)
             apply_settings(index, settings or {})
-        if own_ids and not _keeps_labels(index):
+        if own_ids and not keeps_labels(index):
             index = faiss.IndexIDMap2(index)
         for batch in collection.batches():
             vectors = rows_of(batch.vectors)
@@ -80,7 +80,9 @@ def build(
     except RuntimeError as e:
         raise FaissIndexError.factory(factory, faiss_reason(e)) from e
     ids = None if own_ids else pa.chunked_array(held, collection.id_type).combine_chunks()
-    notes = {} if references is None else {"hubness": {"neighbours": min(NEIGHBOURS, len(references)), "references": len(references)}}
+    notes = (
+        {} if references is None else {"hubness": {"neighbours": min(NEIGHBOURS, len(references)), "references": len(references)}}
+    )
     return IndexFile(index, space, ids, {"source": collection.fingerprint()}, notes)
 
 
@@ -99,9 +101,9 @@ def _train(index: Any, collection: Collection, rows_of: Callable[[np.ndarray], n
     return index if placed is index else faiss.index_gpu_to_cpu(placed)
 
 
-def _keeps_labels(index: Any) -> bool:
+def keeps_labels(index: Any) -> bool:
     """True where the index stores a label of its own with each vector."""
     index = faiss.downcast_index(index)
     if isinstance(index, faiss.IndexPreTransform):
-        return _keeps_labels(index.index)
+        return keeps_labels(index.index)
     return isinstance(index, faiss.IndexIVF | faiss.IndexIDMap)

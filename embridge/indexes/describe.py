@@ -105,7 +105,9 @@ def _codec(index: Any) -> str:
     if isinstance(index, faiss.IndexRaBitQ | faiss.IndexIVFRaBitQ):
         return "RaBitQ"
     if isinstance(index, faiss.IndexPQFastScan | faiss.IndexIVFPQFastScan):
-        return f"PQ{index.pq.M}x4fs{'r' if getattr(index, 'by_residual', False) else ''}{'' if index.bbs == 32 else f'_{index.bbs}'}"
+        return (
+            f"PQ{index.pq.M}x4fs{'r' if getattr(index, 'by_residual', False) else ''}{'' if index.bbs == 32 else f'_{index.bbs}'}"
+        )
     if isinstance(index, faiss.IndexPQ | faiss.IndexIVFPQ) and not isinstance(index, faiss.IndexIVFPQR):
         bits = "" if index.pq.nbits == 8 else f"x{index.pq.nbits}"
         return f"PQ{index.pq.M}{bits}{'' if index.do_polysemous_training else 'np'}"

@@ -66,8 +66,8 @@ def migrate(
     space : Space, DeclaredSpace or str, optional
         Of an index that does not say it itself.
     min_recall : float, optional
-        The share of the true neighbours of sampled queries that must be found. Default: none is asked of a mode that is named;
-        what ``auto`` takes without being exact finds 0.9 of what the old index finds in its own space.
+        The share of the true neighbours of sampled queries that must be found. Default: any, but ``auto`` takes a move that is
+        not exact only where it finds 0.9 of what the old index finds in its own space.
     queries : ndarray of shape (n, dim_new), optional
         Real queries of the new space to verify with. Default: rows of the index plus noise, translated.
     hubness : ndarray of shape (n, dim_new), optional
@@ -118,7 +118,7 @@ def migrate(
             refused.append(f"{attempt}: {e}")
             continue
         exact = exact and _proven(marks, attempt)
-        wanted = _wanted(min_recall, exam, automatic=mode == "auto", exact=exact)
+        wanted = _wanted(min_recall, exam, is_shortcut=mode == "auto" and attempt == "move" and not exact)
         if marks.overlap < wanted:
             refused.append(f"{attempt}: {marks.overlap:.3f} of the true neighbours are found, {wanted:.3f} are wanted")
             continue
@@ -150,12 +150,11 @@ def _proven(marks: Marks, mode: str) -> bool:
     return share >= _AGREES
 
 
-def _wanted(min_recall: float | None, exam: Exam, *, automatic: bool, exact: bool) -> float:
+def _wanted(min_recall: float | None, exam: Exam, *, is_shortcut: bool) -> float:
+    """What must be found: what was asked for; else a move that is not exact must be nearly as good as the old index is."""
     if min_recall is not None:
         return min_recall
-    if exact or not automatic:
-        return 0.0
-    return _RELATIVE * (1.0 if exam.own_overlap is None else exam.own_overlap)
+    return _RELATIVE * (1.0 if exam.own_overlap is None else exam.own_overlap) if is_shortcut else 0.0
 
 
 def _remarks(marks: Marks, exam: Exam, *, exact: bool) -> Iterator[str]:

@@ -32,7 +32,9 @@ def obstacle(index: Any, passage: Passage, *, biased: bool) -> str | None:
         return next((found for part in parts if (found := obstacle(part, passage, biased=biased))), None)
     if isinstance(index, faiss.IndexIVF):
         if not isinstance(faiss.downcast_InvertedLists(index.invlists), faiss.ArrayInvertedLists):
-            return f"its inverted lists ({type(faiss.downcast_InvertedLists(index.invlists)).__name__}) cannot be rewritten in memory"
+            return (
+                f"its inverted lists ({type(faiss.downcast_InvertedLists(index.invlists)).__name__}) cannot be rewritten in memory"
+            )
         if found := obstacle(index.quantizer, passage, biased=biased):
             return found
     if isinstance(index, faiss.IndexHNSW | faiss.IndexNSG):

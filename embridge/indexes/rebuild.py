@@ -64,4 +64,3 @@ def rebuild(
     for prefix in ("IDMap2,", "IDMap,"):  # `build` maps ids where that is needed
         factory = factory.removeprefix(prefix)
     return build(rows, factory, references=references, settings=settings_of(like), seed=seed, progress=progress), factory
-

@@ -47,5 +47,7 @@ def set_matrix(transform: Any, matrix: np.ndarray, offset: np.ndarray) -> None:
     faiss.copy_array_to_vector(np.ascontiguousarray(matrix, np.float32).ravel(), transform.A)
     transform.d_out, transform.d_in = matrix.shape
     transform.have_bias = bool(offset.any())
-    faiss.copy_array_to_vector(np.ascontiguousarray(offset, np.float32) if transform.have_bias else np.empty(0, np.float32), transform.b)
+    faiss.copy_array_to_vector(
+        np.ascontiguousarray(offset, np.float32) if transform.have_bias else np.empty(0, np.float32), transform.b
+    )
     transform.set_is_orthonormal()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -39,7 +40,7 @@ __all__ = [
 ]
 
 
-def stored_vectors(index: faiss.Index, batch_rows: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+def stored_vectors(index: Any, batch_rows: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """The vectors of an index with their labels, in its own order (list by list for IVF), float32.
 
     Quantized vectors come back as what they decode to.
@@ -76,7 +77,7 @@ def stored_vectors(index: faiss.Index, batch_rows: int) -> Iterator[tuple[np.nda
                 raise FaissIndexError.no_vectors("The index", type(index).__name__) from e
 
 
-def _list_vectors(index: faiss.IndexIVF, batch_rows: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+def _list_vectors(index: Any, batch_rows: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     # reconstruct_n of an IVF scans all lists on every call, so lists are decoded one after the other.
     lists = index.invlists
     for number in range(index.nlist):
