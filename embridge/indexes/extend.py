@@ -78,7 +78,7 @@ def labels_of(index: Any) -> np.ndarray:
     if isinstance(index, faiss.IndexIDMap):
         return faiss.vector_to_array(index.id_map)
     if isinstance(index, faiss.IndexIVF):
-        lists = index.invlists
+        lists: Any = index.invlists
         sizes = [lists.list_size(number) for number in range(index.nlist)]
         held = [faiss.rev_swig_ptr(lists.get_ids(number), size).copy() for number, size in enumerate(sizes) if size]
         return np.concatenate(held) if held else np.empty(0, np.int64)
