@@ -4,7 +4,7 @@ BIN := .venv/bin
 # Tests run in two processes; one OpenMP thread each keeps them from fighting over two cores.
 ONE_THREAD := OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 HF_HUB_OFFLINE=1
 
-.PHONY: setup demo test check format clean
+.PHONY: setup demo test check bench format clean
 
 setup: .venv/ready
 
@@ -22,9 +22,12 @@ test: setup
 check: setup
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/pyright
+	$(BIN)/pyright --pythonpath $(BIN)/python
 	$(BIN)/lint-imports
 	$(MAKE) test
+
+bench: setup
+	$(BIN)/python -m tests.benchmarks $(BENCH)
 
 format: setup
 	$(BIN)/ruff check --fix .

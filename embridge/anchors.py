@@ -100,9 +100,9 @@ class Anchors:
         swapped = replace(self.record, source=self.record.target, target=self.record.source)
         return Anchors(self.ids, self.y, self.x, self.target, self.source, swapped)
 
-    def moments(self, device: str | torch.device | None = "cpu") -> Moments:
-        """Their sufficient statistics."""
-        return Moments.from_rows(self.x, self.y, self.source, self.target, device=device)
+    def moments(self, device: str | torch.device | None = "cpu", *, full: bool = True) -> Moments:
+        """Their sufficient statistics (see `Moments.from_rows`)."""
+        return Moments.from_rows(self.x, self.y, self.source, self.target, device=device, full=full)
 
     def folds(self, n_folds: int = 5, rows: int = 1000, seed: int = 0, device: str | torch.device | None = "cpu") -> Folds:
         """Moments of `n_folds` parts, by a hash of the id, with at most `rows` rows of each to measure neighbours on.
@@ -122,7 +122,7 @@ class Anchors:
         for number in range(n_folds):
             members = np.flatnonzero(fold == number)
             chunks = ((self.x[m], self.y[m]) for m in np.array_split(members, -(-len(members) // _CHUNK)))
-            parts.append(Moments.from_chunks(chunks, self.source, self.target, device=device))
+            parts.append(Moments.from_chunks(chunks, self.source, self.target, device=device, full=False))
             # The quotient is independent of the fold, so the smallest ones are a random sample that does not depend on order.
             chosen = np.sort(members[np.argsort(hashes[members] // np.uint64(n_folds), kind="stable")[:rows]])
             samples.append((self.x[chosen], self.y[chosen]))

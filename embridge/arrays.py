@@ -67,8 +67,10 @@ def bad_rows(vectors: np.ndarray, *, zero_is_bad: bool) -> tuple[np.ndarray, np.
     return not_finite, zero
 
 
-def check_rows(vectors: np.ndarray, ids: Sequence[Any], where: str, *, zero_is_bad: bool) -> None:
+def check_rows(vectors: np.ndarray, ids: Sequence[Any], where: str, *, zero_is_bad: bool, otherwise: str = "") -> None:
     """Refuse rows that no metric can rank.
+
+    `otherwise` says what else NaN can stand for, where rows were read leniently.
 
     Raises
     ------
@@ -77,7 +79,7 @@ def check_rows(vectors: np.ndarray, ids: Sequence[Any], where: str, *, zero_is_b
     """
     not_finite, zero = bad_rows(vectors, zero_is_bad=zero_is_bad)
     if not_finite.size:
-        raise BadVectorsError.rows(where, "NaN or infinite values", [ids[i] for i in not_finite])
+        raise BadVectorsError.rows(where, f"NaN or infinite values{otherwise}", [ids[i] for i in not_finite])
     if zero.size:
         raise BadVectorsError.rows(where, "a zero vector, which has no direction under cosine", [ids[i] for i in zero])
 

@@ -93,6 +93,10 @@ class BadVectorsError(EmbridgeError, ValueError):
         return cls(f"{where} has {_rows(len(ids))} with {reason}: ids {_some(ids)}. Hint: remove or re-encode them.")
 
     @classmethod
+    def none_left(cls, where: str, count: int) -> BadVectorsError:
+        return cls(f"{where} has {_rows(count)}, and none of them can be translated.")
+
+    @classmethod
     def missing(cls, where: str, count: int, row: int) -> BadVectorsError:
         return cls(f"{where} has {_rows(count)} without a vector (null), the first at row {row:,}. Hint: re-encode them.")
 

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -14,11 +15,12 @@ from safetensors.numpy import save_file
 
 from embridge.arrays import as_vectors
 from embridge.device import resolve_device
-from embridge.errors import BadVectorsError, MissingFileError, SpaceMismatchError, UnreadableFileError
+from embridge.errors import BadVectorsError, MissingFileError, ParameterError, SpaceMismatchError, UnreadableFileError
 from embridge.files import check_output, whole_or_absent
 from embridge.types import Space
 
 _CHUNK = 8192
+_CPU_CHUNK = 1024  # in float64 it stays in the cache from the shift to the product
 _FORMAT = "embridge.moments.1"
 _ARRAYS = ("mean_x", "mean_y", "sxx", "sxy", "syy")
 
@@ -36,7 +38,8 @@ class Moments:
     sxx : ndarray of shape (dim_source, dim_source)
         ``sum (x - mean_x)(x - mean_x)^T``, not divided by n; likewise
     sxy : ndarray of shape (dim_source, dim_target)
-    syy : ndarray of shape (dim_target, dim_target)
+    syy : ndarray of shape (dim_target, dim_target), or (dim_target,)
+        In one dimension its diagonal alone (see `from_rows`).
     source, target : Space
 
     All arrays are float64.
@@ -53,7 +56,14 @@ class Moments:
 
     @classmethod
     def from_rows(
-        cls, x: np.ndarray, y: np.ndarray, source: Space, target: Space, *, device: str | torch.device | None = "cpu"
+        cls,
+        x: np.ndarray,
+        y: np.ndarray,
+        source: Space,
+        target: Space,
+        *,
+        device: str | torch.device | None = "cpu",
+        full: bool = True,
     ) -> Moments:
         """Moments of rows held in arrays (memory-mapped ones are read 8,192 rows at a time).
 
@@ -62,13 +72,18 @@ class Moments:
         x : ndarray of shape (n, dim_source)
         y : ndarray of shape (n, dim_target)
             Row i of both belongs to one id.
+        source, target : Space
+        device : str, default "cpu"
+        full : bool, default True
+            False leaves out what fitting from source to target does not need: of `syy` only the diagonal is taken, which more
+            than halves the work where the target is the wider side. Such moments cannot be reversed.
         """
         x = as_vectors(x, source.dim, "x")
         y = as_vectors(y, target.dim, "y")
         if len(x) != len(y):
             raise BadVectorsError(f"x and y must have as many rows. Got {len(x):,} and {len(y):,} instead.")
         chunks = ((x[i : i + _CHUNK], y[i : i + _CHUNK]) for i in range(0, len(x), _CHUNK))
-        return cls.from_chunks(chunks, source, target, device=device)
+        return cls.from_chunks(chunks, source, target, device=device, full=full)
 
     @classmethod
     def from_chunks(
@@ -78,6 +93,7 @@ class Moments:
         target: Space,
         *,
         device: str | torch.device | None = "cpu",
+        full: bool = True,
     ) -> Moments:
         """Moments of a stream of (x, y) chunks, in one pass.
 
@@ -87,30 +103,39 @@ class Moments:
         place = resolve_device(device)
         p, q = source.dim, target.dim
         n = 0
-        shift = torch.zeros(p + q, dtype=torch.float64, device=place)
-        total = torch.zeros_like(shift)
-        sxx, sxy, syy = (torch.zeros(shape, dtype=torch.float64, device=place) for shape in ((p, p), (p, q), (q, q)))
-        for x, y in chunks:
-            if not len(x):
-                continue
-            rows = [torch.tensor(side, device=place).to(torch.float64) for side in (x, y)]
+        zeros = functools.partial(torch.zeros, dtype=torch.float64, device=place)
+        shift, total, across = zeros(p + q), zeros(p + q), zeros(p, p + q)
+        syy = zeros(q, q) if full else zeros(q)
+        rows = torch.empty(0, p + q, dtype=torch.float64, device=place)
+        for x, y in _small(chunks, _CPU_CHUNK if place.type == "cpu" else _CHUNK):
+            sides = [torch.tensor(side, device=place) for side in (x, y)]
             if n == 0:
-                shift = torch.cat([side.mean(0) for side in rows])
-            rows[0] -= shift[:p]
-            rows[1] -= shift[p:]
-            n += len(rows[0])
-            total += torch.cat([side.sum(0) for side in rows])
-            sxx.addmm_(rows[0].T, rows[0])
-            sxy.addmm_(rows[0].T, rows[1])
-            syy.addmm_(rows[1].T, rows[1])
+                shift = torch.cat([side.mean(0, dtype=torch.float64) for side in sides])
+            if len(rows) < len(x):
+                rows = rows.new_empty(len(x), p + q)
+            z = rows[: len(x)]
+            torch.sub(sides[0], shift[:p], out=z[:, :p])  # the cast to float64 and the shift in one pass
+            torch.sub(sides[1], shift[p:], out=z[:, p:])
+            n += len(z)
+            total += z.sum(0)
+            across.addmm_(z[:, :p].T, z)  # Sxx and Sxy side by side
+            if full:
+                syy.addmm_(z[:, p:].T, z[:, p:])
+            else:
+                syy += z[:, p:].square_().sum(0)  # in place: the next chunk overwrites it anyway
         if not torch.isfinite(total).all():
             raise BadVectorsError("Moments need finite rows; x or y holds NaN or infinite values. Hint: remove those rows.")
         left = total / max(n, 1)
-        sxx.addr_(left[:p], left[:p], alpha=-n)
-        sxy.addr_(left[:p], left[p:], alpha=-n)
-        syy.addr_(left[p:], left[p:], alpha=-n)
-        mean = (shift + left).cpu().numpy()
-        return cls(n, mean[:p], mean[p:], sxx.cpu().numpy(), sxy.cpu().numpy(), syy.cpu().numpy(), source, target)
+        across.addr_(left[:p], left, alpha=-n)
+        syy -= n * (torch.outer(left[p:], left[p:]) if full else left[p:].square())
+        mean, across = (shift + left).cpu().numpy(), across.cpu().numpy()
+        sxx, sxy = np.ascontiguousarray(across[:, :p]), np.ascontiguousarray(across[:, p:])
+        return cls(n, mean[:p], mean[p:], sxx, sxy, syy.cpu().numpy(), source, target)
+
+    @property
+    def square_y(self) -> np.ndarray:
+        """The diagonal of `syy`, shape (dim_target,): all of it that fitting needs."""
+        return self.syy if self.syy.ndim == 1 else np.diag(self.syy)
 
     def __add__(self, other: Moments) -> Moments:
         """Moments of both sets of rows together, by the formula of Chan, Golub and LeVeque (1979)."""
@@ -126,7 +151,7 @@ class Moments:
             self.mean_y + dy * (other.n / n),
             self.sxx + other.sxx + weight * np.outer(dx, dx),
             self.sxy + other.sxy + weight * np.outer(dx, dy),
-            self.syy + other.syy + weight * np.outer(dy, dy),
+            self.syy + other.syy + weight * (np.outer(dy, dy) if self.syy.ndim == 2 else dy * dy),
             self.source,
             self.target,
         )
@@ -135,9 +160,16 @@ class Moments:
         for mine, theirs in ((self.source, other.source), (self.target, other.target)):
             if not mine.same_as(theirs):
                 raise SpaceMismatchError.between("Merging moments", mine, "the other side", theirs)
+        if self.syy.ndim != other.syy.ndim:
+            (self if self.syy.ndim == 1 else other)._check_full()
+
+    def _check_full(self) -> None:
+        if self.syy.ndim == 1:
+            raise ParameterError("These moments hold only the diagonal of Syy. Hint: take them with full=True.")
 
     def reversed(self) -> Moments:
-        """The same rows with source and target exchanged."""
+        """The same rows with source and target exchanged; they must be full."""
+        self._check_full()
         return Moments(self.n, self.mean_y, self.mean_x, self.syy, self.sxy.T, self.sxx, self.target, self.source)
 
     def squared_error(self, weight: np.ndarray, intercept: np.ndarray) -> float:
@@ -147,7 +179,7 @@ class Moments:
         (dim_source, dim_target).
         """
         offset = self.mean_x @ weight + intercept - self.mean_y
-        within = np.trace(self.syy) - 2 * np.vdot(self.sxy, weight) + np.vdot(weight, self.sxx @ weight)
+        within = self.square_y.sum() - 2 * np.vdot(self.sxy, weight) + np.vdot(weight, self.sxx @ weight)
         return float(within + self.n * (offset @ offset))
 
     def save(self, path: str | os.PathLike[str], *, overwrite: bool = False) -> None:
@@ -183,13 +215,20 @@ class Moments:
                 arrays = [np.array(file.get_tensor(n)) for n in _ARRAYS]
             source, target = (Space.from_dict(json.loads(metadata[side])) for side in ("source", "target"))
             p, q = source.dim, target.dim
-            if [array.shape for array in arrays] != [(p,), (q,), (p, p), (p, q), (q, q)]:
+            if [array.shape for array in arrays[:4]] != [(p,), (q,), (p, p), (p, q)] or arrays[4].shape not in ((q,), (q, q)):
                 raise UnreadableFileError.foreign(name, "a file of moments", f"arrays for {p} and {q} dimensions")
             return cls(int(metadata["n"]), **dict(zip(_ARRAYS, arrays, strict=True)), source=source, target=target)
         except (SafetensorError, OSError, LookupError, TypeError, ValueError) as e:
             if isinstance(e, UnreadableFileError):
                 raise
             raise UnreadableFileError.at(name, "moments", e) from e
+
+
+def _small(chunks: Iterable[tuple[np.ndarray, np.ndarray]], rows: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """The same rows in chunks of at most `rows`, none of them empty."""
+    for x, y in chunks:
+        for start in range(0, len(x), rows):
+            yield x[start : start + rows], y[start : start + rows]
 
 
 @dataclass(frozen=True, eq=False)

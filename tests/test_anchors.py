@@ -121,11 +121,15 @@ def test_only_shared_rows_must_be_usable(tmp_path, planted, kept):
     x[0], x[3], y[4] = np.nan, 0, np.inf
     target = MemoryCollection([11, 12, 99, 98, 97], y, NEW)
     assert match(store(kept, tmp_path / "s.parquet", [10, 11, 12, 13, 14], x, OLD), target).ids.tolist() == [11, 12]
-    with pytest.raises(BadVectorsError, match="has 1 row with NaN or infinite values: ids 11"):
+    with pytest.raises(
+        BadVectorsError, match="has 1 row with NaN or infinite values, or without a vector of the right width: ids 11"
+    ):
         match(store(kept, tmp_path / "s.parquet", [11, 10, 12, 13, 14], x, OLD), target)
     with pytest.raises(BadVectorsError, match=r"has 1 row with a zero vector.*: ids 12"):
         match(store(kept, tmp_path / "s.parquet", [10, 11, 14, 12, 13], x, OLD), target)
-    with pytest.raises(BadVectorsError, match="has 1 row with NaN or infinite values: ids 97"):
+    with pytest.raises(
+        BadVectorsError, match="has 1 row with NaN or infinite values, or without a vector of the right width: ids 97"
+    ):
         match(store(kept, tmp_path / "s.parquet", [10, 11, 14, 13, 97], x, OLD), target)
 
 

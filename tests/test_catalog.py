@@ -316,8 +316,9 @@ def test_a_fit_is_recorded_with_all_that_is_known_of_it(path, tmp_path):
     assert json.loads(translator.pop("candidates")) == [{"parameters": {"alpha": 0.1}, "score": 0.5}]
     assert json.loads(translator.pop("parameters")) == {"alpha": 0.1}
     assert translator == {
-        "fingerprint": "f1", "path": str(tmp_path / "a.safetensors"), "method": "bridge", "source_space": "minilm", "source_dim": 384,
-        "target_space": "mpnet", "target_dim": 768, "anchors": 40, "held_out": 10, "seconds": 1.5, "device": "cpu", "run": 1,
+        "fingerprint": "f1", "path": str(tmp_path / "a.safetensors"), "method": "bridge", "source_space": "minilm",
+        "source_dim": 384, "target_space": "mpnet", "target_dim": 768, "anchors": 40, "held_out": 10,
+        "seconds": 1.5, "device": "cpu", "run": 1,
     }  # fmt: skip
     assert catalog(path).sql("SELECT * FROM anchor_set") == [
         {"run": 1, "source": "c-old", "target": "c-new", "shared": 50, "anchors": 40, "held_out": 10, "test_size": 0.2, "seed": 3}
@@ -350,7 +351,10 @@ def test_a_conversion_is_recorded(path, tmp_path):
     done = Conversion(str(tmp_path / "out.parquet"), 100, 2.0, "cpu", "c-old", "f1", "c-out")
     catalog(path).record(Run("convert", {}, 2.0, rows=100, device="cpu", details=(done,)))
     assert catalog(path).sql("SELECT * FROM conversion") == [
-        {"run": 1, "source": "c-old", "translator": "f1", "output": "c-out", "path": str(tmp_path / "out.parquet"), "rows": 100, "seconds": 2.0, "device": "cpu"}
+        {
+            "run": 1, "source": "c-old", "translator": "f1", "output": "c-out", "path": str(tmp_path / "out.parquet"),
+            "rows": 100, "seconds": 2.0, "device": "cpu",
+        }
     ]  # fmt: skip
 
 

@@ -314,7 +314,7 @@ def test_an_interrupt_leaves_no_output(source, tmp_path):
         (Space("old", 4), r"expects 4-dimensional vectors of 'old', but .* holds 6-dimensional vectors of 'old'\."),
         (
             Space("e5", P),
-            r"expects 6-dimensional vectors of 'e5', but .*old\.parquet' holds 6-dimensional vectors of 'old'\. Hint: fit a map from 'old'",
+            r"expects 6-dimensional vectors of 'e5', but .*old\.parquet' holds 6-dimensional vectors of 'old'\. Hint: fit a map",
         ),
     ],
 )

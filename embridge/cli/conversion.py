@@ -67,6 +67,7 @@ def convert(
     """
     import embridge as eb
     from embridge.records import Run
+    from embridge.stores.locations import beside
 
     if os.path.isfile(output):
         check_outputs(output, overwrite=options["overwrite"] or options["resume"], inputs=[source, map_path])
@@ -86,7 +87,7 @@ def convert(
     result = {"path": done.path, "rows": done.rows, "seconds": done.seconds}
     result |= {"rows_per_second": done.rows_per_second, "device": done.device, "skipped": done.skipped}
     speed = f"{done.rows_per_second:,.0f} a second, {done.device}"
-    left_out = f"; {done.skipped:,} bad rows left out, listed in {output}.bad.parquet" if done.skipped else ""
+    left_out = f"; {done.skipped:,} bad rows left out, listed in {beside(output, '.bad.parquet')}" if done.skipped else ""
     session.emit(result, f"{output}: {done.rows:,} rows in {done.seconds:.1f} s ({speed}){left_out}")
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -48,12 +49,12 @@ def demo(session: Session, output: str) -> None:
     clock = time.perf_counter()
     shared = eb.match(old, new)
     with session.status("fitting"):
-        translation = eb.fit(shared.sample(1000))
+        train = shared.sample(1000)
+        translation = eb.fit(train)
     translation.save(names["map.safetensors"], overwrite=True)
     made = map_artifact("map", names["map.safetensors"], translation)
-    catalog.record(
-        Run("fit", {"n": 1000}, time.perf_counter() - clock, sides, (made,), 1000, "cpu", (shared.record, translation.record))
-    )
+    drawn = replace(shared.record, anchors=len(train), held_out=len(shared) - len(train))
+    catalog.record(Run("fit", {"n": 1000}, time.perf_counter() - clock, sides, (made,), 1000, "cpu", (drawn, translation.record)))
     say(f"   {translation}\n")
 
     say("2. Measure it on the 2,000 others, beside leaving the index alone and re-encoding everything.")
@@ -92,13 +93,16 @@ def demo(session: Session, output: str) -> None:
 
 
 def _examples(answer: tuple[Any, Any], documents: Any, queries: Any) -> dict[str, list[str]]:
-    """Lemmas of six queries, evenly spread, and of what they found."""
-    lemma = {}
-    for batch in documents.batches(payload=True):
-        lemma |= dict(zip(batch.ids.to_pylist(), batch.payload.column("lemma").to_pylist(), strict=True))
-    meant = {}
-    for batch in queries.batches(payload=True):
-        meant |= dict(zip(batch.ids.to_pylist(), batch.payload.column("lemma").to_pylist(), strict=True))
+    """First lemmas of six queries, evenly spread, and of what they found."""
     ids, hits = answer
+    asked, found = _lemmas(queries), _lemmas(documents)
     step = max(1, len(ids) // 6)
-    return {meant[q]: [lemma[i] for i in hits.row(row)[0]] for row, q in list(enumerate(ids.tolist()))[::step][:6]}
+    return {asked[ids[row]]: [found[i] for i in hits.row(row)[0]] for row in range(0, step * 6, step)}
+
+
+def _lemmas(collection: Any) -> dict[str, str]:
+    first: dict[str, str] = {}
+    for batch in collection.batches(payload=True):
+        lemmas = (text.split(", ")[0] for text in batch.payload.column("lemma").to_pylist())
+        first |= dict(zip(batch.ids.to_pylist(), lemmas, strict=True))
+    return first

@@ -41,12 +41,12 @@ class Session:
 
     @contextlib.contextmanager
     def progress(self, title: str) -> Iterator[Callable[[int, int], None]]:
-        """A bar on stderr that shows only when the work takes more than a second."""
+        """A bar on stderr, where that is a terminal, that shows only when the work takes more than a second."""
         from rich.console import Console
         from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
         columns = (TextColumn(title), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-        bar = Progress(*columns, console=Console(stderr=True), transient=True, disable=self.quiet)
+        bar = Progress(*columns, console=Console(stderr=True), transient=True, disable=self.quiet or not sys.stderr.isatty())
         task = bar.add_task(title, total=None)
         started = time.monotonic()
 
@@ -58,7 +58,8 @@ class Session:
         try:
             yield advance
         finally:
-            bar.stop()
+            if bar.live.is_started:  # stopping what never began prints an empty line
+                bar.stop()
 
     @contextlib.contextmanager
     def status(self, title: str) -> Iterator[None]:

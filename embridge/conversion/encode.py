@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
@@ -143,10 +144,25 @@ def _load(model: str, device: torch.device) -> SentenceTransformer:
     except ImportError as e:
         raise MissingDependencyError.of("sentence-transformers", "Encoding texts", "encode") from e
     try:
-        return SentenceTransformer(model, device=str(device))
+        with _without_bars():
+            return SentenceTransformer(model, device=str(device))
     except (OSError, ValueError, RuntimeError) as e:
         reason = str(e).strip().splitlines()[0] if str(e).strip() else type(e).__name__
         raise ParameterError(f"{model!r} cannot be loaded as a sentence-transformers model: {reason}") from e
+
+
+@contextlib.contextmanager
+def _without_bars() -> Iterator[None]:
+    """Let no progress bar of loading weights onto stderr, which --quiet could not stop."""
+    from transformers.utils import logging
+
+    shown = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            logging.enable_progress_bar()
 
 
 def _prepare(parts: Path, plan: dict[str, Any], *, overwrite: bool) -> None:

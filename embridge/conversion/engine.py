@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterator, Sequence
 from typing import Literal
 
@@ -171,7 +172,8 @@ class _Slot:
     def run(self, engine: Engine, start: int, parts: list[np.ndarray], out: torch.Tensor, squares: torch.Tensor) -> None:
         self.drain()
         tensors = [as_tensor(part) for part in parts]
-        pinned, x = self._pair(self._ins, tensors[0].dtype, self._shape)
+        kind = functools.reduce(torch.promote_types, [tensor.dtype for tensor in tensors])  # files of a folder may differ
+        pinned, x = self._pair(self._ins, kind, self._shape)
         count = 0
         for tensor in tensors:
             pinned[count : count + len(tensor)].copy_(tensor)

@@ -8,12 +8,13 @@ import fcntl
 import io
 import json
 import os
+import shutil
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from embridge.errors import InterruptedOutputError
+from embridge.errors import EmbridgeError, InterruptedOutputError
 from embridge.files import sync_folder
 from embridge.stores import thrift
 from embridge.stores.thrift import Struct
@@ -52,7 +53,7 @@ class Journal:
     file : io.FileIO
         The partial file, at its end, unbuffered.
     entries : list of Entry
-        What earlier runs finished.
+        What is finished, by earlier runs and by this one.
     """
 
     def __init__(self, target: Path, file: io.FileIO, log: io.FileIO, entries: list[Entry]) -> None:
@@ -63,8 +64,9 @@ class Journal:
         os.fdatasync(self.file.fileno())
         group = base64.b64encode(thrift.dumps(entry.group)).decode()
         line = json.dumps({"read": entry.read, "offset": entry.offset, "group": group, "bad": entry.bad})
-        self._log.write(line.encode() + b"\n")
+        _put(self._log, line)
         os.fdatasync(self._log.fileno())
+        self.entries.append(entry)
 
     def finish(self) -> None:
         """Make the partial file the output, and forget the journal."""
@@ -85,8 +87,28 @@ def journal_path(target: Path) -> Path:
 
 
 @contextlib.contextmanager
+def locked(target: Path) -> Iterator[io.FileIO]:
+    """``OUT.journal``, made where there is none, for this process alone.
+
+    Raises
+    ------
+    InterruptedOutputError
+        Another process has it.
+    """
+    path = journal_path(target)
+    with open(path, "ab+", buffering=0) as log:
+        try:
+            fcntl.flock(log, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as e:
+            raise InterruptedOutputError.busy(str(target)) from e
+        if not path.exists() or not os.path.samestat(path.stat(), os.fstat(log.fileno())):
+            raise InterruptedOutputError.busy(str(target))  # it ended between our opening and locking, and took the file away
+        yield log
+
+
+@contextlib.contextmanager
 def open_journal(target: Path, plan: dict[str, Any], *, resume: bool, overwrite: bool) -> Iterator[Journal]:
-    """Begin an output, or go on with it.
+    """Begin an output, or go on with it. What ends with an error before anything is finished leaves nothing.
 
     Parameters
     ----------
@@ -104,36 +126,69 @@ def open_journal(target: Path, plan: dict[str, Any], *, resume: bool, overwrite:
         An unfinished output is there and neither `resume` nor `overwrite` is given, or it has another plan, or another process
         is writing it.
     """
-    path = journal_path(target)
-    is_there = path.exists()
-    with open(path, "ab+", buffering=0) as log:
-        try:
-            fcntl.flock(log, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as e:
-            raise InterruptedOutputError.busy(str(target)) from e
-        found, entries, end = _read(log) if is_there else (None, [], 0)
-        partial = partial_path(target)
-        if found is not None and not resume and not overwrite and entries:
+    partial = partial_path(target)
+    with locked(target) as log:
+        found, entries, end = _read(log)
+        if entries and not resume and not overwrite:
             raise InterruptedOutputError.unfinished(str(target), entries[-1].read)
-        if found is not None and resume and found != plan:
-            raise InterruptedOutputError.differs(str(target), sorted(k for k in plan if plan[k] != found.get(k)))
-        if found is None or not resume or not partial.exists() or (entries and partial.stat().st_size < entries[-1].offset):
-            entries, end = [], 0
-        log.truncate(end)
-        if not entries:
-            log.truncate(0)
-            log.write(json.dumps(plan).encode() + b"\n")
+        check_plan(target, plan, found, resume=resume)
+        if not resume or not partial.exists() or (entries and partial.stat().st_size < entries[-1].offset):
+            entries = []
+        if entries:
+            log.truncate(end)
+        else:
+            begin(log, plan)
         with open(partial, "rb+" if entries else "wb", buffering=0) as file:
             file.truncate(entries[-1].offset if entries else 0)
             file.seek(0, os.SEEK_END)
             sync_folder(target.parent)
-            yield Journal(target, file, log, entries)
+            try:
+                yield Journal(target, file, log, entries)
+            except (EmbridgeError, OSError):
+                if not entries:
+                    discard(target)
+                raise
+
+
+def check_plan(target: Path, plan: dict[str, Any], found: dict[str, Any] | None, *, resume: bool) -> None:
+    """Refuse to go on with what was begun with another plan.
+
+    Raises
+    ------
+    InterruptedOutputError
+    """
+    if resume and found is not None and found != plan:
+        raise InterruptedOutputError.differs(str(target), sorted(k for k in plan if plan[k] != found.get(k)))
+
+
+def begin(log: io.FileIO, plan: dict[str, Any]) -> None:
+    """Make an empty journal of one that may hold something."""
+    log.truncate(0)
+    _put(log, json.dumps(plan))
+    os.fdatasync(log.fileno())
+
+
+def read_plan(log: io.FileIO) -> dict[str, Any] | None:
+    """The plan of a journal; None where it has none."""
+    return _read(log)[0]
 
 
 def discard(target: Path) -> None:
-    """Remove an unfinished output."""
-    for path in (partial_path(target), journal_path(target)):
-        path.unlink(missing_ok=True)
+    """Remove an unfinished output, and whatever else a run that was killed may have left; the journal last."""
+    partial = partial_path(target)
+    if partial.is_dir():
+        shutil.rmtree(partial)
+    partial.unlink(missing_ok=True)
+    for name in ("bad", "old"):  # of a folder: lists of bad rows, and the folder that was replaced
+        shutil.rmtree(target.with_name(f"{partial.name}.{name}"), ignore_errors=True)
+    journal_path(target).unlink(missing_ok=True)
+
+
+def _put(log: io.FileIO, line: str) -> None:
+    """Append a line, whole even where the system takes it in pieces."""
+    view = memoryview(line.encode() + b"\n")
+    while view:
+        view = view[log.write(view) :]
 
 
 def _read(log: io.FileIO) -> tuple[dict[str, Any] | None, list[Entry], int]:
@@ -148,7 +203,7 @@ def _read(log: io.FileIO) -> tuple[dict[str, Any] | None, list[Entry], int]:
         try:
             values = json.loads(line)
             if plan is None:
-                plan = values
+                plan = dict(values)
             else:
                 group = thrift.loads(base64.b64decode(values["group"]))
                 bad = [(int(row), i, str(reason)) for row, i, reason in values["bad"]]

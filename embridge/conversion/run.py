@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 import shutil
 import tempfile
 import time
-from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -17,26 +14,18 @@ from typing import Any
 import torch
 
 from embridge.conversion.engine import Precision
-from embridge.conversion.single import convert_file
+from embridge.conversion.folder import convert_folder, convert_folder_remote, convert_via
+from embridge.conversion.journal import discard, locked
+from embridge.conversion.single import Progress, already_done, convert_file
 from embridge.conversion.stream import OnBad
 from embridge.device import resolve_devices
-from embridge.errors import (
-    BadVectorsError,
-    InterruptedOutputError,
-    MissingFileError,
-    OutputExistsError,
-    ParameterError,
-    SpaceMismatchError,
-)
-from embridge.files import check_output, sync_folder, whole_or_absent
+from embridge.errors import MissingFileError, OutputExistsError, ParameterError, SpaceMismatchError
+from embridge.files import check_output
 from embridge.ids import check_unique
 from embridge.maps import LinearMap
 from embridge.records import Conversion
 from embridge.stores import Collection, ParquetCollection
-from embridge.stores.locations import exists, is_remote, upload
-
-Progress = Callable[[int, int], None]
-_FILES_AT_ONCE = 2  # on the CPU, where one file's pipeline leaves little idle
+from embridge.stores.locations import exists, is_remote, same_place
 
 
 def convert(
@@ -125,168 +114,63 @@ def convert(
         "batch_rows": batch_rows,
     }
     name = os.fspath(path)
-    into_folder = isinstance(source, ParquetCollection) and source.is_many and not name.endswith(".parquet")
+    base = name.partition("?")[0] if is_remote(name) else name
+    folder = source if isinstance(source, ParquetCollection) and source.is_many and not base.endswith(".parquet") else None
     if is_remote(name):
-        if not into_folder and exists(name) and not overwrite and not resume:
-            raise OutputExistsError.at(name)
-        check_unique(source)
-        return _convert_remote(source, translation, name, into_folder, options, progress)
-    if into_folder:
-        return _convert_folder(source, translation, Path(name), options, progress)
-    target = check_output(name, overwrite=overwrite or resume, inputs=_inputs(source))
+        return _convert_remote(source, folder, translation, name, options, progress)
+    if folder is None:
+        target = check_output(name, overwrite=overwrite or resume, inputs=_inputs(source))
+    else:
+        target = _check_folder(folder, Path(name), overwrite=overwrite or resume)
+    options["origin"] = source.fingerprint()
     if target.exists() and resume and not overwrite:
-        return _already_done(name, source, translation)
+        found = already_done(name, source, translation, options)
+        if found is None:
+            raise OutputExistsError.at(name)
+        with locked(target):
+            discard(target)
+        return found
     check_unique(source)
+    if folder is not None:
+        return convert_folder(folder, translation, target, options, progress)
     return replace(convert_file(source, translation, target, progress=progress, **options), path=name)
 
 
 def _inputs(source: Collection) -> tuple[str, ...]:
-    """Every local file that a collection is read from."""
+    """Every file that a collection is read from."""
     if source.path is None:
         return ()
     return (source.path, *(source.paths if isinstance(source, ParquetCollection) else ()))
 
 
-def _already_done(name: str, source: Collection, translation: LinearMap) -> Conversion:
-    """What a run that ended just before it could say so had made.
-
-    Raises
-    ------
-    OutputExistsError
-        It was made of something else.
-    """
-    found = ParquetCollection(name)
-    if found.lineage != {"source": source.fingerprint(), "map": translation.fingerprint}:
-        raise OutputExistsError.at(name)
-    skipped = len(source) - len(found)
-    return Conversion(name, len(found), 0.0, "cpu", found.lineage["source"], found.lineage["map"], found.fingerprint(), skipped)
-
-
-def _convert_folder(
-    source: ParquetCollection, translation: LinearMap, target: Path, options: dict[str, Any], progress: Progress | None
-) -> Conversion:
-    """File by file into ``OUT.partial``, which is renamed when all of them are there."""
-    started = time.perf_counter()
-    if target.exists() and not options["overwrite"]:
-        raise OutputExistsError.at(str(target))
+def _check_folder(source: ParquetCollection, target: Path, *, overwrite: bool) -> Path:
+    """The path of a folder that may be written."""
     if target.exists() and source.path and os.path.exists(source.path) and os.path.samefile(source.path, target):
         raise OutputExistsError.is_input(str(target))
+    if target.exists() and not overwrite:
+        raise OutputExistsError.at(str(target))
     if not target.absolute().parent.is_dir():
         raise MissingFileError.at(str(target.parent))
-    check_unique(source)
-    partial = target.with_name(f"{target.name}.partial")
-    plan = {"source": source.fingerprint(), "map": translation.fingerprint}
-    _prepare_folder(partial, plan, resume=options["resume"], overwrite=options["overwrite"])
-
-    def one(relative: str, part: ParquetCollection, told: Progress) -> Conversion:
-        out = partial / relative
-        out.parent.mkdir(parents=True, exist_ok=True)
-        if out.exists():
-            return _already_done(str(out), part, translation)
-        return convert_file(part, translation, out, progress=told, **(options | {"resume": True}))
-
-    done = _each_file(source, one, options, progress)
-    (partial / "plan.json").unlink()
-    if target.exists():
-        # Both names are never there at once without the other: the old folder steps aside, then goes.
-        old = target.with_name(f".{target.name}.{os.getpid()}.old")
-        os.replace(target, old)
-        os.replace(partial, target)
-        shutil.rmtree(old)
-    else:
-        os.replace(partial, target)
-    sync_folder(target.absolute().parent)
-    return _sum(done, str(target), plan, ParquetCollection(target).fingerprint(), time.perf_counter() - started)
-
-
-def _prepare_folder(partial: Path, plan: dict[str, str], *, resume: bool, overwrite: bool) -> None:
-    journal = partial / "plan.json"
-    if partial.exists():
-        found = json.loads(journal.read_text()) if journal.exists() else None
-        if resume and found == plan:
-            return
-        if resume and not overwrite and found is not None:
-            raise InterruptedOutputError.differs(str(partial), [k for k in plan if plan[k] != found.get(k)])
-        if not overwrite:
-            raise InterruptedOutputError.unfinished_folder(str(partial))
-        shutil.rmtree(partial)
-    partial.mkdir()
-    with whole_or_absent(journal) as temporary:
-        temporary.write_text(json.dumps(plan))
-
-
-def _each_file(
-    source: ParquetCollection,
-    one: Callable[[str, ParquetCollection, Progress], Conversion],
-    options: dict[str, Any],
-    progress: Progress | None,
-) -> list[Conversion]:
-    """Convert every file of a source, some at a time; results in order."""
-    files = source.split_files()
-    rows = dict.fromkeys((relative for relative, _ in files), 0)
-
-    def run(relative: str, part: ParquetCollection) -> Conversion:
-        def told(done: int, _: int) -> None:
-            rows[relative] = done
-            if progress is not None:
-                progress(sum(rows.values()), len(source))
-
-        found = one(relative, part, told)
-        told(len(part), len(part))
-        return found
-
-    with ThreadPoolExecutor(max(_FILES_AT_ONCE, len(options["devices"])), "embridge-file") as pool:
-        futures = [pool.submit(run, relative, part) for relative, part in files]
-        try:
-            return [future.result() for future in futures]
-        except BaseException:
-            for future in futures:
-                future.cancel()
-            raise
+    return target
 
 
 def _convert_remote(
-    source: Collection, translation: LinearMap, name: str, into_folder: bool, options: dict[str, Any], progress: Progress | None
+    source: Collection, folder: ParquetCollection | None, translation: LinearMap, name: str, options: dict[str, Any],
+    progress: Progress | None,
 ) -> Conversion:  # fmt: skip
-    """Each file is made whole in the temporary folder, where it can be resumed, and then uploaded in parts (multipart)."""
+    """Files are made whole in the temporary folder, where they can be resumed, and then uploaded in parts (multipart)."""
     started = time.perf_counter()
+    if source.path is not None and is_remote(source.path) and same_place(source.path, name):
+        raise OutputExistsError.is_input(name)
+    if folder is None and exists(name) and not options["overwrite"] and not options["resume"]:
+        raise OutputExistsError.at(name)
+    options["origin"] = source.fingerprint()
+    check_unique(source)
     staging = Path(tempfile.gettempdir()) / f"embridge-{hashlib.blake2b(name.encode(), digest_size=8).hexdigest()}"
     staging.mkdir(exist_ok=True)
-
-    def one(relative: str, part: Collection, told: Progress | None) -> Conversion:
-        to = _join(name, relative) if into_folder else name
-        if exists(to) and not options["overwrite"]:
-            if not options["resume"]:
-                raise OutputExistsError.at(to)
-            return _already_done(to, part, translation)
-        local = staging / (relative or "output.parquet")
-        local.parent.mkdir(parents=True, exist_ok=True)
-        if local.exists() and options["resume"]:  # made, but not uploaded
-            found = _already_done(str(local), part, translation)
-        else:
-            found = convert_file(part, translation, local, progress=told, **options)
-        upload(local, to)
-        if (bad := Path(f"{local}.bad.parquet")).exists():
-            upload(bad, f"{to}.bad.parquet")
-        return found
-
-    plan = {"source": source.fingerprint(), "map": translation.fingerprint}
-    if into_folder and isinstance(source, ParquetCollection):
-        done = _each_file(source, one, options, progress)
+    if folder is not None:
+        done = convert_folder_remote(folder, translation, name, staging, options, progress)
     else:
-        done = [one("", source, progress)]
+        done = convert_via(source, translation, name, staging / "output.parquet", progress, options)
     shutil.rmtree(staging)
-    return _sum(done, name, plan, ParquetCollection(name).fingerprint(), time.perf_counter() - started)
-
-
-def _join(name: str, relative: str) -> str:
-    """A file under a remote folder; what follows a question mark are options of the file system."""
-    base, mark, query = name.partition("?")
-    return f"{base.rstrip('/')}/{relative}{mark}{query}"
-
-
-def _sum(done: list[Conversion], name: str, plan: dict[str, str], fingerprint: str, seconds: float) -> Conversion:
-    rows, skipped = sum(c.rows for c in done), sum(c.skipped for c in done)
-    if not rows:
-        raise BadVectorsError(f"Nothing was written to {name!r}: no row could be translated.")
-    return Conversion(name, rows, seconds, done[0].device, plan["source"], plan["map"], fingerprint, skipped)
+    return replace(done, path=name, seconds=time.perf_counter() - started)

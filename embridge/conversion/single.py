@@ -13,23 +13,16 @@ import numpy as np
 import torch
 
 from embridge.conversion.engine import Engine, Precision
-from embridge.conversion.journal import Entry, Journal, bad_rows_of, discard, open_journal, partial_path, rows_done
+from embridge.conversion.journal import Entry, Journal, bad_rows_of, open_journal, partial_path, rows_done
 from embridge.conversion.schedule import schedule
 from embridge.conversion.stream import Bad, Group, OnBad, row_groups, translate_groups
 from embridge.conversion.verify import check_sample
 from embridge.device import free_memory
-from embridge.errors import (
-    BadIdsError,
-    BadVectorsError,
-    DiskFullError,
-    EmbridgeError,
-    InterruptedOutputError,
-    SpaceMismatchError,
-)
+from embridge.errors import BadIdsError, BadVectorsError, DiskFullError, EmbridgeError
 from embridge.files import fingerprint
 from embridge.maps import LinearMap
 from embridge.records import Conversion
-from embridge.stores import Collection
+from embridge.stores import Collection, ParquetCollection
 from embridge.stores.tables import write_bad_rows
 from embridge.stores.writer import CollectionWriter
 from embridge.types import Metric
@@ -37,15 +30,35 @@ from embridge.types import Metric
 Progress = Callable[[int, int], None]
 
 
-def check_map(translation: LinearMap, source: Collection) -> None:
-    """Refuse a map that does not start in the space of the collection.
+def plan_of(source: Collection, translation: LinearMap, options: dict[str, Any]) -> dict[str, Any]:
+    """Everything that determines the bytes of an output."""
+    return {
+        "format": "embridge.convert.1",
+        "source": options["origin"],
+        "rows": len(source),
+        "map": translation.fingerprint,
+        "columns": [source.id_column, source.vector_column],
+        "dtype": options["dtype"],
+        "compact": options["compact"],
+        "precision": options["precision"],
+        "device": options["devices"][0].type,
+    }
 
-    Raises
-    ------
-    SpaceMismatchError
-    """
-    if not translation.source.same_as(source.space):
-        raise SpaceMismatchError.between("The map", translation.source, source.name, source.space)
+
+def already_done(
+    path: str | os.PathLike[str], source: Collection, translation: LinearMap, options: dict[str, Any]
+) -> Conversion | None:
+    """What a run that ended just before it could say so had made at `path`; None where that was made of something else."""
+    try:
+        found = ParquetCollection(path)
+    except EmbridgeError:
+        return None
+    origin = options["origin"]
+    if found.lineage != {"source": origin, "map": translation.fingerprint} or found.vector_type != options["dtype"]:
+        return None
+    device = str(options["devices"][0])
+    skipped = len(source) - len(found)
+    return Conversion(str(path), len(found), 0.0, device, origin, translation.fingerprint, found.fingerprint(), skipped)
 
 
 def convert_file(
@@ -62,36 +75,35 @@ def convert_file(
     resume: bool,
     batch_rows: int | None,
     progress: Progress | None,
+    origin: str,
+    bad_path: Path | None = None,
+    may_be_empty: bool = False,
 ) -> Conversion:
-    """Convert into one local file whose name was checked; see `convert`."""
+    """Convert into one local file whose name was checked; see `convert`.
+
+    `origin` is the fingerprint of what is converted (a whole folder, of which `source` may be a file), `bad_path` where rows that
+    are left out are listed (default: ``OUT.bad.parquet``); `may_be_empty` lets an output have no rows.
+    """
     started = time.perf_counter()
-    origin = source.fingerprint()
-    plan: dict[str, Any] = {
-        "format": "embridge.convert.1",
-        "source": origin,
-        "rows": len(source),
-        "map": translation.fingerprint,
-        "columns": [source.id_column, source.vector_column],
-        "dtype": dtype,
-        "compact": compact,
-        "precision": precision,
-        "device": devices[0].type,
-    }
+    options = {"origin": origin, "devices": devices, "dtype": dtype, "compact": compact, "precision": precision}
+    plan = plan_of(source, translation, options)
     check_room(source, translation, target, dtype)
+    side = Path(f"{target}.bad.parquet") if bad_path is None else bad_path
     try:
         with open_journal(target, plan, resume=resume, overwrite=overwrite) as journal:
             bad = _write_groups(source, translation, journal, devices, plan, on_bad, batch_rows, progress)
-            rows = check_sample(partial_path(target), source, translation, [b[0] for b in bad], precision=precision)
+            rows = len(source) - len(bad)
+            if rows:
+                check_sample(partial_path(target), source, translation, [b[0] for b in bad], precision=precision)
+            elif not may_be_empty:
+                raise BadVectorsError.none_left(source.name, len(source))
             if bad:
-                write_bad_rows(f"{target}.bad.parquet", bad)
+                write_bad_rows(side, bad)
+            else:  # one of an earlier output of that name would speak of this one
+                side.unlink(missing_ok=True)
             journal.finish()
-    except InterruptedOutputError:  # what is there is another run's
-        raise
-    except EmbridgeError as e:
+    except (BadVectorsError, BadIdsError) as e:
         if not (kept := rows_done(target)):
-            discard(target)
-            raise
-        if not isinstance(e, BadVectorsError | BadIdsError):
             raise
         hint = f"{kept:,} rows are done and kept: --resume --on-bad skip goes on without bad ones, --overwrite starts anew."
         raise type(e)(f"{e} {hint}") from e
@@ -152,8 +164,6 @@ def _write_groups(
     groups = row_groups(source, writer.group_rows, batch_rows or held.batch_rows, start=start, on_bad=on_bad)
     zero_is_bad = translation.target.metric == Metric.COSINE
     translate_groups(groups, engines, buffers, write, source.name, zero_is_bad=zero_is_bad)
-    if not writer.rows:
-        raise BadVectorsError(f"{source.name} has {len(source):,} rows, and none of them can be translated.")
     writer.close()
     return bad
 

@@ -6,7 +6,7 @@ import collections
 import contextlib
 import queue
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any, Literal, TypeVar
@@ -86,7 +86,7 @@ def _reasons(batch: Batch, source: Collection) -> dict[int, str]:
     return reasons
 
 
-def readahead(items: Iterator[Item], depth: int = 1) -> Iterator[Item]:
+def readahead(items: Iterator[Item], depth: int = 1) -> Generator[Item, None, None]:
     """The same items, made in a thread of their own, at most `depth` of them ahead."""
     ready: queue.Queue[tuple[Item | None, BaseException | None]] = queue.Queue(depth)
     stopped = threading.Event()

@@ -13,6 +13,7 @@ from embridge.errors import SpaceMismatchError, VerificationError
 from embridge.ids import check_unique
 from embridge.maps import LinearMap
 from embridge.stores import Batch, Collection, ParquetCollection, open_collection
+from embridge.stores.locations import beside
 from embridge.stores.tables import read_bad_rows
 
 _SAMPLE = 64
@@ -115,7 +116,7 @@ def verify(
         raise SpaceMismatchError.between("The map leads to a space that", translation.target, made.name, made.space)
     check_unique(made)
     rows, compared, worst = 0, 0, 0.0
-    theirs = None if source is None else _Rows(source, read_bad_rows(f"{os.fspath(path)}.bad.parquet"))
+    theirs = None if source is None else _Rows(source, read_bad_rows(beside(os.fspath(path), ".bad.parquet")))
     for batch in made.batches():
         rows += len(batch)
         if theirs is not None:

@@ -140,11 +140,12 @@ class Collection(ABC):
             if not lenient:
                 if batch.ids.null_count:
                     raise BadIdsError.null(self.name, batch.ids.null_count)
-                self._check(batch.ids, batch.vectors)
+                check_rows(batch.vectors, IdValues(batch.ids), self.name, zero_is_bad=self._zero_is_bad)
             yield batch
 
-    def _check(self, ids: pa.Array, vectors: np.ndarray) -> None:
-        check_rows(vectors, IdValues(ids), self.name, zero_is_bad=self.space.metric == Metric.COSINE)
+    @property
+    def _zero_is_bad(self) -> bool:
+        return self.space.metric == Metric.COSINE
 
     def default_batch_rows(self) -> int:
         """Rows that hold 32 MiB of float32 vectors, 1,024 at least."""
@@ -174,7 +175,8 @@ class Collection(ABC):
             if low < high:
                 places = rows[low:high] - batch.start
                 vectors = batch.vectors[places]
-                self._check(batch.ids.take(places), vectors)
+                ids, missing = IdValues(batch.ids.take(places)), ", or without a vector of the right width"
+                check_rows(vectors, ids, self.name, zero_is_bad=self._zero_is_bad, otherwise=missing)
                 yield slice(int(low), int(high)), vectors
 
     def take(self, rows: np.ndarray) -> np.ndarray:

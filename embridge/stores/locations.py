@@ -5,13 +5,16 @@ from __future__ import annotations
 import contextlib
 import fnmatch
 import glob
+import hashlib
 import os
+from collections.abc import Sequence
 from pathlib import Path
 
 import pyarrow as pa
 from pyarrow import fs
 
 from embridge.errors import CollectionError, MissingFileError, UnreadableFileError
+from embridge.files import hash_content
 
 _PART = 16 << 20  # bytes of a part of a multipart upload
 
@@ -58,6 +61,15 @@ def _parquet_files(filesystem: fs.FileSystem, base: str) -> list[str]:
     return sorted(n for n in names if not any(part.startswith((".", "_")) for part in n[len(base) :].split("/")))
 
 
+def fingerprint_files(filesystem: fs.FileSystem, paths: Sequence[str]) -> str:
+    """Content hash of files in the order given, as `embridge.files.fingerprint` takes it of local ones."""
+    digest = hashlib.blake2b(digest_size=16)
+    for path in paths:
+        with filesystem.open_input_file(path) as source:
+            hash_content(source, source.size(), digest)
+    return digest.hexdigest()
+
+
 def is_remote(path: str) -> bool:
     """True for object storage: ``s3://``, ``gs://``."""
     return "://" in path and not path.startswith("file://")
@@ -70,6 +82,24 @@ def exists(path: str) -> bool:
         return filesystem.get_file_info(inner).type == fs.FileType.File
     except OSError as e:
         raise UnreadableFileError.at(path, "a location", e) from e
+
+
+def beside(path: str, suffix: str) -> str:
+    """A path with something appended; what follows a question mark in a remote one are options of the file system."""
+    base, mark, query = path.partition("?") if is_remote(path) else (path, "", "")
+    return f"{base.rstrip('/')}{suffix}{mark}{query}"
+
+
+def same_place(one: str, other: str) -> bool:
+    """True where two remote paths name one object."""
+    return one.partition("://")[0] == other.partition("://")[0] and _resolve(one)[1] == _resolve(other)[1]
+
+
+def remove(path: str) -> None:
+    """Delete a remote file, if there is one."""
+    if exists(path):
+        filesystem, inner = _resolve(path)
+        filesystem.delete_file(inner)
 
 
 def upload(local: Path, path: str) -> None:
@@ -85,11 +115,14 @@ def upload(local: Path, path: str) -> None:
         with open(local, "rb") as source, filesystem.open_output_stream(inner, buffer_size=None) as sink:
             while block := source.read(_PART):
                 sink.write(block)
-    except (pa.ArrowException, OSError) as e:
-        # Closing a stream that failed may leave a truncated object, which nobody shall take for the output.
+    except BaseException as e:
+        # Closing a stream that failed, or that Ctrl-C interrupted, may leave a truncated object, which nobody shall take for the
+        # output.
         with contextlib.suppress(pa.ArrowException, OSError):
             filesystem.delete_file(inner)
-        raise UnreadableFileError.at(path, "a place to write to", e) from e
+        if isinstance(e, pa.ArrowException | OSError):
+            raise UnreadableFileError.at(path, "a place to write to", e) from e
+        raise
 
 
 def _resolve(path: str) -> tuple[fs.FileSystem, str]:

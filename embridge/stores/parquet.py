@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import hashlib
 import json
 import os
 from collections.abc import Iterator, Sequence
@@ -20,9 +19,8 @@ from embridge.errors import (
     SpaceMismatchError,
     UndeclaredSpaceError,
 )
-from embridge.files import hash_content
 from embridge.stores.collection import Batch, Collection, Needed, declare_space, id_type_of, normalise_ids
-from embridge.stores.locations import find_files
+from embridge.stores.locations import find_files, fingerprint_files
 from embridge.stores.memory import empty_payload
 from embridge.stores.parquet_file import ParquetFile, vectors_of
 from embridge.types import DeclaredSpace, Space
@@ -180,11 +178,7 @@ class ParquetCollection(Collection):
         return pa.record_batch(arrays, schema=self.payload_schema)
 
     def fingerprint(self) -> str:
-        digest = hashlib.blake2b(digest_size=16)
-        for file in self._files:
-            with self._fs.open_input_file(file.path) as source:
-                hash_content(source, source.size(), digest)
-        return digest.hexdigest()
+        return fingerprint_files(self._fs, [file.path for file in self._files])
 
     @property
     def is_many(self) -> bool:
@@ -218,6 +212,11 @@ class ParquetCollection(Collection):
         if len(set(names)) < len(names):
             raise CollectionError(f"{self.name} finds several files of one name. Hint: convert the folder above them.")
         return found
+
+    @property
+    def vector_type(self) -> str:
+        """How the first file stores vectors: ``float16``, ``float32`` or ``float64``."""
+        return str(self._files[0].schema.field(self.vector_column).type.value_type.to_pandas_dtype().__name__)
 
     @property
     def lineage(self) -> dict[str, str]:

@@ -1,9 +1,10 @@
-"""Small Parquet tables beside collections: chosen ids, relevance judgements, hits."""
+"""Small Parquet tables beside collections: chosen ids, relevance judgements, hits, rows left out."""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,7 +14,7 @@ import pyarrow.parquet as pq
 from embridge.errors import BadIdsError, CollectionError
 from embridge.files import whole_or_absent
 from embridge.stores.collection import normalise_ids
-from embridge.stores.locations import find_files
+from embridge.stores.locations import exists, find_files
 from embridge.stores.parquet_file import ParquetFile
 from embridge.types import Hits
 
@@ -105,8 +106,31 @@ def write_bad_rows(path: str | os.PathLike[str], bad: Sequence[tuple[int, Any, s
         pq.write_table(pa.table({"row": pa.array(rows, pa.int64()), "id": list(ids), "reason": list(reasons)}), temporary)
 
 
-def read_bad_rows(path: str | os.PathLike[str]) -> np.ndarray:
+def join_bad_rows(path: str | os.PathLike[str], parts: Sequence[tuple[int, str | os.PathLike[str]]]) -> bool:
+    """Write what `write_bad_rows` listed of several files as one list; whether there is anything to list.
+
+    Parameters
+    ----------
+    path : str or path-like
+        Removed where there is nothing to list.
+    parts : sequence of (position of the file's first row in all of them, path of its list)
+        Lists that are not there have no rows.
+    """
+    tables = []
+    for start, part in parts:
+        if os.path.exists(part):
+            table = pq.read_table(part)
+            tables.append(table.set_column(0, "row", pa.array(table["row"].to_numpy() + start)))
+    if not tables:
+        Path(path).unlink(missing_ok=True)
+        return False
+    with whole_or_absent(path) as temporary:
+        pq.write_table(pa.concat_tables(tables, promote_options="default"), temporary)
+    return True
+
+
+def read_bad_rows(path: str) -> np.ndarray:
     """Positions that `write_bad_rows` listed; none where there is no such file."""
-    if not os.path.exists(path):
+    if not exists(path):
         return np.empty(0, np.int64)
     return np.concatenate([batch.column("row").to_numpy() for batch in _scan(path, ["row"])])

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -11,9 +10,8 @@ import numpy as np
 import pyarrow as pa
 
 from embridge.errors import BadIdsError, CollectionError
-from embridge.files import hash_content
 from embridge.stores.collection import id_type_of, normalise_ids
-from embridge.stores.locations import find_files
+from embridge.stores.locations import find_files, fingerprint_files
 from embridge.stores.parquet_file import ParquetFile
 
 
@@ -149,8 +147,4 @@ class TextTable:
 
     def fingerprint(self) -> str:
         """Content hash."""
-        digest = hashlib.blake2b(digest_size=16)
-        for file in self._files:
-            with self._fs.open_input_file(file.path) as source:
-                hash_content(source, source.size(), digest)
-        return digest.hexdigest()
+        return fingerprint_files(self._fs, [file.path for file in self._files])

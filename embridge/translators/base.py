@@ -86,7 +86,7 @@ class Translator(ABC):
             raise TooFewAnchorsError.for_method(self.name, self.minimum, n)
         data = anchors
         if isinstance(data, Anchors):
-            data = data.folds(device=device) if self.needs_folds() else data.moments(device)
+            data = data.folds(device=device) if self.needs_folds() else data.moments(device, full=False)
         elif isinstance(data, Folds) and not self.needs_folds():
             data = data.total()
         elif isinstance(data, Moments) and self.needs_folds():

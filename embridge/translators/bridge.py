@@ -118,8 +118,8 @@ class _Scaled:
     def of(cls, m: Moments) -> _Scaled:
         # A side without any variance is left as it is: its moments are zero, and so is the map.
         scale_x = float(np.sqrt(np.trace(m.sxx) / (m.n * len(m.sxx)))) or 1.0
-        scale_y = float(np.sqrt(np.trace(m.syy) / (m.n * len(m.syy)))) or 1.0
-        total_y = float(np.trace(m.syy)) / (m.n * scale_y**2)
+        scale_y = float(np.sqrt(m.square_y.mean() / m.n)) or 1.0
+        total_y = float(m.square_y.sum()) / (m.n * scale_y**2)
         family = Shrinkage.of(m.sxx / (m.n * scale_x**2), m.sxy / (m.n * scale_x * scale_y), total_y)
         return cls(family, m.mean_x, m.mean_y, scale_x, scale_y)
 
@@ -141,7 +141,7 @@ def _negated_errors(folds: Folds, fold: int, alphas: tuple[float, ...], shares: 
     dx, dy = test.mean_x - train.mean_x, test.mean_y - train.mean_y
     sxx = v.T @ (test.sxx + test.n * np.outer(dx, dx)) @ v
     sxy = v.T @ (test.sxy + test.n * np.outer(dx, dy))
-    syy = float(np.trace(test.syy)) + test.n * float(dy @ dy)
+    syy = float(test.square_y.sum()) + test.n * float(dy @ dy)
     aa, ab, bb = (sxx * (left @ right.T) for left, right in ((a, a), (a, b), (b, b)))
     along_a, along_b = ((sxy * side).sum(1) for side in (a, b))
     out = np.empty((len(alphas), len(shares)))

@@ -47,7 +47,7 @@ class PaperTranslator(Translator):
 
     def solve(self, data: Moments | Folds) -> Solution:
         moments = total(data)
-        scale_x, scale_y = (np.sqrt(np.diag(s) / (moments.n - 1)) for s in (moments.sxx, moments.syy))
+        scale_x, scale_y = (np.sqrt(s / (moments.n - 1)) for s in (np.diag(moments.sxx), moments.square_y))
         alive_x, alive_y = (scale > _DEAD * scale.max() for scale in (scale_x, scale_y))
         sx, sy = scale_x[alive_x], scale_y[alive_y]
         zxx = moments.sxx[np.ix_(alive_x, alive_x)] / np.outer(sx, sx)

@@ -40,6 +40,6 @@ class Isometry(Translator):
         moments = total(data)
         q, rank = orthogonal_factor(moments.sxy)
         spread = float(np.vdot(q, moments.sxx @ q))
-        scale = float(np.sqrt(np.trace(moments.syy) / spread)) if spread > 0 else 0.0
+        scale = float(np.sqrt(moments.square_y.sum() / spread)) if spread > 0 else 0.0
         weight = scale * q
         return Solution(weight, moments.mean_y - moments.mean_x @ weight, {"rank": rank, "scale": scale})
