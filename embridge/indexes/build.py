@@ -59,6 +59,8 @@ def build(
     held: list[pa.Array] = []
     try:
         index = faiss.index_factory(space.dim + (references is not None), factory, metric)
+        if index.metric_type != metric:
+            raise FaissIndexError.factory(factory, f"it measures by L2 alone, and {collection.name} by {space.metric}")
         apply_settings(index, settings or {})
         if not index.is_trained:
             index = _train(index, collection, rows_of, seed, gpu=gpu)

@@ -47,26 +47,27 @@ def factory_of(index: Any) -> str:
     >>> factory_of(faiss.index_factory(16, "OPQ4_8,IVF8_HNSW4,PQ4x4np"))
     'OPQ4_8,IVF8_HNSW4,PQ4x4np'
     """
-    index = faiss.downcast_index(index)
-    if isinstance(index, faiss.IndexPreTransform):
-        inner = faiss.downcast_index(index.index)
-        chain = [faiss.downcast_VectorTransform(index.chain.at(i)) for i in range(index.chain.size())]
+    # `index` is kept beside it: where it is a temporary that owns the C++ object, nothing else does
+    part = faiss.downcast_index(index)
+    if isinstance(part, faiss.IndexPreTransform):
+        inner = faiss.downcast_index(part.index)
+        chain = [faiss.downcast_VectorTransform(part.chain.at(i)) for i in range(part.chain.size())]
         return ",".join([*(name for t in chain if (name := _transform(t, inner))), factory_of(inner)])
-    if isinstance(index, faiss.IndexIDMap):
-        return f"{'IDMap2' if isinstance(index, faiss.IndexIDMap2) else 'IDMap'},{factory_of(index.index)}"
-    if isinstance(index, faiss.IndexRefine):
-        refine = factory_of(index.refine_index)
-        return f"{factory_of(index.base_index)},{'RFlat' if refine == 'Flat' else f'Refine({refine})'}"
-    if isinstance(index, faiss.IndexIVF):
-        return f"IVF{index.nlist}{_quantizer(index.quantizer)},{_codec(index)}"
-    if isinstance(index, faiss.IndexHNSW):
-        return f"HNSW{index.hnsw.nb_neighbors(1)},{factory_of(index.storage)}"
-    if isinstance(index, faiss.IndexNSG):
-        return f"NSG{index.nsg.R},{factory_of(index.storage)}"
-    if isinstance(index, faiss.IndexLSH):
-        width = "" if index.nbits == index.d else index.nbits
-        return f"LSH{width}{'r' if index.rotate_data else ''}{'t' if index.train_thresholds else ''}"
-    return _codec(index)
+    if isinstance(part, faiss.IndexIDMap):
+        return f"{'IDMap2' if isinstance(part, faiss.IndexIDMap2) else 'IDMap'},{factory_of(part.index)}"
+    if isinstance(part, faiss.IndexRefine):
+        refine = factory_of(part.refine_index)
+        return f"{factory_of(part.base_index)},{'RFlat' if refine == 'Flat' else f'Refine({refine})'}"
+    if isinstance(part, faiss.IndexIVF):
+        return f"IVF{part.nlist}{_quantizer(part.quantizer)},{_codec(part)}"
+    if isinstance(part, faiss.IndexHNSW):
+        return f"HNSW{part.hnsw.nb_neighbors(1)},{factory_of(part.storage)}"
+    if isinstance(part, faiss.IndexNSG):
+        return f"NSG{part.nsg.R},{factory_of(part.storage)}"
+    if isinstance(part, faiss.IndexLSH):
+        width = "" if part.nbits == part.d else part.nbits
+        return f"LSH{width}{'r' if part.rotate_data else ''}{'t' if part.train_thresholds else ''}"
+    return _codec(part)
 
 
 def _transform(transform: Any, inner: Any) -> str:

@@ -90,7 +90,10 @@ def _list_vectors(index: Any, batch_rows: int) -> Iterator[tuple[np.ndarray, np.
             part = np.ascontiguousarray(codes[start : start + batch_rows])
             vectors = np.empty((len(part), index.d), np.float32)
             numbers = np.full(len(part), number, np.int64)
-            index.decode_vectors(len(part), faiss.swig_ptr(part), faiss.swig_ptr(numbers), faiss.swig_ptr(vectors))
+            try:
+                index.decode_vectors(len(part), faiss.swig_ptr(part), faiss.swig_ptr(numbers), faiss.swig_ptr(vectors))
+            except RuntimeError as e:  # packed lists (fast scan)
+                raise FaissIndexError.no_vectors("The index", type(index).__name__) from e
             yield labels[start : start + batch_rows].copy(), vectors
 
 
