@@ -103,9 +103,10 @@ def test_ids_and_scores_are_those_of_the_translated_rows(build, tmp_path, ids, m
         write_index_file(str(old), file)
     done = eb.migrate(old, translation, tmp_path / "new.faiss", mode=mode)
     asked = queries()
-    hits = eb.open_index(tmp_path / "new.faiss").search(asked, K)
+    wide = "efSearch=400" if "HNSW" in factory else ""
+    hits = eb.open_index(tmp_path / "new.faiss").search(asked, K, parameters=wide)
     order, scores = best(asked, translation.apply(X), metric)
-    assert (hits.ids == ids[order]).mean() > (0.999 if factory != "HNSW16" else 0.98)
+    assert (hits.ids == ids[order]).mean() > 0.999
     np.testing.assert_allclose(hits.scores[:, 0], scores[:, 0], rtol=1e-4, atol=1e-4)
     assert (done.mode, done.rows, done.queries_verified) == (mode, N, 200)
     assert done.exact == (mode != "rebuild" or factory == "Flat")
@@ -356,9 +357,9 @@ def test_an_l2_index_of_unit_vectors_gives_cosines(tmp_path):
     for mode in ("wrap", "move"):
         old_space = Space("old", P, Metric.COSINE, normalized=True)
         done = eb.migrate(tmp_path / "old.faiss", a_map(), tmp_path / f"{mode}.faiss", mode=mode, space=old_space)
-        hits = eb.open_index(tmp_path / f"{mode}.faiss").search(queries(), K)
+        hits = eb.open_index(tmp_path / f"{mode}.faiss").search(queries(), K, parameters="efSearch=400")
         assert done.exact
-        assert (hits.ids == order).mean() > 0.98
+        assert hits.ids.tolist() == order.tolist()
         np.testing.assert_allclose(hits.scores[:, 0], scores[:, 0], atol=1e-5)
 
 
@@ -450,10 +451,11 @@ def test_damaged_indexes_are_refused_and_the_process_lives(build, tmp_path, fact
             else:
                 assert number >= len(cut), len(content)
                 os.remove(new)
+                os.remove(new + ".json")
         print(refused)
     """
     assert int(run_apart(program, old, tmp_path / "new.faiss", tmp_path / "map")) > 20
-    assert listing(tmp_path) == ["map", "old.faiss", "old.faiss.json"]
+    assert listing(tmp_path) == ["map", "old.faiss", "old.faiss.json"]  # and nothing of the new one
 
 
 def test_an_index_that_claims_terabytes_is_refused_at_once(tmp_path):

@@ -12,7 +12,15 @@ import faiss
 import numpy as np
 
 from embridge.arrays import as_vectors
-from embridge.errors import CollectionError, FaissIndexError, MigrationRefusedError, ParameterError, SpaceMismatchError
+from embridge.errors import (
+    CollectionError,
+    EmbridgeError,
+    FaissIndexError,
+    MigrationRefusedError,
+    ParameterError,
+    SpaceMismatchError,
+    UnreadableFileError,
+)
 from embridge.files import check_output
 from embridge.indexes.exam import Exam, Marks
 from embridge.indexes.move import folds, loses, move, obstacle
@@ -21,7 +29,7 @@ from embridge.indexes.rebuild import TranslatedRows, rebuild
 from embridge.indexes.wrap import wrap
 from embridge.maps import LinearMap
 from embridge.records import Migration
-from embridge.stores.faiss_file import IndexFile, index_fingerprint, read_index_file, write_index_file
+from embridge.stores.faiss_file import IndexFile, faiss_reason, index_fingerprint, read_index_file, write_index_file
 from embridge.stores.faiss_store import space_of
 from embridge.types import DeclaredSpace, Space
 
@@ -90,7 +98,6 @@ def migrate(
         The map is of other spaces.
     UnreadableFileError, MissingFileError, OutputExistsError, UndeclaredSpaceError
     """
-    started = time.perf_counter()
     if mode not in MODES:
         raise ParameterError.must_be("mode", f"one of {', '.join(MODES)}", mode)
     if min_recall is not None and not 0 <= min_recall <= 1:
@@ -101,11 +108,30 @@ def migrate(
     job = _Job(os.fspath(path), translation, space, seed, hubness, progress)
     if queries is not None:
         queries = as_vectors(queries, job.passage.space.dim, "queries")[:verify_queries]
+    try:
+        return _migrate(job, target, mode, min_recall, queries, verify_queries)
+    except (RuntimeError, MemoryError) as e:  # FAISS read the file, and finds only now that it makes no sense
+        if isinstance(e, EmbridgeError):
+            raise
+        raise UnreadableFileError.at(job.path, "a FAISS index", faiss_reason(e)) from e
+
+
+def _migrate(
+    job: _Job, target: str, mode: str, min_recall: float | None, queries: np.ndarray | None, verify_queries: int
+) -> Migration:
+    translation = job.translation
     exam = Exam(
-        job.file, job.space, translation, job.passage, count=verify_queries, seed=seed, queries=queries, references=job.references
+        job.file,
+        job.space,
+        translation,
+        job.passage,
+        count=verify_queries,
+        seed=job.seed,
+        queries=queries,
+        references=job.references,
     )
     refused: list[str] = []
-    for attempt, hindered in [(m, job.obstacle(m)) for m in job.modes(mode)]:  # all before the first changes the index
+    for attempt, hindered in job.plan(mode):
         if hindered:
             refused.append(f"{attempt}: {hindered}")
             continue
@@ -131,7 +157,7 @@ def migrate(
             exact=exact,
             verified_overlap=marks.overlap,
             queries_verified=len(exam.queries),
-            seconds=time.perf_counter() - started,
+            seconds=time.perf_counter() - job.started,
             reason=reason,
             rows=made.index.ntotal,
             own_overlap=exam.own_overlap,
@@ -178,6 +204,7 @@ class _Job:
     progress: Callable[[int, int], None] | None
 
     def __post_init__(self) -> None:
+        self.started = time.perf_counter()
         self.file: IndexFile = read_index_file(self.path)
         self.space = space_of(repr(self.path), self.file, self.declared)
         if not any(end.same_as(self.space) for end in (self.translation.source, self.translation.target)):
@@ -190,13 +217,15 @@ class _Job:
             self.references = as_vectors(self.references, self.passage.space.dim, "reference queries")
         self._untouched = True
 
-    def modes(self, mode: str) -> list[str]:
-        """What is tried, in order."""
+    def plan(self, mode: str) -> list[tuple[str, str | None]]:
+        """What is tried, in order, with what is in its way (all of it found before anything changes the index)."""
         if mode != "auto":
-            return [mode]
-        if self.passage.exact and (self.obstacle("move") is not None or loses(self.file.index)):
-            return ["wrap", "move", "rebuild"]
-        return ["move", "wrap", "rebuild"] if self.passage.exact else ["move", "rebuild", "wrap"]
+            return [(mode, self.obstacle(mode))]
+        order = ["move", "wrap", "rebuild"] if self.passage.exact else ["move", "rebuild", "wrap"]
+        plan = [(m, self.obstacle(m)) for m in order]
+        if self.passage.exact and plan[0][1] is None and loses(self.file.index):
+            return [("move", "it would round half-precision vectors anew"), plan[1], plan[0], plan[2]]
+        return plan
 
     def obstacle(self, mode: str) -> str | None:
         """Why a mode is not possible, or None."""

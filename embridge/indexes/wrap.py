@@ -16,20 +16,19 @@ def wrap(index: Any, queries: QueryMap, *, biased: bool) -> Any:
     Parameters
     ----------
     index : faiss.Index
-        Becomes part of the result.
+        As `read_index` gives it; becomes part of the result.
     queries : QueryMap
     biased : bool
         The index's last column is a hubness bias.
     """
     for step in reversed(queries.steps(biased=biased)):
         transform = faiss.NormalizationTransform(index.d) if step is None else linear_transform(*step)
-        front = faiss.downcast_index(index)
-        if not isinstance(front, faiss.IndexPreTransform):
+        if not isinstance(index, faiss.IndexPreTransform):
             index = faiss.IndexPreTransform(transform, index)
             continue
-        if front.own_fields:  # as after read_index: it will free the transform, and Python must not do so again
+        if index.own_fields:  # as after read_index: it will free the transform, and Python must not do so again
             transform.this.disown()
-        front.prepend_transform(transform)
+        index.prepend_transform(transform)
     return index
 
 
