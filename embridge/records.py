@@ -244,7 +244,7 @@ class Migration:
         Why this mode, and what was measured.
     rows : int
     own_overlap : float or None
-        What the old index finds in its own space.
+        What the old index finds in its own space, measured where the map is not exact.
     agreement : float or None
         Mean share of the old index's answers to pulled-back queries.
     source, map, fingerprint : str

@@ -108,7 +108,7 @@ def test_ids_and_scores_are_those_of_the_translated_rows(build, tmp_path, ids, m
     order, scores = best(asked, translation.apply(X), metric)
     assert (hits.ids == ids[order]).mean() > 0.999
     np.testing.assert_allclose(hits.scores[:, 0], scores[:, 0], rtol=1e-4, atol=1e-4)
-    assert (done.mode, done.rows, done.queries_verified) == (mode, N, 200)
+    assert (done.mode, done.rows, done.queries_verified) == (mode, N, 100)
     assert done.exact == (mode != "rebuild" or factory == "Flat")
     assert set(listing(tmp_path)) - {"old.faiss", "old.faiss.json", "old.faiss.ids.parquet"} == {
         "new.faiss", "new.faiss.json", *(["new.faiss.ids.parquet"] if ids is STRINGS else []),
@@ -232,7 +232,10 @@ def test_a_move_that_costs_too_much_becomes_a_rebuild_with_the_reason(build, tmp
     done = eb.migrate(old, translation, tmp_path / "new.faiss")
     assert done.mode == "rebuild"
     assert done.verified_overlap > moved.verified_overlap
-    assert f"not move: {moved.verified_overlap:.3f} of the true neighbours are found, {0.9 * done.own_overlap:.3f} are wanted" in done.reason
+    assert (
+        f"not move: {moved.verified_overlap:.3f} of the true neighbours are found, {0.9 * done.own_overlap:.3f} are wanted"
+        in done.reason
+    )
 
 
 def test_a_map_that_flattens_is_not_moved_by(build, tmp_path):
@@ -246,7 +249,9 @@ def test_below_the_wanted_recall_nothing_is_written(build, tmp_path, mode):
     """One list of 32 is probed: exact, and yet half of the neighbours are missed."""
     old = build("IVF32,Flat")
     before = listing(tmp_path)
-    with pytest.raises(MigrationRefusedError, match=r"0\.\d+ of the true neighbours are found, 0\.990 are wanted.*lower --min-recall"):
+    with pytest.raises(
+        MigrationRefusedError, match=r"0\.\d+ of the true neighbours are found, 0\.990 are wanted.*lower --min-recall"
+    ):
         eb.migrate(old, a_map(), tmp_path / "new.faiss", mode=mode, min_recall=0.99)
     assert listing(tmp_path) == before
     assert eb.migrate(old, a_map(), tmp_path / "new.faiss", mode=mode, min_recall=0.05).path.endswith("new.faiss")
@@ -476,7 +481,8 @@ def test_an_index_that_claims_terabytes_is_refused_at_once(tmp_path):
     [
         ({"translation": eb.LinearMap(np.eye(6), np.zeros(6), Space("old", 6), Space("new", 6))}, SpaceMismatchError,
          r"The map expects 6-dimensional vectors of 'old', but '.*old\.faiss' holds 8-dimensional vectors of 'old'"),
-        ({"translation": eb.LinearMap(np.eye(P), np.zeros(P), Space("a", P), Space("b", P))}, SpaceMismatchError, "Hint: fit a map from 'old'"),
+        ({"translation": eb.LinearMap(np.eye(P), np.zeros(P), Space("a", P), Space("b", P))}, SpaceMismatchError,
+         "Hint: fit a map from 'old'"),
         ({"space": "other"}, SpaceMismatchError, "declared as space 'other'"),
         ({"mode": "teleport"}, ParameterError, r"mode must be one of auto, wrap, move, rebuild\. Got 'teleport'"),
         ({"min_recall": 1.5}, ParameterError, "min_recall"),
@@ -543,18 +549,31 @@ def test_migrate_on_the_command_line(build, tmp_path, monkeypatch):
     done = invoke("migrate", "old.faiss", "map.safetensors", "new.faiss", "--json")
     assert (done.exit_code, done.stderr) == (0, "")
     told = json.loads(done.stdout)
-    kinds = {"path": str, "mode": str, "exact": bool, "verified_overlap": float, "queries_verified": int, "seconds": float, "reason": str}
+    kinds = {
+        "path": str,
+        "mode": str,
+        "exact": bool,
+        "verified_overlap": float,
+        "queries_verified": int,
+        "seconds": float,
+        "reason": str,
+    }
     assert {key: type(told[key]) for key in kinds} == kinds
-    assert (told["path"], told["mode"], told["exact"], told["queries_verified"]) == ("new.faiss", "move", True, 200)
-    refused = invoke("migrate", "old.faiss", "map.safetensors", "none.faiss", "--min-recall", "1", "--mode", "rebuild", "--verify-queries", 400)
+    assert (told["path"], told["mode"], told["exact"], told["queries_verified"]) == ("new.faiss", "move", True, 100)
+    refused = invoke(
+        "migrate", "old.faiss", "map.safetensors", "none.faiss", "--min-recall", "1", "--mode", "rebuild", "--verify-queries", 400
+    )
     assert (refused.exit_code, refused.stdout) == (1, "")
     assert refused.stderr.startswith("Error: 'old.faiss' is not migrated. rebuild: 0.9")
     assert not (tmp_path / "none.faiss").exists()
     assert invoke("migrate", "old.faiss", "map.safetensors", "new.faiss").exit_code == 1
     again = invoke("migrate", "old.faiss", "map.safetensors", "new.faiss", "--overwrite", "--mode", "wrap", "--quiet")
     assert again.stdout.startswith("new.faiss: 400 vectors of 'new' by wrap, exact, ")
-    runs = Catalog("embridge.duckdb").sql("SELECT verb, parameters, \"rows\" FROM run ORDER BY id")
-    assert [(r["verb"], json.loads(r["parameters"])["mode"], r["rows"]) for r in runs] == [("migrate", "move", N), ("migrate", "wrap", N)]
+    runs = Catalog("embridge.duckdb").sql('SELECT verb, parameters, "rows" FROM run ORDER BY id')
+    assert [(r["verb"], json.loads(r["parameters"])["mode"], r["rows"]) for r in runs] == [
+        ("migrate", "move", N),
+        ("migrate", "wrap", N),
+    ]
     edges = Catalog("embridge.duckdb").sql("SELECT DISTINCT role FROM lineage WHERE verb = 'migrate' ORDER BY role")
     assert [e["role"] for e in edges] == ["index", "map"]
     assert invoke("migrate", "old.faiss", "map.safetensors", "new.faiss", "--mode", "teleport").exit_code == 2
@@ -608,8 +627,21 @@ def test_brute_force_goes_to_the_gpu_where_there_is_one_and_k_allows(monkeypatch
     scores, places = gpu.nearest(X[:5], X, 3, l2=True)
     assert places[:, 0].tolist() == list(range(5))
     assert (scores[:, 0] > scores[:, 1]).all()
-    gpu.nearest(np.tile(X[:1], (1, 1)), np.tile(X, (10, 1)), gpu.GPU_LIMIT + 1, l2=False)
+    gpu.nearest(X[:1], np.tile(X, (10, 1)), gpu.GPU_LIMIT + 1, l2=False)
     assert asked == [(3, faiss.METRIC_L2)]
+
+
+@pytest.mark.parametrize("l2", [True, False])
+def test_brute_force_in_batches_is_brute_force(l2):
+    asked = queries(P)
+    whole, places = gpu.nearest(asked, X, K, l2=l2)
+    order, scores = best(asked, X, Metric.L2 if l2 else Metric.DOT)
+    assert np.sort(places, axis=1).tolist() == np.sort(order, axis=1).tolist()
+    np.testing.assert_allclose(-np.sort(-whole, axis=1), scores, rtol=1e-4, atol=1e-4)
+    floor = np.sort(whole, axis=1)[:, 4]
+    above, where = gpu.nearest(asked, X, K, l2=l2, floor=floor)
+    assert (np.isfinite(above).sum(1) == K - 5).all()
+    assert all(set(w[np.isfinite(a)]) == set(o[: K - 5]) for a, w, o in zip(above, where, order, strict=True))
 
 
 def test_an_index_with_a_sidecar_of_notes_is_written_as_it_was_read(index_of, tmp_path):

@@ -33,7 +33,7 @@ from embridge.cli.session import (
     "--min-recall", type=click.FloatRange(0, 1), help="Refuse where sampled queries find less of their true 10 nearest rows."
 )
 @click.option("--queries", metavar="QUERIES", help="Verify with these, of the new space. [default: rows plus noise, translated]")
-@click.option("--verify-queries", type=click.IntRange(1), default=200, show_default=True, help="How many are asked.")
+@click.option("--verify-queries", type=click.IntRange(1), default=100, show_default=True, help="How many are asked.")
 @click.option("--hubness", metavar="REFERENCES", help="Queries of the new space: rebuild with a bias against rows near to all.")
 @click.option("--space", metavar="NAME[:METRIC]", help="Space of OLD.faiss, where no sidecar says it.")
 @click.option("--query-space", metavar="NAME[:METRIC]", help="Space of QUERIES and REFERENCES, where the files do not say it.")

@@ -37,6 +37,7 @@ def ask(
         the index (`notes["scores"]`) they are those of the translated rows.
     """
     hub = "hubness" in file.notes
+    as_they_are = as_they_are or file.notes.get("raw_queries", False)
     asked = np.ascontiguousarray(queries, np.float32) if as_they_are else unit(queries) if hub else prepare(queries, space.metric)
     found, labels = (index or file.index).search(augment(asked) if file.biased else asked, k)
     correction = file.notes.get("scores", {})

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
+import faiss
 import numpy as np
 import pyarrow as pa
 
@@ -11,7 +13,7 @@ from embridge.errors import FaissIndexError, MapError
 from embridge.indexes.ask import ask
 from embridge.indexes.build import prepare
 from embridge.indexes.gpu import nearest
-from embridge.indexes.hubness import augment, bias
+from embridge.indexes.hubness import augment, with_bias
 from embridge.indexes.passage import Passage
 from embridge.maps import LinearMap
 from embridge.stores.collection import BATCH_BYTES
@@ -20,6 +22,7 @@ from embridge.stores.faiss_store import external_ids, stored_vectors
 from embridge.types import Metric, Space
 
 K = 10
+AGREES = 0.995  # a share of answers; what is missing are ties that rounding decides
 _NOISE = 0.3  # of the spread of the rows: sampled queries are near rows, and are none
 
 
@@ -62,7 +65,7 @@ class Exam:
     queries : ndarray of shape (n_queries, dim_new)
     own_overlap : float or None
         What the old index finds of the neighbours in its own space, asked with rows of its own plus noise: the best that can
-        be hoped for from a structure like its own.
+        be hoped for from a structure like its own. None where the passage is exact: then it is the overlap itself.
     readable : bool
         False where its vectors cannot be read back; then its own answers are all there is to compare with.
     """
@@ -74,7 +77,7 @@ class Exam:
         translation: LinearMap,
         passage: Passage,
         *,
-        count: int = 200,
+        count: int = 100,
         seed: int = 0,
         queries: np.ndarray | None = None,
         references: np.ndarray | None = None,
@@ -89,10 +92,18 @@ class Exam:
         self.queries = self._in_new_space(old_queries) if queries is None else queries
         self.own_overlap: float | None = None
         self._truth: np.ndarray | None = None
+        pulled = self._pulled()
         if self.readable:
-            self._truth, own = self._brute_force(old_queries)
-            self.own_overlap = _overlap(self._ids(file, ask(file, space, old_queries, self.k)[1]), own)
-        self._old_answers = self._ask_old()
+            self._truth = self._true_neighbours(pulled)
+            if not passage.exact:
+                own = _Best(old_queries, space, self.k, hub="hubness" in file.notes)
+                for labels, stored in stored_vectors(file.index, self._batch_rows):
+                    own.see(labels, stored)
+                found = ask(file, space, old_queries, self.k)[1]
+                self.own_overlap = _overlap(self._ids(file, found), self._ids(file, own.labels))
+        hub = "hubness" in file.notes and passage.forward
+        answers = None if pulled is None else ask(file, space, pulled, self.k, as_they_are=hub)[1]
+        self._old_answers = None if answers is None else self._ids(file, answers)
 
     def mark(self, migrated: IndexFile) -> Marks:
         """Put the questions to a migrated index."""
@@ -110,13 +121,21 @@ class Exam:
         wanted = np.sort(rng.choice(n, min(count, n), replace=False))
         found, start = [], 0
         try:
+            rows = _unlabelled(self._file.index).reconstruct_batch(wanted)[:, : self._space.dim]
+            return self._near(rows, rng)
+        except RuntimeError:  # inverted lists, which are read one after the other
+            pass
+        try:
             for labels, rows in stored_vectors(self._file.index, self._batch_rows):
                 low, high = np.searchsorted(wanted, (start, start + len(labels)))
                 found.append(rows[wanted[low:high] - start, : self._space.dim])
                 start += len(labels)
         except FaissIndexError:
             return None
-        rows = np.concatenate(found)
+        return self._near(np.concatenate(found), rng)
+
+    @staticmethod
+    def _near(rows: np.ndarray, rng: np.random.Generator) -> np.ndarray:
         spread = rows.std(axis=0).mean() if len(rows) > 1 else np.abs(rows).mean()
         return (rows + _NOISE * spread * rng.normal(size=rows.shape)).astype(np.float32)
 
@@ -127,38 +146,48 @@ class Exam:
     def _in_new_space(self, old_queries: np.ndarray) -> np.ndarray:
         return self._map.apply(old_queries) if self._passage.forward else self._map.inverse().apply(old_queries)
 
-    def _brute_force(self, old_queries: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Ids of the true neighbours of the new-space queries, and of the old ones in the old space: one pass over the rows."""
-        forward, new_space = self._passage.forward, self._passage.space
-        asked = self.queries if forward else self._map.apply(self.queries)
-        hub = "hubness" in self._file.notes
-        truth = _Best(asked, new_space if forward else self._space, self.k, hub or self._references is not None)
-        own = _Best(old_queries, self._space, self.k, hub)
-        for labels, stored in stored_vectors(self._file.index, self._batch_rows):
-            rows = stored[:, : self._space.dim]
-            held = stored[:, self._space.dim :] if self._file.biased else None
-            own.see(labels, rows, held)
-            if forward:
-                translated = prepare(self._map.apply(rows), new_space.metric)
-                fresh = held if self._references is None else bias(translated, self._references)[:, None]
-                truth.see(labels, translated, fresh)
-            else:
-                truth.see(labels, rows, held)
-        return self._ids(self._file, truth.labels), self._ids(self._file, own.labels)
+    def _true_neighbours(self, pulled: np.ndarray | None) -> np.ndarray:
+        """Ids of the true neighbours, by brute force over translated rows.
 
-    def _ask_old(self) -> np.ndarray | None:
-        asked = prepare(self.queries, self._passage.space.metric)
+        Where pulled-back queries should rank stored rows just so, they do the work, at a fraction of the cost, once a first batch
+        of rows has shown that they do.
+        """
+        space, hub = self._passage.space, "hubness" in self._file.notes or self._references is not None
+        direct = _Best(self.queries, space, self.k, hub=hub)
+        short = None if pulled is None or hub else _Best(pulled, self._space, self.k, hub=False, as_they_are=True)
         if not self._passage.forward:
-            pulled = self._map.apply(asked)
-        elif self._passage.queries is None:
+            direct = _Best(self._map.apply(self.queries), self._space, self.k, hub=hub)
+        elif not self._passage.exact:
+            short = None
+        for labels, stored in stored_vectors(self._file.index, self._batch_rows):
+            if short is not None:
+                short.see(labels, stored)
+            if short is None or not len(direct.labels[0]):
+                direct.see(labels, self._translated(stored))
+                if short is not None and _overlap(short.labels, direct.labels) < AGREES:
+                    short = None
+        return self._ids(self._file, (short or direct).labels)
+
+    def _translated(self, stored: np.ndarray) -> np.ndarray:
+        if not self._passage.forward:
+            return stored
+        width = self._space.dim
+        rows = self._map.apply(stored[:, :width])
+        rows = rows if self._map.target.normalized else prepare(rows, self._passage.space.metric)
+        if self._references is not None:
+            return with_bias(rows, self._references)
+        return np.column_stack([rows, stored[:, width:]]) if self._file.biased else rows
+
+    def _pulled(self) -> np.ndarray | None:
+        """The queries, as the old index should get them."""
+        if not self._passage.forward:
+            return self._map.apply(self.queries)
+        if self._passage.queries is None:
             return None
-        else:
-            try:
-                pulled = self._map.pull_back(asked)
-            except MapError:
-                return None
-        hub = "hubness" in self._file.notes and self._passage.forward
-        return self._ids(self._file, ask(self._file, self._space, pulled, self.k, as_they_are=hub)[1])
+        try:
+            return self._map.pull_back(prepare(self.queries, self._passage.space.metric))
+        except MapError:
+            return None
 
     @staticmethod
     def _ids(file: IndexFile, labels: np.ndarray) -> np.ndarray:
@@ -172,24 +201,30 @@ class Exam:
 
 
 class _Best:
-    """The k best rows of each query, by brute force over rows that come in batches."""
+    """The k best rows of each query, by brute force over rows that come in batches, as they are stored."""
 
-    def __init__(self, queries: np.ndarray, space: Space, k: int, hub: bool) -> None:
-        prepared = prepare(queries, Metric.COSINE if hub else space.metric)
+    def __init__(self, queries: np.ndarray, space: Space, k: int, *, hub: bool, as_they_are: bool = False) -> None:
+        prepared = queries if as_they_are else prepare(queries, Metric.COSINE if hub else space.metric)
         self._queries = augment(prepared) if hub else prepared
-        self._space, self._k, self._hub = space, k, hub
+        self._l2, self._k = space.metric == Metric.L2, k
         self.labels = np.empty((len(queries), 0), np.int64)
         self._scores = np.empty((len(queries), 0), np.float32)
 
-    def see(self, labels: np.ndarray, rows: np.ndarray, held: np.ndarray | None) -> None:
-        rows = prepare(rows, self._space.metric)
-        if self._hub and held is not None:
-            rows = np.ascontiguousarray(np.column_stack([rows, held]), np.float32)
-        scores, places = nearest(self._queries, rows, min(self._k, len(rows)), l2=self._space.metric == Metric.L2)
+    def see(self, labels: np.ndarray, rows: np.ndarray) -> None:
+        floor = self._scores[:, -1] if self._scores.shape[1] == self._k else None
+        rows = np.ascontiguousarray(rows, np.float32)
+        scores, places = nearest(self._queries, rows, min(self._k, len(rows)), l2=self._l2, floor=floor)
         scores = np.concatenate([self._scores, scores], axis=1)
         found = np.concatenate([self.labels, labels[places]], axis=1)
         best = np.argsort(-scores, axis=1, kind="stable")[:, : self._k]
         self._scores, self.labels = np.take_along_axis(scores, best, 1), np.take_along_axis(found, best, 1)
+
+
+def _unlabelled(index: Any) -> Any:
+    """What an id map maps, where positions are labels."""
+    while isinstance(index := faiss.downcast_index(index), faiss.IndexIDMap):
+        index = index.index
+    return index
 
 
 def _overlap(found: np.ndarray, truth: np.ndarray) -> float:

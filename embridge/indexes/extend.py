@@ -12,8 +12,8 @@ import pyarrow as pa
 from embridge.errors import BadIdsError, FaissIndexError, SpaceMismatchError
 from embridge.indexes.build import keeps_labels, prepare
 from embridge.stores.collection import Collection
-from embridge.stores.faiss_file import IndexFile, faiss_reason
-from embridge.types import Space
+from embridge.stores.faiss_file import IndexFile, faiss_reason, read_index_file
+from embridge.types import Metric, Space
 
 
 def extend(file: IndexFile, space: Space, collection: Collection, path: str) -> IndexFile:
@@ -39,10 +39,12 @@ def extend(file: IndexFile, space: Space, collection: Collection, path: str) -> 
     own_kind = pa.int64() if file.ids is None else file.ids.type
     if collection.id_type != own_kind:
         raise BadIdsError.kinds_differ(where, str(own_kind), collection.name, str(collection.id_type))
-    index, ids = faiss.clone_index(file.index), file.ids
+    # read anew: FAISS clones not every transform, and what fails half way must leave the open index as it is
+    index, ids = read_index_file(path).index, file.ids
     present = None if ids is not None else labels_of(index)
     for batch in collection.batches():
-        vectors = prepare(batch.vectors, space.metric)
+        metric = Metric.DOT if file.notes.get("raw_queries") else space.metric
+        vectors = prepare(batch.vectors, metric)
         try:
             if ids is not None:
                 _refuse_repeated(where, batch.ids, ids)

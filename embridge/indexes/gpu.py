@@ -29,11 +29,38 @@ def on_gpu(index: Any) -> Any:
     return placed
 
 
-def nearest(queries: np.ndarray, rows: np.ndarray, k: int, *, l2: bool) -> tuple[np.ndarray, np.ndarray]:
-    """The k nearest rows of each query by brute force, on a GPU where FAISS has one: scores (higher is closer) and positions."""
-    metric = faiss.METRIC_L2 if l2 else faiss.METRIC_INNER_PRODUCT
+def nearest(
+    queries: np.ndarray, rows: np.ndarray, k: int, *, l2: bool, floor: np.ndarray | None = None
+) -> tuple[np.ndarray, np.ndarray]:
+    """The k nearest rows of each query by brute force, on a GPU where FAISS has one.
+
+    Parameters
+    ----------
+    queries, rows : ndarray of float32
+    k : int
+    l2 : bool
+        By negated squared distance, else by inner product.
+    floor : ndarray of shape (n_queries,), optional
+        Scores that must be beaten: what does not may be left out, as ``-inf``.
+
+    Returns
+    -------
+    scores, positions : ndarray of shape (n_queries, k)
+        In no order; a higher score is closer.
+    """
     if gpu_count() and k <= GPU_LIMIT:
+        metric = faiss.METRIC_L2 if l2 else faiss.METRIC_INNER_PRODUCT
         found, places = faiss.knn_gpu(faiss.StandardGpuResources(), queries, rows, k, metric=metric)
-    else:
-        found, places = faiss.knn(queries, rows, k, metric=metric)
-    return (-found if l2 else found), places
+        return (-found if l2 else found), places
+    # One product: several times as fast as faiss.knn, which keeps heaps, for a few hundred queries.
+    scores = queries @ rows.T
+    if l2:
+        scores = 2 * scores - np.einsum("ij,ij->i", rows, rows) - np.einsum("ij,ij->i", queries, queries)[:, None]
+    places = np.zeros((len(queries), k), np.int64)
+    best = np.full((len(queries), k), -np.inf, np.float32)
+    for query, line in enumerate(scores):
+        beaten = np.arange(len(line)) if floor is None else np.flatnonzero(line > floor[query])
+        if len(beaten) > k:
+            beaten = beaten[np.argpartition(-line[beaten], k - 1)[:k]]
+        places[query, : len(beaten)], best[query, : len(beaten)] = beaten, line[beaten]
+    return best, places

@@ -22,7 +22,7 @@ from embridge.errors import (
     UnreadableFileError,
 )
 from embridge.files import check_output
-from embridge.indexes.exam import Exam, Marks
+from embridge.indexes.exam import AGREES, Exam, Marks
 from embridge.indexes.move import folds, loses, move, obstacle
 from embridge.indexes.passage import Passage, passage
 from embridge.indexes.rebuild import TranslatedRows, rebuild
@@ -34,7 +34,6 @@ from embridge.stores.faiss_store import space_of
 from embridge.types import DeclaredSpace, Space
 
 MODES = ("auto", "wrap", "move", "rebuild")
-_AGREES = 0.995  # of the old index's answers; what is missing are ties that rounding decides
 _RELATIVE = 0.9  # of what the old index itself finds, where nothing else is asked for
 _CONDITION = 1e4  # beyond it a map flattens directions that a graph or lists were built on
 
@@ -49,7 +48,7 @@ def migrate(
     min_recall: float | None = None,
     queries: np.ndarray | None = None,
     hubness: np.ndarray | None = None,
-    verify_queries: int = 200,
+    verify_queries: int = 100,
     overwrite: bool = False,
     seed: int = 0,
     progress: Callable[[int, int], None] | None = None,
@@ -80,7 +79,7 @@ def migrate(
         Real queries of the new space to verify with. Default: rows of the index plus noise, translated.
     hubness : ndarray of shape (n, dim_new), optional
         Reference queries of the new space: rows then carry a hubness bias (rebuilt, inner product and cosine only).
-    verify_queries : int, default 200
+    verify_queries : int, default 100
     overwrite : bool, default False
     seed : int, default 0
     progress : callable, optional
@@ -173,7 +172,7 @@ def _migrate(
 
 def _proven(marks: Marks, mode: str) -> bool:
     share = marks.overlap if mode == "rebuild" or marks.agreement is None else marks.agreement
-    return share >= _AGREES
+    return share >= AGREES
 
 
 def _wanted(min_recall: float | None, exam: Exam, *, is_shortcut: bool) -> float:
@@ -188,8 +187,9 @@ def _remarks(marks: Marks, exam: Exam, *, exact: bool) -> Iterator[str]:
         yield f"it gives {marks.agreement:.3f} of the old index's answers to pulled-back queries"
     if not exam.readable:
         yield "its vectors cannot be read back, so it was held against the old index's answers alone"
-    elif exam.own_overlap is not None:
-        yield f"{marks.overlap:.3f} of the true neighbours are found; the old index finds {exam.own_overlap:.3f} of its own"
+        return
+    own = "" if exam.own_overlap is None else f"; the old index finds {exam.own_overlap:.3f} of its own"
+    yield f"{marks.overlap:.3f} of the true neighbours are found{own}"
 
 
 @dataclass
@@ -277,6 +277,8 @@ class _Job:
             move(index, self.passage)
         if not adds:
             notes["adds"] = False
+        if not self.passage.forward:
+            notes["raw_queries"] = True  # the map takes them as the new model gives them, and makes them unit itself
         return IndexFile(index, self.passage.space, file.ids, lineage, notes), exact, reason
 
 
