@@ -185,7 +185,8 @@ class Exam:
         if self._passage.queries is None:
             return None
         try:
-            return self._map.pull_back(prepare(self.queries, self._passage.space.metric))
+            metric = Metric.COSINE if "hubness" in self._file.notes else self._passage.space.metric
+            return self._map.pull_back(prepare(self.queries, metric))
         except MapError:
             return None
 
