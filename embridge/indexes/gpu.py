@@ -46,7 +46,7 @@ def nearest(
     Returns
     -------
     scores, positions : ndarray of shape (n_queries, k)
-        In no order; a higher score is closer.
+        Best first; a higher score is closer.
     """
     if gpu_count() and k <= GPU_LIMIT:
         metric = faiss.METRIC_L2 if l2 else faiss.METRIC_INNER_PRODUCT
@@ -59,8 +59,8 @@ def nearest(
     places = np.zeros((len(queries), k), np.int64)
     best = np.full((len(queries), k), -np.inf, np.float32)
     for query, line in enumerate(scores):
-        beaten = np.arange(len(line)) if floor is None else np.flatnonzero(line > floor[query])
-        if len(beaten) > k:
-            beaten = beaten[np.argpartition(-line[beaten], k - 1)[:k]]
+        worst = np.partition(line, -k)[-k] if floor is None else np.nextafter(floor[query], np.float32(np.inf))
+        beaten = np.flatnonzero(line >= worst)  # of equal scores the first, as FAISS has it
+        beaten = beaten[np.argsort(-line[beaten], kind="stable")[:k]]
         places[query, : len(beaten)], best[query, : len(beaten)] = beaten, line[beaten]
     return best, places
