@@ -9,7 +9,7 @@ import faiss
 import numpy as np
 import pyarrow as pa
 
-from embridge.errors import FaissIndexError, MapError
+from embridge.errors import FaissIndexError
 from embridge.indexes.ask import ask
 from embridge.indexes.build import prepare
 from embridge.indexes.gpu import nearest
@@ -184,11 +184,8 @@ class Exam:
             return self._map.apply(self.queries)
         if self._passage.queries is None:
             return None
-        try:
-            metric = Metric.COSINE if "hubness" in self._file.notes else self._passage.space.metric
-            return self._map.pull_back(prepare(self.queries, metric))
-        except MapError:
-            return None
+        metric = Metric.COSINE if "hubness" in self._file.notes else self._passage.space.metric
+        return self._passage.queries.apply(prepare(self.queries, metric))
 
     @staticmethod
     def _ids(file: IndexFile, labels: np.ndarray) -> np.ndarray:

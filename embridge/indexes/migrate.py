@@ -24,13 +24,13 @@ from embridge.errors import (
 from embridge.files import check_output
 from embridge.indexes.exam import AGREES, Exam, Marks
 from embridge.indexes.move import folds, loses, move, obstacle
-from embridge.indexes.passage import Passage, passage
+from embridge.indexes.passage import Extent, Passage, extent, passage
 from embridge.indexes.rebuild import TranslatedRows, rebuild
 from embridge.indexes.wrap import wrap
 from embridge.maps import LinearMap
 from embridge.records import Migration
 from embridge.stores.faiss_file import IndexFile, faiss_reason, index_fingerprint, read_index_file, write_index_file
-from embridge.stores.faiss_store import space_of
+from embridge.stores.faiss_store import space_of, stored_vectors
 from embridge.types import DeclaredSpace, Space
 
 MODES = ("auto", "wrap", "move", "rebuild")
@@ -212,10 +212,22 @@ class _Job:
         if not self.file.index.ntotal:
             raise CollectionError.empty(repr(self.path))
         self.fingerprint = index_fingerprint(self.path)
-        self.passage: Passage = passage(self.translation, self.space, l2=self.file.index.metric_type == faiss.METRIC_L2)
+        self.extent = self._extent()
+        self.passage: Passage = passage(
+            self.translation, self.space, self.extent, l2=self.file.index.metric_type == faiss.METRIC_L2
+        )
         if self.references is not None:
             self.references = as_vectors(self.references, self.passage.space.dim, "reference queries")
         self._untouched = True
+
+    def _extent(self) -> Extent:
+        if not self.translation.source.same_as(self.space):
+            return extent(self.translation, None)
+        width = self.space.dim
+        try:
+            return extent(self.translation, (rows[:, :width] for _, rows in stored_vectors(self.file.index, 1 << 14)))
+        except FaissIndexError:
+            return extent(self.translation, None)
 
     def plan(self, mode: str) -> list[tuple[str, str | None]]:
         """What is tried, in order, with what is in its way (all of it found before anything changes the index)."""
@@ -241,9 +253,8 @@ class _Job:
             return None if self.passage.queries is not None else self.passage.reason
         if found := obstacle(self.file.index, self.passage, biased=self.file.biased):
             return found
-        condition = np.inf if self.passage.exact else float(np.linalg.cond(self.translation.coef.astype(np.float64)))
-        if not self.passage.exact and condition > _CONDITION:
-            return f"the map's condition number is {condition:.1e}"
+        if not self.passage.exact and self.extent.condition > _CONDITION:
+            return f"the map's condition number is {self.extent.condition:.1e} on the rows of the index"
         return None
 
     def carry_out(self, mode: str) -> tuple[IndexFile, bool, str]:

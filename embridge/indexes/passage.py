@@ -10,6 +10,7 @@ pulled back. With ``y = W x + b`` for the rows:
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -18,6 +19,8 @@ import numpy as np
 from embridge.arrays import unit
 from embridge.maps import LinearMap
 from embridge.types import Metric, Space
+
+_DEAD = 1e-5  # of the largest singular value of the rows: a direction below it carries nothing
 
 
 @dataclass(frozen=True, eq=False)
@@ -61,6 +64,11 @@ class QueryMap:
     coef: np.ndarray
     intercept: np.ndarray
     normalise: bool
+
+    def apply(self, queries: np.ndarray) -> np.ndarray:
+        """Queries of the old space, float32."""
+        out = queries @ self.coef.T + self.intercept
+        return (unit(out) if self.normalise else out).astype(np.float32)
 
     def steps(self, *, biased: bool) -> list[tuple[np.ndarray, np.ndarray] | None]:
         """(matrix, offset) pairs, None for scaling to unit length; with a bias the last gives ``[2 p, -1]``."""
@@ -107,12 +115,54 @@ class Passage:
     adds: bool
 
 
-def passage(translation: LinearMap, space: Space, *, l2: bool) -> Passage:
+@dataclass(frozen=True)
+class Extent:
+    """What a map does to the directions that the rows of an index have.
+
+    Attributes
+    ----------
+    scale : float or None
+        s where it is an isometry up to s on them, else None. An encoder's dead columns are no directions of its rows, and a
+        rotation that is fitted on them is none there.
+    condition : float
+        Largest over smallest singular value on them.
+    whole : bool
+        They are all directions there are.
+    """
+
+    scale: float | None
+    condition: float
+    whole: bool
+
+
+def extent(translation: LinearMap, rows: Iterable[np.ndarray] | None) -> Extent:
+    """The extent of a map over all rows of an index, from their second moments; over the whole space where they cannot be read."""
+    if translation.isometry_scale is not None:
+        return Extent(translation.isometry_scale, 1.0, whole=True)
+    coef = translation.coef.astype(np.float64)
+    whole = True
+    if rows is not None:
+        moments = np.zeros((coef.shape[1], coef.shape[1]))
+        for part in rows:
+            moments += part.T @ part
+        powers, directions = np.linalg.eigh(moments)
+        held = powers > _DEAD**2 * powers[-1]
+        whole = bool(held.all())
+        coef = coef if whole else coef @ directions[:, held]
+    gram = coef.T @ coef
+    square = np.trace(gram) / len(gram)
+    powers = np.linalg.eigvalsh(gram)
+    condition = float(np.sqrt(powers[-1] / powers[0])) if powers[0] > 0 else np.inf
+    isometry = square > 0 and np.abs(gram - square * np.eye(len(gram))).max() < 1e-5 * square
+    return Extent(float(np.sqrt(square)) if isometry else None, condition, whole)
+
+
+def passage(translation: LinearMap, space: Space, reach: Extent, *, l2: bool) -> Passage:
     """The passage of an index of `space` (measured by L2 or by inner product) through a map that starts or ends there."""
     if not translation.source.same_as(space):
         return _backward(translation, space, l2=l2)
     target = translation.target
-    coef, intercept, scale = translation.coef, translation.intercept, translation.isometry_scale
+    coef, intercept, scale = translation.coef, translation.intercept, reach.scale
     unit_rows = space.metric == Metric.COSINE or space.normalized
     whole_rows = space.metric != Metric.COSINE or space.normalized  # a cosine index has lost the lengths of its rows
     if not _same_measure(target, l2=l2, unit_rows=unit_rows):
@@ -120,7 +170,7 @@ def passage(translation: LinearMap, space: Space, *, l2: bool) -> Passage:
         return Passage(target, True, False, reason, None, None, {}, False)
     if l2 and target.metric == Metric.COSINE:
         target = replace(target, normalized=True)
-    square = coef.shape[0] == coef.shape[1]
+    square = coef.shape[0] == coef.shape[1] and reach.whole
     zero = np.zeros(len(coef[0]), np.float32)
     if target.metric == Metric.COSINE or target.normalized:
         if scale is not None and not intercept.any() and unit_rows:

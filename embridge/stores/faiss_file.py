@@ -29,6 +29,7 @@ try:
 except ImportError as e:  # pragma: no cover - told by a subprocess test
     raise MissingDependencyError.of("FAISS", "This", "cpu] or embridge[gpu") from e
 
+_TABLE_BYTES = 2 << 30
 _MAPPED_FROM = 64 << 20  # smaller files are loaded: FAISS maps no better, and crashes where a mapped file ends within its header
 
 
@@ -96,8 +97,7 @@ def read_index_file(path: str, *, mapped: bool = False) -> IndexFile:
         raise MissingFileError.at(path)
     flags = faiss.IO_FLAG_MMAP_IFC | faiss.IO_FLAG_READ_ONLY if mapped and os.path.getsize(path) >= _MAPPED_FROM else 0
     try:
-        with _limited(os.path.getsize(path)):
-            index = faiss.read_index(path, flags)
+        index = _read(path, flags)
     except (RuntimeError, MemoryError) as e:
         raise UnreadableFileError.at(path, "a FAISS index", faiss_reason(e)) from e
     restore_transforms(index)
@@ -120,6 +120,19 @@ def read_index_file(path: str, *, mapped: bool = False) -> IndexFile:
         if len(ids) < index.ntotal:
             raise FaissIndexError.sidecar(repr(path), len(ids), index.ntotal)
     return IndexFile(index, space, ids, lineage, notes)
+
+
+def _read(path: str, flags: int) -> Any:
+    size = os.path.getsize(path)
+    try:
+        with _limited(size):
+            return faiss.read_index(path, flags)
+    except RuntimeError as e:
+        # The tables of IVFPQ are made while reading, from lists and codebooks that the file does hold: FAISS's own limit for them.
+        if "precomputed_table" not in str(e):
+            raise
+        with _limited(size + _TABLE_BYTES):
+            return faiss.read_index(path, flags)
 
 
 @contextlib.contextmanager
