@@ -280,6 +280,32 @@ def test_real_queries_verify(build, tmp_path):
     assert (done.queries_verified, done.verified_overlap, done.exact) == (37, pytest.approx(1), True)
 
 
+@pytest.mark.parametrize("metric", list(Metric))
+@pytest.mark.parametrize("mode", ["wrap", "move"])
+def test_a_dead_column_does_not_make_a_rotation_less_exact(tmp_path, metric, mode):
+    """Real encoders have columns that are zero in every row; a rotation fitted on such rows maps them to nothing."""
+    dead = np.where(np.arange(P) == 2, 0, X)
+    coef = TURN[:, :P] * (np.arange(P) != 2)
+    translation = eb.LinearMap(coef, np.zeros(Q), space(metric), space(metric, "new", Q))
+    assert translation.isometry_scale is None
+    for rows, exact in ((dead, True), (X, metric == Metric.DOT)):
+        eb.build_index(eb.MemoryCollection(INTS, rows, space(metric)), tmp_path / "old.faiss", "Flat", overwrite=True)
+        if metric == Metric.L2 and not exact and mode == "wrap":
+            with pytest.raises(MigrationRefusedError, match="through an isometry only"):
+                eb.migrate(tmp_path / "old.faiss", translation, tmp_path / "new.faiss", mode=mode, overwrite=True)
+            continue
+        if not exact and mode == "move":
+            with pytest.raises(MigrationRefusedError, match="condition number"):
+                eb.migrate(tmp_path / "old.faiss", translation, tmp_path / "new.faiss", mode=mode, overwrite=True)
+            continue
+        assert eb.migrate(tmp_path / "old.faiss", translation, tmp_path / "new.faiss", mode=mode, overwrite=True).exact == exact
+        if exact:
+            hits = eb.open_index(tmp_path / "new.faiss").search(queries(), K)
+            order, scores = best(queries(), translation.apply(rows), metric)
+            assert hits.ids.tolist() == INTS[order].tolist()
+            np.testing.assert_allclose(hits.scores, scores, rtol=1e-4, atol=1e-4)
+
+
 # The map in front
 
 
@@ -474,6 +500,15 @@ def test_an_index_that_claims_terabytes_is_refused_at_once(tmp_path):
     with pytest.raises(UnreadableFileError, match="it claims more data than the file holds"):
         eb.migrate(tmp_path / "old.faiss", a_map(), tmp_path / "new.faiss", space="old")
     assert listing(tmp_path) == ["old.faiss"]
+
+
+def test_an_index_whose_tables_are_larger_than_its_file_is_read(index_of, tmp_path):
+    """FAISS makes the tables of an IVFPQ while it reads; they are no claim of the file."""
+    index = index_of("IVF64,PQ4np", np.tile(X, (8, 1)), metric=faiss.METRIC_L2)
+    faiss.write_index(index, str(tmp_path / "old.faiss"))
+    assert 4 * 64 * 4 * 256 > (tmp_path / "old.faiss").stat().st_size
+    done = eb.migrate(tmp_path / "old.faiss", a_map("isometry", Metric.L2), tmp_path / "new.faiss", space="old")
+    assert (done.mode, done.exact) == ("wrap", True)
 
 
 @pytest.mark.parametrize(
