@@ -41,7 +41,9 @@ def ask(
     asked = np.ascontiguousarray(queries, np.float32) if as_they_are else unit(queries) if hub else prepare(queries, space.metric)
     found, labels = (index or file.index).search(augment(asked) if file.biased else asked, k)
     correction = file.notes.get("scores", {})
-    if file.index.metric_type != faiss.METRIC_L2:
+    l2 = file.index.metric_type == faiss.METRIC_L2
+    found[labels < 0] = np.inf if l2 else -np.inf  # places that stayed empty
+    if not l2:
         if "offset" in correction:
             offset = asked @ np.asarray(correction["offset"], np.float32)
             found += (2 * offset if hub else offset)[:, None]
