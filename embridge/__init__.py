@@ -25,11 +25,13 @@ if TYPE_CHECKING:
     from embridge.conversion import verify as verify
     from embridge.errors import EmbridgeError as EmbridgeError
     from embridge.evaluation import evaluate as evaluate
+    from embridge.indexes.migrate import migrate as migrate
     from embridge.maps import LinearMap as LinearMap
     from embridge.moments import Folds as Folds
     from embridge.moments import Moments as Moments
     from embridge.neighbours import top_k as top_k
     from embridge.records import Evaluation as Evaluation
+    from embridge.records import Migration as Migration
     from embridge.retrieval import Index as Index
     from embridge.retrieval import build_index as build_index
     from embridge.retrieval import open_index as open_index
@@ -61,10 +63,11 @@ _HOMES = {
     "conversion": ("convert", "encode", "verify"),
     "errors": ("EmbridgeError",),
     "evaluation": ("evaluate",),
+    "indexes.migrate": ("migrate",),
     "maps": ("LinearMap",),
     "moments": ("Folds", "Moments"),
     "neighbours": ("top_k",),
-    "records": ("Evaluation",),
+    "records": ("Evaluation", "Migration"),
     "retrieval": ("Index", "build_index", "open_index", "search"),
     "samples": ("sample_path",),
     "stores": ("Collection", "MemoryCollection"),

@@ -341,6 +341,33 @@ class FaissIndexError(EmbridgeError, ValueError):
         text = str(reason).strip().splitlines()[-1] if str(reason).strip() else "unknown reason"
         return cls(f"FAISS does not take the search parameters {parameters!r} on this index: {text}")
 
+    @classmethod
+    def not_described(cls, kind: str) -> FaissIndexError:
+        return cls(f"No factory string builds a FAISS {kind}, so it cannot be built anew. Hint: --mode wrap.")
+
+    @classmethod
+    def bias_under_l2(cls, where: str) -> FaissIndexError:
+        return cls(f"{where} is measured by L2; a hubness bias needs cosine or inner product. Hint: leave --hubness out.")
+
+    @classmethod
+    def no_additions(cls, where: str, reason: str) -> FaissIndexError:
+        return cls(f"{where} takes no new vectors: {reason}. Hint: add them to the index that it was made of, or rebuild it.")
+
+    @classmethod
+    def cannot_be_verified(cls) -> FaissIndexError:
+        return cls("Neither can the vectors of the index be read back nor queries pulled back to it, so nothing can be verified.")
+
+
+class MigrationRefusedError(FaissIndexError):
+    """An index that cannot be moved as asked, or not well enough."""
+
+    @classmethod
+    def of(cls, path: str, mode: str, reasons: Sequence[str]) -> MigrationRefusedError:
+        hint = "Hint: --mode auto tries every way." if mode != "auto" else "Hint: convert the collection and index the conversion."
+        if any("are wanted" in reason for reason in reasons):
+            hint = "Hint: another map, or a lower --min-recall."
+        return cls(f"{path!r} is not migrated. {'; '.join(reasons)}. {hint}")
+
 
 class CatalogError(EmbridgeError, RuntimeError):
     """The catalog cannot be used, or a query on it failed."""

@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from embridge.anchors import Anchors
-from embridge.arrays import unit
+from embridge.arrays import as_vectors, unit
 from embridge.errors import MapError, ParameterError, SpaceMismatchError, TooFewAnchorsError
+from embridge.indexes.hubness import augment, with_bias
 from embridge.maps import LinearMap
 from embridge.neighbours import overlap, top_k
 from embridge.records import Evaluation, Strategy
@@ -55,6 +56,7 @@ def evaluate(
     qrels: Qrels | None = None,
     k: int = 10,
     weight: float = 0.5,
+    hubness: np.ndarray | None = None,
     max_queries: int = 5000,
     seed: int = 0,
     device: str | torch.device | None = "cpu",
@@ -75,6 +77,9 @@ def evaluate(
     k : int, default 10
     weight : float, default 0.5
         Of the carried query in the blend.
+    hubness : ndarray of shape (n, dim_target), optional
+        Reference queries of the target space, none of those that ask: adds ``translate-documents+hubness`` and
+        ``blend+hubness``, in which each row's mean similarity to its 10 nearest of them is subtracted. Not under L2.
     max_queries : int, default 5000
         More rows than these do not all ask; which do is chosen by `seed`.
     seed : int, default 0
@@ -115,6 +120,10 @@ def evaluate(
         exclude = order[np.searchsorted(corpus.ids, asked.ids, sorter=order)]
     else:
         asked = queries.sample(max_queries, seed)
+    if hubness is not None:
+        hubness = as_vectors(hubness, translation.target.dim, "reference queries")
+        if Metric.L2 in (translation.source.metric, translation.target.metric):
+            raise ParameterError("A hubness bias needs cosine or inner product, and a space of the map is measured by L2.")
     relevant, judged = _relevant_positions(corpus.ids, asked.ids, qrels)
 
     translated = np.empty_like(corpus.y)
@@ -122,7 +131,7 @@ def evaluate(
         translated[start : start + 8192] = translation.apply(corpus.x[start : start + 8192])
     truth = top_k(asked.y, corpus.y, k, translation.target.metric, exclude=exclude, device=device).ids
     strategies = []
-    plans = list(_strategies(translation, corpus, asked, translated, weight))
+    plans = list(_strategies(translation, corpus, asked, translated, weight, hubness))
     for number, (name, vectors, rows, metric) in enumerate(plans):
         found = top_k(vectors, rows, k, metric, exclude=exclude, device=device).ids
         shares = overlap(found, truth)
@@ -139,7 +148,7 @@ def evaluate(
 
 
 def _strategies(
-    translation: LinearMap, corpus: Anchors, asked: Anchors, translated: np.ndarray, weight: float
+    translation: LinearMap, corpus: Anchors, asked: Anchors, translated: np.ndarray, weight: float, hubness: np.ndarray | None
 ) -> Iterator[tuple[str, np.ndarray, np.ndarray, Metric]]:
     """Name, queries, rows searched and metric of every strategy that exists for the pair."""
     source, target = translation.source, translation.target
@@ -147,14 +156,27 @@ def _strategies(
     if source.dim == target.dim:
         yield "no-translation", asked.y, corpus.x, source.metric
     yield "translate-documents", asked.y, translated, target.metric
+    if hubness is not None:
+        yield "translate-documents+hubness", *_corrected(asked.y, translated, target.metric, hubness)
     try:
         carried = carry(asked.y, translation, source)
     except MapError:  # L2 and no isometry: there is no way back to the old rows
         pass
     else:
         yield "translate-queries", carried, corpus.x, source.metric
-        yield "blend", blend(asked.x, carried, weight), corpus.x, source.metric
+        blended = blend(asked.x, carried, weight)
+        yield "blend", blended, corpus.x, source.metric
+        if hubness is not None:
+            yield "blend+hubness", *_corrected(blended, corpus.x, source.metric, carry(hubness, translation, source))
     yield "re-encode", asked.y, corpus.y, target.metric
+
+
+def _corrected(
+    queries: np.ndarray, rows: np.ndarray, metric: Metric, references: np.ndarray
+) -> tuple[np.ndarray, np.ndarray, Metric]:
+    """Queries and rows with a hubness bias, as an index has them (`embridge.indexes.hubness`)."""
+    held = unit(rows) if metric == Metric.COSINE else rows.astype(np.float32, copy=False)
+    return augment(unit(queries)), with_bias(held, references), Metric.DOT
 
 
 def _relevant_positions(corpus_ids: np.ndarray, query_ids: np.ndarray, qrels: Qrels | None) -> tuple[list[np.ndarray], np.ndarray]:

@@ -128,7 +128,8 @@ class Strategy:
     Attributes
     ----------
     name : str
-        ``keep-old``, ``no-translation``, ``translate-documents``, ``translate-queries``, ``blend`` or ``re-encode``.
+        ``keep-old``, ``no-translation``, ``translate-documents``, ``translate-queries``, ``blend`` or ``re-encode``; with a
+        hubness bias ``translate-documents+hubness`` and ``blend+hubness`` as well.
     overlap : float
         Mean share of the native target's k nearest rows that are among this strategy's k nearest.
     overlap_ci : tuple of float
@@ -183,11 +184,12 @@ class Evaluation:
         return asdict(self)
 
     def __str__(self) -> str:
-        lines = [f"{'strategy':<20} overlap@{self.k:<3} 95 % interval     recall@{self.k:<3}  MRR"]
+        width = max(20, *(len(s.name) for s in self.strategies))
+        lines = [f"{'strategy':<{width}} overlap@{self.k:<3} 95 % interval     recall@{self.k:<3}  MRR"]
         for s in self.strategies:
             low, high = s.overlap_ci
             judged = "" if s.recall is None else f"{s.recall:>10.3f} {s.mrr:>8.3f}"
-            lines.append(f"{s.name:<20} {s.overlap:>10.3f}  [{low:.3f}, {high:.3f}] {judged}")
+            lines.append(f"{s.name:<{width}} {s.overlap:>10.3f}  [{low:.3f}, {high:.3f}] {judged}")
         return "\n".join(lines)
 
 
@@ -219,6 +221,56 @@ class Conversion:
     def rows_per_second(self) -> float:
         """Rows a second, reading and writing included."""
         return self.rows / self.seconds if self.seconds else float("inf")
+
+
+@dataclass(frozen=True)
+class Migration:
+    """A FAISS index that was moved to another space.
+
+    Attributes
+    ----------
+    path : str
+    mode : str
+        ``wrap``, ``move`` or ``rebuild``.
+    exact : bool
+        True where the index was shown to return, for queries of the new space, the ids that the old one returns for the
+        pulled-back queries (a rebuild: those of brute force).
+    verified_overlap : float
+        Mean share of the 10 true neighbours, by brute force over translated rows, that it finds.
+    queries_verified : int
+    seconds : float
+        Verification and writing included.
+    reason : str
+        Why this mode, and what was measured.
+    rows : int
+    own_overlap : float or None
+        What the old index finds in its own space, measured where the map is not exact.
+    agreement : float or None
+        Mean share of the old index's answers to pulled-back queries.
+    source, map, fingerprint : str
+        Fingerprints of what it was made of, and its own.
+    source_space, space : Space
+    """
+
+    path: str
+    mode: str
+    exact: bool
+    verified_overlap: float
+    queries_verified: int
+    seconds: float
+    reason: str
+    rows: int
+    own_overlap: float | None
+    agreement: float | None
+    source: str
+    map: str
+    fingerprint: str
+    source_space: Space
+    space: Space
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values."""
+        return asdict(self)
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,9 @@ from embridge.arrays import as_vectors, check_rows, unit
 from embridge.errors import BadIdsError, FaissIndexError, ParameterError, SpaceMismatchError
 from embridge.files import check_output
 from embridge.ids import check_unique, match_rows
-from embridge.indexes.build import build, prepare
+from embridge.indexes.ask import ask
+from embridge.indexes.build import build
+from embridge.indexes.extend import extend
 from embridge.indexes.gpu import GPU_LIMIT, on_gpu
 from embridge.maps import LinearMap
 from embridge.stores.collection import Collection
@@ -101,6 +103,23 @@ class Index:
         """Content hash."""
         return index_fingerprint(self.path)
 
+    def add(self, collection: Collection) -> None:
+        """Add the rows of a collection of the index's space, and write the index anew.
+
+        Behind a map in front of the index (``embridge migrate --mode wrap``) new vectors go through that map, where it is right
+        for them.
+
+        Raises
+        ------
+        FaissIndexError
+            The index takes no new vectors.
+        SpaceMismatchError, BadVectorsError, BadIdsError
+            The index stays as it was.
+        """
+        self._file = extend(self._file, self.space, collection, self.path)
+        write_index_file(self.path, self._file)
+        self._searched = on_gpu(self._file.index)
+
     def search(
         self,
         queries: np.ndarray,
@@ -131,7 +150,8 @@ class Index:
         -------
         Hits
             Cosine and inner product as they are, L2 as negated squared distance. Pulled-back queries of an inner-product index
-            get ``<q, b>`` added, so that scores are those of the translated rows.
+            get ``<q, b>`` added, so that scores are those of the translated rows. An index with a hubness bias gives
+            ``2 <q, x> - r(x)`` for the unit query.
 
         Raises
         ------
@@ -150,7 +170,7 @@ class Index:
         offset = np.zeros(len(asked), np.float32)
         if via is not None:
             carried = carry(asked, via, self.space)
-            if self.space.metric == Metric.DOT and not via.target.same_as(self.space):
+            if self.space.metric == Metric.DOT and not via.target.same_as(self.space) and "hubness" not in self._file.notes:
                 offset = np.asarray(asked @ via.intercept, np.float32)
             asked = carried
         if old_queries is not None:
@@ -161,7 +181,7 @@ class Index:
                 raise ParameterError.must_be("old_queries", f"as many as queries ({len(asked):,})", len(old))
             check_rows(old, range(len(old)), "old_queries", zero_is_bad=cosine)
             asked, offset = blend(old, asked, weight), np.zeros_like(offset)
-        scores, labels = self._search(prepare(asked, self.space.metric), k, parameters)
+        scores, labels = self._search(asked, k, parameters)
         scores[labels < 0] = -np.inf
         return Hits(self._ids(labels), scores + offset[:, None])
 
@@ -174,13 +194,9 @@ class Index:
             except RuntimeError as e:
                 raise FaissIndexError.parameters(parameters, faiss_reason(e)) from e
         try:
-            found, labels = index.search(queries, k)
+            return ask(self._file, self.space, queries, k, index=index)
         except RuntimeError as e:  # values that only the search itself looks at, such as nprobe=0
             raise FaissIndexError.parameters(parameters, faiss_reason(e)) from e
-        if self._file.index.metric_type == faiss.METRIC_L2:
-            # An L2 index of unit vectors may serve a cosine space: |q - x|^2 = 2 - 2 cos.
-            found = 1 - found / 2 if self.space.metric == Metric.COSINE else -found
-        return found, labels
 
     def _ids(self, labels: np.ndarray) -> np.ndarray:
         if self._file.ids is None:
@@ -206,6 +222,7 @@ def build_index(
     path: str | os.PathLike[str],
     factory: str = "HNSW32",
     *,
+    hubness: Collection | None = None,
     overwrite: bool = False,
     seed: int = 0,
     progress: Callable[[int, int], None] | None = None,
@@ -219,6 +236,9 @@ def build_index(
         Usually ``*.faiss``.
     factory : str, default "HNSW32"
         As `faiss.index_factory` takes it: ``Flat``, ``IVF4096,PQ32``, ``OPQ32,IVF1024,PQ32`` ...
+    hubness : Collection, optional
+        Reference queries of the same space, not those that will be asked: each row then carries its mean similarity to its 10
+        nearest of them, which every search subtracts (``2 <q, x> - r(x)``). Cosine and inner product only.
     overwrite : bool, default False
     seed : int, default 0
         Of the rows that the index is trained on.
@@ -238,8 +258,18 @@ def build_index(
     """
     target = str(check_output(path, overwrite=overwrite, inputs=(collection.path,)))
     check_unique(collection)
-    write_index_file(target, build(collection, factory, seed=seed, progress=progress))
+    references = None if hubness is None else _references(hubness, collection.space)
+    made = build(collection, factory, references=references, seed=seed, progress=progress)
+    if hubness is not None:
+        made.lineage["hubness"] = hubness.fingerprint()
+    write_index_file(target, made)
     return Index(target)
+
+
+def _references(queries: Collection, space: Space) -> np.ndarray:
+    if not queries.space.same_as(space):
+        raise SpaceMismatchError.between("The hubness bias", space, queries.name, queries.space)
+    return queries.read()[1]
 
 
 def search(

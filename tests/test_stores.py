@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from embridge.stores import MemoryCollection, ParquetCollection, faiss_store
+from embridge.stores import MemoryCollection, ParquetCollection, faiss_file
 from embridge.stores.faiss_store import FaissCollection, IndexFile, write_index_file
 from embridge.stores.writer import write_collection
 from embridge.testing.stores import CollectionConformance
@@ -192,7 +192,7 @@ class TestBehindRandomRotation(BehindRotation):
 
 @pytest.fixture
 def mapped(monkeypatch):
-    monkeypatch.setattr(faiss_store, "_MAPPED_FROM", 0)
+    monkeypatch.setattr(faiss_file, "_MAPPED_FROM", 0)
 
 
 @pytest.mark.usefixtures("mapped")

@@ -19,6 +19,7 @@ _VERBS = {
     "fit": "translation",
     "evaluate": "translation",
     "index": "search",
+    "migrate": "migrate",
     "search": "search",
     "catalog": "catalog",
     "doctor": "doctor",
@@ -56,6 +57,7 @@ def main() -> None:
     embridge evaluate map.safetensors old.parquet new-sample.parquet
     embridge convert old.parquet map.safetensors old-in-new.parquet
     embridge index old-in-new.parquet old-in-new.faiss --factory HNSW32
+    embridge migrate old.faiss map.safetensors new.faiss  an index moved without a rebuild
     embridge search old-in-new.faiss queries.parquet -k 10
     embridge catalog sql "SELECT * FROM best_translator"
 

@@ -28,13 +28,14 @@ from embridge.cli.session import (
 @click.argument("source", metavar="SRC")
 @click.argument("output", metavar="OUT.faiss")
 @click.option("--factory", default="HNSW32", show_default=True, help="As faiss.index_factory takes it: Flat, IVF4096,PQ32 ...")
+@click.option("--hubness", metavar="QUERIES", help="Reference queries of SRC's space, for a bias against rows near to all.")
 @space_option
 @columns
 @seed_option
 @overwrite_option
 @verb()
 def index(
-    session: Session, source: str, output: str, factory: str, space: str | None, id_column: str | None,
+    session: Session, source: str, output: str, factory: str, hubness: str | None, space: str | None, id_column: str | None,
     vector_column: str | None, seed: int, overwrite: bool,
 ) -> None:  # fmt: skip
     """Build a FAISS index over a collection.
@@ -44,18 +45,21 @@ def index(
     \b
     embridge index old-in-new.parquet old-in-new.faiss
     embridge index old.parquet old.faiss --factory "IVF1024,Flat" --space minilm
+    embridge index old-in-new.parquet old-in-new.faiss --hubness queries-new.parquet
     """
     import embridge as eb
     from embridge.records import Run
 
     started = time.perf_counter()
-    check_outputs(output, overwrite=overwrite, inputs=[source])
+    check_outputs(output, overwrite=overwrite, inputs=[source, *([hubness] if hubness else [])])
     collection = open_source(source, space, id_column, vector_column)
+    references = open_source(hubness, space, id_column, vector_column) if hubness else None
     with session.progress("adding") as progress:
-        made = eb.build_index(collection, output, factory, overwrite=overwrite, seed=seed, progress=progress)
+        made = eb.build_index(collection, output, factory, hubness=references, overwrite=overwrite, seed=seed, progress=progress)
     seconds = time.perf_counter() - started
-    inputs, outputs = (collection_artifact("source", collection),), (index_artifact("index", made),)
-    session.record(Run("index", {"factory": factory, "seed": seed}, seconds, inputs, outputs, len(made)))
+    inputs, outputs = [collection_artifact("source", collection)], (index_artifact("index", made),)
+    inputs += [collection_artifact("reference queries", references)] if references else []
+    session.record(Run("index", {"factory": factory, "seed": seed}, seconds, tuple(inputs), outputs, len(made)))
     result = {"path": output, "rows": len(made), "factory": factory, "space": made.space.to_dict(), "seconds": seconds}
     session.emit(result, f"{output}: {len(made):,} vectors of {made.space.name!r}, {factory}, {seconds:.1f} s")
 

@@ -214,6 +214,7 @@ def fit(
 @click.option("--qrels", metavar="R", help="Parquet with query_id, doc_id and, if it has one, score (above 0 is relevant).")
 @click.option("-k", type=click.IntRange(1), default=10, show_default=True, help="Neighbours compared.")
 @click.option("--weight", type=click.FloatRange(0, 1), default=0.5, show_default=True, help="Of the new query in the blend.")
+@click.option("--hubness", metavar="REFERENCES", help="Other queries by the target's model: measure a hubness bias too.")
 @click.option(
     "--max-queries", type=click.IntRange(1), default=5000, show_default=True, help="Of more queries than these a sample asks."
 )
@@ -225,7 +226,8 @@ def fit(
 @verb()
 def evaluate(
     session: Session, map_path: str, source: str, target: str, queries: tuple[str, str] | None, qrels: str | None,
-    source_space: str | None, target_space: str | None, id_column: str | None, vector_column: str | None, **options: Any,
+    hubness: str | None, source_space: str | None, target_space: str | None, id_column: str | None, vector_column: str | None,
+    **options: Any,
 ) -> None:  # fmt: skip
     """Measure a map beside leaving the old index alone and re-encoding everything.
 
@@ -235,9 +237,10 @@ def evaluate(
     \b
     embridge evaluate map.safetensors old.parquet new.parquet
     embridge evaluate map.safetensors old.parquet new.parquet --queries q-old.parquet q-new.parquet --qrels qrels.parquet -k 10
+    embridge evaluate map.safetensors old.parquet new.parquet --hubness more-queries-new.parquet
     """
     import embridge as eb
-    from embridge.errors import ParameterError
+    from embridge.errors import ParameterError, SpaceMismatchError
     from embridge.records import Run
     from embridge.stores.tables import read_qrels
 
@@ -253,12 +256,17 @@ def evaluate(
         shared = eb.match(opened[0], opened[1])
         asked = eb.match(opened[2], opened[3]) if queries else None
     judged = read_qrels(qrels) if qrels else None
+    references = open_source(hubness, target_space, id_column, vector_column) if hubness else None
+    if references is not None and not references.space.same_as(translation.target):
+        raise SpaceMismatchError.between("The hubness bias", translation.target, references.name, references.space)
+    vectors = references.read()[1] if references else None
     with session.progress("evaluating") as progress:
-        found = eb.evaluate(translation, shared, queries=asked, qrels=judged, progress=progress, **options)
+        found = eb.evaluate(translation, shared, queries=asked, qrels=judged, hubness=vectors, progress=progress, **options)
     roles = ("source", "target", "source queries", "target queries")
     inputs = [map_artifact("map", map_path, translation)]
     inputs += [collection_artifact(role, side) for role, side in zip(roles, opened, strict=False)]
     inputs += [file_artifact("qrels", qrels)] if qrels else []
+    inputs += [collection_artifact("reference queries", references)] if references else []
     seconds = time.perf_counter() - started
     device = device_name(options["device"])
     session.record(Run("evaluate", options, seconds, tuple(inputs), (), found.corpus, device, (found,)))

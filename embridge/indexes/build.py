@@ -9,11 +9,13 @@ import faiss
 import numpy as np
 import pyarrow as pa
 
-from embridge.arrays import unit
+from embridge.arrays import as_vectors, unit
 from embridge.errors import FaissIndexError
+from embridge.indexes.describe import apply_settings
 from embridge.indexes.gpu import on_gpu
+from embridge.indexes.hubness import NEIGHBOURS, with_bias
 from embridge.stores.collection import Collection
-from embridge.stores.faiss_store import IndexFile, faiss_reason
+from embridge.stores.faiss_file import IndexFile, faiss_reason
 from embridge.types import Metric
 
 _TRAINING_ROWS = 1 << 17  # more only where there are more lists than this trains well
@@ -26,30 +28,47 @@ def build(
     *,
     seed: int = 0,
     gpu: bool = True,
+    references: np.ndarray | None = None,
+    settings: dict[str, Any] | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> IndexFile:
     """Train an index on a sample of a collection and add all of it.
 
     Vectors of a cosine space are scaled to unit length and searched by inner product. int64 ids become the index's own
-    labels (in an IDMap2 where the type has none of its own); string ids stay beside it, by position.
+    labels (in an IDMap2 where the type has none of its own); string ids stay beside it, by position. With `references`, queries
+    of the same space, each row carries its hubness bias as one more dimension (see `embridge.indexes.hubness`). `settings` are
+    those of another index (`settings_of`).
 
     Raises
     ------
     FaissIndexError
-        FAISS does not know the factory string, or cannot build it over these vectors.
+        FAISS does not know the factory string, or cannot build it over these vectors; or a bias is asked for under L2.
     """
     space = collection.space
+    if references is not None:
+        if space.metric == Metric.L2:
+            raise FaissIndexError.bias_under_l2(collection.name)
+        references = as_vectors(references, space.dim, "reference queries")
+
+    def rows_of(vectors: np.ndarray) -> np.ndarray:
+        rows = prepare(vectors, space.metric)
+        return rows if references is None else with_bias(rows, references)
+
     metric = faiss.METRIC_L2 if space.metric == Metric.L2 else faiss.METRIC_INNER_PRODUCT
     own_ids = collection.id_type == pa.int64()
     held: list[pa.Array] = []
     try:
-        index = faiss.index_factory(space.dim, factory, metric)
+        index = faiss.index_factory(space.dim + (references is not None), factory, metric)
+        if index.metric_type != metric:
+            raise FaissIndexError.factory(factory, f"it measures by L2 alone, and {collection.name} by {space.metric}")
+        apply_settings(index, settings or {})
         if not index.is_trained:
-            index = _train(index, collection, seed, gpu=gpu)
-        if own_ids and not _keeps_labels(index):
+            index = _train(index, collection, rows_of, seed, gpu=gpu)
+            apply_settings(index, settings or {})
+        if own_ids and not keeps_labels(index):
             index = faiss.IndexIDMap2(index)
         for batch in collection.batches():
-            vectors = prepare(batch.vectors, space.metric)
+            vectors = rows_of(batch.vectors)
             if own_ids:
                 labels = batch.ids.to_numpy()
                 if labels.min() < 0:
@@ -63,7 +82,10 @@ def build(
     except RuntimeError as e:
         raise FaissIndexError.factory(factory, faiss_reason(e)) from e
     ids = None if own_ids else pa.chunked_array(held, collection.id_type).combine_chunks()
-    return IndexFile(index, space, ids, {"source": collection.fingerprint()})
+    notes = (
+        {} if references is None else {"hubness": {"neighbours": min(NEIGHBOURS, len(references)), "references": len(references)}}
+    )
+    return IndexFile(index, space, ids, {"source": collection.fingerprint()}, notes)
 
 
 def prepare(vectors: np.ndarray, metric: Metric) -> np.ndarray:
@@ -71,19 +93,19 @@ def prepare(vectors: np.ndarray, metric: Metric) -> np.ndarray:
     return unit(vectors) if metric == Metric.COSINE else np.ascontiguousarray(vectors, dtype=np.float32)
 
 
-def _train(index: Any, collection: Collection, seed: int, *, gpu: bool) -> Any:
+def _train(index: Any, collection: Collection, rows_of: Callable[[np.ndarray], np.ndarray], seed: int, *, gpu: bool) -> Any:
     lists = faiss.try_extract_index_ivf(index)
     wanted = max(_TRAINING_ROWS, _ROWS_PER_LIST * lists.nlist if lists is not None else 0)
     rows = np.random.default_rng(seed).choice(len(collection), min(wanted, len(collection)), replace=False)
-    sample = prepare(collection.take(np.sort(rows)), collection.space.metric)
+    sample = rows_of(collection.take(np.sort(rows)))
     placed = on_gpu(index) if gpu else index
     placed.train(sample)
     return index if placed is index else faiss.index_gpu_to_cpu(placed)
 
 
-def _keeps_labels(index: Any) -> bool:
+def keeps_labels(index: Any) -> bool:
     """True where the index stores a label of its own with each vector."""
     index = faiss.downcast_index(index)
     if isinstance(index, faiss.IndexPreTransform):
-        return _keeps_labels(index.index)
+        return keeps_labels(index.index)
     return isinstance(index, faiss.IndexIVF | faiss.IndexIDMap)

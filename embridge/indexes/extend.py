@@ -1,0 +1,87 @@
+"""New rows in an index that is there, behind whatever stands in front of it."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import faiss
+import numpy as np
+import pyarrow as pa
+
+from embridge.errors import BadIdsError, FaissIndexError, SpaceMismatchError
+from embridge.indexes.build import keeps_labels, prepare
+from embridge.stores.collection import Collection
+from embridge.stores.faiss_file import IndexFile, faiss_reason, read_index_file
+from embridge.types import Metric, Space
+
+
+def extend(file: IndexFile, space: Space, collection: Collection, path: str) -> IndexFile:
+    """A copy of the index with the rows of a collection added.
+
+    Raises
+    ------
+    FaissIndexError
+        Queries are pulled back by a map that is wrong for vectors, or a hubness bias would be needed, or FAISS cannot add.
+    SpaceMismatchError
+        The collection is of another space.
+    BadIdsError
+        Ids of another kind, or ids that the index has already.
+    """
+    where = repr(path)
+    if "hubness" in file.notes:
+        raise FaissIndexError.no_additions(where, "each row carries a hubness bias, whose reference queries are not stored")
+    if not file.notes.get("adds", True):
+        raise FaissIndexError.no_additions(where, "the map in front of it is right for queries, not for vectors")
+    if not collection.space.same_as(space):
+        raise SpaceMismatchError.between("The index", space, collection.name, collection.space)
+    labelled = keeps_labels(file.index)
+    own_kind = pa.int64() if file.ids is None else file.ids.type
+    if collection.id_type != own_kind:
+        raise BadIdsError.kinds_differ(where, str(own_kind), collection.name, str(collection.id_type))
+    # read anew: FAISS clones not every transform, and what fails half way must leave the open index as it is
+    index, ids = read_index_file(path).index, file.ids
+    present = None if ids is not None else labels_of(index)
+    for batch in collection.batches():
+        metric = Metric.DOT if file.notes.get("raw_queries") else space.metric
+        vectors = prepare(batch.vectors, metric)
+        try:
+            if ids is not None:
+                _refuse_repeated(where, batch.ids, ids)
+                if labelled:
+                    index.add_with_ids(vectors, np.arange(len(ids), len(ids) + len(batch)))
+                else:
+                    index.add(vectors)
+                ids = pa.concat_arrays([ids, batch.ids])
+            else:
+                fresh = batch.ids.to_numpy()
+                repeated = np.intersect1d(fresh, present)  # type: ignore[arg-type]
+                if repeated.size:
+                    raise BadIdsError.duplicate(where, repeated.tolist())
+                if not labelled:
+                    raise FaissIndexError.no_additions(where, "its ids are positions, and it holds no labels")
+                index.add_with_ids(vectors, fresh)
+        except RuntimeError as e:
+            raise FaissIndexError.no_additions(where, faiss_reason(e)) from e
+    return replace(file, index=index, ids=ids, lineage=file.lineage | {"added": collection.fingerprint()})
+
+
+def _refuse_repeated(where: str, fresh: pa.Array, ids: pa.Array) -> None:
+    repeated = sorted(set(fresh.to_pylist()) & set(ids.to_pylist()))
+    if repeated:
+        raise BadIdsError.duplicate(where, repeated)
+
+
+def labels_of(index: Any) -> np.ndarray:
+    """Every label that an index holds, int64."""
+    index = faiss.downcast_index(index)
+    if isinstance(index, faiss.IndexPreTransform):
+        return labels_of(index.index)
+    if isinstance(index, faiss.IndexIDMap):
+        return faiss.vector_to_array(index.id_map)
+    if isinstance(index, faiss.IndexIVF):
+        lists: Any = index.invlists
+        sizes = [lists.list_size(number) for number in range(index.nlist)]
+        held = [faiss.rev_swig_ptr(lists.get_ids(number), size).copy() for number, size in enumerate(sizes) if size]
+        return np.concatenate(held) if held else np.empty(0, np.int64)
+    return np.arange(index.ntotal)

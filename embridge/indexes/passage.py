@@ -1,0 +1,214 @@
+"""What a map does to the rows of an index and to the queries it gets, and where that is exact.
+
+``exact`` means: for every query of the new space the migrated index returns the ids that the old one returns for the query
+pulled back. With ``y = W x + b`` for the rows:
+
+- inner product: ``<q, W x + b> = <W^T q, x> + <q, b>``, for any map;
+- L2: ``|q - (s Q x + b)|^2 = s^2 |p - x|^2 + |q - b|^2 - s^2 |p|^2`` with ``p = Q^T (q - b) / s``, for an isometry only;
+- cosine: needs ``1 / |W x + b|`` of each row, which is one number for all rows only where ``W = s Q`` and ``b = 0``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+
+from embridge.arrays import unit
+from embridge.maps import LinearMap
+from embridge.types import Metric, Space
+
+_DEAD = 1e-5  # of the largest singular value of the rows: a direction below it carries nothing
+
+
+@dataclass(frozen=True, eq=False)
+class RowMap:
+    """How stored rows are rewritten: ``coef @ x + intercept``, made unit where that is needed.
+
+    Attributes
+    ----------
+    coef : ndarray of shape (dim_new, dim_old)
+    intercept : ndarray of shape (dim_new,)
+    normalise : bool
+    """
+
+    coef: np.ndarray
+    intercept: np.ndarray
+    normalise: bool
+
+    def apply(self, rows: np.ndarray) -> np.ndarray:
+        """New rows, float32; columns beyond the map's width (a hubness bias) are carried as they are."""
+        width = self.coef.shape[1]
+        out = rows[:, :width] @ self.coef.T + self.intercept
+        out = unit(out) if self.normalise else out
+        return np.ascontiguousarray(np.concatenate([out, rows[:, width:]], axis=1) if rows.shape[1] > width else out, np.float32)
+
+    def linear(self) -> RowMap:
+        """The same for differences of rows, such as residuals."""
+        return RowMap(self.coef, np.zeros_like(self.intercept), normalise=False)
+
+
+@dataclass(frozen=True, eq=False)
+class QueryMap:
+    """How queries are turned into queries of the old index: a linear step, perhaps made unit, perhaps with a bias column.
+
+    Attributes
+    ----------
+    coef : ndarray of shape (dim_old, dim_new)
+    intercept : ndarray of shape (dim_old,)
+    normalise : bool
+    """
+
+    coef: np.ndarray
+    intercept: np.ndarray
+    normalise: bool
+
+    def apply(self, queries: np.ndarray) -> np.ndarray:
+        """Queries of the old space, float32."""
+        out = queries @ self.coef.T + self.intercept
+        return (unit(out) if self.normalise else out).astype(np.float32)
+
+    def steps(self, *, biased: bool) -> list[tuple[np.ndarray, np.ndarray] | None]:
+        """(matrix, offset) pairs, None for scaling to unit length; with a bias the last gives ``[2 p, -1]``."""
+        steps: list[tuple[np.ndarray, np.ndarray] | None] = [(self.coef, self.intercept)]
+        if self.normalise:
+            steps.append(None)
+        if biased:
+            dim = len(self.coef)
+            doubled = np.vstack([2 * np.eye(dim, dtype=np.float32), np.zeros((1, dim), np.float32)])
+            last = np.append(np.zeros(dim, np.float32), np.float32(-1))
+            steps = [*steps, (doubled, last)] if self.normalise else [(doubled @ self.coef, doubled @ self.intercept + last)]
+        return steps
+
+
+@dataclass(frozen=True, eq=False)
+class Passage:
+    """What a map means for an index of some space and metric.
+
+    Attributes
+    ----------
+    space : Space
+        Of the migrated index.
+    forward : bool
+        True where the map leads out of the index's space, False where it leads into it.
+    exact : bool
+    reason : str
+    rows : RowMap or None
+        None where rows cannot be moved at all.
+    queries : QueryMap or None
+        None where no query can be pulled back.
+    scores : dict
+        What turns scores of pulled-back queries into those of the translated rows: ``offset`` or ``scale`` and ``centre``.
+    adds : bool
+        Whether the query map is also right for vectors that are added through it.
+    """
+
+    space: Space
+    forward: bool
+    exact: bool
+    reason: str
+    rows: RowMap | None
+    queries: QueryMap | None
+    scores: dict[str, Any]
+    adds: bool
+
+
+@dataclass(frozen=True)
+class Extent:
+    """What a map does to the directions that the rows of an index have.
+
+    Attributes
+    ----------
+    scale : float or None
+        s where it is an isometry up to s on them, else None. An encoder's dead columns are no directions of its rows, and a
+        rotation that is fitted on them is none there.
+    condition : float
+        Largest over smallest singular value on them.
+    whole : bool
+        They are all directions there are.
+    """
+
+    scale: float | None
+    condition: float
+    whole: bool
+
+
+def extent(translation: LinearMap, rows: Iterable[np.ndarray] | None) -> Extent:
+    """The extent of a map over all rows of an index, from their second moments; over the whole space where they cannot be read."""
+    if translation.isometry_scale is not None:
+        return Extent(translation.isometry_scale, 1.0, whole=True)
+    coef = translation.coef.astype(np.float64)
+    whole = True
+    if rows is not None:
+        moments = np.zeros((coef.shape[1], coef.shape[1]))
+        for part in rows:
+            moments += part.T @ part
+        powers, directions = np.linalg.eigh(moments)
+        held = powers > _DEAD**2 * powers[-1]
+        whole = bool(held.all())
+        coef = coef if whole else coef @ directions[:, held]
+    gram = coef.T @ coef
+    square = np.trace(gram) / len(gram)
+    powers = np.linalg.eigvalsh(gram)
+    condition = float(np.sqrt(powers[-1] / powers[0])) if powers[0] > 0 else np.inf
+    isometry = square > 0 and np.abs(gram - square * np.eye(len(gram))).max() < 1e-5 * square
+    return Extent(float(np.sqrt(square)) if isometry else None, condition, whole)
+
+
+def passage(translation: LinearMap, space: Space, reach: Extent, *, l2: bool) -> Passage:
+    """The passage of an index of `space` (measured by L2 or by inner product) through a map that starts or ends there."""
+    if not translation.source.same_as(space):
+        return _backward(translation, space, l2=l2)
+    target = translation.target
+    coef, intercept, scale = translation.coef, translation.intercept, reach.scale
+    unit_rows = space.metric == Metric.COSINE or space.normalized
+    whole_rows = space.metric != Metric.COSINE or space.normalized  # a cosine index has lost the lengths of its rows
+    if not _same_measure(target, l2=l2, unit_rows=unit_rows):
+        reason = f"the index measures by {'L2' if l2 else 'inner product'}, {target.name!r} by {target.metric}"
+        return Passage(target, True, False, reason, None, None, {}, False)
+    if l2 and target.metric == Metric.COSINE:
+        target = replace(target, normalized=True)
+    square = coef.shape[0] == coef.shape[1] and reach.whole
+    zero = np.zeros(len(coef[0]), np.float32)
+    if target.metric == Metric.COSINE or target.normalized:
+        if scale is not None and not intercept.any() and unit_rows:
+            coef = (coef / np.float32(scale)).astype(np.float32)
+            scores = {} if square or not l2 else {"scale": 1.0, "centre": [0.0] * len(coef)}
+            rows, queries = RowMap(coef, intercept, normalise=False), QueryMap(coef.T, zero, normalise=False)
+            return Passage(target, True, True, "a rotation keeps cosines", rows, queries, scores, square)
+        rows = RowMap(coef, intercept, normalise=True)
+        queries = QueryMap(coef.T, zero, normalise=False) if unit_rows or not l2 else None
+        reason = "the map is no rotation without offset, so cosines change: each row would need 1 / |W x + b|"
+        return Passage(target, True, False, reason, rows, queries, {}, False)
+    lost = "" if whole_rows else "; the index holds unit vectors, the map was made for others"
+    if not l2:
+        scores = {"offset": intercept.tolist()} if intercept.any() else {}
+        adds = square and scale is not None and abs(scale - 1) < 1e-5 and not scores
+        rows, queries = RowMap(coef, intercept, normalise=False), QueryMap(coef.T, zero, normalise=False)
+        reason = "inner products of translated rows are those of pulled-back queries, plus one number a query" + lost
+        return Passage(target, True, whole_rows, reason, rows, queries, scores, adds)
+    rows = RowMap(coef, intercept, normalise=False)
+    if scale is None:
+        reason = "L2 queries can be pulled back through an isometry only, and the map is none"
+        return Passage(target, True, False, reason, rows, None, {}, False)
+    back = (coef.T.astype(np.float64) / scale**2).astype(np.float32)
+    queries = QueryMap(back, -(back @ intercept), normalise=False)
+    scores = {} if square and abs(scale - 1) < 1e-6 else {"scale": scale**2, "centre": intercept.tolist()}
+    return Passage(target, True, whole_rows, "an isometry keeps the order of distances" + lost, rows, queries, scores, square)
+
+
+def _same_measure(target: Space, *, l2: bool, unit_rows: bool) -> bool:
+    if l2:
+        return target.metric == Metric.L2 or (target.metric == Metric.COSINE and unit_rows)
+    return target.metric != Metric.L2
+
+
+def _backward(translation: LinearMap, space: Space, *, l2: bool) -> Passage:
+    """The map was fitted from the new space into that of the index: queries and added vectors are translated by it."""
+    cosine = space.metric == Metric.COSINE
+    queries = QueryMap(translation.coef, translation.intercept, normalise=cosine or translation.target.normalized)
+    target = replace(translation.source, metric=space.metric, normalized=translation.source.normalized or (cosine and l2))
+    reason = f"the map leads from {translation.source.name!r} into the index's {space.name!r}: queries are translated, rows stay"
+    return Passage(target, False, True, reason, None, queries, {}, True)
