@@ -306,6 +306,17 @@ def test_a_dead_column_does_not_make_a_rotation_less_exact(tmp_path, metric, mod
             np.testing.assert_allclose(hits.scores, scores, rtol=1e-4, atol=1e-4)
 
 
+def test_codes_that_scatter_into_a_dead_column_do_not_either(index_of, tmp_path):
+    dead = np.where(np.arange(P) == 2, 0, np.tile(X, (3, 1)) + RNG.normal(size=(3 * N, P)) / 10).astype(np.float32)
+    dead[:, 2] = 0.02  # what decoding leaves there
+    translation = eb.LinearMap(TURN[:, :P] * (np.arange(P) != 2), np.zeros(Q), space(Metric.L2), space(Metric.L2, "new", Q))
+    for factory, modes in (("SQ8", ["wrap"]), ("Flat", [])):  # codes are allowed it, vectors are not
+        faiss.write_index(index_of(factory, dead, metric=faiss.METRIC_L2), str(tmp_path / "old.faiss"))
+        done = eb.migrate(tmp_path / "old.faiss", translation, tmp_path / "new.faiss", space="old", overwrite=True)
+        assert done.exact == (modes == ["wrap"] or done.mode == "rebuild")
+        assert [done.mode] == (modes or ["rebuild"])
+
+
 # The map in front
 
 

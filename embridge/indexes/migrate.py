@@ -22,6 +22,7 @@ from embridge.errors import (
     UnreadableFileError,
 )
 from embridge.files import check_output
+from embridge.indexes.describe import holds_codes
 from embridge.indexes.exam import AGREES, Exam, Marks
 from embridge.indexes.move import folds, loses, move, obstacle
 from embridge.indexes.passage import Extent, Passage, extent, passage
@@ -225,7 +226,8 @@ class _Job:
             return extent(self.translation, None)
         width = self.space.dim
         try:
-            return extent(self.translation, (rows[:, :width] for _, rows in stored_vectors(self.file.index, 1 << 14)))
+            rows = (rows[:, :width] for _, rows in stored_vectors(self.file.index, 1 << 14))
+            return extent(self.translation, rows, coded=holds_codes(self.file.index))
         except FaissIndexError:
             return extent(self.translation, None)
 

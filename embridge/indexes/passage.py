@@ -20,7 +20,8 @@ from embridge.arrays import unit
 from embridge.maps import LinearMap
 from embridge.types import Metric, Space
 
-_DEAD = 1e-5  # of the largest singular value of the rows: a direction below it carries nothing
+_DEAD = 1e-5  # of the largest singular value, of a map or of the rows: a direction below it carries nothing
+_EXACT_SHARE, _CODED_SHARE = 1e-8, 1e-2  # of the rows' energy in directions that a map drops
 
 
 @dataclass(frozen=True, eq=False)
@@ -135,26 +136,36 @@ class Extent:
     whole: bool
 
 
-def extent(translation: LinearMap, rows: Iterable[np.ndarray] | None) -> Extent:
-    """The extent of a map over all rows of an index, from their second moments; over the whole space where they cannot be read."""
+def extent(translation: LinearMap, rows: Iterable[np.ndarray] | None, *, coded: bool = False) -> Extent:
+    """The extent of a map over all rows of an index, from their second moments; over the whole space where they cannot be read.
+
+    A rotation that was fitted on rows with dead columns has singular values s and 0. It is an isometry on rows that have no
+    energy where it has none: a share of 1e-8 of it, or 1e-2 where rows are decoded, since codes scatter into dead columns.
+    """
     if translation.isometry_scale is not None:
         return Extent(translation.isometry_scale, 1.0, whole=True)
     coef = translation.coef.astype(np.float64)
-    whole = True
-    if rows is not None:
-        moments = np.zeros((coef.shape[1], coef.shape[1]))
-        for part in rows:
-            moments += part.T @ part
-        powers, directions = np.linalg.eigh(moments)
-        held = powers > _DEAD**2 * powers[-1]
-        whole = bool(held.all())
-        coef = coef if whole else coef @ directions[:, held]
-    gram = coef.T @ coef
-    square = np.trace(gram) / len(gram)
-    powers = np.linalg.eigvalsh(gram)
+    dim = coef.shape[1]
+    moments = np.eye(dim) if rows is None else np.zeros((dim, dim))
+    for part in rows or ():
+        moments += part.T @ part
+    powers, directions = np.linalg.eigh(coef.T @ coef)
+    live = powers > _DEAD**2 * powers[-1]
+    lost = directions[:, ~live]
+    share = np.trace(lost.T @ moments @ lost) / max(np.trace(moments), np.finfo(float).tiny)
+    if share < (_CODED_SHARE if coded else _EXACT_SHARE) and (scale := _one_scale(powers[live])):
+        return Extent(scale, 1.0, whole=False)
+    energies, directions = np.linalg.eigh(moments)
+    held = energies > _DEAD**2 * energies[-1]
+    powers = np.linalg.eigvalsh((coef @ directions[:, held]).T @ (coef @ directions[:, held]))
     condition = float(np.sqrt(powers[-1] / powers[0])) if powers[0] > 0 else np.inf
-    isometry = square > 0 and np.abs(gram - square * np.eye(len(gram))).max() < 1e-5 * square
-    return Extent(float(np.sqrt(square)) if isometry else None, condition, whole)
+    return Extent(_one_scale(powers), condition, whole=bool(held.all()))
+
+
+def _one_scale(powers: np.ndarray) -> float | None:
+    """s where all squared singular values are s^2, to float32 accuracy."""
+    square = powers.mean()
+    return float(np.sqrt(square)) if square > 0 and np.abs(powers - square).max() < 2e-5 * square else None
 
 
 def passage(translation: LinearMap, space: Space, reach: Extent, *, l2: bool) -> Passage:

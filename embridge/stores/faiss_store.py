@@ -78,8 +78,10 @@ def stored_vectors(index: Any, batch_rows: int) -> Iterator[tuple[np.ndarray, np
 
 
 def _list_vectors(index: Any, batch_rows: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    # reconstruct_n of an IVF scans all lists on every call, so lists are decoded one after the other.
+    # reconstruct_n of an IVF scans all lists on every call, so codes are taken list by list and decoded many lists at a time.
     lists = index.invlists
+    held: list[tuple[np.ndarray, np.ndarray, np.ndarray]] = []
+    waiting = 0
     for number in range(index.nlist):
         size = lists.list_size(number)
         if not size:
@@ -87,14 +89,24 @@ def _list_vectors(index: Any, batch_rows: int) -> Iterator[tuple[np.ndarray, np.
         codes = faiss.rev_swig_ptr(lists.get_codes(number), size * index.code_size).reshape(size, -1)
         labels = faiss.rev_swig_ptr(lists.get_ids(number), size)
         for start in range(0, size, batch_rows):
-            part = np.ascontiguousarray(codes[start : start + batch_rows])
-            vectors = np.empty((len(part), index.d), np.float32)
-            numbers = np.full(len(part), number, np.int64)
-            try:
-                index.decode_vectors(len(part), faiss.swig_ptr(part), faiss.swig_ptr(numbers), faiss.swig_ptr(vectors))
-            except RuntimeError as e:  # packed lists (fast scan)
-                raise FaissIndexError.no_vectors("The index", type(index).__name__) from e
-            yield labels[start : start + batch_rows].copy(), vectors
+            part = labels[start : start + batch_rows].copy()
+            if waiting + len(part) > batch_rows:
+                yield _decoded(index, held)
+                held, waiting = [], 0
+            held.append((part, codes[start : start + batch_rows].copy(), np.full(len(part), number, np.int64)))
+            waiting += len(part)
+    if held:
+        yield _decoded(index, held)
+
+
+def _decoded(index: Any, parts: list[tuple[np.ndarray, np.ndarray, np.ndarray]]) -> tuple[np.ndarray, np.ndarray]:
+    labels, codes, numbers = (np.concatenate(column) for column in zip(*parts, strict=True))
+    vectors = np.empty((len(labels), index.d), np.float32)
+    try:
+        index.decode_vectors(len(labels), faiss.swig_ptr(codes), faiss.swig_ptr(numbers), faiss.swig_ptr(vectors))
+    except RuntimeError as e:  # packed lists (fast scan)
+        raise FaissIndexError.no_vectors("The index", type(index).__name__) from e
+    return labels, vectors
 
 
 class FaissCollection(Collection):
