@@ -18,7 +18,7 @@ import pyarrow.parquet as pq
 import pytest
 
 import embridge as eb
-from embridge.conversion import folder, journal, single
+from embridge.conversion import journal, single
 from embridge.errors import BadVectorsError, DiskFullError, InterruptedOutputError, OutputExistsError
 from embridge.stores import writer
 from embridge.types import Space
@@ -30,7 +30,9 @@ OLD, NEW = Space("old", P), Space("new", Q)
 
 # Processes are forked from one that has imported everything and run nothing, so that each starts within milliseconds.
 PROCESSES = multiprocessing.get_context("forkserver")
-PROCESSES.set_forkserver_preload(["embridge.cli.main", "embridge.cli.conversion", "embridge.conversion", "duckdb", "safetensors"])
+PROCESSES.set_forkserver_preload(
+    ["embridge.cli.main", "embridge.cli.conversion", "embridge.conversion", "duckdb", "pyarrow.compute", "rich.progress"]
+)
 # `where` names functions; the process kills itself before the `dies`-th line that is run in them.
 CONVERT = """
 import os, signal, sys
@@ -111,7 +113,7 @@ def job(tmp_path, monkeypatch):
     monkeypatch.setattr(writer, "GROUP_BYTES", GROUP_BYTES)
     rng = np.random.default_rng(0)
     x = rng.normal(size=(ROWS, P))
-    bad = np.sort(rng.choice(ROWS, 40, replace=False))
+    bad = np.sort(rng.choice(np.arange(ROWS // 5, ROWS), 40, replace=False))
     words = {"word": [f"w{i % 7}" for i in range(ROWS)], "kind": pa.array(["ab"[i % 2] for i in range(ROWS)]).dictionary_encode()}
     pq.write_table(table_of([f"d{i}" for i in range(ROWS)], x, **words), tmp_path / "old.parquet", row_group_size=100)
     x[bad] = np.nan
@@ -198,37 +200,390 @@ def small(job):
     """A source of two row groups and a folder of three files, some bad rows in each."""
     whole = pq.read_table(job.holes)
     first = int(job.bad[0])
-    pq.write_table(whole.slice(max(0, first - 20), 2 * GROUP_ROWS), job.folder / "small.parquet")
+    pq.write_table(whole.slice(first - 20, 2 * GROUP_ROWS), job.folder / "small.parquet")
     (job.folder / "shards" / "b").mkdir(parents=True)
-    for start, name in enumerate(("a.parquet", "b/a.parquet", "c.parquet")):
-        pq.write_table(whole.slice(100 * start, GROUP_ROWS + 2), job.folder / "shards" / name)
+    for start, name in zip((first - 5, 400, 600), ("a.parquet", "b/a.parquet", "c.parquet"), strict=True):
+        pq.write_table(whole.slice(start, GROUP_ROWS + 2), job.folder / "shards" / name)
     return job
 
 
 @pytest.mark.parametrize(
-    ("name", "out", "where", "overwrite"),
-    [("small.parquet", "new.parquet", FILE, False), ("shards", "new", FOLDER, False), ("shards", "new", FOLDER, True)],
+    ("name", "out", "where", "overwrite", "stride"),
+    [
+        ("small.parquet", "new.parquet", FILE, False, 1),
+        ("shards", "new", FOLDER, False, 4),
+        ("shards", "new", FOLDER, True, 2),
+    ],
     ids=["file", "folder", "folder-replaced"],
 )
-def test_killed_before_every_step_and_resumed(small, name, out, where, overwrite):
+def test_killed_before_every_step_and_resumed(small, name, out, where, overwrite, stride):
     """Also in the moments that chance would hardly hit: between two renames, or before the journal is taken away."""
     once, target = small.folder / "once" / out, small.folder / "out" / out
     once.parent.mkdir()
     small.convert(name, once, on_bad="skip")
     expected = {p: (once.parent / p).read_bytes() for p in listing(once.parent)}
     options = ["--on-bad", "skip", *(["--overwrite"] if overwrite else [])]
-    step, status = 0, None
+    step, status = 1 - stride, None
     while status != 0:
-        step += 1
+        step += stride
         if overwrite:
             target.mkdir()
             (target / "old.parquet").write_bytes(small.source.read_bytes())
         status = ends(small.folder / name, small.map, target, *options, dies=step, where=where)
         assert status in (0, -signal.SIGKILL)
+        there = {f"{out}/{p}" for p in listing(target)} if target.is_dir() else {out} & set(listing(target.parent))
+        assert there in (set(), {"new/old.parquet"}, {p for p in expected if "bad" not in p})  # whole or absent
         done = small.convert(name, target, on_bad="skip", resume=True, overwrite=overwrite)
         assert done.rows + done.skipped == len(eb.open(small.folder / name))
         assert {p: (target.parent / p).read_bytes() for p in listing(target.parent)} == expected
         for path in sorted(target.parent.rglob("*"), reverse=True):
             path.rmdir() if path.is_dir() else path.unlink()
     assert step > 20
-    print("STEPS", step)
+
+
+# What is there is looked at closely
+
+
+def shorten(path, by):
+    path.write_bytes(path.read_bytes()[:-by])
+
+
+def append(path, data):
+    path.write_bytes(path.read_bytes() + data)
+
+
+@pytest.mark.parametrize(
+    ("damage", "kept"),
+    [
+        (lambda log, partial: None, 25),
+        (lambda log, partial: shorten(log, 1), 24),
+        (lambda log, partial: shorten(log, 100), 24),
+        (lambda log, partial: append(log, b'{"read": 416, "off'), 25),
+        (lambda log, partial: append(log, b"\0" * 4096), 25),  # what some file systems leave after a power cut
+        (lambda log, partial: append(log, b'{"read": 416, "offset": 9, "group": "AAAA", "bad": 3}\n'), 25),
+        (lambda log, partial: append(partial, b"more than the journal knows"), 25),
+        (lambda log, partial: shorten(partial, 1), 0),
+        (lambda log, partial: partial.write_bytes(b""), 0),
+        (lambda log, partial: partial.unlink(), 0),
+        (lambda log, partial: log.write_bytes(b""), 0),
+        (lambda log, partial: log.write_bytes(log.read_bytes()[:40]), 0),
+        (lambda log, partial: log.write_bytes(b"[1, 2]\n"), 0),
+        (lambda log, partial: log.unlink(), 0),
+    ],
+)
+def test_what_a_crash_leaves_is_gone_on_with_as_far_as_it_is_whole(job, damage, kept):
+    job.convert(out=job.folder / "once.parquet")
+    assert interrupt(job) == ROWS // 2
+    damage(journal.journal_path(job.out), journal.partial_path(job.out))
+    seen = []
+    job.convert(resume=True, progress=lambda done, of: seen.append(done))
+    assert seen == list(range((kept + 1) * GROUP_ROWS, ROWS + 1, GROUP_ROWS))
+    assert listing(job.out.parent) == ["new.parquet"]
+    assert job.out.read_bytes() == (job.folder / "once.parquet").read_bytes()
+
+
+def test_a_torn_line_does_not_spoil_the_lines_after_it(job):
+    """Interrupted twice: what the second run did counts as well."""
+    interrupt(job, rows=ROWS // 4)
+    shorten(journal.journal_path(job.out), 50)
+    assert interrupt(job, rows=ROWS // 2, resume=True) == ROWS // 2
+    seen = []
+    job.convert(resume=True, progress=lambda done, of: seen.append(done))
+    assert seen[0] == ROWS // 2 + GROUP_ROWS
+
+
+def test_a_journal_names_only_what_is_on_the_disk(job, monkeypatch):
+    """A row group is flushed before its line is written, and the line before the next group."""
+    calls = []
+    flush = os.fdatasync
+
+    def note(number):
+        calls.append(os.readlink(f"/proc/self/fd/{number}").rpartition(".")[2])
+        flush(number)
+
+    monkeypatch.setattr(os, "fdatasync", note)
+    job.convert()
+    assert calls == ["journal"] + ["partial", "journal"] * GROUPS
+
+
+@pytest.mark.parametrize(
+    ("change", "differs"),
+    [
+        ({"map": 6}, "map"),
+        ({"name": "holes.parquet"}, "source"),
+        ({"dtype": "float16"}, "dtype"),
+        ({"compact": True}, "compact"),
+        ({"precision": "bfloat16"}, "precision"),
+        ({"map": 6, "dtype": "float16"}, "dtype, map"),
+    ],
+)
+def test_another_run_is_not_gone_on_with(job, change, differs):
+    interrupt(job)
+    before = {p: (job.out.parent / p).read_bytes() for p in listing(job.out.parent)}
+    options = {k: v for k, v in change.items() if k not in ("map", "name")}
+    source, translation = eb.open(job.folder / change.get("name", "old.parquet")), map_between(change.get("map", 5))
+    with pytest.raises(InterruptedOutputError, match=rf"begun with other inputs: {differs} differ\. Hint: .*--overwrite"):
+        eb.convert(source, translation, job.out, resume=True, **options)
+    assert {p: (job.out.parent / p).read_bytes() for p in listing(job.out.parent)} == before
+    eb.convert(source, translation, job.out, overwrite=True, on_bad="skip", **options)
+    assert eb.open(job.out).lineage == {"source": source.fingerprint(), "map": translation.fingerprint}
+
+
+def test_without_resume_an_unfinished_output_is_in_the_way(job):
+    interrupt(job)
+    with pytest.raises(
+        InterruptedOutputError, match=r"\(400 rows of the source done\)\. Hint: --resume .*, --overwrite starts anew"
+    ):
+        job.convert()
+    assert journal.rows_done(job.out) == 400
+    seen = []
+    job.convert(overwrite=True, progress=lambda done, of: seen.append(done))
+    assert seen[0] == GROUP_ROWS
+    assert listing(job.out.parent) == ["new.parquet"]
+
+
+def test_what_has_finished_nothing_is_not_in_the_way(job):
+    journal.journal_path(job.out).write_text('{"another": "plan"}\n')
+    journal.partial_path(job.out).write_text("PAR1 and half a row group")
+    job.convert()
+    assert listing(job.out.parent) == ["new.parquet"]
+
+
+def test_a_finished_output_is_resumed_at_once(job):
+    job.convert()
+    stamp = job.out.stat().st_mtime_ns
+    journal.journal_path(job.out).write_text("{}\n")  # killed between the rename and this
+    seen = []
+    done = job.convert(resume=True, progress=lambda *rows: seen.append(rows))
+    assert (done.rows, done.skipped, done.fingerprint) == (ROWS, 0, eb.open(job.out).fingerprint())
+    assert seen == []
+    assert job.out.stat().st_mtime_ns == stamp
+    assert listing(job.out.parent) == ["new.parquet"]
+
+
+@pytest.mark.parametrize(
+    "made",
+    [
+        lambda job: eb.convert(eb.open(job.source), map_between(6), job.out),
+        lambda job: eb.convert(eb.open(job.holes), map_between(), job.out, on_bad="skip"),
+        lambda job: job.convert(dtype="float16"),
+        lambda job: job.out.write_bytes(job.source.read_bytes()),
+        lambda job: job.out.write_text("precious"),
+    ],
+    ids=["map", "source", "dtype", "no output", "no Parquet"],
+)
+def test_a_finished_output_of_something_else_is_kept(job, made):
+    made(job)
+    before = job.out.read_bytes()
+    with pytest.raises(OutputExistsError, match="exists already"):
+        job.convert(resume=True)
+    assert job.out.read_bytes() == before
+
+
+def test_an_output_that_is_replaced_stays_until_the_new_one_is_whole(job):
+    job.convert(dtype="float16")
+    before = job.out.read_bytes()
+    interrupt(job, overwrite=True)
+    assert job.out.read_bytes() == before
+    with pytest.raises(OutputExistsError, match="--overwrite"):
+        job.convert(resume=True)
+    assert job.out.read_bytes() == before
+    seen = []
+    job.convert(resume=True, overwrite=True, progress=lambda done, of: seen.append(done))
+    assert seen[0] == ROWS // 2 + GROUP_ROWS
+    assert eb.open(job.out).vector_type == "float32"
+    assert listing(job.out.parent) == ["new.parquet"]
+
+
+# Bad rows
+
+
+def test_bad_rows_of_a_resumed_run_are_listed_once(job):
+    interrupt(job, name="holes.parquet", on_bad="skip")
+    done = job.convert("holes.parquet", on_bad="skip", resume=True)
+    assert (done.rows, done.skipped) == (ROWS - len(job.bad), len(job.bad))
+    listed = pq.read_table(f"{job.out}.bad.parquet").to_pydict()
+    assert listed == {
+        "row": job.bad.tolist(),
+        "id": [f"d{i}" for i in job.bad],
+        "reason": ["no vector, or NaN or infinite values"] * len(job.bad),
+    }
+    assert eb.verify(job.out, source=eb.open(job.holes), translation=map_between()).compared == done.rows
+
+
+def test_a_run_that_a_bad_row_stopped_goes_on_without_it(job):
+    first = int(job.bad[0])
+    with pytest.raises(BadVectorsError, match=rf"ids 'd{first}'.* rows are done and kept: --resume --on-bad skip"):
+        job.convert("holes.parquet", batch_rows=GROUP_ROWS)
+    assert 0 < journal.rows_done(job.out) <= first
+    job.convert("holes.parquet", resume=True, on_bad="skip")
+    job.convert("holes.parquet", job.folder / "once.parquet", on_bad="skip")
+    assert job.out.read_bytes() == (job.folder / "once.parquet").read_bytes()
+
+
+def test_a_list_of_bad_rows_goes_with_the_output_it_speaks_of(job):
+    job.convert("holes.parquet", on_bad="skip")
+    assert listing(job.out.parent) == ["new.parquet", "new.parquet.bad.parquet"]
+    job.convert(on_bad="skip", overwrite=True)
+    assert listing(job.out.parent) == ["new.parquet"]
+    assert eb.verify(job.out, source=eb.open(job.source)).rows == ROWS
+
+
+# Other processes and signals
+
+
+def test_two_processes_do_not_write_one_output(job):
+    with converting(job.source, job.map, job.out) as process:
+        while not groups_done(job.out):
+            time.sleep(0.001)
+        os.kill(process.pid, signal.SIGSTOP)
+        before = {p: (job.out.parent / p).read_bytes() for p in listing(job.out.parent)}
+        for options in ({}, {"resume": True}, {"overwrite": True}):
+            with pytest.raises(InterruptedOutputError, match="Another process is writing"):
+                job.convert(**options)
+        assert {p: (job.out.parent / p).read_bytes() for p in listing(job.out.parent)} == before
+        os.kill(process.pid, signal.SIGCONT)
+        process.join(60)
+        assert process.exitcode == 0
+    assert eb.verify(job.out, source=eb.open(job.source), translation=map_between()).compared == ROWS
+
+
+def test_a_journal_taken_away_while_it_was_opened_is_no_journal(job, monkeypatch):
+    """The other process ended, and removed its journal, between our opening and locking it."""
+    flock = journal.fcntl.flock
+
+    def late(*arguments):
+        journal.journal_path(job.out).unlink()
+        flock(*arguments)
+
+    monkeypatch.setattr(journal.fcntl, "flock", late)
+    with pytest.raises(InterruptedOutputError, match="Another process"):
+        job.convert()
+    monkeypatch.undo()
+    job.convert()
+
+
+@pytest.mark.parametrize(("name", "out"), [("old.parquet", "new.parquet"), ("shards", "new")])
+def test_ctrl_c_ends_cleanly_and_says_how_to_go_on(small, name, out):
+    target = small.folder / "out" / out
+    at = target if out.endswith(".parquet") else target.with_name("new.partial") / "a.parquet"
+    code = f"import embridge.stores.writer as w; w.GROUP_BYTES = {GROUP_BYTES}; from embridge.cli.main import main; main()"
+    line = ["convert", str(small.folder / name), str(small.map), str(target), "--on-bad", "skip", "--no-catalog", "--quiet"]
+    command = [sys.executable, "-c", code, *line]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        while not groups_done(at) and process.poll() is None:
+            time.sleep(0.0005)
+        process.send_signal(signal.SIGSTOP)  # so that it is the work that is interrupted, and not the end of it
+        assert not target.exists()
+        process.send_signal(signal.SIGINT)
+        process.send_signal(signal.SIGCONT)
+        stdout, stderr = process.communicate(timeout=60)
+    assert (process.returncode, stdout) == (130, "")
+    assert stderr == f"Interrupted. The same command with --resume goes on with {target}.\n"
+    assert not target.exists()
+    assert ends(*line[1:-2], "--resume") == 0
+    small.convert(name, small.folder / "once" if out == "new" else small.folder / "once.parquet", on_bad="skip")
+    once = small.folder / "once" if out == "new" else small.folder / "once.parquet"
+    for path in listing(once) if once.is_dir() else [""]:
+        assert (target / path).read_bytes() == (once / path).read_bytes()
+    assert eb.verify(target, source=eb.open(small.folder / name), translation=map_between()).compared
+
+
+# A disk that fills
+
+
+@pytest.fixture
+def disk(tmp_path):
+    """``resize("300k")`` of a file system of its own, mounted on a folder; only root may mount one."""
+    place = tmp_path / "disk"
+    place.mkdir()
+    done = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=300k", "none", str(place)], capture_output=True, text=True)
+    if done.returncode:
+        pytest.skip(f"no file system can be mounted here: {done.stderr.strip()}")
+
+    def resize(size):
+        subprocess.run(["mount", "-o", f"remount,size={size}", str(place)], check=True)
+
+    try:
+        yield SimpleNamespace(path=place, resize=resize)
+    finally:
+        subprocess.run(["umount", str(place)], check=True)
+
+
+@pytest.fixture
+def heavy(job):
+    """A source whose other columns are what fills a disk."""
+    rng = np.random.default_rng(0)
+    text = [rng.bytes(1000) for _ in range(ROWS)]
+    pq.write_table(table_of(range(ROWS), rng.normal(size=(ROWS, P)), text=text), job.folder / "heavy.parquet")
+    return job
+
+
+def test_a_disk_that_fills_is_told_and_the_run_goes_on_when_there_is_room(heavy, disk):
+    out = disk.path / "new.parquet"
+    with pytest.raises(DiskFullError, match=r"is full; (\d+) rows are done and kept\. Hint: free some and run again with --resume"):
+        heavy.convert("heavy.parquet", out)
+    kept = journal.rows_done(out)
+    assert 0 < kept < ROWS
+    assert listing(disk.path) == ["new.parquet.journal", "new.parquet.partial"]
+    with pytest.raises(DiskFullError):  # still
+        heavy.convert("heavy.parquet", out, resume=True)
+    assert journal.rows_done(out) >= kept
+    disk.resize("8m")
+    heavy.convert("heavy.parquet", out, resume=True)
+    heavy.convert("heavy.parquet", heavy.folder / "once.parquet")
+    assert listing(disk.path) == ["new.parquet"]
+    assert out.read_bytes() == (heavy.folder / "once.parquet").read_bytes()
+
+
+def test_a_disk_without_room_for_one_row_group_is_left_empty(heavy, disk, monkeypatch):
+    monkeypatch.setattr(writer, "GROUP_BYTES", ROWS * 4 * Q)
+    with pytest.raises(DiskFullError, match="is full; 0 rows are done"):
+        heavy.convert("heavy.parquet", disk.path / "new.parquet")
+    assert listing(disk.path) == []
+
+
+@pytest.mark.parametrize("call", [1, 2, 3, 20])
+def test_a_disk_that_fills_as_it_is_flushed(job, monkeypatch, call):
+    """Some file systems tell only then."""
+    flush, calls = os.fdatasync, []
+
+    def full(number):
+        calls.append(number)
+        if len(calls) == call:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        flush(number)
+
+    job.convert(out=job.folder / "once.parquet")
+    monkeypatch.setattr(os, "fdatasync", full)
+    with pytest.raises(DiskFullError, match="is full"):
+        job.convert()
+    job.convert(resume=True)
+    assert job.out.read_bytes() == (job.folder / "once.parquet").read_bytes()
+    assert listing(job.out.parent) == ["new.parquet"]
+
+
+@pytest.mark.parametrize(("dtype", "needed"), [("float32", 4 * ROWS * Q), ("float16", 2 * ROWS * Q)])
+def test_an_output_without_room_is_not_begun(job, monkeypatch, dtype, needed):
+    def room(free):
+        monkeypatch.setattr(single.os, "statvfs", lambda path: SimpleNamespace(f_bavail=free, f_frsize=1))
+
+    room(needed - 1)
+    with pytest.raises(DiskFullError, match=r"needs about 0\.00 GB, but 0\.00 GB are free there\. Hint: .*--dtype float16"):
+        job.convert(dtype=dtype)
+    assert listing(job.out.parent) == []
+    room(needed)
+    interrupt(job, dtype=dtype)
+    room(needed - journal.partial_path(job.out).stat().st_size)  # what is there already needs no room
+    job.convert(dtype=dtype, resume=True)
+
+
+def test_an_error_of_the_disk_other_than_full_is_told_as_it_is(job, monkeypatch):
+    def broken(number):
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    monkeypatch.setattr(os, "fdatasync", broken)
+    with pytest.raises(OSError, match="Input/output error") as caught:
+        job.convert()
+    assert not isinstance(caught.value, DiskFullError)
+    assert listing(job.out.parent) == []

@@ -134,20 +134,20 @@ def open_journal(target: Path, plan: dict[str, Any], *, resume: bool, overwrite:
         check_plan(target, plan, found, resume=resume)
         if not resume or not partial.exists() or (entries and partial.stat().st_size < entries[-1].offset):
             entries = []
-        if entries:
-            log.truncate(end)
-        else:
-            begin(log, plan)
-        with open(partial, "rb+" if entries else "wb", buffering=0) as file:
-            file.truncate(entries[-1].offset if entries else 0)
-            file.seek(0, os.SEEK_END)
-            sync_folder(target.parent)
-            try:
+        try:
+            if entries:
+                log.truncate(end)
+            else:
+                begin(log, plan)
+            with open(partial, "rb+" if entries else "wb", buffering=0) as file:
+                file.truncate(entries[-1].offset if entries else 0)
+                file.seek(0, os.SEEK_END)
+                sync_folder(target.parent)
                 yield Journal(target, file, log, entries)
-            except (EmbridgeError, OSError):
-                if not entries:
-                    discard(target)
-                raise
+        except (EmbridgeError, OSError):
+            if not entries:
+                discard(target)
+            raise
 
 
 def check_plan(target: Path, plan: dict[str, Any], found: dict[str, Any] | None, *, resume: bool) -> None:

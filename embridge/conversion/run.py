@@ -46,7 +46,7 @@ def convert(
     """Translate every vector of a collection and write a Parquet collection of the target space.
 
     Ids, row order and the other columns stay as they are. Reading, translating and writing overlap; memory is bounded by the row
-    group (32 MiB of vectors), not by the collection. The output is whole or absent: it grows as ``OUT.partial`` beside a journal,
+    group (16 MiB of vectors), not by the collection. The output is whole or absent: it grows as ``OUT.partial`` beside a journal,
     and gets its name when it is complete and a sample of it was recomputed.
 
     Parameters
@@ -122,6 +122,8 @@ def convert(
         target = check_output(name, overwrite=overwrite or resume, inputs=_inputs(source))
     else:
         target = _check_folder(folder, Path(name), overwrite=overwrite or resume)
+    if source.path is not None and Path(source.path).resolve() in Path(name).resolve().parents:
+        raise OutputExistsError.within(name, source.path)
     options["origin"] = source.fingerprint()
     if target.exists() and resume and not overwrite:
         found = already_done(name, source, translation, options)

@@ -16,7 +16,7 @@ from embridge.conversion.engine import Engine, Precision
 from embridge.conversion.journal import Entry, Journal, bad_rows_of, open_journal, partial_path, rows_done
 from embridge.conversion.schedule import schedule
 from embridge.conversion.stream import Bad, Group, OnBad, row_groups, translate_groups
-from embridge.conversion.verify import check_sample
+from embridge.conversion.verify import Sample, check_sample
 from embridge.device import free_memory
 from embridge.errors import BadIdsError, BadVectorsError, DiskFullError, EmbridgeError
 from embridge.files import fingerprint
@@ -91,10 +91,11 @@ def convert_file(
     side = Path(f"{target}.bad.parquet") if bad_path is None else bad_path
     try:
         with open_journal(target, plan, resume=resume, overwrite=overwrite) as journal:
-            bad = _write_groups(source, translation, journal, devices, plan, on_bad, batch_rows, progress)
+            sample = Sample()
+            bad = _write_groups(source, translation, journal, devices, plan, on_bad, batch_rows, sample, progress)
             rows = len(source) - len(bad)
             if rows:
-                check_sample(partial_path(target), source, translation, [b[0] for b in bad], precision=precision)
+                check_sample(partial_path(target), rows, sample, translation, precision=precision)
             elif not may_be_empty:
                 raise BadVectorsError.none_left(source.name, len(source))
             if bad:
@@ -124,6 +125,7 @@ def _write_groups(
     plan: dict[str, Any],
     on_bad: OnBad,
     batch_rows: int | None,
+    sample: Sample,
     progress: Progress | None,
 ) -> list[Bad]:
     """Write every row group that the journal does not hold yet, and the footer; the rows left out."""
@@ -156,6 +158,7 @@ def _write_groups(
     def write(group: Group, vectors: np.ndarray) -> None:
         bad.extend(group.bad)
         if group.rows:
+            sample.offer(writer.rows, group.parts[0])
             metadata = writer.append(group.parts, vectors)
             journal.add(Entry(group.read, journal.file.tell(), metadata, group.bad))
         if progress is not None:

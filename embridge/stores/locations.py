@@ -92,7 +92,12 @@ def beside(path: str, suffix: str) -> str:
 
 def same_place(one: str, other: str) -> bool:
     """True where two remote paths name one object."""
-    return one.partition("://")[0] == other.partition("://")[0] and _resolve(one)[1] == _resolve(other)[1]
+    return one.partition("://")[0] == other.partition("://")[0] and inner_path(one) == inner_path(other)
+
+
+def inner_path(path: str) -> str:
+    """A path as its file system has it: for ``s3://``, bucket and key."""
+    return _resolve(path)[1]
 
 
 def remove(path: str) -> None:

@@ -20,7 +20,7 @@ from embridge.errors import (
     UndeclaredSpaceError,
 )
 from embridge.stores.collection import Batch, Collection, Needed, declare_space, id_type_of, normalise_ids
-from embridge.stores.locations import find_files, fingerprint_files
+from embridge.stores.locations import find_files, fingerprint_files, inner_path
 from embridge.stores.memory import empty_payload
 from embridge.stores.parquet_file import ParquetFile, vectors_of
 from embridge.types import DeclaredSpace, Space
@@ -183,7 +183,7 @@ class ParquetCollection(Collection):
     @property
     def is_many(self) -> bool:
         """True for a folder or a glob, of however many files."""
-        return self._base is not None or len(self._files) > 1
+        return self._base is not None or self.paths != [inner_path(str(self.path))]
 
     @property
     def paths(self) -> list[str]:
@@ -193,7 +193,7 @@ class ParquetCollection(Collection):
     def split_files(self) -> list[tuple[str, ParquetCollection]]:
         """Each file as a collection, with its path below the folder (its name, where a glob found it).
 
-        What ``key=value`` folders say stays with the folders: it is no column of a single file.
+        Each has the columns that are in it: what ``key=value`` folders say stays with the folders.
 
         Raises
         ------
@@ -204,9 +204,7 @@ class ParquetCollection(Collection):
         for file in self._files:
             part = copy.copy(self)
             part._files, part._base, part.path = [file], None, file.path
-            part.payload_schema = pa.schema(
-                [f for f in self.payload_schema if f.name not in file.partition or f.name in file.schema.names]
-            )
+            part.payload_schema = pa.schema([f for f in file.schema if f.name not in (self.id_column, self.vector_column)])
             found.append((file.path[len(self._base) :] if self._base else file.path.rpartition("/")[2], part))
         names = [name for name, _ in found]
         if len(set(names)) < len(names):

@@ -20,11 +20,11 @@ from embridge.stores.row_groups import MAGIC, Encoder
 from embridge.stores.thrift import Struct
 from embridge.types import Metric, Space
 
-GROUP_BYTES = 32 << 20  # of vectors in a row group: a reader holds one, so this bounds what it needs
+GROUP_BYTES = 16 << 20  # of vectors in a row group: a conversion holds about six of them, a reader one
 
 
 class CollectionWriter:
-    """Appends row groups of at most 32 MiB of vectors to a file.
+    """Appends row groups of at most 16 MiB of vectors to a file.
 
     Parameters
     ----------

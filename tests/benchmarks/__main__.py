@@ -1,6 +1,7 @@
 """`make bench`: ratios measured in one run, each case in a process of its own, printed as a table and written as JSON.
 
-`python -m tests.benchmarks [--rows 100000 1000000] [--repeat 3] [--folder DIR] [--out FILE]`; 10,000,000 rows on request.
+`python -m tests.benchmarks [--only query fit convert] [--rows ...] [--anchors ...] [--repeat 3] [--folder DIR] [--out FILE]`;
+10,000,000 rows on request.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ import tempfile
 from pathlib import Path
 
 WIDTHS = ((384, 768), (1024, 1024))
-FIT_ROWS = (5_000, 100_000, 1_000_000)
+PARTS = ("query", "fit", "convert")
 
 
 def case(name: str, folder: Path, *arguments: object) -> dict[str, float]:
@@ -64,14 +65,15 @@ def conversions(rows: list[int], repeat: int, folder: Path) -> list[dict[str, ob
     return found
 
 
-def fits(repeat: int, folder: Path) -> list[dict[str, object]]:
+def fits(anchors: list[int], repeat: int, folder: Path) -> list[dict[str, object]]:
     found = []
-    for n in FIT_ROWS:
+    for n in anchors:
         result = medians([case("fit", folder, n, 384, 768) for _ in range(repeat)])
         row: dict[str, object] = {"anchors": n, "widths": "384 -> 768", "products": result["products"]}
         for method in ("linear", "ortho", "bridge", "bridge for decode"):
             row[f"{method} / products"] = result[method] / result["products"]
-        row["linear / NumPy paper"] = result["linear"] / result["paper"]
+        if "paper" in result:
+            row["linear / NumPy paper"] = result["linear"] / result["paper"]
         found.append(row)
         show(row)
     return found
@@ -90,6 +92,8 @@ def _cell(value: object) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m tests.benchmarks", description=__doc__)
     parser.add_argument("--rows", type=int, nargs="+", default=[100_000, 1_000_000], help="of the collections converted")
+    parser.add_argument("--anchors", type=int, nargs="+", default=[5_000, 100_000, 1_000_000], help="that are fitted from")
+    parser.add_argument("--only", nargs="+", choices=PARTS, default=PARTS, help="some of the parts")
     parser.add_argument("--repeat", type=int, default=3, help="runs of each case; medians are reported")
     parser.add_argument("--folder", type=Path, help="where collections are made (default: a temporary one)")
     parser.add_argument("--out", type=Path, default=Path("bench.json"), help="the JSON file to write")
@@ -99,10 +103,13 @@ def main() -> None:
         report: dict[str, object] = {"machine": platform.platform(), "cores": os.cpu_count(), "repeat": options.repeat}
         report |= {"device": case("device", folder)["name"]}
         show(report)
-        report["query"] = [medians([case("query", folder, 384, 768) for _ in range(options.repeat)])]
-        show(report["query"][0])
-        report["fit"] = fits(options.repeat, folder)
-        report["convert"] = conversions(options.rows, options.repeat, folder)
+        if "query" in options.only:
+            report["query"] = medians([case("query", folder, 384, 768) for _ in range(options.repeat)])
+            show(report["query"])
+        if "fit" in options.only:
+            report["fit"] = fits(options.anchors, options.repeat, folder)
+        if "convert" in options.only:
+            report["convert"] = conversions(options.rows, options.repeat, folder)
         options.out.write_text(json.dumps(report, indent=2) + "\n")
         print(f"written to {options.out}")
     finally:
