@@ -1,0 +1,139 @@
+"""One index and one map: what is possible between them, and how it is done."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import faiss
+import numpy as np
+
+from embridge.arrays import as_vectors
+from embridge.errors import CollectionError, FaissIndexError, SpaceMismatchError
+from embridge.indexes.describe import holds_codes
+from embridge.indexes.move import folds, loses, move, obstacle
+from embridge.indexes.passage import Extent, Passage, extent, passage
+from embridge.indexes.rebuild import TranslatedRows, rebuild
+from embridge.indexes.wrap import wrap
+from embridge.maps import LinearMap
+from embridge.stores.faiss_file import IndexFile, index_fingerprint, read_index_file
+from embridge.stores.faiss_store import space_of, stored_vectors
+from embridge.types import DeclaredSpace, Space
+
+_CONDITION = 1e4  # beyond it a map flattens directions that a graph or lists were built on
+
+
+@dataclass
+class Job:
+    """One index and one map: what is possible, and how it is done."""
+
+    path: str
+    translation: LinearMap
+    declared: Space | DeclaredSpace | str | None
+    seed: int
+    references: np.ndarray | None
+    progress: Callable[[int, int], None] | None
+
+    def __post_init__(self) -> None:
+        self.started = time.perf_counter()
+        self.file: IndexFile = read_index_file(self.path)
+        self.space = space_of(repr(self.path), self.file, self.declared)
+        if not any(end.same_as(self.space) for end in (self.translation.source, self.translation.target)):
+            raise SpaceMismatchError.between("The map", self.translation.source, repr(self.path), self.space)
+        if not self.file.index.ntotal:
+            raise CollectionError.empty(repr(self.path))
+        self.fingerprint = index_fingerprint(self.path)
+        self.extent = self._extent()
+        self.passage: Passage = passage(
+            self.translation, self.space, self.extent, l2=self.file.index.metric_type == faiss.METRIC_L2
+        )
+        if self.references is not None:
+            self.references = as_vectors(self.references, self.passage.space.dim, "reference queries")
+        self._untouched = True
+
+    def _extent(self) -> Extent:
+        if not self.translation.source.same_as(self.space):
+            return extent(self.translation, None)
+        width = self.space.dim
+        try:
+            rows = (rows[:, :width] for _, rows in stored_vectors(self.file.index, 1 << 14))
+            return extent(self.translation, rows, coded=holds_codes(self.file.index))
+        except FaissIndexError:
+            return extent(self.translation, None)
+
+    def plan(self, mode: str) -> list[tuple[str, str | None]]:
+        """What is tried, in order, with what is in its way (all of it found before anything changes the index)."""
+        if mode != "auto":
+            return [(mode, self.obstacle(mode))]
+        plan = [(m, self.obstacle(m)) for m in ("move", "wrap", "rebuild")]
+        if self.passage.exact and plan[0][1] is None and loses(self.file.index):
+            return [("move", "it would round half-precision vectors anew"), plan[1], plan[0], plan[2]]
+        return plan
+
+    def obstacle(self, mode: str) -> str | None:
+        """Why a mode is not possible, or None."""
+        if mode == "rebuild":
+            return None if self.passage.forward else self.passage.reason
+        if self.references is not None:
+            return "a hubness bias is a new dimension, which needs a rebuild"
+        if "scores" in self.file.notes:
+            return "a map stands in front of it already; join the maps (LinearMap.then) and migrate the first index"
+        if lists := _foreign_lists(self.file.index):
+            return f"its inverted lists lie in another file ({lists}), which two indexes would share"
+        if mode == "wrap":
+            return None if self.passage.queries is not None else self.passage.reason
+        if found := obstacle(self.file.index, self.passage, biased=self.file.biased):
+            return found
+        if not self.passage.exact and self.extent.condition > _CONDITION:
+            return f"the map's condition number is {self.extent.condition:.1e} on the rows of the index"
+        return None
+
+    def carry_out(self, mode: str) -> tuple[IndexFile, bool, str]:
+        """The migrated index, whether it should be exact, and why."""
+        lineage = {"source": self.fingerprint, "map": self.translation.fingerprint}
+        if mode == "rebuild":
+            file = self.file if self._untouched else read_index_file(self.path)
+            rows = TranslatedRows(file, self.path, self.fingerprint, self.translation, self.passage.space)
+            made, factory = rebuild(rows, file.index, references=self.references, seed=self.seed, progress=self.progress)
+            exact = factory == "Flat"
+            reason = f"{factory} built over translated vectors" + ("" if exact else ", as good as such an index is")
+            return IndexFile(made.index, made.space, made.ids, lineage, made.notes), exact, reason
+        file = self.file if self._untouched else read_index_file(self.path)
+        self._untouched = False
+        notes = {key: file.notes[key] for key in ("hubness",) if key in file.notes}
+        adds = file.notes.get("adds", True)
+        exact, reason = self.passage.exact, self.passage.reason
+        if mode == "wrap":
+            queries = self.passage.queries
+            index = wrap(file.index, queries, biased=file.biased)  # type: ignore[arg-type]
+            adds = adds and self.passage.adds and "hubness" not in notes
+        else:
+            index = file.index
+            adds = adds and (self.passage.adds or not folds(index))
+            exact = exact and not loses(index)
+            reason += "; half-precision vectors are rounded anew" if loses(index) else ""
+        front = mode == "wrap" or folds(index)
+        if front and self.passage.scores:
+            notes["scores"] = self.passage.scores
+        if mode == "move":
+            move(index, self.passage)
+        if not adds:
+            notes["adds"] = False
+        if not self.passage.forward:
+            notes["raw_queries"] = True  # the map takes them as the new model gives them, and makes them unit itself
+        return IndexFile(index, self.passage.space, file.ids, lineage, notes), exact, reason
+
+
+def _foreign_lists(index: Any) -> str | None:
+    """The file in which an index keeps its inverted lists, where that is not its own."""
+    index = faiss.downcast_index(index)
+    if isinstance(index, faiss.IndexIDMap | faiss.IndexPreTransform):
+        return _foreign_lists(index.index)
+    if isinstance(index, faiss.IndexRefine):
+        return _foreign_lists(index.base_index)
+    if isinstance(index, faiss.IndexIVF) and hasattr(faiss, "OnDiskInvertedLists"):
+        lists = faiss.downcast_InvertedLists(index.invlists)
+        return str(lists.filename) if isinstance(lists, faiss.OnDiskInvertedLists) else None
+    return None
