@@ -101,3 +101,16 @@ def test_the_sample_is_small_and_whole():
 def test_only_what_is_in_the_sample_has_a_path():
     with pytest.raises(eb.EmbridgeError, match=r"name must be one of minilm, .*qrels\. Got 'glove' instead"):
         eb.sample_path("glove")
+
+
+def test_without_faiss_the_error_names_the_extra():
+    code = (
+        "import sys; sys.modules['faiss'] = None\n"
+        "import embridge as eb\n"
+        "try:\n    eb.open('x.faiss', space='a')\n"
+        "except eb.EmbridgeError as e:\n    print(type(e).__name__, e)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.startswith("MissingDependencyError")
+    assert "pip install 'embridge[cpu]'" in done.stdout
+    assert "'embridge[gpu]'" in done.stdout

@@ -26,8 +26,8 @@ from embridge.types import Space
 
 try:
     import faiss
-except ImportError as e:  # pragma: no cover - told by a subprocess test
-    raise MissingDependencyError.of("FAISS", "This", "cpu] or embridge[gpu") from e
+except ImportError as e:
+    raise MissingDependencyError.of("FAISS", "This", "cpu]' or 'embridge[gpu") from e
 
 _TABLE_BYTES = 2 << 30
 _MAPPED_FROM = 64 << 20  # smaller files are loaded: FAISS maps no better, and crashes where a mapped file ends within its header
