@@ -25,9 +25,9 @@ if TYPE_CHECKING:
     from embridge.conversion import verify as verify
     from embridge.errors import EmbridgeError as EmbridgeError
     from embridge.evaluation import evaluate as evaluate
+    from embridge.folds import Folds as Folds
     from embridge.indexes.migrate import migrate as migrate
     from embridge.maps import LinearMap as LinearMap
-    from embridge.moments import Folds as Folds
     from embridge.moments import Moments as Moments
     from embridge.neighbours import top_k as top_k
     from embridge.records import Evaluation as Evaluation
@@ -42,6 +42,7 @@ if TYPE_CHECKING:
     from embridge.stores import open_collection as open  # noqa: A004, F401
     from embridge.summary import summarise as summarise
     from embridge.translators import Affine as Affine
+    from embridge.translators import Auto as Auto
     from embridge.translators import Bridge as Bridge
     from embridge.translators import Isometry as Isometry
     from embridge.translators import Linear as Linear
@@ -63,16 +64,17 @@ _HOMES = {
     "conversion": ("convert", "encode", "verify"),
     "errors": ("EmbridgeError",),
     "evaluation": ("evaluate",),
+    "folds": ("Folds",),
     "indexes.migrate": ("migrate",),
     "maps": ("LinearMap",),
-    "moments": ("Folds", "Moments"),
+    "moments": ("Moments",),
     "neighbours": ("top_k",),
     "records": ("Evaluation", "Migration"),
     "retrieval": ("Index", "build_index", "open_index", "search"),
     "samples": ("sample_path",),
     "stores": ("Collection", "MemoryCollection"),
     "summary": ("summarise",),
-    "translators": ("Affine", "Bridge", "Isometry", "LOrtho", "Linear", "Ortho", "Ridge", "Rotation", "Translator", "fit"),
+    "translators": ("Affine", "Auto", "Bridge", "Isometry", "LOrtho", "Linear", "Ortho", "Ridge", "Rotation", "Translator", "fit"),
     "types": ("Hits", "Metric", "Space"),
 }
 _NAMES = {name: (home, name) for home, names in _HOMES.items() for name in names} | {"open": ("stores", "open_collection")}

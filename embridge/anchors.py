@@ -10,8 +10,9 @@ import numpy as np
 
 from embridge.arrays import unit
 from embridge.errors import MissingDependencyError, NoSharedIdsError, ParameterError, SpaceMismatchError, TooFewAnchorsError
+from embridge.folds import ROWS, Folds
 from embridge.ids import hash_ids, match_rows
-from embridge.moments import Folds, Moments
+from embridge.moments import Moments
 from embridge.records import AnchorRecord
 from embridge.stores.collection import Collection
 from embridge.types import Metric, Space
@@ -104,8 +105,12 @@ class Anchors:
         """Their sufficient statistics (see `Moments.from_rows`)."""
         return Moments.from_rows(self.x, self.y, self.source, self.target, device=device, full=full)
 
-    def folds(self, n_folds: int = 5, rows: int = 1000, seed: int = 0, device: str | torch.device | None = "cpu") -> Folds:
+    def folds(
+        self, n_folds: int = 5, rows: int = ROWS, seed: int = 0, device: str | torch.device | None = "cpu", *, partial: bool = False
+    ) -> Folds:
         """Moments of `n_folds` parts, by a hash of the id, with at most `rows` rows of each to measure neighbours on.
+
+        With `partial` a part may be empty: a few anchors to be added to, or taken out of, the folds of many.
 
         Raises
         ------
@@ -116,20 +121,21 @@ class Anchors:
             raise ParameterError.must_be("n_folds", "at least 2", n_folds)
         hashes = hash_ids(self.ids, "fold", seed)
         fold = (hashes % np.uint64(n_folds)).astype(np.int64)
-        if len(np.unique(fold)) < n_folds:
+        if len(np.unique(fold)) < n_folds and not partial:
             raise TooFewAnchorsError(f"{len(self):,} anchors are too few for {n_folds} folds. Hint: re-encode more shared rows.")
-        parts, samples = [], []
+        parts, samples, drawn = [], [], []
         for number in range(n_folds):
             members = np.flatnonzero(fold == number)
-            chunks = ((self.x[m], self.y[m]) for m in np.array_split(members, -(-len(members) // _CHUNK)))
+            chunks = ((self.x[m], self.y[m]) for m in np.array_split(members, max(-(-len(members) // _CHUNK), 1)))
             parts.append(Moments.from_chunks(chunks, self.source, self.target, device=device, full=False))
             # The quotient is independent of the fold, so the smallest ones are a random sample that does not depend on order.
-            chosen = np.sort(members[np.argsort(hashes[members] // np.uint64(n_folds), kind="stable")[:rows]])
-            samples.append((self.x[chosen], self.y[chosen]))
-        return Folds(tuple(parts), tuple(samples))
+            chosen = members[np.argsort(hashes[members] // np.uint64(n_folds), kind="stable")[:rows]]
+            samples.append((np.asarray(self.x[chosen], np.float32), np.asarray(self.y[chosen], np.float32)))
+            drawn.append(hashes[chosen] // np.uint64(n_folds))
+        return Folds(tuple(parts), tuple(samples), tuple(drawn), np.sort(self.hashes()))
 
 
-def match(source: Collection, target: Collection) -> Anchors:
+def match(source: Collection, target: Collection, *, known: np.ndarray | None = None) -> Anchors:
     """Match the rows of two collections by id.
 
     Ids are joined out of core, then vectors are read once from either side, in order; row groups without a shared row are
@@ -139,6 +145,8 @@ def match(source: Collection, target: Collection) -> Anchors:
     ----------
     source, target : Collection
         In two different spaces, with ids of one type.
+    known : ndarray of uint64, optional
+        Hashes of ids (`Anchors.hashes`, `LinearMap.anchor_hashes`) that are passed over: their vectors are not read.
 
     Returns
     -------
@@ -161,6 +169,10 @@ def match(source: Collection, target: Collection) -> Anchors:
     source_rows, target_rows = match_rows(source, target)
     if not len(source_rows):
         raise NoSharedIdsError.between(source.name, _first_ids(source), target.name, _first_ids(target))
+    ids = ids_at(source, source_rows) if known is not None else None
+    if ids is not None and known is not None:
+        fresh = ~np.isin(hash_ids(ids, "anchor"), known)
+        source_rows, target_rows, ids = source_rows[fresh], target_rows[fresh], ids[fresh]
     x = _allocate((len(source_rows), source.space.dim))
     for place, vectors in source.select(source_rows):
         x[place] = vectors
@@ -168,7 +180,7 @@ def match(source: Collection, target: Collection) -> Anchors:
     order = np.argsort(target_rows, kind="stable")
     for place, vectors in target.select(target_rows[order]):
         y[order[place]] = vectors
-    ids = ids_at(source, source_rows)
+    ids = ids_at(source, source_rows) if ids is None else ids
     record = AnchorRecord(source.fingerprint(), target.fingerprint(), len(ids), len(ids), 0, 0.0, 0)
     return Anchors(ids, x, y, source.space, target.space, record)
 

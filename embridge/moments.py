@@ -156,6 +156,36 @@ class Moments:
             self.target,
         )
 
+    def __sub__(self, other: Moments) -> Moments:
+        """Moments of the rows that are left when those of `other`, all of them among these, are taken out.
+
+        Raises
+        ------
+        ParameterError
+            `other` has more rows.
+        """
+        self._check_same(other)
+        n = self.n - other.n
+        if n < 0:
+            raise ParameterError(f"{other.n:,} rows cannot be taken out of {self.n:,}.")
+        if n == 0:
+            zeros = (np.zeros_like(getattr(self, name)) for name in _ARRAYS)
+            return Moments(0, *zeros, self.source, self.target)
+        mean_x = self.mean_x + (self.mean_x - other.mean_x) * (other.n / n)
+        mean_y = self.mean_y + (self.mean_y - other.mean_y) * (other.n / n)
+        dx, dy = other.mean_x - mean_x, other.mean_y - mean_y
+        weight = n * other.n / self.n
+        return Moments(
+            n,
+            mean_x,
+            mean_y,
+            self.sxx - other.sxx - weight * np.outer(dx, dx),
+            self.sxy - other.sxy - weight * np.outer(dx, dy),
+            self.syy - other.syy - weight * (np.outer(dy, dy) if self.syy.ndim == 2 else dy * dy),
+            self.source,
+            self.target,
+        )
+
     def _check_same(self, other: Moments) -> None:
         for mine, theirs in ((self.source, other.source), (self.target, other.target)):
             if not mine.same_as(theirs):
@@ -229,30 +259,3 @@ def _small(chunks: Iterable[tuple[np.ndarray, np.ndarray]], rows: int) -> Iterat
     for x, y in chunks:
         for start in range(0, len(x), rows):
             yield x[start : start + rows], y[start : start + rows]
-
-
-@dataclass(frozen=True, eq=False)
-class Folds:
-    """Moments of disjoint parts of the anchors, each with a sample of its rows to measure neighbours on.
-
-    Attributes
-    ----------
-    parts : tuple of Moments
-    samples : tuple of (x, y)
-        For each part some of its rows, shapes (n, dim_source) and (n, dim_target).
-    """
-
-    parts: tuple[Moments, ...]
-    samples: tuple[tuple[np.ndarray, np.ndarray], ...]
-
-    def total(self) -> Moments:
-        """Moments of all parts together."""
-        return self.without(-1)
-
-    def without(self, fold: int) -> Moments:
-        """Moments of all parts but one: what a map is fitted on that is judged by that one."""
-        kept = [part for i, part in enumerate(self.parts) if i != fold]
-        total = kept[0]
-        for part in kept[1:]:
-            total = total + part
-        return total

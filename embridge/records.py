@@ -59,10 +59,23 @@ class Summary:
 
 @dataclass(frozen=True)
 class Candidate:
-    """One choice of parameters that was tried, and its score (higher is better)."""
+    """One choice that was tried on folds.
 
+    Attributes
+    ----------
+    method : str
+    parameters : dict
+    score : float
+        Mean over held-out rows (or folds), higher is better: neighbour overlap for search, minus the squared error a row for
+        decoding.
+    deficit_error : float or None
+        Standard error of the paired difference to the best candidate's score, where methods were compared.
+    """
+
+    method: str
     parameters: dict[str, float]
     score: float
+    deficit_error: float | None = None
 
 
 @dataclass(frozen=True)
@@ -104,7 +117,9 @@ class FitRecord:
         known = {f.name for f in fields(cls)}
         kept = {k: v for k, v in values.items() if k in known}
         kept["sources"] = tuple(kept.get("sources", ()))
-        kept["candidates"] = tuple(Candidate(c["parameters"], c["score"]) for c in kept.get("candidates", ()))
+        kept["candidates"] = tuple(
+            Candidate(c.get("method", ""), c["parameters"], c["score"], c.get("deficit_error")) for c in kept.get("candidates", ())
+        )
         return cls(**kept)
 
 

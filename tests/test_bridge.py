@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from embridge.errors import TooFewAnchorsError
+from embridge.folds import Folds
 from embridge.maps import LinearMap
-from embridge.moments import Folds
 from embridge.neighbours import overlap, top_k
 from embridge.testing.translators import planted_anchors, textlike_anchors
 from embridge.translators import Bridge, Isometry, Ridge, fit

@@ -50,7 +50,7 @@ def fit_run(fingerprint="f1", path="a.safetensors", source=OLD, target=NEW, meth
         Artifact("target", "new.parquet", "c-new", "parquet", 50, target),
     )
     made = Artifact("map", path, fingerprint, "map", space=target, source_space=source)
-    record = FitRecord(method, {"alpha": 0.1}, 40, 10, 1.5, "cpu", ("c-old", "c-new"), (Candidate({"alpha": 0.1}, 0.5),))
+    record = FitRecord(method, {"alpha": 0.1}, 40, 10, 1.5, "cpu", ("c-old", "c-new"), (Candidate("ridge", {"alpha": 0.1}, 0.5),))
     return Run("fit", {"seed": 3}, 2.0, sides, (made,), 40, "cpu", (AnchorRecord("c-old", "c-new", 50, 40, 10, 0.2, 3), record))
 
 

@@ -19,7 +19,8 @@ from embridge.errors import (
     SpaceMismatchError,
     UnreadableFileError,
 )
-from embridge.moments import Folds, Moments
+from embridge.folds import Folds
+from embridge.moments import Moments
 from embridge.types import Space
 
 P, Q = 5, 7

@@ -9,16 +9,20 @@ import torch
 
 from embridge.anchors import Anchors
 from embridge.errors import ParameterError
+from embridge.folds import Folds
 from embridge.maps import LinearMap
-from embridge.moments import Folds, Moments
+from embridge.moments import Moments
 from embridge.translators.base import Translator
 from embridge.translators.bridge import Bridge, Purpose, Ridge
 from embridge.translators.paper import Affine, Linear, LOrtho, Ortho
 from embridge.translators.rigid import Isometry, Rotation
+from embridge.translators.select import Auto
 
-__all__ = ["METHODS", "Affine", "Bridge", "Isometry", "LOrtho", "Linear", "Ortho", "Ridge", "Rotation", "Translator", "fit"]
+__all__ = ["METHODS", "Affine", "Auto", "Bridge", "Isometry", "LOrtho", "Linear", "Ortho", "Ridge", "Rotation", "Translator", "fit"]
 
-METHODS: dict[str, type[Translator]] = {cls.name: cls for cls in (Bridge, Ridge, Rotation, Isometry, Affine, Linear, LOrtho, Ortho)}
+METHODS: dict[str, type[Translator]] = {
+    cls.name: cls for cls in (Auto, Bridge, Ridge, Rotation, Isometry, Affine, Linear, LOrtho, Ortho)
+}
 
 
 def fit(
@@ -35,10 +39,10 @@ def fit(
     ----------
     anchors : Anchors, Moments or Folds
     method : str or Translator, default "auto"
-        ``bridge``, ``ridge``, ``rotation``, ``isometry``, ``affine``, ``linear``, ``l-ortho``, ``ortho``; ``auto`` is
-        ``bridge``.
+        ``bridge``, ``ridge``, ``rotation``, ``isometry``, ``affine``, ``linear``, ``l-ortho``, ``ortho``; ``auto`` chooses
+        among them on folds (see `Auto`).
     purpose : {"search", "decode"}, default "search"
-        What parameters are chosen for, by methods that choose.
+        What is chosen for, by methods that choose.
     device : str, default "cpu"
     **parameters
         Of the method.
@@ -58,9 +62,10 @@ def fit(
         if parameters:
             raise ParameterError(f"{method!r} has its parameters already; leave {', '.join(parameters)} out.")
         return method.fit(anchors, device=device)
-    cls = METHODS.get("bridge" if method == "auto" else method)
+    # With a parameter of bridge's given there is nothing left to choose among methods.
+    cls = METHODS.get("bridge" if method == "auto" and parameters else method)
     if cls is None:
-        raise ParameterError.must_be("method", f"auto or one of {', '.join(METHODS)}", method)
+        raise ParameterError.must_be("method", f"one of {', '.join(METHODS)}", method)
     known = [n for n in inspect.signature(cls.__init__).parameters if n not in ("self", "args", "kwargs")]
     for name in parameters:
         if name not in known:

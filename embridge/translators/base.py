@@ -13,8 +13,9 @@ import torch
 from embridge.anchors import Anchors
 from embridge.device import resolve_device
 from embridge.errors import TooFewAnchorsError
+from embridge.folds import Folds
 from embridge.maps import LinearMap
-from embridge.moments import Folds, Moments
+from embridge.moments import Moments
 from embridge.records import Candidate, FitRecord
 
 
@@ -29,12 +30,15 @@ class Solution:
     parameters : dict
         What was chosen or found on the way (alpha, rank, ...).
     candidates : tuple of Candidate
+    method : str, optional
+        The method that was chosen, where a translator chooses among methods.
     """
 
     weight: np.ndarray
     intercept: np.ndarray
     parameters: dict[str, Any] = field(default_factory=dict)
     candidates: tuple[Candidate, ...] = ()
+    method: str = ""
 
 
 class Translator(ABC):
@@ -98,7 +102,7 @@ class Translator(ABC):
         spaces = data.parts[0] if isinstance(data, Folds) else data
         is_rows = isinstance(anchors, Anchors)
         record = FitRecord(
-            self.name,
+            found.method or self.name,
             {k: v.item() if isinstance(v, np.generic) else v for k, v in found.parameters.items()},  # plain, for JSON
             n,
             anchors.record.held_out if is_rows else 0,
@@ -108,6 +112,8 @@ class Translator(ABC):
             found.candidates,
         )
         hashes = np.sort(anchors.hashes()) if is_rows else np.empty(0, np.uint64)
+        if isinstance(anchors, Folds):
+            hashes = anchors.anchor_hashes
         return LinearMap(found.weight.T, found.intercept, spaces.source, spaces.target, record, hashes)
 
     def __repr__(self) -> str:

@@ -9,7 +9,8 @@ import numpy as np
 import torch
 
 from embridge.errors import ParameterError
-from embridge.moments import Folds, Moments
+from embridge.folds import Folds
+from embridge.moments import Moments
 from embridge.neighbours import overlap, top_k
 from embridge.records import Candidate
 from embridge.translators.base import Solution, Translator, total
@@ -67,13 +68,12 @@ class Bridge(Translator):
         if isinstance(data, Folds) and (alpha is None or s is None):
             alphas = ALPHAS if alpha is None else (alpha,)
             shares = SHARES if s is None else (s,)
-            score = _overlaps if self.purpose == "search" else _negated_errors
-            scores = np.mean([score(data, fold, alphas, shares) for fold in range(len(data.parts))], axis=0)
+            scores = grid_scores(data, self.purpose, alphas, shares).mean(axis=-1)
             # Of equal scores the last one: the strongest alpha and the largest share are the safest choice.
             a, b = np.unravel_index(scores.size - 1 - int(np.argmax(scores.ravel()[::-1])), scores.shape)
             alpha, s = alphas[a], shares[b]
             candidates = tuple(
-                Candidate({"alpha": float(alphas[i]), "s": float(shares[j])}, float(scores[i, j]))
+                Candidate(self.name, {"alpha": float(alphas[i]), "s": float(shares[j])}, float(scores[i, j]))
                 for i in range(len(alphas))
                 for j in range(len(shares))
             )
@@ -154,14 +154,32 @@ def _negated_errors(folds: Folds, fold: int, alphas: tuple[float, ...], shares: 
     return out
 
 
-def _overlaps(folds: Folds, fold: int, alphas: tuple[float, ...], shares: tuple[float, ...]) -> np.ndarray:
-    """Mean overlap@k of every candidate with native neighbours among the fold's sampled rows, shape (alphas, shares).
+def grid_scores(folds: Folds, purpose: Purpose, alphas: tuple[float, ...], shares: tuple[float, ...]) -> np.ndarray:
+    """What folds say of every (alpha, s), shape (alphas, shares, units); higher is better.
 
-    k is 10, and at most half of the others: a list of all of them would be found by any map.
+    Units are the folds' sampled rows under ``search``, each with the overlap of its neighbours, and the folds themselves under
+    ``decode``, each with minus its squared error a row.
     """
+    found = [
+        _overlaps(folds, fold, alphas, shares) if purpose == "search" else _negated_errors(folds, fold, alphas, shares)[..., None]
+        for fold in range(len(folds.parts))
+    ]
+    return np.concatenate(found, axis=-1)
+
+
+def list_size(rows: int) -> int:
+    """How many neighbours a sample of so many rows is judged by: 10, and at most half of the others.
+
+    A list of all of them would be found by any map. Zero where there is no other row.
+    """
+    return min(_K, (rows - 1) // 2)
+
+
+def _overlaps(folds: Folds, fold: int, alphas: tuple[float, ...], shares: tuple[float, ...]) -> np.ndarray:
+    """Overlap@k of every candidate with native neighbours among the fold's sampled rows, shape (alphas, shares, rows)."""
     x, y = folds.samples[fold]
-    k = min(_K, (len(x) - 1) // 2)
-    out = np.zeros((len(alphas), len(shares)))
+    k = list_size(len(x))
+    out = np.zeros((len(alphas), len(shares), len(x)))
     if k < 1:
         return out
     train, target = _Scaled.of(folds.without(fold)), folds.parts[fold].target
@@ -183,5 +201,5 @@ def _overlaps(folds: Folds, fold: int, alphas: tuple[float, ...], shares: tuple[
             elif target.metric == Metric.L2:
                 scores = 2 * scores - square
             found = scores.fill_diagonal_(-torch.inf).topk(k, dim=1).indices
-            out[i, j] = overlap(found.numpy(), truth).mean()
+            out[i, j] = overlap(found.numpy(), truth)
     return out

@@ -15,7 +15,8 @@ import numpy as np
 import torch
 
 from embridge.errors import ParameterError
-from embridge.moments import Folds, Moments
+from embridge.folds import Folds
+from embridge.moments import Moments
 from embridge.translators.base import Solution, Translator, total
 from embridge.translators.solvers import least_squares, orthogonal_factor
 

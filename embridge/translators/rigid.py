@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from embridge.moments import Folds, Moments
+from embridge.folds import Folds
+from embridge.moments import Moments
 from embridge.translators.base import Solution, Translator, total
 from embridge.translators.solvers import orthogonal_factor
 

@@ -1,0 +1,160 @@
+"""Moments of disjoint parts of the anchors: what choosing, updating and learning curves need, without the anchors."""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import dataclass, field
+
+import numpy as np
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save_file
+
+from embridge.errors import MissingFileError, ParameterError, UnreadableFileError
+from embridge.files import check_output, whole_or_absent
+from embridge.moments import Moments
+from embridge.types import Space
+
+_FORMAT = "embridge.folds.1"
+_ARRAYS = ("mean_x", "mean_y", "sxx", "sxy", "syy")
+ROWS = 1000  # of each part kept to measure neighbours on
+
+
+def _none() -> np.ndarray:
+    return np.empty(0, np.uint64)
+
+
+@dataclass(frozen=True, eq=False)
+class Folds:
+    """Moments of disjoint parts of the anchors, each with a sample of its rows to measure neighbours on.
+
+    `Anchors.folds` makes them. ``a + b`` adds the anchors of b, ``a - b`` takes them out again: a part is told by the hash of
+    an id and a sample are the rows of smallest hash, so adding gives what all anchors at once would have given.
+
+    Attributes
+    ----------
+    parts : tuple of Moments
+    samples : tuple of (x, y)
+        For each part some of its rows, shapes (n, dim_source) and (n, dim_target), by ascending hash.
+    sample_hashes : tuple of ndarray of uint64
+        For each part the hashes that its sample was drawn by.
+    anchor_hashes : ndarray of uint64
+        Sorted hashes of all ids (`Anchors.hashes`).
+    """
+
+    parts: tuple[Moments, ...]
+    samples: tuple[tuple[np.ndarray, np.ndarray], ...]
+    sample_hashes: tuple[np.ndarray, ...] = ()
+    anchor_hashes: np.ndarray = field(default_factory=_none)
+
+    def total(self) -> Moments:
+        """Moments of all parts together."""
+        return self.without(-1)
+
+    def without(self, fold: int) -> Moments:
+        """Moments of all parts but one: what a map is fitted on that is judged by that one."""
+        kept = [part for i, part in enumerate(self.parts) if i != fold]
+        total = kept[0]
+        for part in kept[1:]:
+            total = total + part
+        return total
+
+    def __add__(self, other: Folds) -> Folds:
+        """Folds of both sets of anchors.
+
+        Raises
+        ------
+        ParameterError
+            Other folds, or an anchor is in both.
+        """
+        self._check_same(other)
+        shared = len(np.intersect1d(self.anchor_hashes, other.anchor_hashes))
+        if shared:
+            raise ParameterError(f"{shared:,} anchors are in both sets; a row counts once. Hint: add new rows only.")
+        samples, hashes = [], []
+        for (x, y), h, (other_x, other_y), other_h in zip(
+            self.samples, self.sample_hashes, other.samples, other.sample_hashes, strict=True
+        ):
+            both = np.concatenate([h, other_h])
+            kept = np.argsort(both, kind="stable")[:ROWS]
+            samples.append((np.concatenate([x, other_x])[kept], np.concatenate([y, other_y])[kept]))
+            hashes.append(both[kept])
+        parts = tuple(a + b for a, b in zip(self.parts, other.parts, strict=True))
+        return Folds(parts, tuple(samples), tuple(hashes), np.union1d(self.anchor_hashes, other.anchor_hashes))
+
+    def __sub__(self, other: Folds) -> Folds:
+        """Folds without the anchors of `other`, which must be among these.
+
+        Moments are those of the anchors that are left. A sample loses the rows that go, and rows that were never in it cannot
+        take their place: it is a smaller random sample.
+
+        Raises
+        ------
+        ParameterError
+            Other folds, or an anchor is not among these.
+        """
+        self._check_same(other)
+        unknown = len(np.setdiff1d(other.anchor_hashes, self.anchor_hashes))
+        if unknown:
+            raise ParameterError(f"{unknown:,} of {len(other.anchor_hashes):,} anchors to take out are not there.")
+        samples, hashes = [], []
+        for (x, y), h, gone in zip(self.samples, self.sample_hashes, other.sample_hashes, strict=True):
+            kept = ~np.isin(h, gone)
+            samples.append((x[kept], y[kept]))
+            hashes.append(h[kept])
+        parts = tuple(a - b for a, b in zip(self.parts, other.parts, strict=True))
+        return Folds(parts, tuple(samples), tuple(hashes), np.setdiff1d(self.anchor_hashes, other.anchor_hashes))
+
+    def _check_same(self, other: Folds) -> None:
+        if len(self.parts) != len(other.parts) or not self.sample_hashes or not other.sample_hashes:
+            raise ParameterError(
+                f"Folds of {len(self.parts)} and {len(other.parts)} parts (with sample hashes) do not go together."
+            )
+
+    def save(self, path: str | os.PathLike[str], *, overwrite: bool = False) -> None:
+        """Write safetensors, usually named ``*.moments.safetensors``: moments in float64, sampled rows in float32."""
+        tensors = {"anchor_hashes": self.anchor_hashes}
+        for number, (part, (x, y)) in enumerate(zip(self.parts, self.samples, strict=True)):
+            tensors |= {f"{name}.{number}": getattr(part, name) for name in _ARRAYS}
+            tensors |= {f"x.{number}": x, f"y.{number}": y, f"hashes.{number}": self.sample_hashes[number]}
+        spaces = self.parts[0]
+        metadata = {
+            "format": _FORMAT,
+            "n": json.dumps([part.n for part in self.parts]),
+            "source": json.dumps(spaces.source.to_dict()),
+            "target": json.dumps(spaces.target.to_dict()),
+        }
+        with whole_or_absent(check_output(path, overwrite=overwrite)) as temporary:
+            save_file({name: np.ascontiguousarray(tensor) for name, tensor in tensors.items()}, temporary, metadata)
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> Folds:
+        """Read what `save` wrote.
+
+        Raises
+        ------
+        MissingFileError
+            Nothing is there.
+        UnreadableFileError
+            Truncated, or not such a file.
+        """
+        name = os.fspath(path)
+        if not os.path.isfile(name):
+            raise MissingFileError.at(name)
+        try:
+            with safe_open(name, "np") as file:
+                metadata = file.metadata() or {}
+                if metadata.get("format") != _FORMAT:
+                    raise UnreadableFileError.foreign(name, "a file of moments by folds", "its metadata")
+                source, target = (Space.from_dict(json.loads(metadata[side])) for side in ("source", "target"))
+                parts, samples, hashes = [], [], []
+                for number, n in enumerate(json.loads(metadata["n"])):
+                    arrays = {key: np.array(file.get_tensor(f"{key}.{number}")) for key in _ARRAYS}
+                    parts.append(Moments(int(n), **arrays, source=source, target=target))
+                    samples.append((np.array(file.get_tensor(f"x.{number}")), np.array(file.get_tensor(f"y.{number}"))))
+                    hashes.append(np.array(file.get_tensor(f"hashes.{number}")))
+                return cls(tuple(parts), tuple(samples), tuple(hashes), np.array(file.get_tensor("anchor_hashes")))
+        except (SafetensorError, OSError, LookupError, TypeError, ValueError) as e:
+            if isinstance(e, UnreadableFileError):
+                raise
+            raise UnreadableFileError.at(name, "moments", e) from e
