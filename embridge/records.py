@@ -83,6 +83,8 @@ class FitRecord:
         Fingerprints of what it was made of: source and target collection, or other maps.
     candidates : tuple of Candidate
         What was tried on folds, where parameters were chosen.
+    calibrated : int
+        Held-out rows that its confidence was calibrated on.
     """
 
     method: str
@@ -93,6 +95,7 @@ class FitRecord:
     device: str = "cpu"
     sources: tuple[str, ...] = ()
     candidates: tuple[Candidate, ...] = ()
+    calibrated: int = 0
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values."""

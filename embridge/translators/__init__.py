@@ -13,10 +13,24 @@ from embridge.maps import LinearMap
 from embridge.moments import Folds, Moments
 from embridge.translators.base import Translator
 from embridge.translators.bridge import Bridge, Purpose, Ridge
+from embridge.translators.calibration import calibrate
 from embridge.translators.paper import Affine, Linear, LOrtho, Ortho
 from embridge.translators.rigid import Isometry, Rotation
 
-__all__ = ["METHODS", "Affine", "Bridge", "Isometry", "LOrtho", "Linear", "Ortho", "Ridge", "Rotation", "Translator", "fit"]
+__all__ = [
+    "METHODS",
+    "Affine",
+    "Bridge",
+    "Isometry",
+    "LOrtho",
+    "Linear",
+    "Ortho",
+    "Ridge",
+    "Rotation",
+    "Translator",
+    "calibrate",
+    "fit",
+]
 
 METHODS: dict[str, type[Translator]] = {cls.name: cls for cls in (Bridge, Ridge, Rotation, Isometry, Affine, Linear, LOrtho, Ortho)}
 
