@@ -17,7 +17,6 @@ from embridge.errors import ParameterError, SpaceMismatchError
 from embridge.types import Metric, Space
 
 ErrorKind = Literal["cosine", "l2"]
-PREDICTED, BOUND = "predicted_error", "error_bound"  # the columns of a conversion
 _CHUNK = 8192
 _EXTREME = 1e30  # squares of anything beyond overflow float32
 _LARGEST = {"cosine": 2.0, "l2": 3e38}
