@@ -14,6 +14,7 @@ import torch
 
 from embridge.arrays import as_vectors
 from embridge.errors import ParameterError, SpaceMismatchError
+from embridge.records import ConfidenceCheck
 from embridge.types import Metric, Space
 
 ErrorKind = Literal["cosine", "l2"]
@@ -178,6 +179,25 @@ class Confidence:
                 leverage[start : start + _CHUNK] = np.einsum("ij,ij->i", spread, spread) + 1 / self.anchors
                 lengths[start : start + _CHUNK] = np.linalg.norm(rows @ self.coef.T + self.intercept, axis=1)
         return leverage, lengths
+
+    def check(self, x: np.ndarray, errors: np.ndarray, level: float = 0.9) -> ConfidenceCheck:
+        """Hold it against the true errors of rows that it has not seen.
+
+        Parameters
+        ----------
+        x : ndarray of shape (n, dim_source)
+        errors : ndarray of shape (n,)
+            See `translation_errors`.
+        level : float, default 0.9
+            Coverage of the bound.
+        """
+        predicted = self.predict(x)
+        tenth, mean = max(1, len(errors) // 10), float(errors.mean()) or 1.0
+        foretold = errors[np.argsort(-predicted, kind="stable")[:tenth]]
+        worst, spread = float(foretold.mean()) / mean, 1.96 * float(foretold.std()) / mean / tenth**0.5
+        oracle = float(np.sort(errors)[-tenth:].mean()) / mean
+        held = float((errors <= self.widen(predicted, level)).mean())
+        return ConfidenceCheck(len(errors), worst, (worst - spread, worst + spread), oracle, level, held)
 
     @property
     def fingerprint(self) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 import numpy as np
+import torch
 
 from embridge.anchors import Anchors
 from embridge.confidence import Confidence, error_kind, translation_errors
@@ -20,7 +21,14 @@ _ALPHA = 0.1  # of the leverage; from 0.01 to 0.3 the ranking of real rows is th
 _FLAT = 1e-3  # a logarithm that varies less than this over the rows (the length after a rotation) says nothing but rounding
 
 
-def calibrate(translation: LinearMap, anchors: Anchors | Moments | Folds, held_out: Anchors, *, seed: int = 0) -> LinearMap:
+def calibrate(
+    translation: LinearMap,
+    anchors: Anchors | Moments | Folds,
+    held_out: Anchors,
+    *,
+    seed: int = 0,
+    device: str | torch.device | None = "cpu",
+) -> LinearMap:
     """The same map with a `Confidence`, so that it can foretell the error of each row.
 
     Half of the rows, by a hash of their id, give the weights of the prediction, the others the scores of the bound: were they
@@ -35,6 +43,8 @@ def calibrate(translation: LinearMap, anchors: Anchors | Moments | Folds, held_o
         Rows that it was not fitted on. Anchors of the map among them are left out; of more than 20,000 a sample is taken.
     seed : int, default 0
         Of the split into halves.
+    device : str, default "cpu"
+        Where moments of anchors are taken.
 
     Returns
     -------
@@ -57,7 +67,7 @@ def calibrate(translation: LinearMap, anchors: Anchors | Moments | Folds, held_o
     >>> rotation.confidence.predict(held_out.x[:3]).shape
     (3,)
     """
-    moments = anchors.moments(full=False) if isinstance(anchors, Anchors) else total(anchors)
+    moments = anchors.moments(device, full=False) if isinstance(anchors, Anchors) else total(anchors)
     for side in (moments, held_out):
         for expected, found in ((translation.source, side.source), (translation.target, side.target)):
             if not expected.same_as(found):
