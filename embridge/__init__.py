@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from embridge.anchors import match as match
     from embridge.anchors import sample_rows as sample_rows
     from embridge.catalog import Catalog as Catalog
+    from embridge.confidence import Confidence as Confidence
     from embridge.conversion import convert as convert
     from embridge.conversion import encode as encode
     from embridge.conversion import verify as verify
@@ -51,6 +52,7 @@ if TYPE_CHECKING:
     from embridge.translators import Ridge as Ridge
     from embridge.translators import Rotation as Rotation
     from embridge.translators import Translator as Translator
+    from embridge.translators import calibrate as calibrate
     from embridge.translators import fit as fit
     from embridge.types import Hits as Hits
     from embridge.types import Metric as Metric
@@ -61,6 +63,7 @@ __version__ = "0.1.0"
 _HOMES = {
     "anchors": ("Anchors", "match", "sample_rows"),
     "catalog": ("Catalog",),
+    "confidence": ("Confidence",),
     "conversion": ("convert", "encode", "verify"),
     "errors": ("EmbridgeError",),
     "evaluation": ("evaluate",),
@@ -74,7 +77,20 @@ _HOMES = {
     "samples": ("sample_path",),
     "stores": ("Collection", "MemoryCollection"),
     "summary": ("summarise",),
-    "translators": ("Affine", "Auto", "Bridge", "Isometry", "LOrtho", "Linear", "Ortho", "Ridge", "Rotation", "Translator", "fit"),
+    "translators": (
+        "Affine",
+        "Auto",
+        "Bridge",
+        "Isometry",
+        "LOrtho",
+        "Linear",
+        "Ortho",
+        "Ridge",
+        "Rotation",
+        "Translator",
+        "calibrate",
+        "fit",
+    ),
     "types": ("Hits", "Metric", "Space"),
 }
 _NAMES = {name: (home, name) for home, names in _HOMES.items() for name in names} | {"open": ("stores", "open_collection")}

@@ -280,6 +280,13 @@ class TooFewAnchorsError(EmbridgeError, ValueError):
             "Hint: fit with --test-size 0.2, or evaluate on other rows."
         )
 
+    @classmethod
+    def calibration(cls, needed: int, found: int, given: int) -> TooFewAnchorsError:
+        return cls(
+            f"A confidence is calibrated on at least {needed} rows that the map was not fitted on. Got {found} of {given:,} "
+            "instead. Hint: hold out more rows (--test-size), or re-encode more shared rows."
+        )
+
 
 class ParameterError(EmbridgeError, ValueError):
     """An argument outside its range."""
@@ -298,6 +305,17 @@ class MapError(EmbridgeError, ValueError):
             "Under L2, queries can be pulled back through an isometry only, and this map is none. "
             "Hint: fit a map from the space of the queries to the space of the index."
         )
+
+    @classmethod
+    def no_confidence(cls) -> MapError:
+        return cls(
+            "The map has no confidence, so it cannot foretell errors. Hint: fit it with more held-out rows "
+            "(embridge fit --test-size 0.2), or eb.calibrate(translation, anchors, held_out)."
+        )
+
+    @classmethod
+    def other_confidence(cls) -> MapError:
+        return cls("The confidence is of a map with other coefficients. Hint: calibrate this map anew, or leave it out.")
 
     @classmethod
     def chain(cls, first: Space, second: Space) -> MapError:

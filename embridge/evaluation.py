@@ -12,11 +12,12 @@ import numpy as np
 
 from embridge.anchors import Anchors
 from embridge.arrays import as_vectors, unit
+from embridge.confidence import translation_errors
 from embridge.errors import MapError, ParameterError, SpaceMismatchError, TooFewAnchorsError
 from embridge.indexes.hubness import augment, with_bias
 from embridge.maps import LinearMap
 from embridge.neighbours import overlap, top_k
-from embridge.records import Evaluation, Strategy
+from embridge.records import ConfidenceCheck, Evaluation, Strategy
 from embridge.retrieval import blend, carry
 from embridge.types import Metric
 
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     import torch
 
 _RESAMPLES = 1000
+_LEAST_ROWS = 50  # to tell whether errors are foretold
 
 Qrels = Mapping[Any, Sequence[Any]]
 
@@ -143,8 +145,26 @@ def evaluate(
     spread = np.linalg.norm(corpus.y - corpus.y.mean(0))
     residual = float(np.linalg.norm(translated - corpus.y) / spread) if spread else 0.0
     return Evaluation(
-        k, len(asked), len(corpus), tuple(strategies), float(cosines.mean()), residual, translation.fingerprint, int(judged.sum())
+        k,
+        len(asked),
+        len(corpus),
+        tuple(strategies),
+        float(cosines.mean()),
+        residual,
+        translation.fingerprint,
+        int(judged.sum()),
+        check_confidence(translation, corpus),
     )
+
+
+def check_confidence(translation: LinearMap, rows: Anchors) -> ConfidenceCheck | None:
+    """How well the map foretells errors, on the rows that it was not calibrated on; None without a confidence, or with few rows."""
+    if (known := translation.confidence) is None:
+        return None
+    left = rows.without(known.hashes)
+    if len(left) < _LEAST_ROWS:
+        return None
+    return known.check(left.x, translation_errors(translation.apply(left.x), left.y, translation.target))
 
 
 def _strategies(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any, TypeVar, cast
 
@@ -15,6 +15,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
 from embridge.arrays import as_vectors, check_rows, unit
+from embridge.confidence import Confidence
 from embridge.errors import MapError, MissingFileError, SpaceMismatchError, UnreadableFileError
 from embridge.files import check_output, whole_or_absent
 from embridge.records import FitRecord
@@ -39,6 +40,8 @@ class LinearMap:
         How it came about.
     anchor_hashes : ndarray of uint64
         Sorted hashes of the ids it was fitted on, so that an evaluation can leave those rows out.
+    confidence : Confidence, optional
+        Foretells the error of each row (see `calibrate`).
 
     Raises
     ------
@@ -46,6 +49,8 @@ class LinearMap:
         The shapes are not those of the spaces.
     BadVectorsError
         NaN or infinite coefficients.
+    MapError
+        The confidence is of another map.
     """
 
     coef: np.ndarray
@@ -54,6 +59,7 @@ class LinearMap:
     target: Space
     record: FitRecord = field(default_factory=lambda: FitRecord("given"))
     anchor_hashes: np.ndarray = field(default_factory=lambda: np.empty(0, np.uint64))
+    confidence: Confidence | None = None
 
     def __post_init__(self) -> None:
         # Copies: an array that the caller still holds could change under the map.
@@ -71,6 +77,10 @@ class LinearMap:
         for name, array in (("coef", coef), ("intercept", intercept), ("anchor_hashes", hashes)):
             array.flags.writeable = False
             object.__setattr__(self, name, array)
+        if (known := self.confidence) is not None:
+            if not np.array_equal(known.coef, coef) or not np.array_equal(known.intercept, intercept):
+                raise MapError.other_confidence()
+            object.__setattr__(self, "confidence", replace(known, coef=coef, intercept=intercept))  # held once
 
     # The transpose is what one product with rows needs; made once so that a single query pays for the product alone.
     @cached_property
@@ -170,7 +180,8 @@ class LinearMap:
         """This map followed by `other`, as one map.
 
         ``a.then(b).apply(x) = b.apply(a.apply(x))`` wherever the space in the middle is not normalised. Scaling to unit
-        length is not affine, so in the middle of a chain it is left out.
+        length is not affine, so in the middle of a chain it is left out. Nothing is known of the errors of the chain: it has
+        no confidence.
 
         Raises
         ------
@@ -207,7 +218,7 @@ class LinearMap:
         return digest.hexdigest()
 
     def save(self, path: str | os.PathLike[str], *, overwrite: bool = False) -> None:
-        """Write safetensors: `coef`, `intercept` (float32), `anchor_hashes`, and everything else as metadata.
+        """Write safetensors: `coef`, `intercept` (float32), `anchor_hashes`, the confidence, and everything else as metadata.
 
         Raises
         ------
@@ -225,6 +236,9 @@ class LinearMap:
             "fingerprint": self.fingerprint,
         }
         tensors = {"coef": self.coef, "intercept": self.intercept, "anchor_hashes": self.anchor_hashes}
+        if self.confidence is not None:
+            more, metadata["confidence"] = self.confidence.to_file()
+            tensors |= more
         with whole_or_absent(check_output(path, overwrite=overwrite)) as temporary:
             save_file(tensors, temporary, metadata)
 
@@ -249,8 +263,12 @@ class LinearMap:
                     raise UnreadableFileError.foreign(name, "a map of embridge", "its metadata")
                 # float32 copies: what comes out of the file may be read-only memory of it
                 coef, intercept, hashes = (np.array(file.get_tensor(n)) for n in ("coef", "intercept", "anchor_hashes"))
+                known = "confidence" in metadata
+                more = {n: file.get_tensor(n) for n in file.keys() if n.startswith("confidence.")} if known else {}  # noqa: SIM118
             source, target = (Space.from_dict(json.loads(metadata[side])) for side in ("source", "target"))
-            loaded = cls(coef, intercept, source, target, FitRecord.from_dict(json.loads(metadata["record"])), hashes)
+            record = FitRecord.from_dict(json.loads(metadata["record"]))
+            confidence = Confidence.from_file(more, metadata["confidence"], coef, intercept) if known else None
+            loaded = cls(coef, intercept, source, target, record, hashes, confidence)
         except (SafetensorError, OSError, LookupError, TypeError, ValueError, AttributeError) as e:
             if isinstance(e, UnreadableFileError):
                 raise

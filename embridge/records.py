@@ -96,6 +96,8 @@ class FitRecord:
         Fingerprints of what it was made of: source and target collection, or other maps.
     candidates : tuple of Candidate
         What was tried on folds, where parameters were chosen.
+    calibrated : int
+        Held-out rows that its confidence was calibrated on.
     """
 
     method: str
@@ -106,6 +108,7 @@ class FitRecord:
     device: str = "cpu"
     sources: tuple[str, ...] = ()
     candidates: tuple[Candidate, ...] = ()
+    calibrated: int = 0
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values."""
@@ -161,6 +164,40 @@ class Strategy:
 
 
 @dataclass(frozen=True)
+class ConfidenceCheck:
+    """Whether a map's confidence is worth something, on rows that it was neither fitted nor calibrated on.
+
+    Attributes
+    ----------
+    rows : int
+    worst_tenth : float
+        Mean error of the tenth of the rows foretold worst, over the mean error of all: 1 is no better than chance.
+    worst_tenth_ci : tuple of float
+        Its 95 % interval (normal approximation).
+    oracle_tenth : float
+        The same of the tenth that is worst in truth.
+    level, coverage : float
+        The coverage asked of the bound, and the share of rows whose error it holds for.
+    """
+
+    rows: int
+    worst_tenth: float
+    worst_tenth_ci: tuple[float, float]
+    oracle_tenth: float
+    level: float
+    coverage: float
+
+    def __str__(self) -> str:
+        low, high = self.worst_tenth_ci
+        chance = "; on these rows that is no better than chance" if low <= 1 else ""
+        return (
+            f"the tenth of the rows foretold worst has {self.worst_tenth:.2f} x the mean error [{low:.2f}, {high:.2f}] "
+            f"(the worst in truth: {self.oracle_tenth:.2f} x){chance}; the {self.level:g} bound holds for {self.coverage:.3f} of "
+            f"{self.rows:,} rows"
+        )
+
+
+@dataclass(frozen=True)
 class Evaluation:
     """Every strategy side by side, on rows that the map was not fitted on.
 
@@ -177,6 +214,8 @@ class Evaluation:
         Fingerprint of the map.
     judged : int
         Queries with a relevant row in the corpus, over which recall and MRR are taken.
+    confidence : ConfidenceCheck, optional
+        Where the map has a confidence, and 50 rows at least are left that it was not calibrated on.
     """
 
     k: int
@@ -187,6 +226,7 @@ class Evaluation:
     relative_residual: float
     map: str = ""
     judged: int = 0
+    confidence: ConfidenceCheck | None = None
 
     def __getitem__(self, name: str) -> Strategy:
         for strategy in self.strategies:

@@ -685,7 +685,7 @@ def test_a_conversion_that_wrote_something_else_is_found_at_once(tmp_path, out, 
     """The sample that is recomputed before the output gets its name."""
     pq.write_table(table_of(*rows), tmp_path / "old.parquet")
     put = writer.CollectionWriter.append
-    monkeypatch.setattr(writer.CollectionWriter, "append", lambda self, parts, vectors: put(self, parts, vectors[::-1].copy()))
+    monkeypatch.setattr(writer.CollectionWriter, "append", lambda self, parts, vectors, _: put(self, parts, vectors[::-1].copy()))
     with pytest.raises(VerificationError, match="is not the translation of the source's"):
         eb.convert(eb.open(tmp_path / "old.parquet"), map_between(), out.with_suffix(".parquet"))
     assert not out.with_suffix(".parquet").exists()

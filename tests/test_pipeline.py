@@ -477,10 +477,12 @@ def test_the_thread_ends_with_its_reader():
 class Slow:
     """An engine whose products take as long as their rows say; vectors are copied."""
 
+    foretells = False
+
     def __init__(self, fails=()):
         self.ran, self._fails = [], fails
 
-    def run(self, pieces, out):
+    def run(self, pieces, out, errors=None):
         rows = np.concatenate(pieces)
         time.sleep(float(rows[0, 1]))
         self.ran.append(int(rows[0, 0]))
@@ -589,7 +591,7 @@ def test_an_error_in_reading_ends_it():
 )
 def test_rows_that_cannot_be_written_are_told_by_their_ids(found, zero_is_bad, message):
     class Finding(Slow):
-        def run(self, pieces, out):
+        def run(self, pieces, out, errors=None):
             super().run(pieces, out)
             return tuple(np.array(rows if self.ran[-1] == 1 else [], np.int64) for rows in found)
 

@@ -46,6 +46,14 @@ from embridge.cli.session import (
     show_default=True,
     help="Rows that cannot be translated: stop, or leave them out and list them in OUT.bad.parquet.",
 )
+@click.option(
+    "--confidence",
+    type=float,
+    is_flag=False,
+    flag_value=0.9,
+    metavar="[LEVEL]",
+    help="Add columns predicted_error and error_bound, which holds with this probability. [level: 0.9]",
+)
 @click.option("--resume", is_flag=True, help="Go on with an interrupted run of the same source, map and options.")
 @click.option("--batch-rows", type=click.IntRange(1), help="Rows read at a time. [default: by the memory at hand]")
 @overwrite_option
@@ -63,6 +71,7 @@ def convert(
     embridge convert old.parquet map.safetensors old-in-new.parquet
     embridge convert old.parquet map.safetensors old-in-new.parquet --resume
     embridge convert shards/ map.safetensors shards-in-new/ --device cuda --dtype float16
+    embridge convert old.parquet map.safetensors old-in-new.parquet --confidence
     embridge convert old.faiss map.safetensors s3://bucket/old-in-new.parquet
     """
     import embridge as eb
@@ -80,12 +89,15 @@ def convert(
         click.echo(f"Interrupted. The same command with --resume goes on with {output}.", err=True)
         raise SystemExit(130) from None
     made = eb.open(output)
-    parameters = {name: options[name] for name in ("dtype", "compact", "precision", "on_bad")} | {"skipped": done.skipped}
+    parameters = {name: options[name] for name in ("dtype", "compact", "precision", "on_bad", "confidence")} | {
+        "skipped": done.skipped
+    }
     inputs = (collection_artifact("source", collection), map_artifact("map", map_path, translation))
     outputs = (collection_artifact("output", made),)
     session.record(Run("convert", parameters, done.seconds, inputs, outputs, done.rows, done.device, (done,)))
     result = {"path": done.path, "rows": done.rows, "seconds": done.seconds}
     result |= {"rows_per_second": done.rows_per_second, "device": done.device, "skipped": done.skipped}
+    result |= {"confidence": options["confidence"]}
     speed = f"{done.rows_per_second:,.0f} a second, {done.device}"
     left_out = f"; {done.skipped:,} bad rows left out, listed in {beside(output, '.bad.parquet')}" if done.skipped else ""
     session.emit(result, f"{output}: {done.rows:,} rows in {done.seconds:.1f} s ({speed}){left_out}")

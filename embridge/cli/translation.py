@@ -154,6 +154,9 @@ def fit(
 ) -> None:  # fmt: skip
     """Fit a map from the space of SRC to the space of TGT, from the ids that they share.
 
+    Half of the rows held out, where there are 100 at least, calibrate its confidence: `convert --confidence` then foretells the
+    error of each row.
+
     \b
     embridge fit old.parquet new-sample.parquet -o map.safetensors
     embridge fit old.parquet new.parquet -o map.safetensors --source-space minilm --target-space mpnet
@@ -161,6 +164,7 @@ def fit(
     """
     import embridge as eb
     from embridge.records import Run
+    from embridge.translators.calibration import LEAST_ROWS
 
     started = time.perf_counter()
     check_outputs(output, overwrite=overwrite, inputs=[source, target])
@@ -173,12 +177,16 @@ def fit(
         train, held_out = eb.match(old, new).split(test_size, seed)
     with session.status(f"fitting {method}"):
         translation = eb.fit(train, method, purpose=purpose, device=device, **parameters)
+    half = len(held_out) // 2  # the other half is left for `evaluate` to check the confidence on
+    if half >= LEAST_ROWS:
+        with session.status("calibrating"):
+            translation = eb.calibrate(translation, train, held_out.sample(half, seed), seed=seed, device=device)
     translation.save(output, overwrite=overwrite)
     seconds = time.perf_counter() - started
     record = translation.record
     run = Run(
         "fit",
-        {"method": method, "for": purpose, "test_size": test_size, "seed": seed} | parameters,
+        {"method": method, "for": purpose, "test_size": test_size, "seed": seed, "calibrated": record.calibrated} | parameters,
         seconds,
         (collection_artifact("source", old), collection_artifact("target", new)),
         (map_artifact("map", output, translation),),
@@ -195,14 +203,17 @@ def fit(
         "target": new.space.name,
         "anchors": len(train),
         "held_out": len(held_out),
+        "calibrated": record.calibrated,
         "seconds": seconds,
         "fingerprint": translation.fingerprint,
     }
+    needs = f"no confidence (it needs {2 * LEAST_ROWS} rows held out)"
+    confidence = f"confidence calibrated on {record.calibrated:,} of these" if record.calibrated else needs
     chosen = ", ".join(f"{k} {v}" for k, v in record.parameters.items())
     session.emit(
         result,
         f"{output}: {old.space.name} ({old.space.dim}) -> {new.space.name} ({new.space.dim}), {record.method} ({chosen}), "
-        f"{len(train):,} anchors, {len(held_out):,} held out, {seconds:.1f} s",
+        f"{len(train):,} anchors, {len(held_out):,} held out, {confidence}, {seconds:.1f} s",
     )
 
 
@@ -274,4 +285,5 @@ def evaluate(
     head = f"{Path(map_path).name}: {found.queries:,} queries over {found.corpus:,} rows that the map was not fitted on"
     tail = f"mean cosine {found.mean_cosine:.3f}, relative residual {found.relative_residual:.3f}"
     tail += f"; recall and MRR over the {found.judged:,} queries with a relevant row among these" if found.judged else ""
+    tail += f"\nconfidence: {found.confidence}" if found.confidence else ""
     session.emit(result, f"{head}\n{found}\n{tail}")

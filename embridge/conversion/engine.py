@@ -61,17 +61,34 @@ class Engine:
         Rows of one product. On CUDA it is halved for good when the device runs out of memory.
     precision : {"float32", "tf32", "bfloat16"}
         Of the product; anything but float32 only on request.
+    coverage : float, optional
+        Foretell the error of each row too, by the map's confidence, and a bound of this coverage.
     """
 
-    def __init__(self, translation: LinearMap, device: torch.device, chunk_rows: int, *, precision: Precision = "float32") -> None:
+    def __init__(
+        self,
+        translation: LinearMap,
+        device: torch.device,
+        chunk_rows: int,
+        *,
+        precision: Precision = "float32",
+        coverage: float | None = None,
+    ) -> None:
         self.device, self.chunk_rows, self._precision = device, chunk_rows, precision
         self._normalized = translation.target.normalized
         coef, self._intercept = translation.tensors(device)
         kind = torch.bfloat16 if precision == "bfloat16" else torch.float32
         self._weight = coef.T.to(kind)
         self._slots: list[_Slot] = []
+        self._confidence, self._coverage = (None if coverage is None else translation.confidence), coverage
+        self._spread = None if self._confidence is None else self._confidence.tensors(device)
 
-    def run(self, pieces: Sequence[np.ndarray], out: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    @property
+    def foretells(self) -> bool:
+        """Whether `run` gives errors too."""
+        return self._confidence is not None
+
+    def run(self, pieces: Sequence[np.ndarray], out: np.ndarray, errors: np.ndarray | None = None) -> tuple[np.ndarray, np.ndarray]:
         """Translate consecutive rows into `out`; which of them came out zero, and which not finite.
 
         Parameters
@@ -80,6 +97,8 @@ class Engine:
             float16, float32 or float64.
         out : ndarray of shape (sum n_i, dim_target)
             float32 or float16.
+        errors : ndarray of shape (2, sum n_i), float32, optional
+            Is given predicted errors and their bounds, where the engine foretells them.
 
         Returns
         -------
@@ -87,10 +106,10 @@ class Engine:
             Positions in `out`.
         """
         rows = as_tensor(out)
-        squares = torch.empty(len(out), device=self.device)
+        squares, leverage = torch.empty(2, len(out), device=self.device)
         while True:
             try:
-                self._run(pieces, rows, squares)
+                self._run(pieces, rows, squares, leverage)
                 break
             except torch.OutOfMemoryError:
                 if self.chunk_rows <= 1:
@@ -102,6 +121,9 @@ class Engine:
         lengths = squares.cpu().numpy()
         not_finite = np.flatnonzero(~np.isfinite(lengths))
         zero = np.flatnonzero(lengths == 0)
+        if errors is not None and self._confidence is not None and self._coverage is not None:
+            errors[0] = self._confidence.combine(leverage.cpu().numpy(), np.sqrt(lengths))
+            errors[1] = self._confidence.widen(errors[0], self._coverage)
         if out.dtype == np.float16:
             # A float16 is infinite beyond 65,504, and only rows that long can hold one; it is zero up to 2^-25, and only rows
             # that short can hold nothing else.
@@ -111,9 +133,9 @@ class Engine:
             zero = np.union1d(zero, short[~out[short].any(axis=1)])
         return zero, not_finite
 
-    def _run(self, pieces: Sequence[np.ndarray], out: torch.Tensor, squares: torch.Tensor) -> None:
+    def _run(self, pieces: Sequence[np.ndarray], out: torch.Tensor, squares: torch.Tensor, leverage: torch.Tensor) -> None:
         if self.device.type == "cuda":
-            self._run_cuda(pieces, out, squares)
+            self._run_cuda(pieces, out, squares, leverage)
             return
         scratch = torch.empty(0)
         for start, parts in chunks(pieces, self.chunk_rows):
@@ -125,12 +147,19 @@ class Engine:
             else:
                 scratch = scratch if len(scratch) >= len(x) else torch.empty(self.chunk_rows, out.shape[1])
                 y = scratch[: len(x)]
-            self.translate(x, y, squares[start:stop])
+            self.translate(x, y, squares[start:stop], leverage[start:stop])
             if out.dtype != torch.float32:
                 out[start:stop].copy_(y)
 
-    def translate(self, x: torch.Tensor, y: torch.Tensor, squares: torch.Tensor) -> None:
-        """The whole chain on one chunk: product and offset fused, squared lengths, and unit length where the space asks for it."""
+    def translate(self, x: torch.Tensor, y: torch.Tensor, squares: torch.Tensor, leverage: torch.Tensor) -> None:
+        """The whole chain on one chunk: product and offset fused, squared lengths, and unit length where the space asks for it.
+
+        Leverages as well, where errors are foretold.
+        """
+        if self._spread is not None and self._confidence is not None:
+            mean, factor = self._spread
+            away = torch.linalg.vector_norm((x.to(torch.float32) - mean) @ factor, dim=1)
+            torch.add(away.square_(), 1 / self._confidence.anchors, out=leverage)
         x = x.to(self._weight.dtype)
         if self._weight.dtype == torch.float32:
             torch.addmm(self._intercept, x, self._weight, out=y)
@@ -141,7 +170,7 @@ class Engine:
         if self._normalized:
             y /= lengths.clamp_min(torch.finfo(torch.float32).tiny)
 
-    def _run_cuda(self, pieces: Sequence[np.ndarray], out: torch.Tensor, squares: torch.Tensor) -> None:
+    def _run_cuda(self, pieces: Sequence[np.ndarray], out: torch.Tensor, squares: torch.Tensor, leverage: torch.Tensor) -> None:
         """Copy in, compute and copy out on three streams, two chunks under way at a time, through pinned buffers."""
         dim_source, dim_target = self._weight.shape
         if not self._slots:
@@ -150,7 +179,7 @@ class Engine:
         torch.backends.cuda.matmul.allow_tf32 = self._precision == "tf32"
         try:
             for number, (start, parts) in enumerate(chunks(pieces, self.chunk_rows)):
-                self._slots[number % 2].run(self, start, parts, out, squares)
+                self._slots[number % 2].run(self, start, parts, out, squares, leverage)
             for slot in self._slots:
                 slot.drain()
         finally:
@@ -169,7 +198,9 @@ class _Slot:
         self._done = torch.cuda.Event()
         self._waiting: tuple[torch.Tensor, torch.Tensor] | None = None
 
-    def run(self, engine: Engine, start: int, parts: list[np.ndarray], out: torch.Tensor, squares: torch.Tensor) -> None:
+    def run(
+        self, engine: Engine, start: int, parts: list[np.ndarray], out: torch.Tensor, squares: torch.Tensor, leverage: torch.Tensor
+    ) -> None:
         self.drain()
         tensors = [as_tensor(part) for part in parts]
         kind = functools.reduce(torch.promote_types, [tensor.dtype for tensor in tensors])  # files of a folder may differ
@@ -183,7 +214,8 @@ class _Slot:
             x[:count].copy_(pinned[:count], non_blocking=True)
         self._compute.wait_stream(self._copy_in)
         with torch.cuda.stream(self._compute):
-            engine.translate(x[:count], self._y[:count], squares[start : start + count])
+            done = slice(start, start + count)
+            engine.translate(x[:count], self._y[:count], squares[done], leverage[done])
             sent[:count].copy_(self._y[:count])
         self._copy_out.wait_stream(self._compute)
         with torch.cuda.stream(self._copy_out):

@@ -19,13 +19,14 @@ from embridge.conversion.journal import discard, locked
 from embridge.conversion.single import Progress, already_done, convert_file
 from embridge.conversion.stream import OnBad
 from embridge.device import resolve_devices
-from embridge.errors import MissingFileError, OutputExistsError, ParameterError, SpaceMismatchError
+from embridge.errors import CollectionError, MapError, MissingFileError, OutputExistsError, ParameterError, SpaceMismatchError
 from embridge.files import check_output
 from embridge.ids import check_unique
 from embridge.maps import LinearMap
 from embridge.records import Conversion
 from embridge.stores import Collection, ParquetCollection
 from embridge.stores.locations import exists, is_remote, same_place
+from embridge.stores.parquet import ERROR_COLUMNS
 
 
 def convert(
@@ -38,6 +39,7 @@ def convert(
     compact: bool = False,
     precision: Precision = "float32",
     on_bad: OnBad = "stop",
+    confidence: float | None = None,
     overwrite: bool = False,
     resume: bool = False,
     batch_rows: int | None = None,
@@ -68,6 +70,9 @@ def convert(
     on_bad : {"stop", "skip"}
         What to do about rows that cannot be translated (no vector, NaN, infinite, zero under cosine): stop, or leave them out and
         list them in ``OUT.bad.parquet``.
+    confidence : float, optional
+        Write two more columns (float32) beside the vectors, by the map's confidence: ``predicted_error`` of each row's translation,
+        and ``error_bound``, which its error does not exceed with this probability at least (see `Confidence`).
     overwrite : bool, default False
         Replace an output, or an unfinished one, that is there.
     resume : bool, default False
@@ -85,6 +90,8 @@ def convert(
     ------
     SpaceMismatchError
         The map starts in another space.
+    MapError, ParameterError, CollectionError
+        The map has no confidence, or not of this coverage; the source has a column of that name already.
     OutputExistsError, InterruptedOutputError
         The output exists, or is the source; an unfinished one is there, or does not match.
     BadVectorsError, BadIdsError
@@ -103,12 +110,15 @@ def convert(
             raise ParameterError.must_be(name, f"one of {', '.join(known)}", value)
     if batch_rows is not None and batch_rows < 1:
         raise ParameterError.must_be("batch_rows", "at least 1", batch_rows)
+    if confidence is not None:
+        _check_confidence(source, translation, confidence)
     options: dict[str, Any] = {
         "devices": resolve_devices(device),
         "dtype": dtype,
         "compact": compact,
         "precision": precision,
         "on_bad": on_bad,
+        "confidence": confidence,
         "overwrite": overwrite,
         "resume": resume,
         "batch_rows": batch_rows,
@@ -136,6 +146,16 @@ def convert(
     if folder is not None:
         return convert_folder(folder, translation, target, options, progress)
     return replace(convert_file(source, translation, target, progress=progress, **options), path=name)
+
+
+def _check_confidence(source: Collection, translation: LinearMap, coverage: float) -> None:
+    """Refuse what errors cannot be foretold for, or not written beside."""
+    if translation.confidence is None:
+        raise MapError.no_confidence()
+    translation.confidence.quantile(coverage)
+    for column in ERROR_COLUMNS:
+        if column in (source.id_column, source.vector_column, *source.payload_schema.names):
+            raise CollectionError.reserved_column(source.name, column)
 
 
 def _inputs(source: Collection) -> tuple[str, ...]:

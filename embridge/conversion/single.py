@@ -42,7 +42,15 @@ def plan_of(source: Collection, translation: LinearMap, options: dict[str, Any])
         "compact": options["compact"],
         "precision": options["precision"],
         "device": options["devices"][0].type,
+        "confidence": confidence_of(translation, options["confidence"]),
     }
+
+
+def confidence_of(translation: LinearMap, coverage: float | None) -> dict[str, Any] | None:
+    """What determines the columns of errors; the map's fingerprint does not."""
+    if coverage is None or translation.confidence is None:
+        return None
+    return {"coverage": coverage, "fingerprint": translation.confidence.fingerprint}
 
 
 def already_done(
@@ -55,6 +63,8 @@ def already_done(
         return None
     origin = options["origin"]
     if found.lineage != {"source": origin, "map": translation.fingerprint} or found.vector_type != options["dtype"]:
+        return None
+    if found.confidence != confidence_of(translation, options["confidence"]):
         return None
     device = str(options["devices"][0])
     skipped = len(source) - len(found)
@@ -76,6 +86,7 @@ def convert_file(
     batch_rows: int | None,
     progress: Progress | None,
     origin: str,
+    confidence: float | None,
     bad_path: Path | None = None,
     may_be_empty: bool = False,
 ) -> Conversion:
@@ -86,6 +97,7 @@ def convert_file(
     """
     started = time.perf_counter()
     options = {"origin": origin, "devices": devices, "dtype": dtype, "compact": compact, "precision": precision}
+    options["confidence"] = confidence
     plan = plan_of(source, translation, options)
     check_room(source, translation, target, dtype)
     side = Path(f"{target}.bad.parquet") if bad_path is None else bad_path
@@ -95,7 +107,7 @@ def convert_file(
             bad = _write_groups(source, translation, journal, devices, plan, on_bad, batch_rows, sample, progress)
             rows = len(source) - len(bad)
             if rows:
-                check_sample(partial_path(target), rows, sample, translation, precision=precision)
+                check_sample(partial_path(target), rows, sample, translation, precision=precision, coverage=confidence)
             elif not may_be_empty:
                 raise BadVectorsError.none_left(source.name, len(source))
             if bad:
@@ -139,6 +151,7 @@ def _write_groups(
         dtype=plan["dtype"],
         compact=plan["compact"],
         groups=[entry.group for entry in journal.entries],
+        confidence=plan["confidence"],
     )
     held = schedule(
         free_bytes=free_memory(),
@@ -149,7 +162,8 @@ def _write_groups(
         devices=len(devices),
         cuda_bytes=min(free_memory(device) for device in devices) if devices[0].type == "cuda" else 0,
     )
-    engines = [Engine(translation, device, held.chunk_rows, precision=plan["precision"]) for device in devices]
+    told = {"precision": plan["precision"], "coverage": plan["confidence"] and plan["confidence"]["coverage"]}
+    engines = [Engine(translation, device, held.chunk_rows, **told) for device in devices]
     group_rows = min(writer.group_rows, len(source))
     buffers = [np.empty((group_rows, translation.target.dim), writer.dtype) for _ in range(held.buffers)]
     bad = bad_rows_of(journal.entries)
@@ -159,7 +173,7 @@ def _write_groups(
         bad.extend(group.bad)
         if group.rows:
             sample.offer(writer.rows, group.parts[0])
-            metadata = writer.append(group.parts, vectors)
+            metadata = writer.append(group.parts, vectors, group.errors)
             journal.add(Entry(group.read, journal.file.tell(), metadata, group.bad))
         if progress is not None:
             progress(group.read, len(source))

@@ -36,12 +36,15 @@ class Group:
         Rows of the source taken up to and with this group.
     bad : list of (position, id, reason)
         Rows of the source left out since the group before.
+    errors : ndarray of shape (2, rows), float32, optional
+        Predicted errors and their bounds, once it is translated by engines that foretell them.
     """
 
     parts: list[Batch] = field(default_factory=list)
     rows: int = 0
     read: int = 0
     bad: list[Bad] = field(default_factory=list)
+    errors: np.ndarray | None = None
 
 
 def row_groups(source: Collection, group_rows: int, batch_rows: int, *, start: int = 0, on_bad: OnBad = "stop") -> Iterator[Group]:
@@ -162,8 +165,9 @@ def translate_groups(
 
     def compute(group: Group, out: np.ndarray) -> None:
         engine = idle.get()
+        group.errors = np.empty((2, group.rows), np.float32) if engine.foretells else None
         try:
-            zero, not_finite = engine.run([part.vectors for part in group.parts], out)
+            zero, not_finite = engine.run([part.vectors for part in group.parts], out, group.errors)
         finally:
             idle.put(engine)
         if not_finite.size:

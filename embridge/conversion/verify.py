@@ -8,12 +8,14 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from embridge.confidence import Confidence
 from embridge.conversion.engine import Precision
 from embridge.errors import SpaceMismatchError, VerificationError
 from embridge.ids import check_unique
 from embridge.maps import LinearMap
 from embridge.stores import Batch, Collection, ParquetCollection, open_collection
 from embridge.stores.locations import beside
+from embridge.stores.parquet import ERROR_COLUMNS
 from embridge.stores.tables import read_bad_rows
 
 _SAMPLE_GROUPS, _SAMPLE_ROWS = 8, 64
@@ -63,7 +65,13 @@ class Sample:
 
 
 def check_sample(
-    path: str | os.PathLike[str], expected: int, sample: Sample, translation: LinearMap, *, precision: Precision
+    path: str | os.PathLike[str],
+    expected: int,
+    sample: Sample,
+    translation: LinearMap,
+    *,
+    precision: Precision,
+    coverage: float | None = None,
 ) -> None:
     """Open a file that was just written, count its rows, and recompute some of them.
 
@@ -76,10 +84,13 @@ def check_sample(
     if len(made) != expected:
         raise VerificationError.of(str(path), f"it has {len(made):,} rows instead of {expected:,}.")
     for row, ids, vectors in sample.kept:
-        found = next(made.batches(len(ids), needed=lambda start, stop, row=row: start <= row < stop))
+        wanted = made.batches(len(ids), payload=coverage is not None, needed=lambda start, stop, row=row: start <= row < stop)
+        found = next(wanted)
         if found.ids.to_pylist() != ids:
             raise VerificationError.of(str(path), f"ids near row {row:,} are not those of the source.")
         _compare(found.vectors, translation.apply(vectors), str(path), row, precision)
+        if translation.confidence is not None and coverage is not None:
+            _compare_errors(_errors(found, str(path)), vectors, translation.confidence, coverage, str(path), row, precision)
 
 
 def verify(
@@ -93,7 +104,8 @@ def verify(
     """Check a converted collection in full.
 
     Every row is read, its values and the uniqueness of ids are checked; given source and map, their fingerprints are held against
-    the lineage in the file's metadata, and every id and vector is recomputed.
+    the lineage in the file's metadata, and every id and vector is recomputed, and so are the foretold errors, where the file has
+    them and the map its confidence.
 
     Parameters
     ----------
@@ -114,7 +126,7 @@ def verify(
     Raises
     ------
     VerificationError
-        The lineage names another source or map, rows are missing or in excess, or ids or vectors differ.
+        The lineage names another source or map, rows are missing or in excess, or ids, vectors or foretold errors differ.
     BadVectorsError, BadIdsError, UnreadableFileError
         The file itself is damaged.
     """
@@ -125,11 +137,16 @@ def verify(
             raise VerificationError.of(str(path), f"its lineage names {what} {lineage.get(what)}, which is not {given}.")
     if translation is not None and not made.space.same_as(translation.target):
         raise SpaceMismatchError.between("The map leads to a space that", translation.target, made.name, made.space)
+    told = made.confidence if isinstance(made, ParquetCollection) else None
+    known = translation and translation.confidence
+    if told is not None and known is not None and known.fingerprint != told["fingerprint"]:
+        raise VerificationError.of(str(path), f"its errors were foretold by {told['fingerprint']}, not by {known.fingerprint}.")
     check_unique(made)
     rows, compared, worst = 0, 0, 0.0
     theirs = None if source is None else _Rows(source, read_bad_rows(beside(os.fspath(path), ".bad.parquet")))
-    for batch in made.batches():
+    for batch in made.batches(payload=told is not None):
         rows += len(batch)
+        errors = None if told is None else _errors(batch, str(path))
         if theirs is not None:
             ids, vectors = theirs.take(len(batch))
             if ids != batch.ids.to_pylist():
@@ -137,6 +154,8 @@ def verify(
             if translation is not None:
                 worst = max(worst, _compare(batch.vectors, translation.apply(vectors), str(path), batch.start, precision))
                 compared += len(batch)
+                if known is not None and told is not None and errors is not None:
+                    _compare_errors(errors, vectors, known, told["coverage"], str(path), batch.start, precision)
         if progress is not None:
             progress(rows, len(made))
     if theirs is not None and (left := theirs.left()):
@@ -152,6 +171,33 @@ def _compare(found: np.ndarray, expected: np.ndarray, path: str, start: int, pre
         row = start + int(np.argmax(~(error <= tolerance)))
         raise VerificationError.of(path, f"the vector in row {row:,} is not the translation of the source's.")
     return float(error.max(initial=0.0))
+
+
+def _errors(batch: Batch, path: str) -> np.ndarray:
+    """The columns of errors, shape (2, n); they must be there, and possible."""
+    for name in ERROR_COLUMNS:
+        if name not in batch.payload.schema.names:
+            raise VerificationError.of(path, f"it says that errors were foretold, and lacks the column {name!r}.")
+    columns = [batch.payload.column(name).to_numpy(zero_copy_only=False) for name in ERROR_COLUMNS]
+    errors = np.stack(columns).astype(np.float64)
+    if not (np.isfinite(errors) & (errors >= 0)).all():
+        row = batch.start + int(np.argmin((np.isfinite(errors) & (errors >= 0)).all(0)))
+        raise VerificationError.of(path, f"the foretold errors in row {row:,} are no errors.")
+    return errors
+
+
+def _compare_errors(
+    found: np.ndarray, vectors: np.ndarray, confidence: Confidence, coverage: float, path: str, start: int, precision: Precision
+) -> None:
+    predicted = confidence.predict(vectors)
+    expected = np.stack([predicted, confidence.widen(predicted, coverage)]).astype(np.float64)
+    # A relative error of leverage or length counts as often as its exponent says.
+    allowed = max(1e-4, _TOLERANCES[precision]) * (1 + np.abs(confidence.weights[1:]).sum())
+    wrong = ~(np.abs(found - expected) <= allowed * expected).all(0)
+    if wrong.any():
+        raise VerificationError.of(
+            path, f"the foretold errors in row {start + int(np.argmax(wrong)):,} are not those of its source."
+        )
 
 
 class _Rows:

@@ -26,6 +26,8 @@ from embridge.stores.parquet_file import ParquetFile, vectors_of
 from embridge.types import DeclaredSpace, Space
 
 SPACE_KEY, LINEAGE_KEY, COLUMNS_KEY = b"embridge.space", b"embridge.lineage", b"embridge.columns"
+CONFIDENCE_KEY = b"embridge.confidence"
+ERROR_COLUMNS = ("predicted_error", "error_bound")  # what a conversion with confidence adds
 
 
 class ParquetCollection(Collection):
@@ -220,6 +222,11 @@ class ParquetCollection(Collection):
     def lineage(self) -> dict[str, str]:
         """Fingerprints of what the first file was made of, where it says so."""
         return _metadata(self._files[0].schema, LINEAGE_KEY) or {}
+
+    @property
+    def confidence(self) -> dict[str, Any] | None:
+        """What the first file's columns of errors were made by (``coverage``, ``fingerprint``); None where it has none."""
+        return _metadata(self._files[0].schema, CONFIDENCE_KEY)
 
 
 def _metadata(schema: pa.Schema, key: bytes) -> dict[str, Any] | None:

@@ -7,6 +7,7 @@ import io
 import json
 import os
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -15,7 +16,7 @@ from embridge.arrays import check_rows
 from embridge.errors import CollectionError, ParameterError
 from embridge.files import whole_or_absent
 from embridge.stores.collection import Batch, IdValues
-from embridge.stores.parquet import COLUMNS_KEY, LINEAGE_KEY, SPACE_KEY
+from embridge.stores.parquet import COLUMNS_KEY, CONFIDENCE_KEY, ERROR_COLUMNS, LINEAGE_KEY, SPACE_KEY
 from embridge.stores.row_groups import MAGIC, Encoder
 from embridge.stores.thrift import Struct
 from embridge.types import Metric, Space
@@ -45,6 +46,9 @@ class CollectionWriter:
         Byte stream split and zstd 1 for float32 vectors; float16 is left plain, since DuckDB cannot read it split.
     groups : sequence of Struct
         Metadata of the row groups that the file holds already.
+    confidence : dict, optional
+        Add columns ``predicted_error`` and ``error_bound`` (float32), which `append` must then be given; kept as metadata
+        ``embridge.confidence``.
 
     Attributes
     ----------
@@ -68,10 +72,12 @@ class CollectionWriter:
         dtype: str = "float32",
         compact: bool = False,
         groups: Sequence[Struct] = (),
+        confidence: dict[str, Any] | None = None,
     ) -> None:
         if dtype not in ("float16", "float32"):
             raise ParameterError.must_be("dtype", "'float32' or 'float16'", dtype)
-        for column in columns:
+        errors = () if confidence is None else ERROR_COLUMNS
+        for column in (*columns, *errors):
             if column in payload_schema.names:
                 raise CollectionError.reserved_column("The output", column)
         self.dtype, self.space = np.dtype(dtype), space
@@ -81,8 +87,11 @@ class CollectionWriter:
             COLUMNS_KEY: json.dumps(dict(zip(("id", "vector"), columns, strict=True))),
             LINEAGE_KEY: json.dumps(lineage or {}),
         }
+        if confidence is not None:
+            metadata[CONFIDENCE_KEY] = json.dumps(confidence)
+        self._errors = [pa.field(name, pa.float32(), False) for name in errors]
         ids, vectors = pa.field(columns[0], id_type, False), pa.field(columns[1], pa.list_(element, space.dim), False)
-        self.schema = pa.schema([ids, vectors, *payload_schema], metadata)
+        self.schema = pa.schema([ids, vectors, *payload_schema, *self._errors], metadata)
         self._others = pa.schema([ids, *payload_schema])
         self.group_rows = max(1, GROUP_BYTES // (self.dtype.itemsize * space.dim))
         self._encoder = Encoder(self.schema, columns[1], compact=compact and self.dtype == np.float32)
@@ -113,7 +122,7 @@ class CollectionWriter:
             if self._filled == self.group_rows:
                 self._flush()
 
-    def append(self, parts: Sequence[Batch], vectors: np.ndarray) -> Struct:
+    def append(self, parts: Sequence[Batch], vectors: np.ndarray, errors: np.ndarray | None = None) -> Struct:
         """Write one row group now; its metadata.
 
         Parameters
@@ -122,8 +131,12 @@ class CollectionWriter:
             Ids and payload of its rows; their own vectors are not looked at.
         vectors : ndarray of shape (n, dim)
             Contiguous, of the output's dtype.
+        errors : ndarray of shape (2, n), float32, optional
+            Where the file has a confidence: predicted errors, and bounds.
         """
         table = _independent([pa.record_batch([p.ids, *p.payload.columns], schema=self._others) for p in parts], self._others)
+        for field, values in zip(self._errors, () if errors is None else errors, strict=True):
+            table = table.append_column(field, pa.array(values))
         group = self._encoder.encode(table, vectors, self._file.tell(), len(self.groups))
         for buffer in group.buffers:
             self._put(buffer)

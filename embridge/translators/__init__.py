@@ -14,11 +14,26 @@ from embridge.maps import LinearMap
 from embridge.moments import Moments
 from embridge.translators.base import Translator
 from embridge.translators.bridge import Bridge, Purpose, Ridge
+from embridge.translators.calibration import calibrate
 from embridge.translators.paper import Affine, Linear, LOrtho, Ortho
 from embridge.translators.rigid import Isometry, Rotation
 from embridge.translators.select import Auto
 
-__all__ = ["METHODS", "Affine", "Auto", "Bridge", "Isometry", "LOrtho", "Linear", "Ortho", "Ridge", "Rotation", "Translator", "fit"]
+__all__ = [
+    "Affine",
+    "Auto",
+    "Bridge",
+    "Isometry",
+    "LOrtho",
+    "Linear",
+    "METHODS",
+    "Ortho",
+    "Ridge",
+    "Rotation",
+    "Translator",
+    "calibrate",
+    "fit",
+]
 
 METHODS: dict[str, type[Translator]] = {
     cls.name: cls for cls in (Auto, Bridge, Ridge, Rotation, Isometry, Affine, Linear, LOrtho, Ortho)
