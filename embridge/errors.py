@@ -168,7 +168,9 @@ class CollectionError(EmbridgeError, ValueError):
 
     @classmethod
     def not_native(cls, where: str, reason: str) -> CollectionError:
-        return cls(f"{where} cannot be the native side of a merge: {reason}. Hint: the native rows come first, the translated second.")
+        return cls(
+            f"{where} cannot be the native side of a merge: {reason}. Hint: the native rows come first, the translated second."
+        )
 
     @classmethod
     def columns_differ(cls, where: str, reason: Any) -> CollectionError:

@@ -11,8 +11,8 @@ import pyarrow as pa
 
 from embridge.arrays import as_vectors, unit
 from embridge.errors import FaissIndexError
-from embridge.indexes.describe import apply_settings
 from embridge.indexes.calibration import with_offset
+from embridge.indexes.describe import apply_settings
 from embridge.indexes.gpu import on_gpu
 from embridge.indexes.hubness import NEIGHBOURS, with_bias
 from embridge.stores.collection import Collection
@@ -39,8 +39,9 @@ def build(
 
     Vectors of a cosine space are scaled to unit length and searched by inner product. int64 ids become the index's own
     labels (in an IDMap2 where the type has none of its own); string ids stay beside it, by position. With `references`, queries
-    of the same space, each row carries its hubness bias as one more dimension (see `embridge.indexes.hubness`). In a merged collection translated
-    rows carry its offset the same way, unless `calibrated` is False. `settings` are those of another index (`settings_of`).
+    of the same space, each row carries its hubness bias as one more dimension (see `embridge.indexes.hubness`). Translated rows
+    of a merged collection carry their offset in the same way, unless `calibrated` is False. `settings` are those of another
+    index (`settings_of`).
 
     Raises
     ------

@@ -57,7 +57,8 @@ class IndexFile:
     lineage : dict
     notes : dict
         What else the sidecar says: how scores are to be read (``scores``), that a hubness bias is stored (``hubness``), that
-        translated rows carry an offset (``calibration``), whether vectors may be added (``adds``), how it was migrated (``migration``).
+        translated rows carry an offset (``calibration``), whether vectors may be added (``adds``), how it was migrated
+        (``migration``).
     """
 
     index: Any
@@ -69,7 +70,11 @@ class IndexFile:
     @property
     def biased(self) -> bool:
         """True where the index's own last column is added to scores (hubness, calibration): then `Space.dim` is not ``index.d``."""
-        return ("hubness" in self.notes or "calibration" in self.notes) and self.space is not None and self.index.d == self.space.dim + 1
+        return (
+            ("hubness" in self.notes or "calibration" in self.notes)
+            and self.space is not None
+            and self.index.d == self.space.dim + 1
+        )
 
     @property
     def dim(self) -> int:

@@ -35,7 +35,9 @@ def translated_rows(collection: Collection, column: str) -> np.ndarray:
         native, translated = values == NATIVE, values == TRANSLATED
         if not (native | translated).all():
             other = values[~(native | translated)][0]
-            raise CollectionError(f"Column {column!r} of {collection.name} must be 'native' or 'translated'. Got {other!r} instead.")
+            raise CollectionError(
+                f"Column {column!r} of {collection.name} must be 'native' or 'translated'. Got {other!r} instead."
+            )
         found[batch.start : batch.start + len(batch)] = translated
     return found
 
@@ -88,7 +90,9 @@ class MixedRows:
                     raise CollectionError.reserved_column(side.name, name)
         self._theirs = theirs
         try:
-            both = pa.unify_schemas([native.payload_schema.remove_metadata(), theirs.remove_metadata()], promote_options="permissive")
+            both = pa.unify_schemas(
+                [native.payload_schema.remove_metadata(), theirs.remove_metadata()], promote_options="permissive"
+            )
         except (pa.ArrowInvalid, pa.ArrowTypeError) as e:
             raise CollectionError.columns_differ(f"{native.name} and {translated.name}", e) from e
         shared = set(native.payload_schema.names) & set(theirs.names)
@@ -164,7 +168,9 @@ class _Kept:
     def write(self, batches: Iterator[pa.RecordBatch]) -> None:
         with pa.OSFile(str(self._path), "wb") as sink, pa.ipc.new_file(sink, self._schema) as writer:
             for batch in batches:
-                writer.write_batch(pa.record_batch([_cast(c, f.type) for c, f in zip(batch, self._schema, strict=True)], self._schema))
+                writer.write_batch(
+                    pa.record_batch([_cast(c, f.type) for c, f in zip(batch, self._schema, strict=True)], self._schema)
+                )
         self._source = pa.memory_map(str(self._path))
         reader = pa.ipc.open_file(self._source)
         self._parts = [reader.get_batch(i) for i in range(reader.num_record_batches)]
