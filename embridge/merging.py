@@ -227,9 +227,10 @@ def _offset(found: Found, sides: _Sides, queries: Collection | None) -> tuple[fl
         return 0.0, "not calibrated, every translated row is replaced"
     if not len(sides.pair_rows):
         return 0.0, f"not calibrated, from {sides.pairs_told}. Hint: give native rows of some translated ones too"
-    held = found.places(0.0).native if len(found) else 0
+    offset = found.offset() if len(found) else 0.0
+    held = found.places(offset).native if len(found) else 0
     if held < HITS:
         hint = "ask more queries" if queries is not None else "give --queries (queries=)"
         return 0.0, f"not calibrated, rows on both sides hold only {held:,} of the nearest places ({HITS} are needed). Hint: {hint}"
     by = "queries" if queries is not None else "native rows as queries"
-    return round(found.offset(), 7), f"from {len(found):,} {by}, over {sides.pairs_told}"
+    return round(offset, 7), f"from {len(found):,} {by}, over {sides.pairs_told}"

@@ -365,7 +365,7 @@ def refused(tmp_path, error, match, native, translated, name="m.parquet", **opti
 
 
 def test_hostile_inputs_are_refused_and_leave_nothing(tmp_path):
-    native, translated, y, t = sides()
+    native, translated, _, t = sides()
     table = pa.table({"id": ["a", "b", "a"], "vector": list(Y[:3])})
     pq.write_table(table, tmp_path / "twice.parquet")
     twice = eb.open(tmp_path / "twice.parquet", space=of(Metric.COSINE))
