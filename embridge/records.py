@@ -337,10 +337,10 @@ class Merge:
         return (
             f"{self.path}: {self.native:,} native rows{taken}, and {self.translated:,} translated rows\n"
             f"offset {self.offset:+.4f}: {self.reason}\n"
-            f"{'':<34}  before   after   all native\n"
-            f"{f'translated rows among the {self.k} nearest':<34}  {told(self.share_before)}  {told(self.share_after)}"
+            f"{'':<38}  before   after   all native\n"
+            f"{f'translated rows among the {self.k} nearest':<38}  {told(self.share_before)}  {told(self.share_after)}"
             f"       {told(self.share_truth)}\n"
-            f"{'overlap, over rows known both ways':<34}  {told(self.overlap_before)}  {told(self.overlap_after)}        1.000"
+            f"{'overlap, over rows known both ways':<38}  {told(self.overlap_before)}  {told(self.overlap_after)}        1.000"
         )
 
 
