@@ -29,9 +29,12 @@ if TYPE_CHECKING:
     from embridge.folds import Folds as Folds
     from embridge.indexes.migrate import migrate as migrate
     from embridge.maps import LinearMap as LinearMap
+    from embridge.merging import merge as merge
+    from embridge.moments import Folds as Folds
     from embridge.moments import Moments as Moments
     from embridge.neighbours import top_k as top_k
     from embridge.records import Evaluation as Evaluation
+    from embridge.records import Merge as Merge
     from embridge.records import Migration as Migration
     from embridge.retrieval import Index as Index
     from embridge.retrieval import build_index as build_index
@@ -71,8 +74,10 @@ _HOMES = {
     "indexes.migrate": ("migrate",),
     "maps": ("LinearMap",),
     "moments": ("Moments",),
+    "merging": ("merge",),
+    "moments": ("Folds", "Moments"),
     "neighbours": ("top_k",),
-    "records": ("Evaluation", "Migration"),
+    "records": ("Evaluation", "Merge", "Migration"),
     "retrieval": ("Index", "build_index", "open_index", "search"),
     "samples": ("sample_path",),
     "stores": ("Collection", "MemoryCollection"),

@@ -160,6 +160,19 @@ class CollectionError(EmbridgeError, ValueError):
         return cls(f"{where} already has a column {column!r}, which the output needs. Hint: rename it.")
 
     @classmethod
+    def calibrated_apart(cls, where: str, one: str, other: str) -> CollectionError:
+        return cls(
+            f"{where} mixes files whose native and translated rows were not calibrated together: {one} and {other}. "
+            "Hint: open them one by one."
+        )
+
+    @classmethod
+    def not_native(cls, where: str, reason: str) -> CollectionError:
+        return cls(
+            f"{where} cannot be the native side of a merge: {reason}. Hint: the native rows come first, the translated second."
+        )
+
+    @classmethod
     def columns_differ(cls, where: str, reason: Any) -> CollectionError:
         return cls(f"Columns of the files in {where} do not go together: {str(reason).splitlines()[0]}")
 
@@ -366,6 +379,13 @@ class FaissIndexError(EmbridgeError, ValueError):
     @classmethod
     def bias_under_l2(cls, where: str) -> FaissIndexError:
         return cls(f"{where} is measured by L2; a hubness bias needs cosine or inner product. Hint: leave --hubness out.")
+
+    @classmethod
+    def calibrated(cls, path: str) -> FaissIndexError:
+        return cls(
+            f"{path!r} holds native and translated rows whose scores were calibrated in its own space, which does not carry over. "
+            "Hint: convert the collection it was made of, and index that."
+        )
 
     @classmethod
     def no_additions(cls, where: str, reason: str) -> FaissIndexError:

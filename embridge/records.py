@@ -329,6 +329,77 @@ class Migration:
 
 
 @dataclass(frozen=True)
+class Merge:
+    """Native and translated rows of one space in one collection.
+
+    Shares and overlaps are over the k nearest rows of `queries` queries, none of those that the offset was chosen on; None where
+    they could not be measured.
+
+    Attributes
+    ----------
+    path : str
+    rows, native, translated : int
+    replaced : int
+        Rows of the translated side whose place a native row took.
+    offset : float
+        Added to scores of translated rows (see `Mixture`); 0 where nothing told which.
+    reason : str
+        How it was found, or why not.
+    k, queries : int
+    pairs : int
+        Rows with a native and a translated vector that it was found by.
+    share_before, share_after : float or None
+        Share of translated rows among the k nearest, without and with the offset.
+    share_truth : float or None
+        What their share would be if all rows were native, as the pairs tell: where a row comes up as a native one r times as often
+        as translated, a share of s would be rs / (rs + 1 - s).
+    overlap_before, overlap_after : float or None
+        Share of the places that pairs take as native rows in which the same row also comes up translated.
+    seconds : float
+    native_source, translated_source, fingerprint : str
+        Fingerprints of what it was made of, and its own.
+    """
+
+    path: str
+    rows: int
+    native: int
+    translated: int
+    replaced: int
+    offset: float
+    reason: str
+    k: int
+    queries: int
+    pairs: int
+    share_before: float | None
+    share_after: float | None
+    share_truth: float | None
+    overlap_before: float | None
+    overlap_after: float | None
+    seconds: float
+    native_source: str
+    translated_source: str
+    fingerprint: str
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values."""
+        return asdict(self)
+
+    def __str__(self) -> str:
+        def told(value: float | None) -> str:
+            return "     -" if value is None else f"{value:>6.3f}"
+
+        taken = f", {self.replaced:,} of them in place of translated ones" if self.replaced else ""
+        return (
+            f"{self.path}: {self.native:,} native rows{taken}, and {self.translated:,} translated rows\n"
+            f"offset {self.offset:+.4f}: {self.reason}\n"
+            f"{'':<38}  before   after   all native\n"
+            f"{f'translated rows among the {self.k} nearest':<38}  {told(self.share_before)}  {told(self.share_after)}"
+            f"       {told(self.share_truth)}\n"
+            f"{'overlap, over rows known both ways':<38}  {told(self.overlap_before)}  {told(self.overlap_after)}        1.000"
+        )
+
+
+@dataclass(frozen=True)
 class Run:
     """One verb that was carried out: what the catalog stores first of all."""
 

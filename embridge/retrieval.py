@@ -151,7 +151,7 @@ class Index:
         Hits
             Cosine and inner product as they are, L2 as negated squared distance. Pulled-back queries of an inner-product index
             get ``<q, b>`` added, so that scores are those of the translated rows. An index with a hubness bias gives
-            ``2 <q, x> - r(x)`` for the unit query.
+            ``2 <q, x> - r(x)`` for the unit query. In an index of a merged collection the offset of translated rows is added.
 
         Raises
         ------
@@ -223,6 +223,7 @@ def build_index(
     factory: str = "HNSW32",
     *,
     hubness: Collection | None = None,
+    calibrated: bool = True,
     overwrite: bool = False,
     seed: int = 0,
     progress: Callable[[int, int], None] | None = None,
@@ -239,6 +240,8 @@ def build_index(
     hubness : Collection, optional
         Reference queries of the same space, not those that will be asked: each row then carries its mean similarity to its 10
         nearest of them, which every search subtracts (``2 <q, x> - r(x)``). Cosine and inner product only.
+    calibrated : bool, default True
+        Let translated rows of a merged collection carry the offset that it was calibrated with.
     overwrite : bool, default False
     seed : int, default 0
         Of the rows that the index is trained on.
@@ -259,7 +262,7 @@ def build_index(
     target = str(check_output(path, overwrite=overwrite, inputs=(collection.path,)))
     check_unique(collection)
     references = None if hubness is None else _references(hubness, collection.space)
-    made = build(collection, factory, references=references, seed=seed, progress=progress)
+    made = build(collection, factory, references=references, calibrated=calibrated, seed=seed, progress=progress)
     if hubness is not None:
         made.lineage["hubness"] = hubness.fingerprint()
     write_index_file(target, made)

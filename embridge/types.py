@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import operator
 from dataclasses import asdict, dataclass, replace
 from enum import StrEnum
@@ -114,6 +115,30 @@ def resolve_space(where: str, declared: Space | DeclaredSpace | str | None, foun
     if isinstance(declared, Space):
         return declared
     return replace(found, name=declared.name, metric=declared.metric or found.metric)
+
+
+@dataclass(frozen=True)
+class Mixture:
+    """What a collection of native and translated rows says of itself.
+
+    Attributes
+    ----------
+    offset : float
+        Added to the score of a translated row for a query of unit length (L2: for any query), so that translated rows come up
+        as often as if they were native; 0 where it was not calibrated.
+    k : int
+        Neighbours a query that it was calibrated for.
+    column : str
+        Tells the provenance of each row: ``native`` or ``translated``.
+    """
+
+    offset: float
+    k: int
+    column: str = "provenance"
+
+    def __post_init__(self) -> None:
+        if not math.isfinite(self.offset):
+            raise ParameterError.must_be("Mixture.offset", "finite", self.offset)
 
 
 @dataclass(frozen=True, eq=False)

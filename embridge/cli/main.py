@@ -18,6 +18,7 @@ _VERBS = {
     "anchors": "translation",
     "fit": "translation",
     "evaluate": "translation",
+    "merge": "merge",
     "index": "search",
     "migrate": "migrate",
     "search": "search",
@@ -56,6 +57,7 @@ def main() -> None:
     embridge fit old.parquet new-sample.parquet -o map.safetensors
     embridge evaluate map.safetensors old.parquet new-sample.parquet
     embridge convert old.parquet map.safetensors old-in-new.parquet
+    embridge merge re-encoded.parquet old-in-new.parquet -o mixed.parquet
     embridge index old-in-new.parquet old-in-new.faiss --factory HNSW32
     embridge migrate old.faiss map.safetensors new.faiss  an index moved without a rebuild
     embridge search old-in-new.faiss queries.parquet -k 10

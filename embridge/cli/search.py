@@ -29,14 +29,15 @@ from embridge.cli.session import (
 @click.argument("output", metavar="OUT.faiss")
 @click.option("--factory", default="HNSW32", show_default=True, help="As faiss.index_factory takes it: Flat, IVF4096,PQ32 ...")
 @click.option("--hubness", metavar="QUERIES", help="Reference queries of SRC's space, for a bias against rows near to all.")
+@click.option("--uncalibrated", is_flag=True, help="Leave the offset of translated rows (`embridge merge`) out.")
 @space_option
 @columns
 @seed_option
 @overwrite_option
 @verb()
 def index(
-    session: Session, source: str, output: str, factory: str, hubness: str | None, space: str | None, id_column: str | None,
-    vector_column: str | None, seed: int, overwrite: bool,
+    session: Session, source: str, output: str, factory: str, hubness: str | None, uncalibrated: bool, space: str | None,
+    id_column: str | None, vector_column: str | None, seed: int, overwrite: bool,
 ) -> None:  # fmt: skip
     """Build a FAISS index over a collection.
 
@@ -55,7 +56,10 @@ def index(
     collection = open_source(source, space, id_column, vector_column)
     references = open_source(hubness, space, id_column, vector_column) if hubness else None
     with session.progress("adding") as progress:
-        made = eb.build_index(collection, output, factory, hubness=references, overwrite=overwrite, seed=seed, progress=progress)
+        made = eb.build_index(
+            collection, output, factory, hubness=references, calibrated=not uncalibrated, overwrite=overwrite, seed=seed,
+            progress=progress,
+        )  # fmt: skip
     seconds = time.perf_counter() - started
     inputs, outputs = [collection_artifact("source", collection)], (index_artifact("index", made),)
     inputs += [collection_artifact("reference queries", references)] if references else []

@@ -9,6 +9,7 @@ import numpy as np
 
 from embridge.arrays import unit
 from embridge.indexes.build import prepare
+from embridge.indexes.calibration import with_length
 from embridge.indexes.hubness import augment
 from embridge.stores.faiss_file import IndexFile
 from embridge.types import Metric, Space
@@ -33,13 +34,15 @@ def ask(
     Returns
     -------
     scores, labels : ndarray of shape (n_queries, k)
-        Cosine or inner product, L2 as negated squared distance, with a hubness bias ``2 <q, x> - r(x)``. Behind a map in front of
+        Cosine or inner product, L2 as negated squared distance, with a hubness bias ``2 <q, x> - r(x)``, of translated rows in a
+        calibrated index with its offset (see `embridge.indexes.calibration`). Behind a map in front of
         the index (`notes["scores"]`) they are those of the translated rows.
     """
-    hub = "hubness" in file.notes
+    hub, calibration = "hubness" in file.notes, file.notes.get("calibration")
     as_they_are = as_they_are or file.notes.get("raw_queries", False)
     asked = np.ascontiguousarray(queries, np.float32) if as_they_are else unit(queries) if hub else prepare(queries, space.metric)
-    found, labels = (index or file.index).search(augment(asked) if file.biased else asked, k)
+    extended = augment(asked) if hub and file.biased else with_length(asked, space.metric) if file.biased else asked
+    found, labels = (index or file.index).search(extended, k)
     correction = file.notes.get("scores", {})
     l2 = file.index.metric_type == faiss.METRIC_L2
     found[labels < 0] = np.inf if l2 else -np.inf  # places that stayed empty
@@ -48,6 +51,8 @@ def ask(
             offset = asked @ np.asarray(correction["offset"], np.float32)
             found += (2 * offset if hub else offset)[:, None]
         return found, labels
+    if calibration:
+        found -= max(calibration["offset"], 0)
     if "scale" in correction:
         centred = asked - np.asarray(correction["centre"], np.float32)
         pulled = _first_transform(file.index).apply(asked)

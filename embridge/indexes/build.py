@@ -11,11 +11,13 @@ import pyarrow as pa
 
 from embridge.arrays import as_vectors, unit
 from embridge.errors import FaissIndexError
+from embridge.indexes.calibration import with_offset
 from embridge.indexes.describe import apply_settings
 from embridge.indexes.gpu import on_gpu
 from embridge.indexes.hubness import NEIGHBOURS, with_bias
 from embridge.stores.collection import Collection
 from embridge.stores.faiss_file import IndexFile, faiss_reason
+from embridge.stores.mixture import translated_rows
 from embridge.types import Metric
 
 _TRAINING_ROWS = 1 << 17  # more only where there are more lists than this trains well
@@ -29,6 +31,7 @@ def build(
     seed: int = 0,
     gpu: bool = True,
     references: np.ndarray | None = None,
+    calibrated: bool = True,
     settings: dict[str, Any] | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> IndexFile:
@@ -36,8 +39,9 @@ def build(
 
     Vectors of a cosine space are scaled to unit length and searched by inner product. int64 ids become the index's own
     labels (in an IDMap2 where the type has none of its own); string ids stay beside it, by position. With `references`, queries
-    of the same space, each row carries its hubness bias as one more dimension (see `embridge.indexes.hubness`). `settings` are
-    those of another index (`settings_of`).
+    of the same space, each row carries its hubness bias as one more dimension (see `embridge.indexes.hubness`). Translated rows
+    of a merged collection carry their offset in the same way, unless `calibrated` is False. `settings` are those of another
+    index (`settings_of`).
 
     Raises
     ------
@@ -50,15 +54,23 @@ def build(
             raise FaissIndexError.bias_under_l2(collection.name)
         references = as_vectors(references, space.dim, "reference queries")
 
-    def rows_of(vectors: np.ndarray) -> np.ndarray:
+    mixture = collection.mixture if calibrated and collection.mixture and collection.mixture.offset else None
+    translated = translated_rows(collection, mixture.column) if mixture else np.empty(0, bool)
+
+    def rows_of(vectors: np.ndarray, places: slice | np.ndarray) -> np.ndarray:
         rows = prepare(vectors, space.metric)
-        return rows if references is None else with_bias(rows, references)
+        if references is not None:
+            rows = with_bias(rows, references)
+            if mixture:
+                rows[translated[places], -1] -= 2 * mixture.offset
+            return rows
+        return with_offset(rows, translated[places], mixture.offset, space.metric) if mixture else rows
 
     metric = faiss.METRIC_L2 if space.metric == Metric.L2 else faiss.METRIC_INNER_PRODUCT
     own_ids = collection.id_type == pa.int64()
     held: list[pa.Array] = []
     try:
-        index = faiss.index_factory(space.dim + (references is not None), factory, metric)
+        index = faiss.index_factory(space.dim + (references is not None or mixture is not None), factory, metric)
         if index.metric_type != metric:
             raise FaissIndexError.factory(factory, f"it measures by L2 alone, and {collection.name} by {space.metric}")
         apply_settings(index, settings or {})
@@ -68,7 +80,7 @@ def build(
         if own_ids and not keeps_labels(index):
             index = faiss.IndexIDMap2(index)
         for batch in collection.batches():
-            vectors = rows_of(batch.vectors)
+            vectors = rows_of(batch.vectors, slice(batch.start, batch.start + len(batch)))
             if own_ids:
                 labels = batch.ids.to_numpy()
                 if labels.min() < 0:
@@ -82,9 +94,11 @@ def build(
     except RuntimeError as e:
         raise FaissIndexError.factory(factory, faiss_reason(e)) from e
     ids = None if own_ids else pa.chunked_array(held, collection.id_type).combine_chunks()
-    notes = (
-        {} if references is None else {"hubness": {"neighbours": min(NEIGHBOURS, len(references)), "references": len(references)}}
-    )
+    notes: dict[str, Any] = {}
+    if references is not None:
+        notes["hubness"] = {"neighbours": min(NEIGHBOURS, len(references)), "references": len(references)}
+    if mixture is not None:
+        notes["calibration"] = {"offset": mixture.offset, "k": mixture.k}
     return IndexFile(index, space, ids, {"source": collection.fingerprint()}, notes)
 
 
@@ -93,11 +107,13 @@ def prepare(vectors: np.ndarray, metric: Metric) -> np.ndarray:
     return unit(vectors) if metric == Metric.COSINE else np.ascontiguousarray(vectors, dtype=np.float32)
 
 
-def _train(index: Any, collection: Collection, rows_of: Callable[[np.ndarray], np.ndarray], seed: int, *, gpu: bool) -> Any:
+def _train(
+    index: Any, collection: Collection, rows_of: Callable[[np.ndarray, np.ndarray], np.ndarray], seed: int, *, gpu: bool
+) -> Any:
     lists = faiss.try_extract_index_ivf(index)
     wanted = max(_TRAINING_ROWS, _ROWS_PER_LIST * lists.nlist if lists is not None else 0)
-    rows = np.random.default_rng(seed).choice(len(collection), min(wanted, len(collection)), replace=False)
-    sample = rows_of(collection.take(np.sort(rows)))
+    rows = np.sort(np.random.default_rng(seed).choice(len(collection), min(wanted, len(collection)), replace=False))
+    sample = rows_of(collection.take(rows), rows)
     placed = on_gpu(index) if gpu else index
     placed.train(sample)
     return index if placed is index else faiss.index_gpu_to_cpu(placed)

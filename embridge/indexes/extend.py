@@ -31,6 +31,8 @@ def extend(file: IndexFile, space: Space, collection: Collection, path: str) -> 
     where = repr(path)
     if "hubness" in file.notes:
         raise FaissIndexError.no_additions(where, "each row carries a hubness bias, whose reference queries are not stored")
+    if "calibration" in file.notes:
+        raise FaissIndexError.no_additions(where, "its rows are calibrated by whether they are native or translated")
     if not file.notes.get("adds", True):
         raise FaissIndexError.no_additions(where, "the map in front of it is right for queries, not for vectors")
     if not collection.space.same_as(space):

@@ -42,6 +42,8 @@ class Job:
         self.space = space_of(repr(self.path), self.file, self.declared)
         if not any(end.same_as(self.space) for end in (self.translation.source, self.translation.target)):
             raise SpaceMismatchError.between("The map", self.translation.source, repr(self.path), self.space)
+        if "calibration" in self.file.notes:
+            raise FaissIndexError.calibrated(self.path)
         if not self.file.index.ntotal:
             raise CollectionError.empty(repr(self.path))
         self.fingerprint = index_fingerprint(self.path)

@@ -12,7 +12,7 @@ import pyarrow as pa
 
 from embridge.arrays import check_rows, norms
 from embridge.errors import BadIdsError, CollectionError, ParameterError, UndeclaredSpaceError
-from embridge.types import DeclaredSpace, Metric, Space, resolve_space
+from embridge.types import DeclaredSpace, Metric, Mixture, Space, resolve_space
 
 BATCH_BYTES = 32 << 20  # of float32 vectors, in a batch that nobody asked another size for
 _SAMPLE_ROWS = 1024
@@ -72,6 +72,8 @@ class Collection(ABC):
         string or int64.
     payload_schema : pyarrow.Schema
         The columns that are neither id nor vector.
+    mixture : Mixture or None
+        Of native and translated rows (`embridge.merge`).
     """
 
     kind: ClassVar[str]
@@ -81,6 +83,7 @@ class Collection(ABC):
     payload_schema: pa.Schema
     id_column: str = "id"
     vector_column: str = "vector"
+    mixture: Mixture | None = None
 
     @abstractmethod
     def __len__(self) -> int:

@@ -56,8 +56,9 @@ class IndexFile:
         By the index's own int64 label, where the index does not hold the ids itself.
     lineage : dict
     notes : dict
-        What else the sidecar says: how scores are to be read (``scores``), that a hubness bias is stored (``hubness``), whether
-        vectors may be added (``adds``), how it was migrated (``migration``).
+        What else the sidecar says: how scores are to be read (``scores``), that a hubness bias is stored (``hubness``), that
+        translated rows carry an offset (``calibration``), whether vectors may be added (``adds``), how it was migrated
+        (``migration``).
     """
 
     index: Any
@@ -68,8 +69,12 @@ class IndexFile:
 
     @property
     def biased(self) -> bool:
-        """True where the index's own last column is the hubness bias of each row: then `Space.dim` is not ``index.d``."""
-        return "hubness" in self.notes and self.space is not None and self.index.d == self.space.dim + 1
+        """True where the index's own last column is added to scores (hubness, calibration): then `Space.dim` is not ``index.d``."""
+        return (
+            ("hubness" in self.notes or "calibration" in self.notes)
+            and self.space is not None
+            and self.index.d == self.space.dim + 1
+        )
 
     @property
     def dim(self) -> int:

@@ -148,7 +148,7 @@ class FaissCollection(Collection):
         for labels, values in stored_vectors(self._file.index, batch_rows):
             if needed is None or needed(start, start + len(labels)):
                 ids = external_ids(self._file, labels, self.name)
-                # a hubness bias, which is no part of the vectors, stays behind
+                # a hubness bias or a calibration, which is no part of the vectors, stays behind
                 yield Batch(start, ids, values[:, : self.space.dim if vectors else 0], empty_payload(len(labels)))
             start += len(labels)
 

@@ -23,11 +23,12 @@ from embridge.stores.collection import Batch, Collection, Needed, declare_space,
 from embridge.stores.locations import find_files, fingerprint_files, inner_path
 from embridge.stores.memory import empty_payload
 from embridge.stores.parquet_file import ParquetFile, vectors_of
-from embridge.types import DeclaredSpace, Space
+from embridge.types import DeclaredSpace, Mixture, Space
 
 SPACE_KEY, LINEAGE_KEY, COLUMNS_KEY = b"embridge.space", b"embridge.lineage", b"embridge.columns"
 CONFIDENCE_KEY = b"embridge.confidence"
 ERROR_COLUMNS = ("predicted_error", "error_bound")  # what a conversion with confidence adds
+MIXTURE_KEY = b"embridge.mixture"
 
 
 class ParquetCollection(Collection):
@@ -84,6 +85,7 @@ class ParquetCollection(Collection):
             if other != self.id_type:
                 raise BadIdsError.kinds_differ(first.name, str(self.id_type), file.name, str(other))
         self.payload_schema = self._common_payload()
+        self.mixture = self._common_mixture()
         if not len(self):
             raise CollectionError.empty(self.name)
         known = self._known_space(is_declared=space is not None)
@@ -120,6 +122,13 @@ class ParquetCollection(Collection):
             raise CollectionError.columns_differ(self.name, e) from e
         shared = set(merged.names).intersection(*(schema.names for schema in schemas))
         return pa.schema([f if f.name in shared else f.with_nullable(True) for f in merged])
+
+    def _common_mixture(self) -> Mixture | None:
+        """What merged files say of themselves. Calibrated apart, or beside files that are not, their scores do not go together."""
+        found = [_mixture(file) for file in self._files]
+        if other := next((file for file, mixture in zip(self._files, found, strict=True) if mixture != found[0]), None):
+            raise CollectionError.calibrated_apart(self.name, self._files[0].name, other.name)
+        return found[0]
 
     def _known_space(self, *, is_declared: bool) -> Space | None:
         """The space that the files name. Files that name two, or of which only some name one, must not be mixed silently."""
@@ -245,3 +254,11 @@ def _space(file: ParquetFile) -> Space | None:
         return Space.from_dict(values) if values else None
     except (KeyError, TypeError, ValueError) as e:
         raise CollectionError(f"The metadata {SPACE_KEY.decode()!r} of {file.name} is no space: {values!r}") from e
+
+
+def _mixture(file: ParquetFile) -> Mixture | None:
+    values = _metadata(file.schema, MIXTURE_KEY)
+    try:
+        return Mixture(float(values["offset"]), int(values["k"]), str(values["column"])) if values else None
+    except (KeyError, TypeError, ValueError) as e:
+        raise CollectionError(f"The metadata {MIXTURE_KEY.decode()!r} of {file.name} is no mixture: {values!r}") from e

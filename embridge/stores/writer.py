@@ -8,6 +8,7 @@ import json
 import os
 from collections.abc import Iterator, Sequence
 from typing import Any
+from dataclasses import asdict
 
 import numpy as np
 import pyarrow as pa
@@ -17,9 +18,10 @@ from embridge.errors import CollectionError, ParameterError
 from embridge.files import whole_or_absent
 from embridge.stores.collection import Batch, IdValues
 from embridge.stores.parquet import COLUMNS_KEY, CONFIDENCE_KEY, ERROR_COLUMNS, LINEAGE_KEY, SPACE_KEY
+from embridge.stores.parquet import COLUMNS_KEY, LINEAGE_KEY, MIXTURE_KEY, SPACE_KEY
 from embridge.stores.row_groups import MAGIC, Encoder
 from embridge.stores.thrift import Struct
-from embridge.types import Metric, Space
+from embridge.types import Metric, Mixture, Space
 
 GROUP_BYTES = 16 << 20  # of vectors in a row group: a conversion holds about six of them, a reader one
 
@@ -41,6 +43,8 @@ class CollectionWriter:
         Names of the id and the vector column, kept in metadata ``embridge.columns``.
     lineage : dict
         Fingerprints of what it is made of, kept as ``embridge.lineage``.
+    mixture : Mixture, optional
+        Kept as ``embridge.mixture``.
     dtype : {"float32", "float16"}
     compact : bool
         Byte stream split and zstd 1 for float32 vectors; float16 is left plain, since DuckDB cannot read it split.
@@ -69,6 +73,7 @@ class CollectionWriter:
         *,
         columns: tuple[str, str] = ("id", "vector"),
         lineage: dict[str, str] | None = None,
+        mixture: Mixture | None = None,
         dtype: str = "float32",
         compact: bool = False,
         groups: Sequence[Struct] = (),
@@ -90,6 +95,8 @@ class CollectionWriter:
         if confidence is not None:
             metadata[CONFIDENCE_KEY] = json.dumps(confidence)
         self._errors = [pa.field(name, pa.float32(), False) for name in errors]
+        if mixture is not None:
+            metadata[MIXTURE_KEY] = json.dumps(asdict(mixture))
         ids, vectors = pa.field(columns[0], id_type, False), pa.field(columns[1], pa.list_(element, space.dim), False)
         self.schema = pa.schema([ids, vectors, *payload_schema, *self._errors], metadata)
         self._others = pa.schema([ids, *payload_schema])

@@ -1,0 +1,78 @@
+"""The verb that puts native and translated rows into one collection: merge."""
+
+from __future__ import annotations
+
+import click
+
+from embridge.cli.session import (
+    Session,
+    Verb,
+    check_outputs,
+    collection_artifact,
+    columns,
+    device_name,
+    device_option,
+    map_artifact,
+    open_source,
+    overwrite_option,
+    seed_option,
+    verb,
+)
+
+
+@click.command(cls=Verb)
+@click.argument("native", metavar="NATIVE")
+@click.argument("translated", metavar="TRANSLATED")
+@click.option("-o", "--output", required=True, metavar="OUT.parquet", help="The Parquet file to write.")
+@click.option("--queries", metavar="QUERIES", help="Of the new model, to calibrate with. [default: rows that are on both sides]")
+@click.option("--map", "map_path", metavar="MAP", help="That TRANSLATED was made with: rows it was fitted on do not calibrate.")
+@click.option("-k", type=click.IntRange(1), default=10, show_default=True, help="Hits a query that searches will ask for.")
+@click.option("--max-queries", type=click.IntRange(1), default=2000, show_default=True, help="More do not all ask.")
+@click.option("--dtype", type=click.Choice(["float32", "float16"]), default="float32", show_default=True, help="Of OUT.")
+@click.option("--space", metavar="NAME[:METRIC]", help="Space of all, where the files do not say it.")
+@columns
+@seed_option
+@device_option
+@overwrite_option
+@verb()
+def merge(
+    session: Session, native: str, translated: str, output: str, queries: str | None, map_path: str | None, k: int,
+    max_queries: int, dtype: str, space: str | None, id_column: str | None, vector_column: str | None, seed: int, device: str,
+    overwrite: bool,
+) -> None:  # fmt: skip
+    """Put rows of the new model and translated rows into one collection, their scores on one scale.
+
+    An id on both sides is written once, native. A column provenance says native or translated. Rows on both sides tell by how much
+    translated rows must be lifted so that native ones do not crowd them out; OUT keeps the number, `embridge index` and `embridge
+    search` use it.
+
+    \b
+    embridge merge re-encoded.parquet old-in-new.parquet -o mixed.parquet --queries queries-new.parquet --map map.safetensors
+    embridge merge more-re-encoded.parquet mixed.parquet -o mixed-2.parquet
+    embridge merge re-encoded.parquet old-in-new.faiss -o mixed.parquet -k 100
+    """
+    import embridge as eb
+    from embridge.records import Run
+
+    paths = [p for p in (native, translated, queries, map_path) if p]
+    check_outputs(output, overwrite=overwrite, inputs=paths)
+    named = (space, id_column, vector_column)
+    sides = [open_source(native, *named), open_source(translated, *named)]
+    asked = open_source(queries, *named) if queries else None
+    translation = eb.LinearMap.load(map_path) if map_path else None
+    device = device_name(device)
+    with session.progress("merging") as progress:
+        done = eb.merge(
+            *sides, output, queries=asked, translation=translation, k=k, max_queries=max_queries, dtype=dtype, overwrite=overwrite,
+            seed=seed, device=device, progress=progress,
+        )  # fmt: skip
+    inputs = [collection_artifact("native", sides[0]), collection_artifact("translated", sides[1])]
+    inputs += [collection_artifact("queries", asked)] if asked else []
+    inputs += [map_artifact("map", map_path, translation)] if map_path and translation else []
+    result = done.to_dict()
+    left_out = ("path", "seconds", "rows", "native_source", "translated_source", "fingerprint")
+    parameters = {name: value for name, value in result.items() if name not in left_out}
+    parameters |= {"dtype": dtype, "seed": seed, "max_queries": max_queries}
+    outputs = (collection_artifact("output", eb.open(output)),)
+    session.record(Run("merge", parameters, done.seconds, tuple(inputs), outputs, done.rows, device))
+    session.emit(result, str(done))

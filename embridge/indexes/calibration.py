@@ -1,0 +1,43 @@
+"""The offset of translated rows in an index of native and translated ones: one more dimension, as for hubness.
+
+A row is stored as ``[x, c]``, c being the offset of a translated row and 0 for a native one, and a query asked as ``[q, |q|]``, so
+that the inner product is ``<q, x> + c |q|``: the order is that of ``<q, x> + c`` for the unit query, whatever its length. Under L2
+a dimension can only push away: queries get 0, and ``|q - x|^2`` grows by the square of what stands in the row, which is
+``sqrt(-c)`` in translated rows, or, where they are to come nearer (c > 0), ``sqrt(c)`` in native ones.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from embridge.arrays import norms
+from embridge.types import Metric
+
+
+def with_offset(rows: np.ndarray, translated: np.ndarray, offset: float, metric: Metric) -> np.ndarray:
+    """Rows with what tells native and translated ones apart as their last column.
+
+    Parameters
+    ----------
+    rows : ndarray of shape (n, dim)
+        As the index holds them: unit under cosine.
+    translated : ndarray of bool, shape (n,)
+    offset : float
+        To be added to the scores of translated rows; under L2 scores are negated squared distances.
+    metric : Metric
+
+    Returns
+    -------
+    ndarray of shape (n, dim + 1), float32
+    """
+    if metric == Metric.L2:
+        column = np.where(translated == (offset < 0), np.sqrt(abs(offset)), 0)
+    else:
+        column = np.where(translated, offset, 0)
+    return np.column_stack([rows, column]).astype(np.float32)
+
+
+def with_length(queries: np.ndarray, metric: Metric) -> np.ndarray:
+    """``[q, |q|]`` (``[q, 0]`` under L2), the query of a calibrated index."""
+    column = np.zeros(len(queries)) if metric == Metric.L2 else norms(queries)
+    return np.column_stack([queries, column]).astype(np.float32)
