@@ -352,7 +352,9 @@ class DecoderError(EmbridgeError, ValueError):
 
     @classmethod
     def shape(cls, what: str, rows: int, found: Any) -> DecoderError:
-        return cls(f"{what} must give numbers, one row for each of {_rows(rows)}. Got {found.dtype} of shape {found.shape} instead.")
+        return cls(
+            f"{what} must give numbers, one row for each of {_rows(rows)}. Got {found.dtype} of shape {found.shape} instead."
+        )
 
     @classmethod
     def fails(cls, what: str, reason: Any) -> DecoderError:
@@ -361,11 +363,15 @@ class DecoderError(EmbridgeError, ValueError):
 
     @classmethod
     def not_linear(cls, kind: str) -> DecoderError:
-        return cls(f"{kind} is not linear from end to end, so it is no linear head. Hint: save it with eb.save_decoder(..., 'X.skops').")
+        return cls(
+            f"{kind} is not linear from end to end, so it is no linear head. Hint: save it with eb.save_decoder(..., 'X.skops')."
+        )
 
     @classmethod
     def changed(cls, path: str) -> DecoderError:
-        return cls(f"{path!r} is not the file that was registered. Hint: register it again with `embridge decoder register --overwrite`.")
+        return cls(
+            f"{path!r} is not the file that was registered. Hint: register it again with `embridge decoder register --overwrite`."
+        )
 
 
 class DeviceError(EmbridgeError, RuntimeError):

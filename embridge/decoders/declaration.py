@@ -139,4 +139,3 @@ def write_declaration(path: str, space: Space, kind: Kind, classes: np.ndarray |
     }
     with whole_or_absent(check_output(sidecar(path), overwrite=overwrite)) as temporary:
         temporary.write_text(json.dumps(values, indent=1) + "\n", encoding="utf-8")
-

@@ -126,11 +126,8 @@ class LinearHead(Decoder):
         else:
             import torch
 
-            place = torch.device(self._device)
-            found = torch.addmm(
-                torch.tensor(add, device=place), torch.tensor(rows, dtype=torch.float32, device=place), torch.tensor(weight, device=place)
-            )
-            found = found.cpu().numpy()
+            x, w, b = (torch.tensor(array, dtype=torch.float32, device=self._device) for array in (rows, weight, add))
+            found = torch.addmm(b, x, w).cpu().numpy()
         if self.length is None:
             return found
         outputs = len(self.coef)
@@ -142,11 +139,11 @@ class LinearHead(Decoder):
         scores = self.scores(rows)
         if self.link == "softmax":
             grown = np.exp(scores - scores.max(axis=1, keepdims=True))
-            return Decoded(tell("classifier", scores, self.classes, probabilities=False).prediction, grown / grown.sum(axis=1, keepdims=True))
-        if self.link == "sigmoid":
+            scores = grown / grown.sum(axis=1, keepdims=True)
+        elif self.link == "sigmoid":
             half = np.exp(-np.abs(scores))
-            return tell("classifier", np.where(scores > 0, 1, half) / (1 + half), self.classes, probabilities=True)
-        return tell(self.kind, scores, self.classes, probabilities=False)
+            scores = np.where(scores > 0, 1, half) / (1 + half)
+        return tell(self.kind, scores, self.classes, probabilities=self.link is not None)
 
     def to(self, device: str) -> Self:
         return self._moved(_device=str(device))

@@ -97,7 +97,7 @@ def open_skops(path: str, data: bytes, fingerprint: str, said: Declaration, trus
     try:
         with zipfile.ZipFile(io.BytesIO(data)) as archive:
             if "schema.json" not in archive.namelist():
-                raise UnreadableFileError.foreign(path, "a skops file", "schema.json")
+                raise UnreadableFileError.at(path, "a skops file", "it lacks schema.json")
         found = sio.get_untrusted_types(data=data)
         unknown = sorted(set(found) - _OWN - set(trusted))
         if unknown:

@@ -32,10 +32,10 @@ _FILES = ("torch.ops.aten.from_file.", "torch.ops.aten._from_file")
 _NAME = re.compile(r"[A-Za-z0-9_.]*")
 _NAMES = ("name", "as_name", "fqn", "parameter_name", "buffer_name", "tensor_constant_name", "path_name", "arg_name")
 _REFUSED = ("as_operator", "as_custom_obj", "as_graph", "custom_obj", "as_complex")
-_FUNCTIONS = frozenset(
-    "Symbol Integer Float Rational Add Mul Pow Max Min Mod PythonMod FloorDiv CleanDiv CeilDiv ModularIndexing Where ToFloat "
-    "TruncToInt TruncToFloat CeilToInt FloorToInt RoundToInt RoundDecimal IntTrueDiv FloatTrueDiv FloatPow PowByNatural Identity "
-    "Eq Ne Lt Le Gt Ge And Or Not Abs".split()
+_FUNCTIONS = re.compile(
+    "Symbol|Integer|Float|Rational|Add|Mul|Pow|Max|Min|Mod|PythonMod|FloorDiv|CleanDiv|CeilDiv|ModularIndexing|Where|ToFloat|"
+    "TruncToInt|TruncToFloat|CeilToInt|FloorToInt|RoundToInt|RoundDecimal|IntTrueDiv|FloatTrueDiv|FloatPow|PowByNatural|Identity|"
+    "Eq|Ne|Lt|Le|Gt|Ge|And|Or|Not|Abs"
 )
 _PLAIN = (
     ast.Expression, ast.Load, ast.Tuple, ast.keyword, ast.Name, ast.Constant, ast.UnaryOp, ast.BinOp, ast.BoolOp, ast.Compare,
@@ -67,7 +67,7 @@ def audit_program(path: str, data: bytes, trusted: Collection[str] = ()) -> None
         with zipfile.ZipFile(io.BytesIO(data)) as archive:
             members = {name.partition("/")[2]: name for name in archive.namelist()}
             if "models/model.json" not in members or len({name.partition("/")[0] for name in archive.namelist()}) != 1:
-                raise UnreadableFileError.foreign(path, "a program of torch.export", "models/model.json")
+                raise UnreadableFileError.at(path, "a program of torch.export", "it lacks models/model.json")
             for member in members:
                 if not _MEMBERS.fullmatch(member):
                     raise DecoderError.unsafe(path, f"the unexpected part {member!r}")
@@ -146,7 +146,7 @@ def _is_plain(text: Any, *, shapes: bool) -> bool:
         if isinstance(node, ast.Attribute) and node.attr not in ("size", "stride", "shape"):
             return False
         if isinstance(node, ast.Call) and not (
-            (isinstance(node.func, ast.Name) and node.func.id in _FUNCTIONS) or isinstance(node.func, ast.Attribute)
+            (isinstance(node.func, ast.Name) and _FUNCTIONS.fullmatch(node.func.id)) or isinstance(node.func, ast.Attribute)
         ):
             return False
         if isinstance(node, ast.Name) and "__" in node.id:

@@ -16,6 +16,8 @@ from embridge.decoders.skops_decoder import is_pickle
 from embridge.decoders.torch_audit import audit_program
 from embridge.errors import DecoderError, UnreadableFileError
 
+_MANY = 1 << 31  # rows: a bound beyond is none
+
 
 class TorchDecoder(Decoder):
     """A torch.export program that takes one tensor of shape (n, dim) and gives one.
@@ -83,8 +85,8 @@ def _bounds(rows: Any, constraints: Any) -> tuple[int, int | None]:
         return rows, rows
     for symbol, span in constraints.items():
         if str(symbol) == str(rows):
-            upper = int(span.upper) if span.upper.is_finite and int(span.upper) < 1 << 31 else None
-            return max(1, int(span.lower)), upper
+            lower, upper = float(span.lower), float(span.upper)
+            return max(1, int(lower)), int(upper) if upper < _MANY else None
     return 1, None
 
 
