@@ -128,7 +128,7 @@ class LinearHead(Decoder):
 
             x, w, b = (torch.tensor(array, dtype=torch.float32, device=self._device) for array in (rows, weight, add))
             found = torch.addmm(b, x, w).cpu().numpy()
-        if self.length is None:
+        if self.length is None or self.offset is None:
             return found
         outputs = len(self.coef)
         image = found[:, outputs:]

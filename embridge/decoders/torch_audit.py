@@ -107,11 +107,11 @@ def _check_program(path: str, program: Any, trusted: Collection[str]) -> None:
         if key == "treespec_namedtuple_fields" and value:
             raise DecoderError.unsafe(path, "named tuples")
         if (key in _NAMES and isinstance(value, str) and not _NAME.fullmatch(value)) or not _NAME.fullmatch(key):
-            raise DecoderError.unsafe(path, f"the name {str(value)[:40] if key in _NAMES else key[:40]!r}")
+            raise DecoderError.unsafe(path, f"the name {(str(value) if key in _NAMES else key)[:40]!r}")
         if key == "forward_arg_names" and not all(_NAME.fullmatch(name) for name in value or ()):
             raise DecoderError.unsafe(path, "names of arguments that are no names")
         if key == "expr_str" and not _is_plain(value, shapes=False):
-            raise DecoderError.unsafe(path, f"the expression {value[:40]!r}")
+            raise DecoderError.unsafe(path, f"the expression {str(value)[:40]!r}")
         if key == "guards_code" and not all(_is_plain(guard, shapes=True) for guard in value or ()):
             raise DecoderError.unsafe(path, "guards that are more than comparisons of sizes")
         if key in ("in_spec", "out_spec") and not _is_plain_tree(json.loads(value)[1]):
