@@ -90,7 +90,9 @@ class DecoderConformance:
         with pytest.raises(BadVectorsError, match="NaN"):
             decoder.decode(vectors)
         with pytest.raises(BadVectorsError, match="ids 41"):
-            decode(MemoryCollection(np.arange(len(vectors)), vectors, decoder.space), decoder, tmp_path / "out.parquet", batch_rows=9)
+            decode(
+                MemoryCollection(np.arange(len(vectors)), vectors, decoder.space), decoder, tmp_path / "out.parquet", batch_rows=9
+            )
         assert not list(tmp_path.iterdir())
 
     def test_has_a_fingerprint(self, decoder: Decoder) -> None:
