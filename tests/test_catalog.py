@@ -419,8 +419,8 @@ def test_the_same_facts_are_stored_once(path):
         catalog(path).record(fit_run())
     counts = {name: len(rows) for name, rows in contents(path).items()}
     assert counts == {
-        "migration": NEXT - 1, "run": 2, "artifact": 6, "anchor_set": 2, "collection": 2, "translator": 1, "space": 2, "evaluation": 0,
-        "conversion": 0, "decoder": 0, "decoder_evaluation": 0, "decoding": 0,
+        "migration": NEXT - 1, "run": 2, "artifact": 6, "anchor_set": 2, "collection": 2, "translator": 1, "space": 2,
+        "evaluation": 0, "conversion": 0, "decoder": 0, "decoder_evaluation": 0, "decoding": 0,
     }  # fmt: skip
 
 
