@@ -38,7 +38,6 @@ if TYPE_CHECKING:
     from embridge.indexes.migrate import migrate as migrate
     from embridge.maps import LinearMap as LinearMap
     from embridge.merging import merge as merge
-    from embridge.moments import Folds as Folds
     from embridge.moments import Moments as Moments
     from embridge.neighbours import top_k as top_k
     from embridge.records import DecoderEvaluation as DecoderEvaluation
@@ -87,9 +86,14 @@ _HOMES = {
     "maps": ("LinearMap",),
     "moments": ("Moments",),
     "merging": ("merge",),
-    "moments": ("Folds", "Moments"),
     "neighbours": ("top_k",),
-    "records": ("DecoderEvaluation", "Decoding", "Evaluation", "Merge", "Migration",),
+    "records": (
+        "DecoderEvaluation",
+        "Decoding",
+        "Evaluation",
+        "Merge",
+        "Migration",
+    ),
     "retrieval": ("Index", "build_index", "open_index", "search"),
     "samples": ("sample_path",),
     "stores": ("Collection", "MemoryCollection"),

@@ -7,8 +7,8 @@ import io
 import json
 import os
 from collections.abc import Iterator, Sequence
-from typing import Any
 from dataclasses import asdict
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -17,8 +17,7 @@ from embridge.arrays import check_rows
 from embridge.errors import CollectionError, ParameterError
 from embridge.files import whole_or_absent
 from embridge.stores.collection import Batch, IdValues
-from embridge.stores.parquet import COLUMNS_KEY, CONFIDENCE_KEY, ERROR_COLUMNS, LINEAGE_KEY, SPACE_KEY
-from embridge.stores.parquet import COLUMNS_KEY, LINEAGE_KEY, MIXTURE_KEY, SPACE_KEY
+from embridge.stores.parquet import COLUMNS_KEY, CONFIDENCE_KEY, ERROR_COLUMNS, LINEAGE_KEY, MIXTURE_KEY, SPACE_KEY
 from embridge.stores.row_groups import MAGIC, Encoder
 from embridge.stores.thrift import Struct
 from embridge.types import Metric, Mixture, Space

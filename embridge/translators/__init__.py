@@ -20,13 +20,13 @@ from embridge.translators.rigid import Isometry, Rotation
 from embridge.translators.select import Auto
 
 __all__ = [
+    "METHODS",
     "Affine",
     "Auto",
     "Bridge",
     "Isometry",
     "LOrtho",
     "Linear",
-    "METHODS",
     "Ortho",
     "Ridge",
     "Rotation",
