@@ -35,8 +35,8 @@ def relative(vectors: np.ndarray, anchors: np.ndarray) -> np.ndarray:
 
     Examples
     --------
-    >>> relative(np.array([[2.0, 0.0], [0.0, 3.0]]), np.array([[1.0, 0.0], [4.0, 3.0]])).round(2).tolist()
-    [[1.0, 0.8], [0.0, 0.6]]
+    >>> relative(np.array([[2.0, 0.0], [0.0, 3.0]]), np.array([[1.0, 0.0], [0.0, -2.0]])).tolist()
+    [[1.0, 0.0], [0.0, -1.0]]
     """
     anchors = as_vectors(anchors, what="anchors")
     vectors = as_vectors(vectors, anchors.shape[1], "vectors")

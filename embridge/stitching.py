@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -17,7 +17,7 @@ from embridge.translators.paper import PaperTranslator, Scaling
 
 METHODS_COMPARED = ("absolute", "relative", "affine", "linear", "l-ortho", "ortho", "ridge", "bridge")
 
-Score = Callable[[np.ndarray], float]
+TrainDecoder = Callable[[np.ndarray, int], Callable[[np.ndarray], float]]
 
 
 def stitch(
@@ -75,22 +75,22 @@ def stitch(
 def compare_stitching(
     train: Anchors,
     test: Anchors,
-    train_decoder: Callable[[np.ndarray, int], Score],
+    decoders: Mapping[str, TrainDecoder],
     *,
     methods: Sequence[str] = METHODS_COMPARED,
     anchors: int = 500,
     scaling: Scaling = "standard",
     seeds: Sequence[int] = (0,),
     progress: Callable[[int, int], None] | None = None,
-) -> Stitching:
-    """Train a decoder on the target's training rows, and score it on the source's test rows as each method hands them over.
+) -> dict[str, Stitching]:
+    """Train decoders on the target's training rows, and score them on the source's test rows as each method hands them over.
 
     Parameters
     ----------
     train, test : Anchors
-        Rows of both spaces, from one split: the decoder is trained on ``train.y`` and nothing of `test` is seen before it is
+        Rows of both spaces, from one split: decoders are trained on ``train.y`` and nothing of `test` is seen before they are
         scored on ``test.x``.
-    train_decoder : callable
+    decoders : mapping of str to callable
         ``train_decoder(vectors, seed)`` trains on vectors of the training rows, in their order, and returns a function from
         vectors of the test rows, in theirs, to a score. It is called once a seed with ``train.y``, and where ``relative`` is
         compared once more with the relative vectors.
@@ -101,34 +101,34 @@ def compare_stitching(
     scaling : {"standard", "l2"}, default "standard"
         See `stitch`.
     seeds : sequence of int, default (0,)
-        Of the anchors and of the decoder.
+        Of the anchors and of the decoders.
     progress : callable, optional
-        Called with (scores taken, scores in all).
+        Called with (methods done, methods in all), over all seeds.
 
     Returns
     -------
-    Stitching
-        ``no-stitching`` first (the target's own test rows), then the methods.
+    dict of str to Stitching
+        For each decoder ``no-stitching`` first (the target's own test rows), then the methods.
 
     Raises
     ------
     SpaceMismatchError
         Train and test are of different spaces.
     ParameterError
-        A test row is in the training set, no seeds, or see `stitch`.
+        A test row is in the training set, no seeds or decoders, or see `stitch`.
     TooFewAnchorsError
-        Fewer anchors than a method needs.
+        Fewer anchors than a method needs, or no test rows.
 
     Examples
     --------
     ::
 
-        def train_decoder(vectors, seed):
-            svm = LinearSVC(random_state=seed).fit(vectors, labels_train)
-            return lambda rows: svm.score(rows, labels_test)
+        def svm(vectors, seed):
+            trained = LinearSVC(random_state=seed).fit(vectors, labels_train)
+            return lambda rows: trained.score(rows, labels_test)
 
 
-        print(compare_stitching(train, test, train_decoder, anchors=500, seeds=range(5)))
+        print(compare_stitching(train, test, {"svm": svm}, anchors=500, seeds=range(5))["svm"])
     """
     for expected, found in ((train.source, test.source), (train.target, test.target)):
         if not expected.same_as(found):
@@ -136,28 +136,30 @@ def compare_stitching(
     shared = int(np.isin(test.hashes(), train.hashes()).sum())
     if shared:
         raise ParameterError.shared_rows(shared)
-    seeds = tuple(seeds)
-    if not seeds:
-        raise ParameterError.must_be("seeds", "at least one", "none")
+    seeds, names = tuple(seeds), ("no-stitching", *methods)
+    for name, given in (("seeds", seeds), ("decoders", decoders)):
+        if not given:
+            raise ParameterError.must_be(name, "at least one", "none")
     if not len(test):
         raise TooFewAnchorsError.held_out(1, 0, len(train))
-    names = ("no-stitching", *methods)
-    found: dict[str, list[float]] = {name: [] for name in names}
+    scores: dict[str, dict[str, list[float]]] = {decoder: {name: [] for name in names} for decoder in decoders}
+    done = 0
     for seed in seeds:
         chosen = train.sample(anchors, seed)
-        score = train_decoder(train.y, seed)
+        trained = {decoder: train_decoder(train.y, seed) for decoder, train_decoder in decoders.items()}
         for name in names:
-            if name == "no-stitching":
-                value = score(test.y)
-            elif name == "relative":
-                value = train_decoder(relative(train.y, chosen.y), seed)(stitch(test.x, chosen, name, scaling=scaling))
-            else:
-                value = score(stitch(test.x, chosen, name, scaling=scaling))
-            found[name].append(float(value))
+            rows = test.y if name == "no-stitching" else stitch(test.x, chosen, name, scaling=scaling)
+            known = relative(train.y, chosen.y) if name == "relative" else None
+            for decoder, train_decoder in decoders.items():
+                score = trained[decoder] if known is None else train_decoder(known, seed)
+                scores[decoder][name].append(float(score(rows)))
+            done += 1
             if progress is not None:
-                progress(sum(map(len, found.values())), len(names) * len(seeds))
-    scored = tuple(StitchingScore(name, tuple(scores)) for name, scores in found.items())
-    return Stitching(min(anchors, len(train)), scaling, seeds, scored)
+                progress(done, len(names) * len(seeds))
+    return {
+        decoder: Stitching(min(anchors, len(train)), scaling, seeds, tuple(StitchingScore(n, tuple(v)) for n, v in found.items()))
+        for decoder, found in scores.items()
+    }
 
 
 def _resized(vectors: np.ndarray, dim: int) -> np.ndarray:

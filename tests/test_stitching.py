@@ -155,7 +155,7 @@ def classes():
 
 def test_every_method_but_the_absolute_one_undoes_a_rotation(classes):
     train, test, known, asked = classes
-    found = compare_stitching(train, test, nearest_class(known, asked), anchors=100, seeds=range(3))
+    found = compare_stitching(train, test, {"mean": nearest_class(known, asked)}, anchors=100, seeds=range(3))["mean"]
     assert [s.method for s in found.methods] == ["no-stitching", *METHODS_COMPARED]
     assert (found.anchors, found.scaling, found.seeds) == (100, "standard", (0, 1, 2))
     assert found["no-stitching"].mean == 1
@@ -171,12 +171,18 @@ def test_scores_are_those_of_the_steps_by_hand(classes):
     train, test, known, asked = classes
     train = dataclasses.replace(train, y=train.y + np.random.default_rng(0).normal(size=train.y.shape, scale=6).astype(np.float32))
     decoder = nearest_class(known, asked)
-    found = compare_stitching(train, test, decoder, methods=("relative", "ortho"), anchors=20, scaling="l2", seeds=(4, 9))
+    decoders = {"mean": decoder, "other": lambda vectors, seed: lambda rows: float(rows.sum())}
+    options = {"methods": ("relative", "ortho"), "anchors": 20, "scaling": "l2", "seeds": (4, 9)}
+    both = compare_stitching(train, test, decoders, **options)
+    assert list(both) == ["mean", "other"]
+    found = both["mean"]
     for place, seed in enumerate((4, 9)):
         chosen = train.sample(20, seed)
         score = decoder(eb.relative(train.y, chosen.y), seed)(eb.relative(test.x, chosen.x))
         assert found["relative"].scores[place] == score
-        assert found["ortho"].scores[place] == decoder(train.y, seed)(stitch(test.x, chosen, "ortho", scaling="l2"))
+        handed = stitch(test.x, chosen, "ortho", scaling="l2")
+        assert found["ortho"].scores[place] == decoder(train.y, seed)(handed)
+        assert both["other"]["ortho"].scores[place] == float(handed.sum())
     assert found["ortho"].mean == pytest.approx(np.mean(found["ortho"].scores))
     assert found["ortho"].deviation == pytest.approx(np.std(found["ortho"].scores, ddof=1))
 
@@ -190,7 +196,7 @@ def test_a_decoder_is_trained_once_a_seed_and_once_more_for_relative(classes):
         return lambda rows: 0.5
 
     options = {"anchors": 10**6, "methods": ("ortho", "relative"), "seeds": (1, 2)}
-    compare_stitching(train, test, train_decoder, progress=lambda n, of: done.append((n, of)), **options)
+    compare_stitching(train, test, {"any": train_decoder}, progress=lambda n, of: done.append((n, of)), **options)
     n = len(train)
     assert seen == [((n, 8), 1), ((n, n), 1), ((n, 8), 2), ((n, n), 2)]
     assert done == [(i, 6) for i in range(1, 7)]
@@ -202,11 +208,13 @@ def test_a_single_seed_has_no_deviation():
 
 def test_what_the_comparison_refuses(classes):
     train, test, known, asked = classes
-    decoder = nearest_class(known, asked)
+    decoder = {"mean": nearest_class(known, asked)}
     with pytest.raises(ParameterError, match=f"{len(train)} rows of the test set are in the training set too"):
         compare_stitching(train, train, decoder)
     with pytest.raises(ParameterError, match="seeds must be at least one"):
         compare_stitching(train, test, decoder, seeds=())
+    with pytest.raises(ParameterError, match="decoders must be at least one"):
+        compare_stitching(train, test, {})
     with pytest.raises(SpaceMismatchError, match="The comparison expects 8-dimensional vectors of 'planted-source'"):
         compare_stitching(train, test.reversed(), decoder)
     with pytest.raises(TooFewAnchorsError):
