@@ -23,6 +23,14 @@ if TYPE_CHECKING:
     from embridge.conversion import convert as convert
     from embridge.conversion import encode as encode
     from embridge.conversion import verify as verify
+    from embridge.decoder_evaluation import evaluate_decoder as evaluate_decoder
+    from embridge.decoders import Decoded as Decoded
+    from embridge.decoders import Decoder as Decoder
+    from embridge.decoders import LinearHead as LinearHead
+    from embridge.decoders import decode as decode
+    from embridge.decoders import open_decoder as open_decoder
+    from embridge.decoders import register_decoder as register_decoder
+    from embridge.decoders import save_decoder as save_decoder
     from embridge.errors import EmbridgeError as EmbridgeError
     from embridge.evaluation import evaluate as evaluate
     from embridge.indexes.migrate import migrate as migrate
@@ -30,6 +38,8 @@ if TYPE_CHECKING:
     from embridge.moments import Folds as Folds
     from embridge.moments import Moments as Moments
     from embridge.neighbours import top_k as top_k
+    from embridge.records import DecoderEvaluation as DecoderEvaluation
+    from embridge.records import Decoding as Decoding
     from embridge.records import Evaluation as Evaluation
     from embridge.records import Migration as Migration
     from embridge.representations import relative as relative
@@ -64,13 +74,15 @@ _HOMES = {
     "anchors": ("Anchors", "match", "sample_rows"),
     "catalog": ("Catalog",),
     "conversion": ("convert", "encode", "verify"),
+    "decoder_evaluation": ("evaluate_decoder",),
+    "decoders": ("Decoded", "Decoder", "LinearHead", "decode", "open_decoder", "register_decoder", "save_decoder"),
     "errors": ("EmbridgeError",),
     "evaluation": ("evaluate",),
     "indexes.migrate": ("migrate",),
     "maps": ("LinearMap",),
     "moments": ("Folds", "Moments"),
     "neighbours": ("top_k",),
-    "records": ("Evaluation", "Migration"),
+    "records": ("DecoderEvaluation", "Decoding", "Evaluation", "Migration"),
     "representations": ("relative",),
     "retrieval": ("Index", "build_index", "open_index", "search"),
     "samples": ("sample_path",),

@@ -42,6 +42,13 @@ class SpaceMismatchError(EmbridgeError, ValueError):
         )
 
     @classmethod
+    def decoder(cls, what: str, expected: Space, where: str, found: Space) -> SpaceMismatchError:
+        return cls(
+            f"{what} takes {expected.dim}-dimensional vectors of {expected.name!r}, but {where} holds {found.dim}-dimensional "
+            f"vectors of {found.name!r}. Hint: decode through a map from {found.name!r} to {expected.name!r} (--via, via=)."
+        )
+
+    @classmethod
     def width(cls, what: str, expected: int, found: int) -> SpaceMismatchError:
         return cls(f"{what} expects {expected}-dimensional vectors. Got {found} dimensions instead.")
 
@@ -82,6 +89,13 @@ class UndeclaredSpaceError(EmbridgeError, ValueError):
         return cls(
             f"{where} does not say which encoder made its vectors. Hint: name the space with --space NAME "
             "(--source-space, --target-space where there are two), or eb.open(..., space=NAME)."
+        )
+
+    @classmethod
+    def of_decoder(cls, where: str) -> UndeclaredSpaceError:
+        return cls(
+            f"The decoder {where} does not say which space it takes. Hint: `embridge decoder register {where} --space NAME`, or "
+            "--decoder-space NAME, or eb.open_decoder(..., space=NAME)."
         )
 
 
@@ -316,6 +330,62 @@ class MapError(EmbridgeError, ValueError):
     @classmethod
     def chain(cls, first: Space, second: Space) -> MapError:
         return cls(f"A map into {first.name!r} ({first.dim}) cannot be followed by a map from {second.name!r} ({second.dim}).")
+
+    @classmethod
+    def folded_twice(cls, space: Space) -> MapError:
+        return cls(
+            f"The head was folded with a map into a normalised space before, and {space.name!r} is normalised too: scaling to unit "
+            "length twice is no single matrix. Hint: translate first, then decode."
+        )
+
+
+class DecoderError(EmbridgeError, ValueError):
+    """A decoder that cannot be opened safely, or does not do what it should."""
+
+    @classmethod
+    def unknown_format(cls, path: str, formats: Sequence[str]) -> DecoderError:
+        return cls(f"{path!r} is no decoder that is known. Formats: {', '.join(formats)}.")
+
+    @classmethod
+    def pickle(cls, path: str, hint: str) -> DecoderError:
+        return cls(f"{path!r} is a pickle, which can run any code when it is opened, so it was not opened. Hint: {hint}.")
+
+    @classmethod
+    def untrusted(cls, path: str, types: Sequence[str]) -> DecoderError:
+        return cls(
+            f"{path!r} holds types that are not trusted: {', '.join(types)}. It was not loaded. "
+            f"Hint: if you made the file, or know these types, trust them by name: --trust {types[0]} (trusted=[...])."
+        )
+
+    @classmethod
+    def unsafe(cls, path: str, what: str) -> DecoderError:
+        return cls(
+            f"{path!r} holds {what}, which could run code when it is opened, so it was not opened. "
+            "Hint: export the model again with torch.export.save, from plain tensors and ATen operators."
+        )
+
+    @classmethod
+    def shape(cls, what: str, rows: int, found: Any) -> DecoderError:
+        return cls(
+            f"{what} must give numbers, one row for each of {_rows(rows)}. Got {found.dtype} of shape {found.shape} instead."
+        )
+
+    @classmethod
+    def fails(cls, what: str, reason: Any) -> DecoderError:
+        text = str(reason).strip() or type(reason).__name__
+        return cls(f"{what} fails on vectors of its own space: {text.splitlines()[0]}")
+
+    @classmethod
+    def not_linear(cls, kind: str) -> DecoderError:
+        return cls(
+            f"{kind} is not linear from end to end, so it is no linear head. Hint: save it with eb.save_decoder(..., 'X.skops')."
+        )
+
+    @classmethod
+    def changed(cls, path: str) -> DecoderError:
+        return cls(
+            f"{path!r} is not the file that was registered. Hint: register it again with `embridge decoder register --overwrite`."
+        )
 
 
 class DeviceError(EmbridgeError, RuntimeError):

@@ -20,7 +20,7 @@ class Artifact:
     path, fingerprint : str
         Where it lies, and the hash of its content.
     kind : str
-        ``parquet``, ``faiss``, ``map``, ``texts`` or ``table``.
+        ``parquet``, ``faiss``, ``map``, ``decoder``, ``texts`` or ``table``.
     rows : int, optional
         Of a collection.
     space, source_space : Space, optional
@@ -335,6 +335,127 @@ class Migration:
 
 
 @dataclass(frozen=True)
+class Decoding:
+    """A collection that was decoded.
+
+    Attributes
+    ----------
+    path : str
+    rows : int
+    columns : tuple of str
+        What was written beside ids and payload: ``prediction``, ``probability``, ``output``.
+    folded : bool
+        True where decoder and map ran as one matrix.
+    seconds : float
+    device : str
+    source, decoder, fingerprint : str
+        Fingerprints of what it was made of, and its own.
+    map : str
+        Fingerprint of the map, empty where none was used.
+    """
+
+    path: str
+    rows: int
+    columns: tuple[str, ...]
+    folded: bool
+    seconds: float
+    device: str
+    source: str
+    decoder: str
+    fingerprint: str
+    map: str = ""
+
+    @property
+    def rows_per_second(self) -> float:
+        """Rows a second, reading and writing included."""
+        return self.rows / self.seconds if self.seconds else float("inf")
+
+
+@dataclass(frozen=True)
+class DecoderStrategy:
+    """How one way of feeding a decoder does against labels.
+
+    Attributes
+    ----------
+    name : str
+        ``native`` (the decoder on vectors of its own space), ``translated`` (on translated source vectors), ``no-translation`` (on
+        source vectors as they are) or ``retrained`` (a decoder trained on source vectors, on rows apart).
+    values : dict of str to float
+        ``accuracy`` and ``macro_f1`` of a classifier, ``r2`` and ``mse`` of a regressor, ``mse`` of kind ``output``.
+    intervals : dict of str to tuple of float
+        95 % bootstrap intervals over rows.
+    """
+
+    name: str
+    values: dict[str, float]
+    intervals: dict[str, tuple[float, float]]
+
+
+@dataclass(frozen=True)
+class DecoderEvaluation:
+    """A decoder on translated vectors beside what else could be done, on rows that the map was not fitted on.
+
+    Attributes
+    ----------
+    kind : str
+        Of the decoder.
+    rows, trained_on : int
+        Rows that every strategy is measured on; rows that ``retrained`` was trained on (0 where it was left out).
+    padded : int
+        Zero columns put behind the source vectors for ``no-translation``; negative: columns cut off; 0: the widths are equal.
+    strategies : tuple of DecoderStrategy
+    decoder, map : str
+        Their fingerprints.
+    """
+
+    kind: str
+    rows: int
+    trained_on: int
+    padded: int
+    strategies: tuple[DecoderStrategy, ...]
+    decoder: str = ""
+    map: str = ""
+
+    def __getitem__(self, name: str) -> DecoderStrategy:
+        for strategy in self.strategies:
+            if strategy.name == name:
+                return strategy
+        raise KeyError(name)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values."""
+        return asdict(self)
+
+    def __str__(self) -> str:
+        metrics = list(self.strategies[0].values)
+        lines = [f"{'strategy':<16}" + "".join(f"{name:>10}  {'95 % interval':<18}" for name in metrics)]
+        for s in self.strategies:
+            cells = [f"{s.values[m]:>10.4g}  {'[{:.4g}, {:.4g}]'.format(*s.intervals[m]):<18}" for m in metrics]
+            lines.append(f"{s.name:<16}" + "".join(cells))
+        return "\n".join(line.rstrip() for line in lines)
+
+
+@dataclass(frozen=True)
+class DecoderRecord:
+    """A decoder that was registered.
+
+    Attributes
+    ----------
+    name : str
+        What its users call it.
+    format, kind : str
+        ``linear``, ``skops``, ``onnx`` or ``pt2``; ``classifier``, ``regressor`` or ``output``.
+    classes : tuple
+        Of a classifier that names them.
+    """
+
+    name: str
+    format: str
+    kind: str
+    classes: tuple[str | int | bool, ...] = ()
+
+
+@dataclass(frozen=True)
 class Run:
     """One verb that was carried out: what the catalog stores first of all."""
 
@@ -345,4 +466,4 @@ class Run:
     outputs: tuple[Artifact, ...] = ()
     rows: int | None = None
     device: str | None = None
-    details: tuple[FitRecord | AnchorRecord | Evaluation | Conversion, ...] = ()
+    details: tuple[FitRecord | AnchorRecord | Evaluation | Conversion | Decoding | DecoderEvaluation | DecoderRecord, ...] = ()

@@ -7,6 +7,8 @@ import sys
 from pathlib import Path
 
 import mktestdocs
+import numpy as np
+import pyarrow.parquet as pq
 import pytest
 
 import embridge as eb
@@ -31,15 +33,22 @@ def blocks(language: str) -> list[str]:
 
 
 def test_python_story(files, capsys):
-    (story,) = blocks("python")
-    exec(compile(story, str(README), "exec"), {})  # noqa: S102
-    assert "re-encode" in capsys.readouterr().out
+    for story in blocks("python"):
+        exec(compile(story, str(README), "exec"), {})  # noqa: S102
+    printed = capsys.readouterr().out
+    assert "re-encode" in printed
+    assert "retrained" in printed
     assert len(eb.open("old-in-new.parquet")) == 3000
+    assert "prediction" in pq.read_schema("labels.parquet").names
 
 
 def test_command_line_story(files):
+    new = eb.open("new-sample.parquet")
+    eb.LinearHead(np.eye(2, 768), [0, 0.1], new.space, classes=["noun.plant", "adj.all"]).save("head.safetensors")  # as from Python
     story = "\n".join(blocks("bash"))
     done = subprocess.run(["bash", "-euc", story], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert "translate-documents" in done.stdout
-    assert {"converted.faiss", "hits.parquet", "blended.parquet", "embridge.duckdb"} <= set(os.listdir(files))
+    assert {"converted.faiss", "hits.parquet", "blended.parquet", "labels-again.parquet", "embridge.duckdb"} <= set(
+        os.listdir(files)
+    )

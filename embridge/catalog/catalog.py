@@ -15,8 +15,19 @@ import duckdb
 
 from embridge import __version__
 from embridge.catalog import migrations
+from embridge.catalog.decoders import facts_of
 from embridge.errors import CatalogError, MissingFileError
-from embridge.records import AnchorRecord, Artifact, Conversion, Evaluation, FitRecord, Run
+from embridge.records import (
+    AnchorRecord,
+    Artifact,
+    Conversion,
+    DecoderEvaluation,
+    DecoderRecord,
+    Decoding,
+    Evaluation,
+    FitRecord,
+    Run,
+)
 
 DEFAULT_PATH = "embridge.duckdb"
 _BY_RUN = (
@@ -26,18 +37,24 @@ _BY_RUN = (
     ("translator", "run"),
     ("evaluation", "run"),
     ("conversion", "run"),
+    ("decoder", "run"),
+    ("decoder_evaluation", "run"),
+    ("decoding", "run"),
 )
 _BY_FINGERPRINT = (
     ("collection", "fingerprint"),
     ("translator", "fingerprint"),
     ("evaluation", "translator"),
     ("conversion", "output"),
+    ("decoder", "fingerprint"),
+    ("decoder_evaluation", "decoder"),
+    ("decoding", "output"),
     ("artifact", "fingerprint"),
 )
 
 
 class Catalog:
-    """A DuckDB file of runs, spaces, collections, translators, evaluations and conversions.
+    """A DuckDB file of runs, spaces, collections, translators, decoders, evaluations, conversions and decodings.
 
     Parameters
     ----------
@@ -111,6 +128,9 @@ class Catalog:
                 _insert(connection, "anchor_set", [number, *vars(detail).values()])
             elif isinstance(detail, Evaluation):
                 self._store_evaluation(connection, number, detail)
+            elif isinstance(detail, DecoderRecord | DecoderEvaluation | Decoding):
+                for table, values in facts_of(detail, number, run.outputs):
+                    _insert(connection, table, values)
             else:
                 self._store_conversion(connection, number, detail)
         connection.execute("COMMIT")
@@ -192,6 +212,17 @@ class Catalog:
             ),
             "runs": self.sql('SELECT id, verb, "rows", seconds, device, finished_at FROM run ORDER BY id DESC'),
         }
+
+    def decoders(self) -> list[dict[str, Any]]:  # type: ignore[valid-type]
+        """Registered decoders, newest first, with what they were last measured at behind a map."""
+        return self.sql(
+            "SELECT d.name, d.path, d.format, d.kind, d.space, d.dim, e.metric, e.value, d.fingerprint FROM decoder d "
+            "LEFT JOIN (SELECT decoder, metric, value FROM decoder_evaluation "
+            "WHERE strategy = 'translated' AND metric IN ('accuracy', 'r2', 'mse') "
+            "QUALIFY row_number() OVER (PARTITION BY decoder ORDER BY run DESC, metric) = 1) e "
+            "ON e.decoder = d.fingerprint "
+            "QUALIFY row_number() OVER (PARTITION BY d.path ORDER BY d.run DESC) = 1 ORDER BY d.run DESC, d.path"
+        )
 
     def show(self, name: str) -> dict[str, list[dict[str, Any]]]:
         """Every fact about a file, by its path or the beginning of its fingerprint, or about a run, by its number.

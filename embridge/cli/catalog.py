@@ -11,7 +11,8 @@ from embridge.cli.session import Session, Verb, catalog_option, table, verb
 def catalog() -> None:
     """Ask the DuckDB catalog what happened.
 
-    Tables: run, artifact, space, collection, anchor_set, translator, evaluation, conversion. Views: lineage, best_translator.
+    Tables: run, artifact, space, collection, anchor_set, translator, evaluation, conversion, decoder, decoder_evaluation, decoding.
+    Views: lineage, best_translator.
 
     \b
     embridge catalog list

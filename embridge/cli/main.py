@@ -21,6 +21,8 @@ _VERBS = {
     "index": "search",
     "migrate": "migrate",
     "search": "search",
+    "decode": "decode",
+    "decoder": "decode",
     "catalog": "catalog",
     "doctor": "doctor",
 }
@@ -59,6 +61,7 @@ def main() -> None:
     embridge index old-in-new.parquet old-in-new.faiss --factory HNSW32
     embridge migrate old.faiss map.safetensors new.faiss  an index moved without a rebuild
     embridge search old-in-new.faiss queries.parquet -k 10
+    embridge decode old.parquet --decoder head.safetensors --via map.safetensors -o labels.parquet
     embridge catalog sql "SELECT * FROM best_translator"
 
     Results go to stdout, progress to stderr; --json is everywhere. Exit status: 0 done, 1 an error, 2 wrong usage.

@@ -19,6 +19,7 @@ from embridge.errors import EmbridgeError
 
 if TYPE_CHECKING:
     from embridge.catalog import Catalog
+    from embridge.decoders import Decoder
     from embridge.maps import LinearMap
     from embridge.records import Artifact, Run
     from embridge.retrieval import Index
@@ -180,6 +181,13 @@ def map_artifact(role: str, path: str, translation: LinearMap) -> Artifact:
 
     target, source = translation.target, translation.source
     return Artifact(role, path, translation.fingerprint, "map", space=target, source_space=source)
+
+
+def decoder_artifact(role: str, decoder: Decoder) -> Artifact:
+    """A decoder, as a run's input or output."""
+    from embridge.records import Artifact
+
+    return Artifact(role, str(decoder.path), decoder.fingerprint, "decoder", space=decoder.space)
 
 
 def index_artifact(role: str, index: Index) -> Artifact:

@@ -19,7 +19,7 @@ from embridge.stores.parquet_file import ParquetFile
 from embridge.types import Hits
 
 
-def _scan(path: str | os.PathLike[str], columns: Sequence[str], optional: Sequence[str] = ()) -> Iterator[pa.RecordBatch]:
+def scan(path: str | os.PathLike[str], columns: Sequence[str], optional: Sequence[str] = ()) -> Iterator[pa.RecordBatch]:
     """Stream some columns of a Parquet file, folder or glob.
 
     Raises
@@ -46,7 +46,7 @@ def read_ids(path: str | os.PathLike[str]) -> np.ndarray:
         No such column or no rows; null ids, or of a kind other than string and int64.
     """
     where = repr(os.fspath(path))
-    found = [normalise_ids(batch.column("id"), where) for batch in _scan(path, ["id"])]
+    found = [normalise_ids(batch.column("id"), where) for batch in scan(path, ["id"])]
     if not sum(map(len, found)):
         raise CollectionError.empty(where)
     if missing := sum(part.null_count for part in found):
@@ -73,7 +73,7 @@ def read_qrels(path: str | os.PathLike[str]) -> dict[Any, list[Any]]:
         A column is missing, or the scores are not numbers.
     """
     found: dict[Any, list[Any]] = {}
-    for batch in _scan(path, ["query_id", "doc_id"], ["score"]):
+    for batch in scan(path, ["query_id", "doc_id"], ["score"]):
         kind = batch.schema.field("score").type if "score" in batch.schema.names else pa.int64()
         if not (pa.types.is_integer(kind) or pa.types.is_floating(kind) or pa.types.is_decimal(kind)):
             raise CollectionError(f"Column 'score' of {os.fspath(path)!r} must hold numbers. Got {kind} instead.")
@@ -133,4 +133,4 @@ def read_bad_rows(path: str) -> np.ndarray:
     """Positions that `write_bad_rows` listed; none where there is no such file."""
     if not exists(path):
         return np.empty(0, np.int64)
-    return np.concatenate([batch.column("row").to_numpy() for batch in _scan(path, ["row"])])
+    return np.concatenate([batch.column("row").to_numpy() for batch in scan(path, ["row"])])

@@ -1,0 +1,141 @@
+"""What a decoder's file cannot say itself: a sidecar ``X.json`` beside it names its space, its kind and its classes."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from embridge.decoders.base import KINDS, Kind, as_labels
+from embridge.errors import DecoderError, ParameterError, SpaceMismatchError, UndeclaredSpaceError, UnreadableFileError
+from embridge.files import check_output, fingerprint, whole_or_absent
+from embridge.types import DeclaredSpace, Metric, Space, resolve_space
+
+_FORMAT = "embridge.decoder.1"
+
+
+@dataclass(frozen=True, eq=False)
+class Declaration:
+    """What is said of a decoder; None where nobody says it.
+
+    Attributes
+    ----------
+    space : Space, DeclaredSpace or str
+        Of its input. Only a Space says its width.
+    kind : {"classifier", "regressor", "output"}
+    classes : ndarray of shape (n_classes,)
+        Of a classifier, in the order of its outputs.
+    """
+
+    space: Space | DeclaredSpace | str | None = None
+    kind: Kind | None = None
+    classes: np.ndarray | None = None
+
+    @classmethod
+    def of(
+        cls, space: Space | DeclaredSpace | str | None, kind: Kind | None, classes: Sequence[Any] | np.ndarray | None
+    ) -> Declaration:
+        """The same, checked."""
+        if kind is not None and kind not in KINDS:
+            raise ParameterError.must_be("kind", f"one of {', '.join(KINDS)}", kind)
+        if classes is not None and kind not in (None, "classifier"):
+            raise ParameterError(f"A decoder of kind {kind!r} has no classes. Leave them out.")
+        return cls(space, kind, None if classes is None else as_labels(list(classes)))
+
+    def beside(self, path: str, known: Declaration) -> Declaration:
+        """This declaration of a caller, held against what the file at `path` says (`known`).
+
+        Raises
+        ------
+        SpaceMismatchError, ParameterError
+            They contradict each other.
+        """
+        if self.kind is not None and known.kind is not None and self.kind != known.kind:
+            raise ParameterError(f"{path!r} was declared as {self.kind}, but its own declaration says {known.kind}.")
+        space = self.space
+        if isinstance(known.space, Space):
+            space = resolve_space(repr(path), self.space, known.space, is_known=True)
+        both = self.classes is not None and known.classes is not None
+        if both and self.classes.tolist() != known.classes.tolist():  # type: ignore[union-attr]
+            raise ParameterError(f"{path!r} was declared with other classes than its own declaration names.")
+        return Declaration(space, self.kind or known.kind, known.classes if self.classes is None else self.classes)
+
+    def space_of(self, path: str, width: int | None) -> Space:
+        """The space that a decoder takes, whose own width (where it has one) is `width`.
+
+        Raises
+        ------
+        UndeclaredSpaceError
+            Nobody names the space, or how wide it is.
+        SpaceMismatchError
+            The decoder takes vectors of another width.
+        """
+        space = DeclaredSpace.parse(self.space) if isinstance(self.space, str) else self.space
+        if space is None:
+            raise UndeclaredSpaceError.of_decoder(path)
+        if isinstance(space, DeclaredSpace):
+            if width is None:
+                raise UndeclaredSpaceError(
+                    f"The decoder {path!r} does not say how wide its input is. Hint: declare a whole Space(name, dim) for it."
+                )
+            return Space(space.name, width, space.metric or Metric.COSINE)
+        if width is not None and width != space.dim:
+            raise SpaceMismatchError.contradiction(repr(path), "dim", space.dim, width)
+        return space
+
+
+def sidecar(path: str) -> str:
+    """Where the declaration of a decoder lies."""
+    return f"{path}.json"
+
+
+def read_declaration(path: str, digest: str) -> Declaration:
+    """The declaration beside a decoder; an empty one where there is none.
+
+    Raises
+    ------
+    UnreadableFileError
+        It is damaged, or of another kind.
+    DecoderError
+        It was written for a file of other content than `digest`.
+    """
+    name = sidecar(path)
+    if not os.path.exists(name):
+        return Declaration()
+    try:
+        with open(name, encoding="utf-8") as file:
+            values = json.load(file)
+        if values["format"] != _FORMAT:
+            raise UnreadableFileError.foreign(name, "a declaration of a decoder", f"the format {_FORMAT!r}")
+        classes = values["classes"]
+        found = Declaration.of(Space.from_dict(values["space"]), values["kind"], classes)
+    except (OSError, LookupError, TypeError, ValueError, AttributeError) as e:
+        if isinstance(e, UnreadableFileError):
+            raise
+        raise UnreadableFileError.at(name, "a declaration of a decoder", e) from e
+    if values["fingerprint"] != digest:
+        raise DecoderError.changed(path)
+    return found
+
+
+def write_declaration(path: str, space: Space, kind: Kind, classes: np.ndarray | None, *, overwrite: bool) -> None:
+    """Declare a decoder's space, kind and classes beside it.
+
+    Raises
+    ------
+    OutputExistsError
+        It has a declaration and `overwrite` is False.
+    """
+    values = {
+        "format": _FORMAT,
+        "space": space.to_dict(),
+        "kind": kind,
+        "classes": None if classes is None else classes.tolist(),
+        "fingerprint": fingerprint(path),
+    }
+    with whole_or_absent(check_output(sidecar(path), overwrite=overwrite)) as temporary:
+        temporary.write_text(json.dumps(values, indent=1) + "\n", encoding="utf-8")

@@ -1,0 +1,201 @@
+"""Opening a decoder by its name, declaring the space that it takes, and saving one with its declaration."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+
+from embridge.decoders.base import Decoder, Kind
+from embridge.decoders.declaration import Declaration, read_declaration, sidecar, write_declaration
+from embridge.decoders.linear import LinearHead
+from embridge.decoders.onnx_decoder import open_onnx
+from embridge.decoders.skops_decoder import dump_skops, open_skops
+from embridge.errors import DecoderError, MissingFileError, ParameterError
+from embridge.files import check_output, fingerprint, whole_or_absent
+from embridge.types import DeclaredSpace, Space
+
+FORMATS = (".safetensors (a linear head)", ".skops (scikit-learn)", ".onnx", ".pt2 (torch.export)")
+_DECLARED = (".skops", ".onnx", ".pt2")
+_PICKLES = (".pkl", ".pickle", ".joblib", ".pt", ".pth")
+
+
+def open_decoder(
+    path: str | os.PathLike[str],
+    *,
+    space: Space | DeclaredSpace | str | None = None,
+    kind: Kind | None = None,
+    classes: Sequence[Any] | np.ndarray | None = None,
+    trusted: Sequence[str] = (),
+) -> Decoder:
+    """Open a decoder: a linear head, a scikit-learn estimator, an ONNX program or a torch.export program.
+
+    No code of the file is run: no pickle is read, and types and operators that are not known are refused by name.
+
+    Parameters
+    ----------
+    path : str or path-like
+        ``*.safetensors`` (`LinearHead.save`), ``*.skops``, ``*.onnx`` or ``*.pt2``.
+    space : Space, DeclaredSpace or str, optional
+        What it takes, where neither the file nor a sidecar ``X.json`` (`register_decoder`) says so: a name (``"mpnet"``), a name
+        with a metric (``"mpnet:dot"``), or a whole Space. The width is read from the file where it has one.
+    kind : {"classifier", "regressor", "output"}, optional
+        Of an ONNX or torch program of one output. Default: ``regressor`` for one column, else ``output``.
+    classes : sequence of str or int, optional
+        Of a classifier that does not name them itself, in the order of its outputs. Default: their numbers.
+    trusted : sequence of str, optional
+        Names of types (skops) or operators (torch) that are let through beside those known to be harmless.
+
+    Returns
+    -------
+    Decoder
+
+    Raises
+    ------
+    MissingFileError, UnreadableFileError
+        Nothing there, damaged or foreign.
+    DecoderError
+        A pickle, types or operators that are not trusted, or a program of another shape.
+    UndeclaredSpaceError
+        Nobody names the space.
+    SpaceMismatchError
+        The declaration contradicts the file.
+    MissingDependencyError
+        skops or onnxruntime is not installed.
+    """
+    name = os.fspath(path)
+    if not os.path.isfile(name):
+        raise MissingFileError.at(name)
+    suffix, said = _suffix(name), Declaration.of(space, kind, classes)
+    if suffix == ".safetensors":
+        head = LinearHead.load(name)
+        said.beside(name, Declaration(head.space, head.kind, head.classes))
+        return head
+    if suffix in _PICKLES:
+        raise DecoderError.pickle(name, "save it as .skops, .onnx, .pt2, or as a linear head")
+    if suffix not in _DECLARED:
+        raise DecoderError.unknown_format(name, FORMATS)
+    digest = fingerprint(name)
+    return _open(name, digest, said.beside(name, read_declaration(name, digest)), trusted)
+
+
+def register_decoder(
+    path: str | os.PathLike[str],
+    space: Space | DeclaredSpace | str,
+    *,
+    kind: Kind | None = None,
+    classes: Sequence[Any] | np.ndarray | None = None,
+    normalized: bool | None = None,
+    trusted: Sequence[str] = (),
+    overwrite: bool = False,
+) -> Decoder:
+    """Declare the space that a decoder takes, in a sidecar ``X.json``, after seeing that it opens and decodes.
+
+    A file that says its space itself (a linear head) is checked, and gets no sidecar.
+
+    Parameters
+    ----------
+    path, space, kind, classes, trusted
+        As `open_decoder` takes them.
+    normalized : bool, optional
+        That the space's vectors have unit length. Default: what `space` says, else False.
+    overwrite : bool, default False
+        Replace a declaration that is there.
+
+    Returns
+    -------
+    Decoder
+
+    Raises
+    ------
+    OutputExistsError
+        It has a declaration already.
+    DecoderError, SpaceMismatchError, UnreadableFileError
+        As `open_decoder`.
+    """
+    name = os.fspath(path)
+    if not os.path.isfile(name) or _suffix(name) not in _DECLARED:
+        return open_decoder(name, space=space, kind=kind, classes=classes)
+    check_output(sidecar(name), overwrite=overwrite)
+    decoder = _open(name, fingerprint(name), Declaration.of(space, kind, classes), trusted)
+    if normalized is not None:
+        decoder.space = replace(decoder.space, normalized=normalized)
+    decoder.decode(np.zeros((1, decoder.space.dim), np.float32))
+    write_declaration(name, decoder.space, decoder.kind, decoder.classes, overwrite=overwrite)
+    return decoder
+
+
+def save_decoder(
+    model: Any,
+    path: str | os.PathLike[str],
+    space: Space,
+    *,
+    kind: Kind | None = None,
+    classes: Sequence[Any] | np.ndarray | None = None,
+    trusted: Sequence[str] = (),
+    overwrite: bool = False,
+) -> Decoder:
+    """Save a model with the declaration of the space that it takes.
+
+    Parameters
+    ----------
+    model : fitted scikit-learn estimator, torch.export.ExportedProgram or LinearHead
+        An estimator goes into ``*.skops``, or as a linear head into ``*.safetensors``; a program into ``*.pt2``.
+    path : str or path-like
+    space : Space
+    kind, classes, trusted
+        As `open_decoder` takes them.
+    overwrite : bool, default False
+
+    Returns
+    -------
+    Decoder
+        As it was read back.
+
+    Raises
+    ------
+    OutputExistsError
+        The file exists and `overwrite` is False.
+    DecoderError
+        The model cannot be saved so, or not be opened again without `trusted`.
+    """
+    name = os.fspath(path)
+    target = check_output(name, overwrite=overwrite)
+    if _suffix(name) == ".safetensors":
+        head = model if isinstance(model, LinearHead) else LinearHead.from_estimator(model, space, kind=kind)
+        head.save(name, overwrite=overwrite)
+        return LinearHead.load(name)
+    if _suffix(name) == ".skops":
+        data = dump_skops(model)
+    elif _suffix(name) == ".pt2":
+        from embridge.decoders.torch_decoder import dump_program
+
+        data = dump_program(model)
+    else:
+        raise ParameterError.must_be("path", "*.skops, *.pt2 or *.safetensors", name)
+    check_output(sidecar(name), overwrite=overwrite)
+    with whole_or_absent(target) as temporary:
+        temporary.write_bytes(data)
+        _open(name, "", Declaration.of(space, kind, classes), trusted, data)  # what cannot be opened is not saved
+    return register_decoder(name, space, kind=kind, classes=classes, trusted=trusted, overwrite=overwrite)
+
+
+def _suffix(name: str) -> str:
+    return os.path.splitext(name)[1].lower()
+
+
+def _open(name: str, digest: str, said: Declaration, trusted: Sequence[str], data: bytes | None = None) -> Decoder:
+    """Open a file that needs a declaration, by `said` alone; its content may be in memory already."""
+    if data is None:
+        with open(name, "rb") as file:
+            data = file.read()
+    if _suffix(name) == ".skops":
+        return open_skops(name, data, digest, said, trusted)
+    if _suffix(name) == ".onnx":
+        return open_onnx(name, data, digest, said)
+    from embridge.decoders.torch_decoder import open_program  # torch.export is slow to load
+
+    return open_program(name, data, digest, said, trusted)

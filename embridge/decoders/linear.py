@@ -1,0 +1,312 @@
+"""LinearHead: a linear decoder as two arrays, that folds with a map into one."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, ClassVar, Literal, Self, cast
+
+import numpy as np
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save_file
+
+from embridge.arrays import check_rows
+from embridge.decoders.base import KINDS, Decoded, Decoder, Kind, as_labels, as_outputs, probe, tell
+from embridge.errors import DecoderError, MapError, MissingFileError, ParameterError, SpaceMismatchError, UnreadableFileError
+from embridge.files import check_output, whole_or_absent
+from embridge.maps import LinearMap
+from embridge.types import Space
+
+Link = Literal["softmax", "sigmoid"]
+_FORMAT = "embridge.head.1"
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class LinearHead(Decoder):
+    """A linear decoder, ``scores = coef @ x + intercept``.
+
+    A head folded with a map into a normalised space (`after`) has `length` and `offset` too, and is
+    ``scores = (coef @ x + intercept) / ||length @ [x, 1]|| + offset``: scaling to unit length is not affine, but the length of a
+    translation is that of a linear image of [x, 1].
+
+    Parameters
+    ----------
+    coef : ndarray of shape (n_outputs, dim)
+        Kept as float32. A classifier of two classes may have one row: the score of the second.
+    intercept : ndarray of shape (n_outputs,)
+    space : Space
+        What it takes.
+    kind : {"classifier", "regressor", "output"}, default "classifier"
+    classes : sequence of str or int
+        Of a classifier, in the order of its rows.
+    link : {"softmax", "sigmoid"}, optional
+        What makes probabilities of a classifier's scores (``sigmoid``: of a single one). Without it the scores are its output.
+    length : ndarray of shape (r, dim + 1), optional
+    offset : ndarray of shape (n_outputs,), optional
+    path : str, optional
+        Where it lies.
+
+    Raises
+    ------
+    SpaceMismatchError
+        The shapes are not those of the space.
+    ParameterError
+        Classes, kind and link do not go together.
+    BadVectorsError
+        NaN or infinite coefficients.
+    """
+
+    format: ClassVar[str] = "linear"
+
+    coef: np.ndarray
+    intercept: np.ndarray
+    space: Space
+    kind: Kind = "classifier"
+    classes: np.ndarray | None = None
+    link: Link | None = None
+    length: np.ndarray | None = None
+    offset: np.ndarray | None = None
+    path: str | None = None
+    _device = "cpu"
+
+    def __post_init__(self) -> None:
+        coef, intercept = np.array(self.coef, np.float32, order="C"), np.array(self.intercept, np.float32)
+        dim, outputs = self.space.dim, len(coef)
+        if coef.ndim != 2 or coef.shape[1] != dim or intercept.shape != (outputs,) or not outputs:
+            raise SpaceMismatchError(
+                f"A linear head over {self.space.name!r} must have coef of shape (n_outputs, {dim}) and intercept of shape "
+                f"(n_outputs,). Got {coef.shape} and {intercept.shape} instead."
+            )
+        arrays = {"coef": coef, "intercept": intercept}
+        if (self.length is None) != (self.offset is None):
+            raise ParameterError("length and offset belong together: give both, or neither.")
+        if self.length is not None:
+            arrays |= {"length": np.array(self.length, np.float32, order="C"), "offset": np.array(self.offset, np.float32)}
+            if arrays["length"].ndim != 2 or arrays["length"].shape[1] != dim + 1 or arrays["offset"].shape != (outputs,):
+                raise ParameterError.must_be("LinearHead.length", f"of shape (r, {dim + 1})", arrays["length"].shape)
+        for name, array in arrays.items():
+            check_rows(array.reshape(len(array), -1), range(len(array)), name, zero_is_bad=False)
+            array.flags.writeable = False
+            object.__setattr__(self, name, array)
+        object.__setattr__(self, "classes", self._checked_classes())
+
+    def _checked_classes(self) -> np.ndarray | None:
+        outputs = len(self.coef)
+        if self.kind not in KINDS:
+            raise ParameterError.must_be("kind", f"one of {', '.join(KINDS)}", self.kind)
+        if self.kind != "classifier":
+            if self.classes is not None or self.link is not None:
+                raise ParameterError(f"A head of kind {self.kind!r} has neither classes nor link.")
+            return None
+        expected = 2 if outputs == 1 else outputs
+        if self.classes is None or len(self.classes) != expected:
+            found = "none" if self.classes is None else len(self.classes)
+            raise ParameterError.must_be("classes", f"{expected} labels for {outputs} rows of coef", found)
+        if self.link not in (None, "softmax", "sigmoid") or self.link == ("softmax" if outputs == 1 else "sigmoid"):
+            raise ParameterError.must_be("link", "'sigmoid' for a single score, 'softmax' for several, or None", self.link)
+        return as_labels(self.classes)
+
+    @cached_property
+    def _product(self) -> tuple[np.ndarray, np.ndarray]:
+        """Weight of shape (dim, n_outputs + r) and offsets: everything that is linear in x, as one matrix."""
+        if self.length is None:
+            return np.ascontiguousarray(self.coef.T), self.intercept
+        weight = np.vstack([self.coef, self.length[:, :-1]])
+        return np.ascontiguousarray(weight.T), np.concatenate([self.intercept, self.length[:, -1]])
+
+    def scores(self, rows: np.ndarray) -> np.ndarray:
+        """Scores of rows of shape (n, dim) that were checked: float32 of shape (n, n_outputs)."""
+        weight, add = self._product
+        if self._device == "cpu":
+            found = rows.astype(np.float32, copy=False) @ weight
+            found += add
+        else:
+            import torch
+
+            x, w, b = (torch.tensor(array, dtype=torch.float32, device=self._device) for array in (rows, weight, add))
+            found = torch.addmm(b, x, w).cpu().numpy()
+        if self.length is None or self.offset is None:
+            return found
+        outputs = len(self.coef)
+        image = found[:, outputs:]
+        lengths = np.sqrt(np.einsum("ij,ij->i", image, image))
+        return found[:, :outputs] / np.where(lengths > 0, lengths, 1)[:, None] + self.offset
+
+    def _decode(self, rows: np.ndarray) -> Decoded:
+        scores = self.scores(rows)
+        if self.link == "softmax":
+            grown = np.exp(scores - scores.max(axis=1, keepdims=True))
+            scores = grown / grown.sum(axis=1, keepdims=True)
+        elif self.link == "sigmoid":
+            half = np.exp(-np.abs(scores))
+            scores = np.where(scores > 0, 1, half) / (1 + half)
+        return tell(self.kind, scores, self.classes, probabilities=self.link is not None)
+
+    def to(self, device: str) -> Self:
+        return self._moved(_device=str(device))
+
+    def after(self, translation: LinearMap) -> LinearHead:
+        """This head behind a map, as one head over the map's source.
+
+        Exact: ``head.after(map).decode(x)`` is ``head.decode(map.apply(x))`` up to float32 rounding, also where the map scales to
+        unit length. Then ``||W x + b|| = ||R [x, 1]||`` with the R of the QR decomposition of [W b], which has at most
+        dim_source + 1 rows, and the head keeps R as its `length`.
+
+        Raises
+        ------
+        SpaceMismatchError
+            The map does not lead into the head's space.
+        MapError
+            The head was folded with a normalised space already, and so is the map's: no single head does both.
+        """
+        if not translation.target.same_as(self.space):
+            raise SpaceMismatchError.decoder(self.name, self.space, "the map's target", translation.target)
+        coef, intercept = self.coef.astype(np.float64), self.intercept.astype(np.float64)
+        weight, shift = translation.coef.astype(np.float64), translation.intercept.astype(np.float64)
+        length, offset = self.length, self.offset
+        augmented = np.hstack([weight, shift[:, None]])
+        if self.length is not None:
+            if translation.target.normalized:
+                raise MapError.folded_twice(translation.target)
+            last = np.zeros((1, augmented.shape[1]))
+            last[0, -1] = 1
+            length = self.length.astype(np.float64) @ np.vstack([augmented, last])
+            new, add = coef @ weight, coef @ shift + intercept
+        elif translation.target.normalized:
+            length, offset = np.linalg.qr(augmented, mode="r"), intercept
+            new, add = coef @ weight, coef @ shift
+        else:
+            new, add = coef @ weight, coef @ shift + intercept
+        return LinearHead(new, add, translation.source, self.kind, self.classes, self.link, length, offset)
+
+    @classmethod
+    def from_estimator(cls, estimator: Any, space: Space, *, kind: Kind | None = None) -> LinearHead:
+        """The head of a fitted scikit-learn estimator, or of a pipeline, that is linear.
+
+        Whatever is affine from end to end will do: LinearSVC, LogisticRegression, RidgeClassifier, Ridge, Lasso, PCA, and
+        pipelines of these behind scalers. ``intercept = f(0)`` and ``coef = f(I) - f(0)``, where f is its decision function, its
+        prediction or its transformation, in float64; that it is affine, and gives the same predictions, is checked on 64 rows.
+
+        Parameters
+        ----------
+        estimator : fitted estimator
+        space : Space
+            Of the vectors it was trained on.
+        kind : {"regressor", "output"}, optional
+            What a model without classes is. Default: ``regressor`` if it predicts, else ``output``.
+
+        Raises
+        ------
+        DecoderError
+            The estimator is not linear.
+        SpaceMismatchError
+            It takes vectors of another width.
+        """
+        width = getattr(estimator, "n_features_in_", space.dim)
+        if width != space.dim:
+            raise SpaceMismatchError.width(f"The estimator {type(estimator).__name__}", int(width), space.dim)
+        function, found = _function(estimator, kind)
+        classes = getattr(estimator, "classes_", None) if found == "classifier" else None
+        rows = probe(space.dim).astype(np.float64)
+        intercept = _columns(function(np.zeros((1, space.dim))))[0]
+        coef = (_columns(function(np.eye(space.dim))) - intercept).T
+        expected = _columns(function(rows))
+        given = rows @ coef.T + intercept
+        if not np.allclose(given, expected, rtol=1e-4, atol=1e-4 * np.abs(expected).max(initial=1e-30)):
+            raise DecoderError.not_linear(type(estimator).__name__)
+        return cls(coef, intercept, space, found, classes, _link(estimator, rows, expected) if classes is not None else None)
+
+    @property
+    def fingerprint(self) -> str:
+        """Content hash of coefficients, space, kind, classes and link: 32 hexadecimal digits."""
+        return self._fingerprint
+
+    @cached_property
+    def _fingerprint(self) -> str:
+        digest = hashlib.blake2b(digest_size=16)
+        for name, array in self._tensors().items():
+            digest.update(name.encode() + repr(array.shape).encode() + array.tobytes())
+        digest.update(json.dumps(self._facts(), sort_keys=True).encode())
+        return digest.hexdigest()
+
+    def _tensors(self) -> dict[str, np.ndarray]:
+        found = {name: getattr(self, name) for name in ("coef", "intercept", "length", "offset")}
+        return {name: array for name, array in found.items() if array is not None}
+
+    def _facts(self) -> dict[str, Any]:
+        classes = None if self.classes is None else self.classes.tolist()
+        return {"space": self.space.to_dict(), "kind": self.kind, "classes": classes, "link": self.link}
+
+    def save(self, path: str | os.PathLike[str], *, overwrite: bool = False) -> None:
+        """Write safetensors: the arrays (float32), and everything else as metadata.
+
+        Raises
+        ------
+        OutputExistsError
+            The file exists and `overwrite` is False.
+        """
+        metadata = {"format": _FORMAT, "head": json.dumps(self._facts()), "fingerprint": self.fingerprint}
+        with whole_or_absent(check_output(path, overwrite=overwrite)) as temporary:
+            save_file(self._tensors(), temporary, metadata)
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> LinearHead:
+        """Read a head that `save` wrote.
+
+        Raises
+        ------
+        MissingFileError
+            Nothing is there.
+        UnreadableFileError
+            Truncated, no linear head of embridge, or not the one that its fingerprint names.
+        """
+        name = os.fspath(path)
+        if not os.path.isfile(name):
+            raise MissingFileError.at(name)
+        try:
+            with safe_open(name, "np") as file:
+                metadata: dict[str, Any] = file.metadata() or {}
+                if metadata.get("format") != _FORMAT:
+                    raise UnreadableFileError.foreign(name, "a linear head of embridge", "its metadata")
+                arrays = {key: np.array(file.get_tensor(key)) for key in file.keys()}  # noqa: SIM118 (no mapping)
+            facts = json.loads(metadata["head"])
+            facts["space"] = Space.from_dict(facts["space"])
+            loaded = cls(**arrays, **facts, path=name)
+        except (SafetensorError, OSError, LookupError, TypeError, ValueError, AttributeError) as e:
+            if isinstance(e, UnreadableFileError):
+                raise
+            raise UnreadableFileError.at(name, "a linear head", e) from e
+        if loaded.fingerprint != metadata.get("fingerprint"):
+            raise UnreadableFileError(f"{name!r} was altered: its content does not match its fingerprint.")
+        return loaded
+
+
+def _function(estimator: Any, kind: Kind | None) -> tuple[Any, Kind]:
+    """What of an estimator may be affine, and what kind of decoder it makes."""
+    if getattr(estimator, "classes_", None) is not None:
+        function, found = getattr(estimator, "decision_function", None), "classifier"
+    elif hasattr(estimator, "predict") and not (kind == "output" and hasattr(estimator, "transform")):
+        function, found = estimator.predict, kind or "regressor"
+    else:
+        function, found = getattr(estimator, "transform", None), kind or "output"
+    if function is None:
+        raise DecoderError.not_linear(type(estimator).__name__)
+    return function, cast(Kind, found)
+
+
+def _columns(values: Any) -> np.ndarray:
+    return np.asarray(values, np.float64).reshape(len(values), -1)
+
+
+def _link(estimator: Any, rows: np.ndarray, scores: np.ndarray) -> Link | None:
+    """What makes the estimator's own probabilities of its scores, where it has any and one of the two does."""
+    if not hasattr(estimator, "predict_proba"):
+        return None
+    own = as_outputs(estimator.predict_proba(rows), len(rows), "The estimator")
+    if scores.shape[1] == 1:
+        return "sigmoid" if np.allclose(own[:, 1], 1 / (1 + np.exp(-scores[:, 0])), atol=1e-5) else None
+    grown = np.exp(scores - scores.max(axis=1, keepdims=True))
+    return "softmax" if np.allclose(own, grown / grown.sum(axis=1, keepdims=True), atol=1e-5) else None

@@ -1,0 +1,123 @@
+"""ONNX programs, run by onnxruntime: classifiers and regressors of skl2onnx, and whatever gives one tensor."""
+
+from __future__ import annotations
+
+import json
+from typing import Any, ClassVar
+
+import numpy as np
+
+from embridge.decoders.base import Decoded, Decoder, are_probabilities, as_labels, as_outputs, check_classes, in_chunks, probe, tell
+from embridge.decoders.declaration import Declaration
+from embridge.errors import DecoderError, MissingDependencyError, UnreadableFileError
+from embridge.types import Space
+
+SPACE_KEY, KIND_KEY, CLASSES_KEY = "embridge.space", "embridge.kind", "embridge.classes"
+_DTYPES = {"tensor(float)": np.float32, "tensor(double)": np.float64, "tensor(float16)": np.float16}
+
+
+class OnnxDecoder(Decoder):
+    """An ONNX program of one input of shape (n, dim).
+
+    Two outputs of which the first holds labels are a classifier as skl2onnx writes it: label and probabilities, as a tensor or as
+    a list of mappings (zipmap). A single tensor is what was declared; undeclared, a regressor where it has one column, else of
+    kind ``output``. A classifier's single tensor is taken for probabilities where its rows sum to 1 on 64 probe rows.
+
+    Parameters
+    ----------
+    session : onnxruntime.InferenceSession
+    said : Declaration
+    path, fingerprint : str
+    """
+
+    format: ClassVar[str] = "onnx"
+
+    def __init__(self, session: Any, said: Declaration, path: str, fingerprint: str) -> None:
+        self.path, self._session, self._fingerprint = path, session, fingerprint
+        inputs, outputs = session.get_inputs(), session.get_outputs()
+        if len(inputs) != 1 or len(inputs[0].shape) != 2 or inputs[0].type not in _DTYPES:
+            told = ", ".join(f"{i.name} {i.type} {i.shape}" for i in inputs)
+            raise DecoderError(f"{path!r} must take one tensor of floats of shape (n, dim). It takes {told} instead.")
+        rows, width = inputs[0].shape
+        self._input, self._dtype = inputs[0].name, _DTYPES[inputs[0].type]
+        self._rows = (rows, rows) if isinstance(rows, int) else (1, None)
+        self.space = said.space_of(path, width if isinstance(width, int) else None)
+        self._is_labelled = len(outputs) >= 2 and outputs[0].type in ("tensor(int64)", "tensor(string)")
+        self.classes, self._probabilities = said.classes, False
+        tried = self._run(probe(self.space.dim))
+        if self._is_labelled:
+            if said.kind not in (None, "classifier"):
+                raise DecoderError(f"{path!r} gives labels and probabilities, so it is a classifier, not a {said.kind}.")
+            self.kind = "classifier"
+            self._probabilities = are_probabilities(tried[1])
+        else:
+            self.kind = said.kind or ("regressor" if tried[0].shape[1] == 1 else "output")
+            check_classes(self, tried[0].shape[1])
+            self._probabilities = self.kind == "classifier" and are_probabilities(tried[0])
+
+    @property
+    def fingerprint(self) -> str:
+        return self._fingerprint
+
+    def _run(self, rows: np.ndarray) -> tuple[np.ndarray, ...]:
+        return in_chunks(rows.astype(self._dtype, copy=False), *self._rows, self._call)
+
+    def _call(self, rows: np.ndarray) -> tuple[np.ndarray, ...]:
+        try:
+            found = self._session.run(None, {self._input: rows})
+        except Exception as e:  # onnxruntime's errors have no common class that is public
+            raise DecoderError.fails(self.name, e) from e
+        if not self._is_labelled:
+            return (as_outputs(found[0], len(rows), self.name),)
+        values = found[1]
+        if isinstance(values, list):  # zipmap: one mapping of class to probability a row
+            keys = list(values[0])
+            if self.classes is None:
+                self.classes = as_labels(keys)
+            values = np.array([[row[key] for key in keys] for row in values], np.float32)
+        return as_labels(found[0]), as_outputs(values, len(rows), self.name)
+
+    def _decode(self, rows: np.ndarray) -> Decoded:
+        found = self._run(rows)
+        if not self._is_labelled:
+            return tell(self.kind, found[0], self.classes, probabilities=self._probabilities)
+        label, values = found
+        return Decoded(label, values) if self._probabilities else Decoded(label, output=values)
+
+
+def open_onnx(path: str, data: bytes, fingerprint: str, said: Declaration) -> OnnxDecoder:
+    """Open an ONNX program whose content is `data`; its own metadata are held against `said`.
+
+    Raises
+    ------
+    UnreadableFileError
+        Damaged, or no ONNX program.
+    DecoderError
+        Inputs or outputs of another kind.
+    SpaceMismatchError
+        An input of another width than declared.
+    MissingDependencyError
+        onnxruntime is not installed.
+    """
+    try:
+        import onnxruntime
+    except ImportError as e:
+        raise MissingDependencyError.of("onnxruntime", "A decoder in ONNX", "decoders") from e
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 4  # what goes wrong is raised
+    try:
+        session = onnxruntime.InferenceSession(data, options, providers=["CPUExecutionProvider"])
+        metadata = session.get_modelmeta().custom_metadata_map
+    except Exception as e:  # onnxruntime's errors have no common class that is public
+        raise UnreadableFileError.at(path, "an ONNX program", e) from e
+    return OnnxDecoder(session, said.beside(path, _own(path, metadata)), path, fingerprint)
+
+
+def _own(path: str, metadata: dict[str, str]) -> Declaration:
+    """What a program says of itself in its metadata."""
+    try:
+        space = Space.from_dict(json.loads(metadata[SPACE_KEY])) if SPACE_KEY in metadata else None
+        classes = json.loads(metadata[CLASSES_KEY]) if CLASSES_KEY in metadata else None
+        return Declaration.of(space, metadata.get(KIND_KEY), classes)  # type: ignore[arg-type]
+    except (LookupError, TypeError, ValueError) as e:
+        raise UnreadableFileError.at(path, "an ONNX program with a declaration of embridge", e) from e

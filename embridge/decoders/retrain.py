@@ -1,0 +1,56 @@
+"""A decoder like another one, trained anew: what translating a decoder is measured against."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from embridge.decoders.base import Decoder, Kind
+from embridge.decoders.declaration import Declaration
+from embridge.decoders.skops_decoder import SklearnDecoder
+from embridge.errors import MissingDependencyError
+from embridge.types import Space
+
+
+def retrain(like: Decoder, estimator: Any, vectors: np.ndarray, labels: np.ndarray, space: Space) -> Decoder:
+    """Train a decoder on vectors of `space`.
+
+    Parameters
+    ----------
+    like : Decoder
+        Its kind is taken, and its estimator where it is scikit-learn's.
+    estimator : scikit-learn estimator or None
+        Cloned and fitted. Default: the decoder's own, else logistic regression behind a standard scaler (classifiers) or ridge
+        regression (all else).
+    vectors : ndarray of shape (n, dim)
+    labels : ndarray of shape (n,) or (n, n_outputs)
+
+    Returns
+    -------
+    Decoder
+
+    Raises
+    ------
+    MissingDependencyError
+        scikit-learn is not installed.
+    """
+    try:
+        from sklearn.base import clone
+    except ImportError as e:
+        raise MissingDependencyError.of("scikit-learn", "Retraining a decoder", "decoders") from e
+    if estimator is None and isinstance(like, SklearnDecoder):
+        estimator = like.estimator
+    model = clone(_default(like.kind) if estimator is None else estimator)
+    targets = labels.astype(str) if labels.dtype == object else labels
+    return SklearnDecoder(model.fit(vectors, targets), Declaration(space, like.kind), "retrained", "")
+
+
+def _default(kind: Kind) -> Any:
+    from sklearn.linear_model import LogisticRegression, Ridge
+    from sklearn.pipeline import make_pipeline
+    from sklearn.preprocessing import StandardScaler
+
+    if kind == "classifier":
+        return make_pipeline(StandardScaler(), LogisticRegression(max_iter=1000))
+    return Ridge(alpha=1.0)

@@ -1,0 +1,136 @@
+"""scikit-learn estimators in skops files: types that are not trusted are refused by name before anything is made of them."""
+
+from __future__ import annotations
+
+import io
+import zipfile
+import zlib
+from collections.abc import Sequence
+from typing import Any, ClassVar
+
+import numpy as np
+
+from embridge.decoders.base import Decoded, Decoder, as_labels, as_outputs, tell
+from embridge.decoders.declaration import Declaration
+from embridge.errors import DecoderError, MissingDependencyError, UnreadableFileError
+
+# Plain Python classes of scikit-learn that fitted decoders hold and skops does not list. Its compiled trees are left out on
+# purpose, as skops leaves them out: they index memory by numbers that the file gives, so a forged one can crash the process.
+_OWN = frozenset(
+    {
+        "sklearn.calibration._CalibratedClassifier",
+        "sklearn.calibration._SigmoidCalibration",
+        "sklearn.neural_network._stochastic_optimizers.AdamOptimizer",
+        "sklearn.neural_network._stochastic_optimizers.SGDOptimizer",
+    }
+)
+_HINT = "save the estimator with skops.io.dump, or eb.save_decoder(estimator, 'X.skops', space)"
+
+
+class SklearnDecoder(Decoder):
+    """A fitted scikit-learn estimator: its predictions, probabilities or decision function; a transformer's output.
+
+    Parameters
+    ----------
+    estimator : fitted estimator
+    said : Declaration
+    path, fingerprint : str
+    """
+
+    format: ClassVar[str] = "skops"
+
+    def __init__(self, estimator: Any, said: Declaration, path: str, fingerprint: str) -> None:
+        self.path, self.estimator, self._fingerprint = path, estimator, fingerprint
+        width = getattr(estimator, "n_features_in_", None)
+        self.space = said.space_of(path, None if width is None else int(width))
+        classes = getattr(estimator, "classes_", None)
+        if classes is not None and not (isinstance(classes, np.ndarray) and classes.ndim == 1):
+            raise DecoderError(f"{path!r} is a classifier of several labels at once, which is not supported.")
+        self.classes = None if classes is None else as_labels(classes)
+        predicts = callable(getattr(estimator, "predict", None))
+        if not predicts and not callable(getattr(estimator, "transform", None)):
+            raise DecoderError(f"{path!r} holds a {type(estimator).__name__}, which neither predicts nor transforms.")
+        default = "classifier" if classes is not None else "regressor" if predicts else "output"
+        self.kind = said.kind or default
+        if (self.kind == "classifier") != (classes is not None):
+            raise DecoderError(f"{path!r} holds a {type(estimator).__name__}, which is no {self.kind}.")
+
+    @property
+    def fingerprint(self) -> str:
+        return self._fingerprint
+
+    def _decode(self, rows: np.ndarray) -> Decoded:
+        model, n = self.estimator, len(rows)
+        try:
+            if self.kind != "classifier":
+                function = model.predict if callable(getattr(model, "predict", None)) else model.transform
+                return tell(self.kind, as_outputs(function(rows), n, self.name), None, probabilities=False)
+            prediction = as_labels(model.predict(rows))
+            if callable(getattr(model, "predict_proba", None)):
+                return Decoded(prediction, as_outputs(model.predict_proba(rows), n, self.name))
+            if callable(getattr(model, "decision_function", None)):
+                return Decoded(prediction, output=as_outputs(model.decision_function(rows), n, self.name))
+        except (ValueError, TypeError, AttributeError, LookupError, ArithmeticError) as e:
+            if isinstance(e, DecoderError):
+                raise
+            raise DecoderError.fails(self.name, e) from e
+        return Decoded(prediction)
+
+
+def open_skops(path: str, data: bytes, fingerprint: str, said: Declaration, trusted: Sequence[str]) -> SklearnDecoder:
+    """Open a skops file whose content is `data`: what is looked through is what is loaded.
+
+    Raises
+    ------
+    DecoderError
+        A pickle, a file with types that are not trusted, or an estimator that decodes nothing.
+    UnreadableFileError
+        Damaged, or no skops file.
+    MissingDependencyError
+        skops is not installed.
+    """
+    if not data.startswith(b"PK\x03\x04"):
+        if is_pickle(data):
+            raise DecoderError.pickle(path, _HINT)
+        raise UnreadableFileError.foreign(path, "a skops file", "the zip archive that one is")
+    sio = _skops()
+    try:
+        with zipfile.ZipFile(io.BytesIO(data)) as archive:
+            if "schema.json" not in archive.namelist():
+                raise UnreadableFileError.at(path, "a skops file", "it lacks schema.json")
+        found = sio.get_untrusted_types(data=data)
+        unknown = sorted(set(found) - _OWN - set(trusted))
+        if unknown:
+            raise DecoderError.untrusted(path, unknown)
+        estimator = sio.loads(data, trusted=found)
+    except (DecoderError, UnreadableFileError):
+        raise
+    except Exception as e:  # whatever a damaged schema leads skops to
+        raise UnreadableFileError.at(path, "a skops file", e) from e
+    return SklearnDecoder(estimator, said, path, fingerprint)
+
+
+def dump_skops(estimator: Any) -> bytes:
+    """An estimator as the content of a skops file."""
+    try:
+        return _skops().dumps(estimator)
+    except TypeError as e:
+        raise DecoderError(f"skops cannot save a {type(estimator).__name__}: {e}") from e
+
+
+def is_pickle(data: bytes) -> bool:
+    """True for what pickle of protocol 2 and later writes, also compressed by joblib (zlib or gzip)."""
+    if data[:1] != b"\x80":
+        try:
+            data = zlib.decompressobj(47).decompress(data, 1)  # 47: either of the two
+        except zlib.error:
+            return False
+    return data[:1] == b"\x80"
+
+
+def _skops() -> Any:
+    try:
+        import skops.io
+    except ImportError as e:
+        raise MissingDependencyError.of("skops", "A decoder of scikit-learn", "decoders") from e
+    return skops.io

@@ -1,0 +1,158 @@
+"""A whole collection through a decoder: read in batches, translated on the way if need be, predictions beside ids and payload."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import time
+from collections.abc import Callable
+
+import numpy as np
+
+from embridge.arrays import check_rows
+from embridge.decoders.base import Decoded, Decoder
+from embridge.decoders.linear import LinearHead
+from embridge.device import resolve_device
+from embridge.errors import MapError, ParameterError, SpaceMismatchError
+from embridge.files import check_output, fingerprint
+from embridge.ids import check_unique
+from embridge.maps import LinearMap
+from embridge.records import Decoding
+from embridge.stores import Collection, ParquetCollection
+from embridge.stores.collection import IdValues
+from embridge.stores.predictions import check_payload, write_predictions
+
+BATCH_BYTES = 8 << 20  # of float32 vectors: wide enough for a product, small enough for wide outputs
+
+
+def decode(
+    source: Collection,
+    decoder: Decoder,
+    path: str | os.PathLike[str],
+    *,
+    via: LinearMap | None = None,
+    batch_rows: int | None = None,
+    device: str | None = "cpu",
+    overwrite: bool = False,
+    progress: Callable[[int, int], None] | None = None,
+) -> Decoding:
+    """Run a decoder over every row of a collection, and write what it says as Parquet.
+
+    The output has ids and payload as they are, and ``prediction``, ``probability`` (a list a row) or ``output`` (a list a row), as
+    `Decoded` has them; no vectors. Memory is bounded by the batch. The output is whole or absent. A linear head and a map run as
+    one matrix (`LinearHead.after`), without translated vectors coming into being.
+
+    Parameters
+    ----------
+    source : Collection
+        In the space of the decoder, or of the map's source.
+    decoder : Decoder
+    path : str or path-like
+        A local Parquet file.
+    via : LinearMap, optional
+        From the space of the source to that of the decoder.
+    batch_rows : int, optional
+        Default: as many as hold 8 MiB of float32 vectors.
+    device : str, default "cpu"
+        Where linear heads, torch programs and translations are computed; None takes CUDA where there is one.
+    overwrite : bool, default False
+    progress : callable, optional
+        Called with (rows done, rows in all).
+
+    Returns
+    -------
+    Decoding
+
+    Raises
+    ------
+    SpaceMismatchError
+        The collection, the map and the decoder do not go together.
+    OutputExistsError
+        The output exists, or is the source.
+    CollectionError
+        The source has a column of a name that the output needs.
+    BadVectorsError, BadIdsError
+        Rows that cannot be decoded, or that decode to NaN or infinite values; null or duplicate ids.
+    DecoderError
+        The model fails.
+    """
+    started = time.perf_counter()
+    step = prepare(decoder, source, via)
+    if batch_rows is not None and batch_rows < 1:
+        raise ParameterError.must_be("batch_rows", "at least 1", batch_rows)
+    place = str(resolve_device(device))
+    inputs = (source.path, *(source.paths if isinstance(source, ParquetCollection) else ()))
+    target = check_output(path, overwrite=overwrite, inputs=inputs)
+    check_payload(source)
+    check_unique(source)
+    origin = source.fingerprint()
+    lineage = {"source": origin, "decoder": decoder.fingerprint} | ({"map": via.fingerprint} if via else {})
+    run = step.to(place)
+    rows = batch_rows or max(256, BATCH_BYTES // (4 * source.space.dim))
+    done = 0
+    with write_predictions(target, source, lineage) as writer:
+        for batch in source.batches(rows, payload=True):
+            found = run.decode(batch.vectors)
+            _check(found, IdValues(batch.ids), source.name)
+            writer.write(batch, {"prediction": found.prediction, "probability": found.probability, "output": found.output})
+            done += len(batch)
+            if progress is not None:
+                progress(done, len(source))
+    seconds = time.perf_counter() - started
+    folded = via is not None and isinstance(step, LinearHead)
+    made = fingerprint(target)
+    used = via.fingerprint if via else ""
+    return Decoding(str(path), done, writer.columns, folded, seconds, place, origin, decoder.fingerprint, made, used)
+
+
+class _Translated(Decoder):
+    """A decoder behind a map that it does not fold with: each batch is translated, then decoded."""
+
+    format = "translated"
+
+    def __init__(self, decoder: Decoder, translation: LinearMap, device: str = "cpu") -> None:
+        self.path, self.kind, self.classes = decoder.path, decoder.kind, decoder.classes
+        self.space, self._decoder, self._map, self._device = translation.source, decoder, translation, device
+
+    @property
+    def fingerprint(self) -> str:
+        return self._decoder.fingerprint
+
+    def _decode(self, rows: np.ndarray) -> Decoded:
+        if self._device == "cpu":
+            return self._decoder.decode(self._map.apply(rows))
+        import torch
+
+        return self._decoder.decode(self._map.apply(torch.tensor(rows, device=self._device)).cpu().numpy())
+
+    def to(self, device: str) -> _Translated:
+        return _Translated(self._decoder.to(device), self._map, device)
+
+
+def prepare(decoder: Decoder, source: Collection, via: LinearMap | None) -> Decoder:
+    """The decoder that takes the rows of `source`: folded with the map where both are linear, else behind it.
+
+    Raises
+    ------
+    SpaceMismatchError
+        The collection, the map and the decoder do not go together.
+    """
+    if via is None:
+        if not decoder.space.same_as(source.space):
+            raise SpaceMismatchError.decoder(decoder.name, decoder.space, source.name, source.space)
+        return decoder
+    if not via.source.same_as(source.space):
+        raise SpaceMismatchError.between("The map", via.source, source.name, source.space)
+    if not via.target.same_as(decoder.space):
+        raise SpaceMismatchError.decoder(decoder.name, decoder.space, "the map's target", via.target)
+    if isinstance(decoder, LinearHead):
+        with contextlib.suppress(MapError):  # folded once before: the two steps stay two
+            return decoder.after(via)
+    return _Translated(decoder, via)
+
+
+def _check(found: Decoded, ids: IdValues, where: str) -> None:
+    """Refuse results that are no numbers."""
+    for values in (found.prediction, found.probability, found.output):
+        if values is not None and values.dtype.kind == "f":
+            check_rows(values.reshape(len(values), -1), ids, f"What was decoded of {where}", zero_is_bad=False)
