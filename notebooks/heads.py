@@ -23,7 +23,7 @@ def heads(labels_train: np.ndarray, labels_test: np.ndarray, epochs: int = 15) -
     def mlp(vectors, seed):
         model = MLPClassifier((256,), random_state=seed)
         for _ in range(epochs):
-            model.partial_fit(vectors, labels_train, np.unique(labels_train))
+            model.partial_fit(vectors, labels_train, classes=np.unique(labels_train))
         return lambda rows: model.score(rows, labels_test)
 
     return {"SVM": svm, "MLP": mlp}

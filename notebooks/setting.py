@@ -14,7 +14,7 @@ from pathlib import Path
 SMALL = os.environ.get("EMBRIDGE_NOTEBOOK_SCALE") == "small"
 HERE = Path(__file__).parent
 DATA = Path(os.environ.get("EMBRIDGE_SHARED_DATA", HERE.parents[1] / "shared" / "data"))
-SEEDS = range(2 if SMALL else 5)
+SEEDS = range(1 if SMALL else 5)
 
 
 def size(full: int, small: int) -> int:
