@@ -19,7 +19,19 @@ import embridge as eb
 from embridge.catalog import Catalog, migrations
 from embridge.catalog.migrations import Migration
 from embridge.errors import CatalogError, EmbridgeError, MissingFileError
-from embridge.records import AnchorRecord, Artifact, Candidate, Conversion, Evaluation, FitRecord, Run, Strategy
+from embridge.records import (
+    AnchorRecord,
+    Artifact,
+    Candidate,
+    Conversion,
+    DecoderEvaluation,
+    DecoderRecord,
+    DecoderStrategy,
+    Evaluation,
+    FitRecord,
+    Run,
+    Strategy,
+)
 from embridge.types import Metric, Space
 
 OLD, NEW = Space("minilm", 384, Metric.COSINE, normalized=True), Space("mpnet", 768, Metric.DOT)
@@ -35,6 +47,9 @@ def catalog(path, *further, patience=0.2):
     made = Catalog(path, patience=patience)
     made._known = [*made._known, *further]
     return made
+
+
+NEXT = len(migrations.load_migrations()) + 1  # the number of a migration that does not ship yet
 
 
 def contents(path):
@@ -77,11 +92,34 @@ def test_a_new_catalog_has_every_migration_once_and_migrating_again_does_nothing
 
 def test_new_migrations_keep_what_is_there(path):
     catalog(path).record(fit_run())
-    step = Migration(2, "0002_notes", "CREATE TABLE note (run BIGINT, text VARCHAR); INSERT INTO note SELECT id, 'kept' FROM run")
+    step = Migration(NEXT, "notes", "CREATE TABLE note (run BIGINT, text VARCHAR); INSERT INTO note SELECT id, 'kept' FROM run")
     later = catalog(path, step)
-    assert later.migrate() == ["0002_notes"]
+    assert later.migrate() == ["notes"]
     assert later.sql("SELECT * FROM note") == [{"run": 1, "text": "kept"}]
     assert later.record(evaluate_run()) == 2
+
+
+def test_a_catalog_of_the_first_version_learns_of_decoders(path):
+    first = Catalog(path)
+    first._known = first._known[:1]
+    first.record(fit_run())
+    now = catalog(path)
+    with pytest.raises(CatalogError, match="embridge catalog migrate"):
+        now.record(fit_run())
+    assert now.migrate()[0] == "0002_decoder"
+    assert now.decoders() == []
+    assert len(now.list()["translators"]) == 1
+    made = Artifact("decoder", "d.skops", "d1", "decoder", space=NEW)
+    for name in ("first", "again"):
+        now.record(
+            Run("decoder register", {}, 0.1, outputs=(made,), details=(DecoderRecord(name, "skops", "classifier", ("a", "b")),))
+        )
+    assert [d["name"] for d in now.decoders()] == ["again"]
+    ways = (DecoderStrategy("translated", {"accuracy": 0.5, "macro_f1": 0.4}, {"accuracy": (0.4, 0.6), "macro_f1": (0.3, 0.5)}),)
+    now.record(Run("decoder evaluate", {}, 0.1, details=(DecoderEvaluation("classifier", 10, 5, 1, ways, "d1", "f1"),)))
+    assert [(d["metric"], d["value"]) for d in now.decoders()] == [("accuracy", 0.5)]
+    with pytest.raises(CatalogError, match="names no decoder"):
+        now.record(Run("decoder register", {}, 0.1, details=(DecoderRecord("lost", "skops", "classifier"),)))
 
 
 @pytest.mark.parametrize(
@@ -95,13 +133,13 @@ def test_new_migrations_keep_what_is_there(path):
 def test_a_failed_migration_leaves_no_trace(path, statements):
     catalog(path).record(fit_run())
     before = contents(path)
-    good = Migration(2, "0002_good", "CREATE TABLE good (i INTEGER)")
-    with pytest.raises(CatalogError, match=r"Migration '0003_bad' failed and was rolled back: \w+"):
-        catalog(path, good, Migration(3, "0003_bad", statements)).migrate()
+    good = Migration(NEXT, "good", "CREATE TABLE good (i INTEGER)")
+    with pytest.raises(CatalogError, match=r"Migration 'bad' failed and was rolled back: \w+"):
+        catalog(path, good, Migration(NEXT + 1, "bad", statements)).migrate()
     after = contents(path)
     assert after.pop("good") == []  # those before it stay
-    assert [row[0] for row in after["migration"]] == [1, 2]
-    after["migration"] = after["migration"][:1]
+    assert [row[0] for row in after["migration"]] == [*range(1, NEXT), NEXT]
+    after["migration"] = after["migration"][:-1]
     assert after == before
 
 
@@ -126,12 +164,13 @@ def test_an_edited_migration_is_refused(path):
 
 
 def test_a_catalog_newer_than_the_code_is_refused(path):
-    catalog(path, Migration(2, "0002_later", "CREATE TABLE later (i INTEGER)")).record(fit_run())
+    catalog(path, Migration(NEXT, "later", "CREATE TABLE later (i INTEGER)")).record(fit_run())
     before = contents(path)
     older = catalog(path)
     for action in (older.check, older.migrate, lambda: older.record(fit_run()), lambda: older.sql("SELECT 1"), older.list):
         with pytest.raises(
-            CatalogError, match=r"embridge\.duckdb' is at migration 2, but this embridge knows only 1\. Hint: upgrade"
+            CatalogError,
+            match=rf"embridge\.duckdb' is at migration {NEXT}, but this embridge knows only {NEXT - 1}\. Hint: upgrade",
         ):
             action()
     assert contents(path) == before
@@ -140,10 +179,11 @@ def test_a_catalog_newer_than_the_code_is_refused(path):
 def test_a_catalog_behind_the_code_is_refused_until_it_is_migrated(path):
     catalog(path).record(fit_run())
     before = contents(path)
-    newer = catalog(path, Migration(2, "0002_later", "CREATE TABLE later (i INTEGER)"))
+    newer = catalog(path, Migration(NEXT, "later", "CREATE TABLE later (i INTEGER)"))
     for action in (newer.check, lambda: newer.record(fit_run()), lambda: newer.sql("SELECT 1")):
         with pytest.raises(
-            CatalogError, match=r"is at migration 1, but this embridge needs 2\. Hint: run `embridge catalog migrate`"
+            CatalogError,
+            match=rf"is at migration {NEXT - 1}, but this embridge needs {NEXT}\. Hint: run `embridge catalog migrate`",
         ):
             action()
     assert contents(path) == before
@@ -379,8 +419,8 @@ def test_the_same_facts_are_stored_once(path):
         catalog(path).record(fit_run())
     counts = {name: len(rows) for name, rows in contents(path).items()}
     assert counts == {
-        "migration": 1, "run": 2, "artifact": 6, "anchor_set": 2, "collection": 2, "translator": 1, "space": 2, "evaluation": 0,
-        "conversion": 0,
+        "migration": NEXT - 1, "run": 2, "artifact": 6, "anchor_set": 2, "collection": 2, "translator": 1, "space": 2,
+        "evaluation": 0, "conversion": 0, "decoder": 0, "decoder_evaluation": 0, "decoding": 0,
     }  # fmt: skip
 
 

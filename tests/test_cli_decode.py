@@ -35,6 +35,10 @@ def folder(tmp_path, planted, table_of, write):
     return tmp_path
 
 
+MEASURE = "decoder evaluate {} old.parquet new.parquet --via map.safetensors --labels old.parquet"
+DECODE = "decode old.parquet --decoder {} --via map.safetensors -o {}.parquet --device cpu"
+
+
 def test_a_decoder_from_its_registration_to_its_lineage(folder):
     made = told("decoder register model.skops --space new --name signs --json", cwd=folder)
     assert made["name"] == "signs"
@@ -48,7 +52,7 @@ def test_a_decoder_from_its_registration_to_its_lineage(folder):
         "decoder evaluate model.skops old.parquet new.parquet --via map.safetensors --labels old.parquet --json", cwd=folder
     )
     assert [s["name"] for s in measured["strategies"]] == ["native", "translated", "no-translation", "retrained"]
-    told("decoder evaluate head.safetensors old.parquet new.parquet --via map.safetensors --labels old.parquet --json", cwd=folder)
+    told(MEASURE.format("head.safetensors") + " --json", cwd=folder)
     for decoder, folded in (("model.skops", False), ("head.safetensors", True)):
         done = told(
             f"decode old.parquet --decoder {decoder} --via map.safetensors -o {decoder}.parquet --device cpu --json", cwd=folder
@@ -57,14 +61,16 @@ def test_a_decoder_from_its_registration_to_its_lineage(folder):
     told("decode new.parquet --decoder head.safetensors -o native.parquet --json", cwd=folder)
     one, other = (pq.read_table(folder / f"{name}.parquet") for name in ("model.skops", "head.safetensors"))
     assert one.column_names == ["id", "label", "year", "prediction", "probability"]
-    assert one.select([0, 1, 2]).equals(pq.read_table(folder / "old.parquet").select(["id", "label", "year"]))
+    kept = pq.read_table(folder / "old.parquet").select(["id", "label", "year"])
+    assert one.select([0, 1, 2]).to_pydict() == kept.to_pydict()
     assert one["prediction"].to_pylist() == other["prediction"].to_pylist()
 
     listed = told("decoder list --json", cwd=folder)
     assert [(d["name"], d["metric"]) for d in listed] == [("head", "accuracy"), ("signs", "accuracy")]
     query = (
-        "SELECT d.name, t.method, e.strategy, e.value, e.low, e.high FROM decoder_evaluation e JOIN decoder d ON d.fingerprint = e.decoder "
-        "JOIN translator t ON t.fingerprint = e.translator WHERE e.metric = 'accuracy' AND e.strategy = 'translated' ORDER BY d.name"
+        "SELECT d.name, t.method, e.strategy, e.value, e.low, e.high FROM decoder_evaluation e "
+        "JOIN decoder d ON d.fingerprint = e.decoder JOIN translator t ON t.fingerprint = e.translator "
+        "WHERE e.metric = 'accuracy' AND e.strategy = 'translated' ORDER BY d.name"
     )
     found = told("catalog", "sql", query, "--json", cwd=folder)
     assert [(row["name"], row["method"]) for row in found] == [("head", "bridge"), ("signs", "bridge")]
@@ -81,13 +87,8 @@ def test_a_decoder_from_its_registration_to_its_lineage(folder):
     facts = told("catalog show model.skops --json", cwd=folder)
     assert {"decoder", "decoder_evaluation", "artifact"} <= set(facts)
     assert "signs" in run("decoder list", cwd=folder).stdout
-    assert (
-        "translated"
-        in run("decoder evaluate model.skops old.parquet new.parquet --via map.safetensors --labels old.parquet", cwd=folder).stdout
-    )
-    assert (
-        "one matrix" in run("decode old.parquet --decoder head.safetensors --via map.safetensors -o x.parquet", cwd=folder).stdout
-    )
+    assert "translated" in run(MEASURE.format("model.skops"), cwd=folder).stdout
+    assert "one matrix" in run(DECODE.format("head.safetensors", "x"), cwd=folder).stdout
 
 
 @pytest.mark.parametrize(
