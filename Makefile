@@ -4,7 +4,7 @@ BIN := .venv/bin
 # Tests run in two processes; one OpenMP thread each keeps them from fighting over two cores.
 ONE_THREAD := OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 HF_HUB_OFFLINE=1
 
-.PHONY: setup demo test check bench format clean
+.PHONY: setup demo test check bench notebooks format clean
 
 setup: .venv/ready
 
@@ -28,6 +28,10 @@ check: setup
 
 bench: setup
 	$(BIN)/python -m tests.benchmarks $(BENCH)
+
+# Every notebook in full, in place of the figures and tables that are committed; needs ../shared/data, about an hour on one core.
+notebooks: setup
+	$(ONE_THREAD) $(BIN)/jupyter-execute --timeout=7200 notebooks/*.ipynb
 
 format: setup
 	$(BIN)/ruff check --fix .

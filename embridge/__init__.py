@@ -45,11 +45,14 @@ if TYPE_CHECKING:
     from embridge.records import Evaluation as Evaluation
     from embridge.records import Merge as Merge
     from embridge.records import Migration as Migration
+    from embridge.representations import relative as relative
     from embridge.retrieval import Index as Index
     from embridge.retrieval import build_index as build_index
     from embridge.retrieval import open_index as open_index
     from embridge.retrieval import search as search
     from embridge.samples import sample_path as sample_path
+    from embridge.stitching import compare_stitching as compare_stitching
+    from embridge.stitching import stitch as stitch
     from embridge.stores import Collection as Collection
     from embridge.stores import MemoryCollection as MemoryCollection
     from embridge.stores import open_collection as open  # noqa: A004, F401
@@ -87,15 +90,11 @@ _HOMES = {
     "moments": ("Moments",),
     "merging": ("merge",),
     "neighbours": ("top_k",),
-    "records": (
-        "DecoderEvaluation",
-        "Decoding",
-        "Evaluation",
-        "Merge",
-        "Migration",
-    ),
+    "records": ("DecoderEvaluation", "Decoding", "Evaluation", "Merge", "Migration"),
+    "representations": ("relative",),
     "retrieval": ("Index", "build_index", "open_index", "search"),
     "samples": ("sample_path",),
+    "stitching": ("compare_stitching", "stitch"),
     "stores": ("Collection", "MemoryCollection"),
     "summary": ("summarise",),
     "translators": (

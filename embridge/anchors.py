@@ -101,6 +101,11 @@ class Anchors:
         swapped = replace(self.record, source=self.record.target, target=self.record.source)
         return Anchors(self.ids, self.y, self.x, self.target, self.source, swapped)
 
+    def unit(self) -> Anchors:
+        """The same rows scaled to unit length, in spaces that say so; a zero row stays zero."""
+        source, target = replace(self.source, normalized=True), replace(self.target, normalized=True)
+        return replace(self, x=_unit_rows(self.x), y=_unit_rows(self.y), source=source, target=target)
+
     def moments(self, device: str | torch.device | None = "cpu", *, full: bool = True) -> Moments:
         """Their sufficient statistics (see `Moments.from_rows`)."""
         return Moments.from_rows(self.x, self.y, self.source, self.target, device=device, full=full)
@@ -212,6 +217,13 @@ def _gather(array: np.ndarray, rows: np.ndarray) -> np.ndarray:
     out = _allocate((len(rows), array.shape[1]))
     for start in range(0, len(rows), _CHUNK):
         out[start : start + _CHUNK] = array[rows[start : start + _CHUNK]]
+    return out
+
+
+def _unit_rows(array: np.ndarray) -> np.ndarray:
+    out = _allocate(array.shape)
+    for start in range(0, len(array), _CHUNK):
+        out[start : start + _CHUNK] = unit(array[start : start + _CHUNK])
     return out
 
 

@@ -322,6 +322,20 @@ class ParameterError(EmbridgeError, ValueError):
     def must_be(cls, name: str, expected: str, found: Any) -> ParameterError:
         return cls(f"{name} must be {expected}. Got {found!r} instead.")
 
+    @classmethod
+    def not_normalised(cls, space: str) -> ParameterError:
+        return cls(
+            f"L2 scaling needs rows of unit length, and space {space!r} is not normalised. "
+            "Hint: fit on anchors.unit(), and give the map unit rows."
+        )
+
+    @classmethod
+    def shared_rows(cls, count: int) -> ParameterError:
+        return cls(
+            f"{_rows(count)} of the test set {'is' if count == 1 else 'are'} in the training set too, which would flatter every "
+            "method. Hint: take both from one Anchors.split()."
+        )
+
 
 class MapError(EmbridgeError, ValueError):
     """A map that cannot do what is asked of it."""

@@ -10,6 +10,7 @@ from embridge.ids import hash_ids
 from embridge.moments import Moments
 from embridge.records import AnchorRecord
 from embridge.stores import MemoryCollection, ParquetCollection
+from embridge.testing.translators import planted_anchors
 from embridge.types import Metric, Space
 
 OLD, NEW = Space("old", 6), Space("new", 8)
@@ -349,3 +350,14 @@ def test_kmeans_takes_the_row_nearest_to_each_centre(metric):
 def test_sampling_refuses(clusters, n, strategy, message):
     with pytest.raises(ParameterError, match=message):
         sample_rows(clusters(Metric.COSINE)[0], n, strategy=strategy)
+
+
+def test_unit_scales_rows_of_both_sides_and_says_so():
+    anchors = planted_anchors(20, 4, 5)
+    found = anchors.unit()
+    np.testing.assert_allclose(found.x, anchors.x / np.linalg.norm(anchors.x, axis=1, keepdims=True), rtol=0, atol=1e-6)
+    np.testing.assert_allclose(np.linalg.norm(found.y, axis=1), 1, rtol=0, atol=1e-6)
+    assert found.source.normalized
+    assert found.target.normalized
+    assert found.source.same_as(anchors.source)
+    assert found.ids is anchors.ids

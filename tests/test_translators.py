@@ -184,6 +184,51 @@ def test_dead_features_are_left_out(method):
     assert fitted.coef[4].any()
 
 
+# --- The paper's four on rows of unit length instead
+
+
+def unit_pair(p, q, n=300):
+    anchors = textlike_anchors(n, p, q).unit()
+    return anchors, *wide_rows(anchors)
+
+
+@pytest.mark.parametrize(("p", "q"), [(24, 40), (40, 24), (32, 32)])
+@pytest.mark.parametrize("method", [Linear, LOrtho, Ortho])
+def test_under_l2_scaling_the_closed_forms_are_those_of_the_rows_as_they_are(method, p, q):
+    anchors, x, y = unit_pair(p, q)
+    padded = [np.pad(side, ((0, 0), (0, max(p, q) - side.shape[1]))) for side in (x, y)]
+    expected = (padded[0] @ paper_matrix(method, *padded))[:, :q]
+    fitted = method(scaling="l2").fit(anchors)
+    assert fitted.record.parameters["scaling"] == "l2"
+    assert not fitted.intercept.any()
+    expected /= np.linalg.norm(expected, axis=1, keepdims=True)  # the target is normalised
+    np.testing.assert_allclose(fitted.apply(anchors.x), expected, rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize(("p", "q"), WIDTHS)
+def test_under_l2_scaling_affine_equals_adam_on_the_rows(p, q):
+    (anchors, x, y), wide, steps = unit_pair(p, q, 100), max(p, q), 60
+    zx, zy = (torch.tensor(np.pad(side, ((0, 0), (0, wide - side.shape[1])))) for side in (x, y))
+    generator = torch.Generator().manual_seed(5)
+    layer = torch.nn.Linear(wide, wide, dtype=torch.float64)
+    with torch.no_grad():
+        for parameter in (layer.weight, layer.bias):
+            parameter.uniform_(-(wide**-0.5), wide**-0.5, generator=generator)
+    optimiser = torch.optim.Adam(layer.parameters(), lr=0.01)
+    for _ in range(steps):
+        optimiser.zero_grad()
+        torch.nn.functional.mse_loss(layer(zx), zy).backward()
+        optimiser.step()
+    found = Affine(learning_rate=0.01, steps=steps, seed=5, scaling="l2").solve(anchors.moments())
+    np.testing.assert_allclose(x @ found.weight + found.intercept, layer(zx).detach().numpy()[:, :q], rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("method", PAPER)
+def test_l2_scaling_needs_normalised_spaces(method):
+    with pytest.raises(ParameterError, match=r"space 'planted-source' is not normalised. Hint: fit on anchors.unit\(\)"):
+        method(scaling="l2").fit(planted_anchors(60, 6, 9))
+
+
 # --- Solvers
 
 
@@ -246,7 +291,9 @@ def test_parameters_of_numpy_are_recorded_as_plain_numbers(tmp_path):
         ("affine", {"learning_rate": 0.0}, "learning_rate must be above 0. Got 0.0 instead"),
         ("affine", {"learning_rate": np.nan}, "learning_rate must be above 0. Got nan instead"),
         ("ridge", {"s": 0.5}, "'ridge' has no parameter 's'. It takes alpha, purpose"),
-        ("ortho", {"alpha": 0.5}, "'ortho' has no parameter 'alpha'. It takes no parameters"),
+        ("ortho", {"alpha": 0.5}, "'ortho' has no parameter 'alpha'. It takes scaling"),
+        ("ortho", {"scaling": "minmax"}, "scaling must be 'standard' or 'l2'. Got 'minmax' instead"),
+        ("rotation", {"alpha": 0.5}, "'rotation' has no parameter 'alpha'. It takes no parameters"),
         ("procrustes", {}, "method must be auto or one of bridge, ridge, .* Got 'procrustes' instead"),
         (Ridge(0.1), {"alpha": 0.2}, r"Ridge\(alpha=0.1.*has its parameters already; leave alpha out"),
     ],

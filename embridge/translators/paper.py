@@ -1,15 +1,16 @@
 """The four methods of Maiorca et al. 2023, "Latent Space Translation via Semantic Alignment", from moments alone.
 
-All of them scale each feature of both sides to zero mean and unit (unbiased) standard deviation over the anchors, estimate a
-matrix between the scaled sides (the narrower one zero-padded, the result cut, which changes nothing but the fan-in of
-`affine`'s start), and undo the scaling with the target's statistics. The whole chain is one affine map.
+All of them scale both sides, estimate a matrix between the scaled sides (the narrower one zero-padded, the result cut, which
+changes nothing but the fan-in of `affine`'s start), and undo the scaling with the target's statistics. Standard scaling gives each
+feature zero mean and unit (unbiased) standard deviation over the anchors; the paper's alternative leaves rows of unit length as
+they are. The whole chain is one affine map.
 """
 
 from __future__ import annotations
 
 from abc import abstractmethod
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -20,45 +21,72 @@ from embridge.moments import Moments
 from embridge.translators.base import Solution, Translator, total
 from embridge.translators.solvers import least_squares, orthogonal_factor
 
+Scaling = Literal["standard", "l2"]
 _DEAD = 1e-5  # a feature whose scale is below this share of its side's largest carries nothing but noise
 
 
 @dataclass(frozen=True, eq=False)
 class Scaled:
-    """Second moments of the scaled sides, dead features left out.
+    """Moments of the scaled sides, dead features left out.
 
     Attributes
     ----------
     n : int
     zxx, zxy : ndarray
         ``z_x^T z_x`` and ``z_x^T z_y``.
+    mean_x, mean_y : ndarray
+        Zero under standard scaling.
     """
 
     n: int
     zxx: np.ndarray
     zxy: np.ndarray
+    mean_x: np.ndarray
+    mean_y: np.ndarray
 
 
 class PaperTranslator(Translator):
-    """Standard scaling on both sides around an estimator of the matrix between them.
+    """Scaling on both sides around an estimator of the matrix between them.
 
     A feature whose scale is under 1e-5 of its side's largest is dead: left out on the source, constant at its mean on the
     target. (The paper's code divides by 1 there, which pours noise into it.)
+
+    Parameters
+    ----------
+    scaling : {"standard", "l2"}, default "standard"
+        ``standard``: zero mean and unit standard deviation a feature. ``l2``: rows of unit length, neither centred nor scaled by
+        feature; both spaces must be normalised (`Anchors.unit` makes them so, and then the map wants unit rows).
     """
+
+    def __init__(self, scaling: Scaling = "standard") -> None:
+        self.scaling = scaling
 
     def solve(self, data: Moments | Folds) -> Solution:
         moments = total(data)
+        if self.scaling == "l2":
+            return self._solve_unit(moments)
+        if self.scaling != "standard":
+            raise ParameterError.must_be("scaling", "'standard' or 'l2'", self.scaling)
         scale_x, scale_y = (np.sqrt(s / (moments.n - 1)) for s in (np.diag(moments.sxx), moments.square_y))
         alive_x, alive_y = (scale > _DEAD * scale.max() for scale in (scale_x, scale_y))
         sx, sy = scale_x[alive_x], scale_y[alive_y]
         zxx = moments.sxx[np.ix_(alive_x, alive_x)] / np.outer(sx, sx)
         zxy = moments.sxy[np.ix_(alive_x, alive_y)] / np.outer(sx, sy)
-        core, bias, parameters = self.estimate(Scaled(moments.n, zxx, zxy))
+        core, bias, parameters = self.estimate(Scaled(moments.n, zxx, zxy, np.zeros(len(sx)), np.zeros(len(sy))))
         weight = np.zeros_like(moments.sxy)
         weight[np.ix_(alive_x, alive_y)] = core * sy / sx[:, None]
         offset = np.zeros_like(moments.mean_y)
         offset[alive_y] = bias * sy
-        return Solution(weight, moments.mean_y + offset - moments.mean_x @ weight, parameters)
+        return Solution(weight, moments.mean_y + offset - moments.mean_x @ weight, {"scaling": "standard"} | parameters)
+
+    def _solve_unit(self, moments: Moments) -> Solution:
+        for space in (moments.source, moments.target):
+            if not space.normalized:
+                raise ParameterError.not_normalised(space.name)
+        n, mean_x, mean_y = moments.n, moments.mean_x, moments.mean_y
+        zxx, zxy = moments.sxx + n * np.outer(mean_x, mean_x), moments.sxy + n * np.outer(mean_x, mean_y)
+        weight, bias, parameters = self.estimate(Scaled(n, zxx, zxy, mean_x, mean_y))
+        return Solution(weight, bias + np.zeros_like(mean_y), {"scaling": "l2"} | parameters)
 
     @abstractmethod
     def estimate(self, scaled: Scaled) -> tuple[np.ndarray, np.ndarray | float, dict[str, Any]]:
@@ -98,8 +126,8 @@ class Ortho(PaperTranslator):
 class Affine(PaperTranslator):
     """The paper's affine map: a linear layer with bias, full-batch Adam on the mean squared error.
 
-    The gradient is a function of the moments, ``2 (z_xx W - z_xy) / (n m)`` with m the wider side's width and ``2 b / m`` for
-    the bias (scaled sides have mean zero), so a step costs the same at any number of anchors. With standard scaling the
+    The gradient is a function of the moments, ``2 ((z_xx W - z_xy) / n + mean_x b^T) / m`` with m the wider side's width and
+    ``2 (W^T mean_x + b - mean_y) / m`` for the bias, so a step costs the same at any number of anchors. With standard scaling the
     optimum is `Linear`; what the paper gains is stopping early, for which `Ridge` is the exact tool. It is here for comparison.
 
     Parameters
@@ -108,11 +136,14 @@ class Affine(PaperTranslator):
     steps : int, default 300
     seed : int, default 0
         Of the start, uniform in +-1/sqrt(m) as torch's linear layer has it.
+    scaling : {"standard", "l2"}, default "standard"
+        See `PaperTranslator`.
     """
 
     name = "affine"
 
-    def __init__(self, learning_rate: float = 1e-3, steps: int = 300, seed: int = 0) -> None:
+    def __init__(self, learning_rate: float = 1e-3, steps: int = 300, seed: int = 0, scaling: Scaling = "standard") -> None:
+        super().__init__(scaling)
         self.learning_rate = learning_rate
         self.steps = steps
         self.seed = seed
@@ -122,7 +153,7 @@ class Affine(PaperTranslator):
             raise ParameterError.must_be("steps", "at least 1", self.steps)
         if not self.learning_rate > 0:
             raise ParameterError.must_be("learning_rate", "above 0", self.learning_rate)
-        zxx, zxy = torch.from_numpy(scaled.zxx), torch.from_numpy(scaled.zxy)
+        zxx, zxy, mean_x, mean_y = map(torch.from_numpy, (scaled.zxx, scaled.zxy, scaled.mean_x, scaled.mean_y))
         p, q = zxy.shape
         wide = max(p, q)
         generator = torch.Generator().manual_seed(self.seed)
@@ -132,7 +163,7 @@ class Affine(PaperTranslator):
         bias = torch.empty(wide, dtype=torch.float64).uniform_(-bound, bound, generator=generator)[:q].clone()
         optimiser = torch.optim.Adam([weight, bias], lr=self.learning_rate)
         for _ in range(self.steps):
-            weight.grad = (zxx @ weight - zxy) * (2 / (scaled.n * wide))
-            bias.grad = bias * (2 / wide)
+            weight.grad = ((zxx @ weight - zxy) / scaled.n + torch.outer(mean_x, bias)) * (2 / wide)
+            bias.grad = (mean_x @ weight + bias - mean_y) * (2 / wide)
             optimiser.step()
         return weight.numpy(), bias.numpy(), {"learning_rate": self.learning_rate, "steps": self.steps, "seed": self.seed}
