@@ -40,6 +40,8 @@ if TYPE_CHECKING:
     from embridge.merging import merge as merge
     from embridge.moments import Moments as Moments
     from embridge.neighbours import top_k as top_k
+    from embridge.planning import Plan as Plan
+    from embridge.planning import plan as plan
     from embridge.records import DecoderEvaluation as DecoderEvaluation
     from embridge.records import Decoding as Decoding
     from embridge.records import Evaluation as Evaluation
@@ -90,6 +92,7 @@ _HOMES = {
     "moments": ("Moments",),
     "merging": ("merge",),
     "neighbours": ("top_k",),
+    "planning": ("Plan", "plan"),
     "records": ("DecoderEvaluation", "Decoding", "Evaluation", "Merge", "Migration"),
     "representations": ("relative",),
     "retrieval": ("Index", "build_index", "open_index", "search"),

@@ -19,6 +19,7 @@ _VERBS = {
     "fit": "translation",
     "evaluate": "translation",
     "merge": "merge",
+    "plan": "plan",
     "index": "search",
     "migrate": "migrate",
     "search": "search",
@@ -58,6 +59,7 @@ def main() -> None:
     embridge encode texts.parquet --model M --ids ids.parquet -o new-sample.parquet
     embridge fit old.parquet new-sample.parquet -o map.safetensors
     embridge evaluate map.safetensors old.parquet new-sample.parquet
+    embridge plan old.parquet new-sample.parquet          every strategy side by side
     embridge convert old.parquet map.safetensors old-in-new.parquet
     embridge merge re-encoded.parquet old-in-new.parquet -o mixed.parquet
     embridge index old-in-new.parquet old-in-new.faiss --factory HNSW32

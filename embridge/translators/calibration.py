@@ -10,9 +10,10 @@ import torch
 from embridge.anchors import Anchors
 from embridge.confidence import Confidence, error_kind, translation_errors
 from embridge.errors import SpaceMismatchError, TooFewAnchorsError
+from embridge.folds import Folds
 from embridge.ids import hash_ids
 from embridge.maps import LinearMap
-from embridge.moments import Folds, Moments
+from embridge.moments import Moments
 from embridge.translators.base import total
 
 LEAST_ROWS = 50  # 25 for weights, 25 for scores: enough for a coverage of 0.96

@@ -1,0 +1,150 @@
+"""What a plan says: frozen records, plain enough for JSON."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+Interval = tuple[float, float]
+
+
+@dataclass(frozen=True)
+class PlannedStrategy:
+    """One way of answering new-space queries: how good it is, and what it costs.
+
+    Attributes
+    ----------
+    name : str
+    hubness : bool
+        With each row's mean similarity to its 10 nearest of other queries subtracted (CSLS).
+    overlap, overlap_ci : float, tuple of float
+        Mean share of the native target's k nearest rows found, with its 95 % bootstrap interval over queries.
+    candidate_recall : float
+        Mean share of the native k nearest that are among the 100 nearest found (all rows but one, where there are fewer).
+    recall, recall_ci, mrr : float or None
+        Against relevance judgements, where given.
+    gain, gain_ci : float, tuple of float
+        Paired difference to ``keep-old`` in recall (in overlap where nothing is judged).
+    recovered : float or None
+        Share of the gap between ``keep-old`` and ``re-encode``, in the same measure; None where re-encoding gains nothing.
+    rows_changed, encodes : int
+        Rows of the corpus written anew, and rows encoded by the new model. A lazy strategy encodes the rows that these queries
+        reach, once each.
+    seconds, cost : float or None
+        ``encodes / encode_rate`` and ``encodes * price``, where these are given.
+    needs_old_encoder, needs_texts : bool
+        At query time the old model, and the texts of rows.
+    """
+
+    name: str
+    hubness: bool
+    overlap: float
+    overlap_ci: Interval
+    candidate_recall: float
+    recall: float | None
+    recall_ci: Interval | None
+    mrr: float | None
+    gain: float
+    gain_ci: Interval
+    recovered: float | None
+    rows_changed: int
+    encodes: int
+    seconds: float | None
+    cost: float | None
+    needs_old_encoder: bool
+    needs_texts: bool
+
+    @property
+    def title(self) -> str:
+        """The name, with ``+hubness`` where it is corrected."""
+        return f"{self.name}+hubness" if self.hubness else self.name
+
+
+@dataclass(frozen=True)
+class LearningCurve:
+    """Overlap of translated documents by number of anchors.
+
+    Attributes
+    ----------
+    anchors : tuple of int
+    overlap : tuple of float
+    forecast_anchors : tuple of int
+        Twice and four times as many.
+    forecast, forecast_ci : tuple of float, tuple of intervals
+        By ``a - b n^-c`` fitted to the measured points, with its 95 % interval over resampled queries. It tells nothing of how
+        well the formula holds beyond the points.
+    """
+
+    anchors: tuple[int, ...]
+    overlap: tuple[float, ...]
+    forecast_anchors: tuple[int, ...]
+    forecast: tuple[float, ...]
+    forecast_ci: tuple[Interval, ...]
+
+
+@dataclass(frozen=True)
+class Recommendation:
+    """A strategy (its title), and why."""
+
+    strategy: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Every strategy side by side, and one recommendation for each situation.
+
+    Attributes
+    ----------
+    k, queries, judged, corpus, anchors : int
+        Neighbours compared; queries asked, and of these judged; rows searched; rows fitted on, none of them in the corpus.
+    method : str
+        What `auto` chose.
+    weight : float
+        Of the carried query in the blend, as chosen on all queries.
+    strategies : tuple of PlannedStrategy
+    recommendations : dict
+        For ``old-encoder-gone``, ``both-encoders`` (no row is encoded) and ``texts-available``.
+    learning_curve : LearningCurve
+    """
+
+    k: int
+    queries: int
+    judged: int
+    corpus: int
+    anchors: int
+    method: str
+    weight: float
+    strategies: tuple[PlannedStrategy, ...]
+    recommendations: dict[str, Recommendation]
+    learning_curve: LearningCurve
+
+    def __getitem__(self, title: str) -> PlannedStrategy:
+        for strategy in self.strategies:
+            if strategy.title == title:
+                return strategy
+        raise KeyError(title)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values."""
+        return asdict(self)
+
+    def __str__(self) -> str:
+        head = f"{'strategy':<28} overlap@{self.k:<3} recall@{self.k:<3} against keep-old      recovered  encodes"
+        lines = [head]
+        for s in self.strategies:
+            recall = "         -" if s.recall is None else f"{s.recall:>10.3f}"
+            recovered = "        -" if s.recovered is None else f"{s.recovered:>9.0%}"
+            low, high = s.gain_ci
+            lines.append(
+                f"{s.title:<28} {s.overlap:>10.3f} {recall}  {s.gain:+.3f} [{low:+.3f}, {high:+.3f}] {recovered} {s.encodes:>8,}"
+            )
+        curve = self.learning_curve
+        points = ", ".join(f"{n:,}: {v:.3f}" for n, v in zip(curve.anchors, curve.overlap, strict=True))
+        ahead = ", ".join(
+            f"{n:,}: about {v:.3f} [{low:.3f}, {high:.3f}]"
+            for n, v, (low, high) in zip(curve.forecast_anchors, curve.forecast, curve.forecast_ci, strict=True)
+        )
+        lines += [f"overlap by anchors: {points}; forecast {ahead}"]
+        lines += [f"{situation}: {r.strategy}. {r.reason}" for situation, r in self.recommendations.items()]
+        return "\n".join(lines)
