@@ -121,7 +121,7 @@ def match_(
     type=click.Choice(["auto", "bridge", "ridge", "rotation", "isometry", "affine", "linear", "l-ortho", "ortho"]),
     default="auto",
     show_default=True,
-    help="auto is bridge.",
+    help="auto: the simplest that folds cannot tell from the best.",
 )
 @click.option(
     "--for",

@@ -121,9 +121,7 @@ def plan(
             corpus.x, source.metric, True, 0,
         )  # fmt: skip
     hubness = [False] if Metric.L2 in (source.metric, target.metric) else [False, True]
-    names = [
-        name for name in ("keep-old", "translate-documents", "translate-queries", "adjoint", "blend", "re-encode") if name in ways
-    ]
+    ways["re-encode"] = ways.pop("re-encode")  # last in the table
     total = len(ways) * len(hubness) + len(PERCENTS) * len(hubness) + 2
     done: list[tuple[str, bool, Outcome, int, int, bool, bool]] = []
     found: dict[tuple[str, bool], np.ndarray] = {}

@@ -153,11 +153,11 @@ class Resampler:
 
     def __init__(self, n: int, seed: int = 0) -> None:
         rng = np.random.default_rng(seed)
-        self.shares = rng.multinomial(n, np.full(n, 1 / n), size=_RESAMPLES).astype(np.float32) / n if n else None
+        self.shares = rng.multinomial(n, np.full(n, 1 / n), size=_RESAMPLES) / n if n else None
 
     def interval(self, values: np.ndarray, level: float = 0.95) -> tuple[float, float]:
         """Percentile bootstrap interval of the mean (Efron 1979)."""
         if self.shares is None:
             return float("nan"), float("nan")
-        low, high = np.quantile(self.shares @ values.astype(np.float32), [(1 - level) / 2, (1 + level) / 2])
+        low, high = np.quantile(self.shares @ values.astype(float), [(1 - level) / 2, (1 + level) / 2])
         return float(low), float(high)
