@@ -115,7 +115,7 @@ def test_overlaps_of_folds_are_those_of_a_search(metric, normalized, p, q):
     y = anchors.y / np.linalg.norm(anchors.y, axis=1, keepdims=True) if normalized else anchors.y * lengths
     target = Space("target", q, metric, normalized)
     anchors = dataclasses.replace(anchors, y=y.astype(np.float32), target=target)
-    found = np.array([_overlaps(anchors.folds(), fold, alphas, shares) for fold in range(5)])
+    found = np.array([_overlaps(anchors.folds(), fold, alphas, shares).mean(-1) for fold in range(5)])
     for at, x, y, _, applied in candidates_directly(anchors, alphas, shares):
         itself = np.arange(len(x))
         expected = overlap(*(top_k(y, rows, 10, metric, exclude=itself).ids for rows in (applied, y))).mean()

@@ -353,7 +353,9 @@ def test_a_fit_is_recorded_with_all_that_is_known_of_it(path, tmp_path):
     assert json.loads(run.pop("parameters")) == {"seed": 3}
     assert run == {"id": 1, "verb": "fit", "seconds": 2.0, "rows": 40, "device": "cpu", "version": eb.__version__}
     (translator,) = catalog(path).sql("SELECT * FROM translator")
-    assert json.loads(translator.pop("candidates")) == [{"parameters": {"alpha": 0.1}, "score": 0.5}]
+    assert json.loads(translator.pop("candidates")) == [
+        {"method": "ridge", "parameters": {"alpha": 0.1}, "score": 0.5, "deficit_error": None}
+    ]
     assert json.loads(translator.pop("parameters")) == {"alpha": 0.1}
     assert translator == {
         "fingerprint": "f1", "path": str(tmp_path / "a.safetensors"), "method": "bridge", "source_space": "minilm",

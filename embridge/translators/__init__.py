@@ -35,9 +35,7 @@ __all__ = [
     "fit",
 ]
 
-METHODS: dict[str, type[Translator]] = {
-    cls.name: cls for cls in (Auto, Bridge, Ridge, Rotation, Isometry, Affine, Linear, LOrtho, Ortho)
-}
+METHODS: dict[str, type[Translator]] = {cls.name: cls for cls in (Bridge, Ridge, Rotation, Isometry, Affine, Linear, LOrtho, Ortho)}
 
 
 def fit(
@@ -79,8 +77,10 @@ def fit(
         return method.fit(anchors, device=device)
     # With a parameter of bridge's given there is nothing left to choose among methods.
     cls = METHODS.get("bridge" if method == "auto" and parameters else method)
+    if method == "auto" and not parameters:
+        cls = Auto
     if cls is None:
-        raise ParameterError.must_be("method", f"one of {', '.join(METHODS)}", method)
+        raise ParameterError.must_be("method", f"auto or one of {', '.join(METHODS)}", method)
     known = [n for n in inspect.signature(cls.__init__).parameters if n not in ("self", "args", "kwargs")]
     for name in parameters:
         if name not in known:
