@@ -126,7 +126,7 @@ def evaluate(
         hubness = as_vectors(hubness, translation.target.dim, "reference queries")
         if Metric.L2 in (translation.source.metric, translation.target.metric):
             raise ParameterError("A hubness bias needs cosine or inner product, and a space of the map is measured by L2.")
-    relevant, judged = _relevant_positions(corpus.ids, asked.ids, qrels)
+    relevant = relevant_positions(corpus.ids, asked.ids, qrels)
 
     translated = np.empty_like(corpus.y)
     for start in range(0, len(corpus), 8192):
@@ -137,7 +137,8 @@ def evaluate(
     for number, (name, vectors, rows, metric) in enumerate(plans):
         found = top_k(vectors, rows, k, metric, exclude=exclude, device=device).ids
         shares = overlap(found, truth)
-        recall, mrr = _judge(found, relevant, judged) if qrels is not None and judged.any() else (None, None)
+        recalls, ranks = judge(found, relevant)
+        recall, mrr = (float(recalls.mean()), float(ranks.mean())) if len(recalls) else (None, None)
         strategies.append(Strategy(name, float(shares.mean()), bootstrap_interval(shares, seed=seed), recall, mrr))
         if progress is not None:
             progress(number + 1, len(plans))
@@ -152,7 +153,7 @@ def evaluate(
         float(cosines.mean()),
         residual,
         translation.fingerprint,
-        int(judged.sum()),
+        sum(len(rows) > 0 for rows in relevant),
         check_confidence(translation, corpus),
     )
 
@@ -177,7 +178,7 @@ def _strategies(
         yield "no-translation", asked.y, corpus.x, source.metric
     yield "translate-documents", asked.y, translated, target.metric
     if hubness is not None:
-        yield "translate-documents+hubness", *_corrected(asked.y, translated, target.metric, hubness)
+        yield "translate-documents+hubness", *corrected(asked.y, translated, target.metric, hubness)
     try:
         carried = carry(asked.y, translation, source)
     except MapError:  # L2 and no isometry: there is no way back to the old rows
@@ -187,11 +188,11 @@ def _strategies(
         blended = blend(asked.x, carried, weight)
         yield "blend", blended, corpus.x, source.metric
         if hubness is not None:
-            yield "blend+hubness", *_corrected(blended, corpus.x, source.metric, carry(hubness, translation, source))
+            yield "blend+hubness", *corrected(blended, corpus.x, source.metric, carry(hubness, translation, source))
     yield "re-encode", asked.y, corpus.y, target.metric
 
 
-def _corrected(
+def corrected(
     queries: np.ndarray, rows: np.ndarray, metric: Metric, references: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray, Metric]:
     """Queries and rows with a hubness bias, as an index has them (`embridge.indexes.hubness`)."""
@@ -199,20 +200,20 @@ def _corrected(
     return augment(unit(queries)), with_bias(held, references), Metric.DOT
 
 
-def _relevant_positions(corpus_ids: np.ndarray, query_ids: np.ndarray, qrels: Qrels | None) -> tuple[list[np.ndarray], np.ndarray]:
-    """For each query the corpus positions of its relevant documents, and whether it has any."""
-    if qrels is None:
-        return [], np.zeros(len(query_ids), bool)
-    place = {i: n for n, i in enumerate(corpus_ids.tolist())}
-    relevant = [np.array([place[d] for d in dict.fromkeys(qrels.get(q, ())) if d in place], np.int64) for q in query_ids.tolist()]
-    return relevant, np.array([len(r) > 0 for r in relevant])
+def relevant_positions(corpus_ids: np.ndarray, query_ids: np.ndarray, qrels: Qrels | None) -> list[np.ndarray]:
+    """For each query the corpus positions of its relevant documents; none of them where there are no judgements."""
+    judgements = qrels or {}
+    place = {i: n for n, i in enumerate(corpus_ids.tolist())} if judgements else {}
+    named = [dict.fromkeys(judgements.get(query, ())) for query in query_ids.tolist()]
+    return [np.array([place[d] for d in documents if d in place], np.int64) for documents in named]
 
 
-def _judge(found: np.ndarray, relevant: list[np.ndarray], judged: np.ndarray) -> tuple[float, float]:
-    """Mean recall at k and mean reciprocal rank at k over the judged queries."""
+def judge(found: np.ndarray, relevant: list[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
+    """Recall at k and reciprocal rank at k of each query that has a relevant row, in their order."""
     recalls, ranks = [], []
-    for row in np.flatnonzero(judged):
-        hits = np.flatnonzero(np.isin(found[row], relevant[row]))
-        recalls.append(len(hits) / len(relevant[row]))
-        ranks.append(1 / (hits[0] + 1) if len(hits) else 0.0)
-    return float(np.mean(recalls)), float(np.mean(ranks))
+    for row, wanted in enumerate(relevant):
+        if len(wanted):
+            hits = np.flatnonzero(np.isin(found[row], wanted))
+            recalls.append(len(hits) / len(wanted))
+            ranks.append(1 / (hits[0] + 1) if len(hits) else 0.0)
+    return np.array(recalls), np.array(ranks)

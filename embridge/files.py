@@ -1,4 +1,4 @@
-"""Local files: an output is whole or absent, and a content hash costs the same at any size."""
+"""Local files: an output is whole or absent, ours are read or told unreadable, a content hash costs the same at any size."""
 
 from __future__ import annotations
 
@@ -10,7 +10,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO, Protocol
 
-from embridge.errors import MissingFileError, OutputExistsError
+import numpy as np
+from safetensors import SafetensorError, safe_open
+
+from embridge.errors import MissingFileError, OutputExistsError, UnreadableFileError
 
 _WHOLE = 64 << 20  # files up to this size are hashed whole
 _BLOCKS, _BLOCK = 1024, 64 << 10  # of larger ones, this many blocks, evenly spread
@@ -56,6 +59,36 @@ def whole_or_absent(path: str | os.PathLike[str]) -> Iterator[Path]:
         sync_folder(target.parent)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def reading_tensors(
+    path: str | os.PathLike[str], file_format: str, what: str
+) -> Iterator[tuple[dict[str, str], dict[str, np.ndarray]]]:
+    """Metadata and tensors of a safetensors file of ours; what is wrong with them, inside the block too, is told as unreadable.
+
+    Raises
+    ------
+    MissingFileError
+        Nothing is there.
+    UnreadableFileError
+        Truncated, not `what`, or the block fails on what the file holds.
+    """
+    name = os.fspath(path)
+    if not os.path.isfile(name):
+        raise MissingFileError.at(name)
+    try:
+        with safe_open(name, "np") as file:
+            metadata = file.metadata() or {}
+            if metadata.get("format") != file_format:
+                raise UnreadableFileError.foreign(name, f"{what} of embridge", "its metadata")
+            # copies: what comes out of the file may be read-only memory of it
+            tensors = {key: np.array(file.get_tensor(key)) for key in file.keys()}  # noqa: SIM118 (no mapping)
+        yield metadata, tensors
+    except (SafetensorError, OSError, LookupError, TypeError, ValueError, AttributeError) as e:
+        if isinstance(e, UnreadableFileError):
+            raise
+        raise UnreadableFileError.at(name, what, e) from e
 
 
 def sync_folder(folder: Path) -> None:

@@ -7,16 +7,14 @@ import os
 from dataclasses import dataclass, field
 
 import numpy as np
-from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
-from embridge.errors import MissingFileError, ParameterError, UnreadableFileError
-from embridge.files import check_output, whole_or_absent
-from embridge.moments import Moments
+from embridge.errors import ParameterError
+from embridge.files import check_output, reading_tensors, whole_or_absent
+from embridge.moments import ARRAYS, Moments
 from embridge.types import Space
 
 _FORMAT = "embridge.folds.1"
-_ARRAYS = ("mean_x", "mean_y", "sxx", "sxy", "syy")
 ROWS = 1000  # of each part kept to measure neighbours on
 
 
@@ -115,7 +113,7 @@ class Folds:
         """Write safetensors, usually named ``*.moments.safetensors``: moments in float64, sampled rows in float32."""
         tensors = {"anchor_hashes": self.anchor_hashes}
         for number, (part, (x, y)) in enumerate(zip(self.parts, self.samples, strict=True)):
-            tensors |= {f"{name}.{number}": getattr(part, name) for name in _ARRAYS}
+            tensors |= {f"{name}.{number}": getattr(part, name) for name in ARRAYS}
             tensors |= {f"x.{number}": x, f"y.{number}": y, f"hashes.{number}": self.sample_hashes[number]}
         spaces = self.parts[0]
         metadata = {
@@ -138,23 +136,12 @@ class Folds:
         UnreadableFileError
             Truncated, or not such a file.
         """
-        name = os.fspath(path)
-        if not os.path.isfile(name):
-            raise MissingFileError.at(name)
-        try:
-            with safe_open(name, "np") as file:
-                metadata = file.metadata() or {}
-                if metadata.get("format") != _FORMAT:
-                    raise UnreadableFileError.foreign(name, "a file of moments by folds", "its metadata")
-                source, target = (Space.from_dict(json.loads(metadata[side])) for side in ("source", "target"))
-                parts, samples, hashes = [], [], []
-                for number, n in enumerate(json.loads(metadata["n"])):
-                    arrays = {key: np.array(file.get_tensor(f"{key}.{number}")) for key in _ARRAYS}
-                    parts.append(Moments(int(n), **arrays, source=source, target=target))
-                    samples.append((np.array(file.get_tensor(f"x.{number}")), np.array(file.get_tensor(f"y.{number}"))))
-                    hashes.append(np.array(file.get_tensor(f"hashes.{number}")))
-                return cls(tuple(parts), tuple(samples), tuple(hashes), np.array(file.get_tensor("anchor_hashes")))
-        except (SafetensorError, OSError, LookupError, TypeError, ValueError) as e:
-            if isinstance(e, UnreadableFileError):
-                raise
-            raise UnreadableFileError.at(name, "moments", e) from e
+        with reading_tensors(path, _FORMAT, "moments by folds") as (metadata, tensors):
+            source, target = (Space.from_dict(json.loads(metadata[side])) for side in ("source", "target"))
+            parts, samples, hashes = [], [], []
+            for number, n in enumerate(json.loads(metadata["n"])):
+                arrays = {name: tensors[f"{name}.{number}"] for name in ARRAYS}
+                parts.append(Moments.of_arrays(int(n), arrays, source, target))
+                samples.append((tensors[f"x.{number}"], tensors[f"y.{number}"]))
+                hashes.append(tensors[f"hashes.{number}"])
+            return cls(tuple(parts), tuple(samples), tuple(hashes), tensors["anchor_hashes"])

@@ -7,17 +7,16 @@ import json
 import os
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import Any, TypeVar, cast
+from typing import TypeVar, cast
 
 import numpy as np
 import torch
-from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
 from embridge.arrays import as_vectors, check_rows, unit
 from embridge.confidence import Confidence
-from embridge.errors import MapError, MissingFileError, SpaceMismatchError, UnreadableFileError
-from embridge.files import check_output, whole_or_absent
+from embridge.errors import MapError, SpaceMismatchError, UnreadableFileError
+from embridge.files import check_output, reading_tensors, whole_or_absent
 from embridge.records import FitRecord
 from embridge.types import Metric, Space
 
@@ -253,28 +252,16 @@ class LinearMap:
         UnreadableFileError
             Truncated, no map of embridge, or not the map that its fingerprint names.
         """
-        name = os.fspath(path)
-        if not os.path.isfile(name):
-            raise MissingFileError.at(name)
-        try:
-            with safe_open(name, "np") as file:
-                metadata: dict[str, Any] = file.metadata() or {}
-                if metadata.get("format") != _FORMAT:
-                    raise UnreadableFileError.foreign(name, "a map of embridge", "its metadata")
-                # float32 copies: what comes out of the file may be read-only memory of it
-                coef, intercept, hashes = (np.array(file.get_tensor(n)) for n in ("coef", "intercept", "anchor_hashes"))
-                known = "confidence" in metadata
-                more = {n: file.get_tensor(n) for n in file.keys() if n.startswith("confidence.")} if known else {}  # noqa: SIM118
+        with reading_tensors(path, _FORMAT, "a map") as (metadata, tensors):
             source, target = (Space.from_dict(json.loads(metadata[side])) for side in ("source", "target"))
-            record = FitRecord.from_dict(json.loads(metadata["record"]))
-            confidence = Confidence.from_file(more, metadata["confidence"], coef, intercept) if known else None
+            coef, intercept, hashes = (tensors[name] for name in ("coef", "intercept", "anchor_hashes"))
+            record, confidence = FitRecord.from_dict(json.loads(metadata["record"])), None
+            if "confidence" in metadata:
+                more = {name: tensor for name, tensor in tensors.items() if name.startswith("confidence.")}
+                confidence = Confidence.from_file(more, metadata["confidence"], coef, intercept)
             loaded = cls(coef, intercept, source, target, record, hashes, confidence)
-        except (SafetensorError, OSError, LookupError, TypeError, ValueError, AttributeError) as e:
-            if isinstance(e, UnreadableFileError):
-                raise
-            raise UnreadableFileError.at(name, "a map", e) from e
         if loaded.fingerprint != metadata.get("fingerprint"):
-            raise UnreadableFileError(f"{name!r} was altered: its content does not match its fingerprint.")
+            raise UnreadableFileError(f"{os.fspath(path)!r} was altered: its content does not match its fingerprint.")
         return loaded
 
     def __repr__(self) -> str:

@@ -10,19 +10,18 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
 from embridge.arrays import as_vectors
 from embridge.device import resolve_device
-from embridge.errors import BadVectorsError, MissingFileError, ParameterError, SpaceMismatchError, UnreadableFileError
-from embridge.files import check_output, whole_or_absent
+from embridge.errors import BadVectorsError, ParameterError, SpaceMismatchError
+from embridge.files import check_output, reading_tensors, whole_or_absent
 from embridge.types import Space
 
 _CHUNK = 8192
 _CPU_CHUNK = 1024  # in float64 it stays in the cache from the shift to the product
 _FORMAT = "embridge.moments.1"
-_ARRAYS = ("mean_x", "mean_y", "sxx", "sxy", "syy")
+ARRAYS = ("mean_x", "mean_y", "sxx", "sxy", "syy")
 
 
 @dataclass(frozen=True, eq=False)
@@ -169,7 +168,7 @@ class Moments:
         if n < 0:
             raise ParameterError(f"{other.n:,} rows cannot be taken out of {self.n:,}.")
         if n == 0:
-            zeros = (np.zeros_like(getattr(self, name)) for name in _ARRAYS)
+            zeros = (np.zeros_like(getattr(self, name)) for name in ARRAYS)
             return Moments(0, *zeros, self.source, self.target)
         mean_x = self.mean_x + (self.mean_x - other.mean_x) * (other.n / n)
         mean_y = self.mean_y + (self.mean_y - other.mean_y) * (other.n / n)
@@ -221,7 +220,7 @@ class Moments:
             "target": json.dumps(self.target.to_dict()),
         }
         with whole_or_absent(check_output(path, overwrite=overwrite)) as temporary:
-            save_file({name: np.ascontiguousarray(getattr(self, name)) for name in _ARRAYS}, temporary, metadata)
+            save_file({name: np.ascontiguousarray(getattr(self, name)) for name in ARRAYS}, temporary, metadata)
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Moments:
@@ -234,24 +233,18 @@ class Moments:
         UnreadableFileError
             Truncated, or not moments of embridge.
         """
-        name = os.fspath(path)
-        if not os.path.isfile(name):
-            raise MissingFileError.at(name)
-        try:
-            with safe_open(name, "np") as file:
-                metadata = file.metadata() or {}
-                if metadata.get("format") != _FORMAT:
-                    raise UnreadableFileError.foreign(name, "a file of moments", "its metadata")
-                arrays = [np.array(file.get_tensor(n)) for n in _ARRAYS]
+        with reading_tensors(path, _FORMAT, "moments") as (metadata, tensors):
             source, target = (Space.from_dict(json.loads(metadata[side])) for side in ("source", "target"))
-            p, q = source.dim, target.dim
-            if [array.shape for array in arrays[:4]] != [(p,), (q,), (p, p), (p, q)] or arrays[4].shape not in ((q,), (q, q)):
-                raise UnreadableFileError.foreign(name, "a file of moments", f"arrays for {p} and {q} dimensions")
-            return cls(int(metadata["n"]), **dict(zip(_ARRAYS, arrays, strict=True)), source=source, target=target)
-        except (SafetensorError, OSError, LookupError, TypeError, ValueError) as e:
-            if isinstance(e, UnreadableFileError):
-                raise
-            raise UnreadableFileError.at(name, "moments", e) from e
+            return cls.of_arrays(int(metadata["n"]), {name: tensors[name] for name in ARRAYS}, source, target)
+
+    @classmethod
+    def of_arrays(cls, n: int, arrays: dict[str, np.ndarray], source: Space, target: Space) -> Moments:
+        """Moments out of a file; a ValueError where the shapes are not those of the spaces."""
+        p, q = source.dim, target.dim
+        shapes = [arrays[name].shape for name in ARRAYS]
+        if shapes[:4] != [(p,), (q,), (p, p), (p, q)] or shapes[4] not in ((q,), (q, q)):
+            raise ValueError(f"arrays are of other shapes than {p} and {q} dimensions have")
+        return cls(n, **arrays, source=source, target=target)
 
 
 def _small(chunks: Iterable[tuple[np.ndarray, np.ndarray]], rows: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:

@@ -200,6 +200,17 @@ class Catalog:
             except duckdb.Error as e:
                 raise CatalogError.sql(e) from e
 
+    def decoders(self) -> list[dict[str, Any]]:
+        """Registered decoders, newest first, with what they were last measured at behind a map."""
+        return self.sql(
+            "SELECT d.name, d.path, d.format, d.kind, d.space, d.dim, e.metric, e.value, d.fingerprint FROM decoder d "
+            "LEFT JOIN (SELECT decoder, metric, value FROM decoder_evaluation "
+            "WHERE strategy = 'translated' AND metric IN ('accuracy', 'r2', 'mse') "
+            "QUALIFY row_number() OVER (PARTITION BY decoder ORDER BY run DESC, metric) = 1) e "
+            "ON e.decoder = d.fingerprint "
+            "QUALIFY row_number() OVER (PARTITION BY d.path ORDER BY d.run DESC) = 1 ORDER BY d.run DESC, d.path"
+        )
+
     def list(self) -> dict[str, list[dict[str, Any]]]:
         """What is known: collections, translators (with their last measured overlap) and runs, newest first."""
         return {
@@ -212,17 +223,6 @@ class Catalog:
             ),
             "runs": self.sql('SELECT id, verb, "rows", seconds, device, finished_at FROM run ORDER BY id DESC'),
         }
-
-    def decoders(self) -> list[dict[str, Any]]:  # type: ignore[valid-type]
-        """Registered decoders, newest first, with what they were last measured at behind a map."""
-        return self.sql(
-            "SELECT d.name, d.path, d.format, d.kind, d.space, d.dim, e.metric, e.value, d.fingerprint FROM decoder d "
-            "LEFT JOIN (SELECT decoder, metric, value FROM decoder_evaluation "
-            "WHERE strategy = 'translated' AND metric IN ('accuracy', 'r2', 'mse') "
-            "QUALIFY row_number() OVER (PARTITION BY decoder ORDER BY run DESC, metric) = 1) e "
-            "ON e.decoder = d.fingerprint "
-            "QUALIFY row_number() OVER (PARTITION BY d.path ORDER BY d.run DESC) = 1 ORDER BY d.run DESC, d.path"
-        )
 
     def show(self, name: str) -> dict[str, list[dict[str, Any]]]:
         """Every fact about a file, by its path or the beginning of its fingerprint, or about a run, by its number.

@@ -59,8 +59,7 @@ class Declaration:
         space = self.space
         if isinstance(known.space, Space):
             space = resolve_space(repr(path), self.space, known.space, is_known=True)
-        both = self.classes is not None and known.classes is not None
-        if both and self.classes.tolist() != known.classes.tolist():  # type: ignore[union-attr]
+        if self.classes is not None and known.classes is not None and self.classes.tolist() != known.classes.tolist():
             raise ParameterError(f"{path!r} was declared with other classes than its own declaration names.")
         return Declaration(space, self.kind or known.kind, known.classes if self.classes is None else self.classes)
 

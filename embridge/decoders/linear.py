@@ -10,13 +10,12 @@ from functools import cached_property
 from typing import Any, ClassVar, Literal, Self, cast
 
 import numpy as np
-from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
 from embridge.arrays import check_rows
 from embridge.decoders.base import KINDS, Decoded, Decoder, Kind, as_labels, as_outputs, probe, tell
-from embridge.errors import DecoderError, MapError, MissingFileError, ParameterError, SpaceMismatchError, UnreadableFileError
-from embridge.files import check_output, whole_or_absent
+from embridge.errors import DecoderError, MapError, ParameterError, SpaceMismatchError, UnreadableFileError
+from embridge.files import check_output, reading_tensors, whole_or_absent
 from embridge.maps import LinearMap
 from embridge.types import Space
 
@@ -264,21 +263,10 @@ class LinearHead(Decoder):
             Truncated, no linear head of embridge, or not the one that its fingerprint names.
         """
         name = os.fspath(path)
-        if not os.path.isfile(name):
-            raise MissingFileError.at(name)
-        try:
-            with safe_open(name, "np") as file:
-                metadata: dict[str, Any] = file.metadata() or {}
-                if metadata.get("format") != _FORMAT:
-                    raise UnreadableFileError.foreign(name, "a linear head of embridge", "its metadata")
-                arrays = {key: np.array(file.get_tensor(key)) for key in file.keys()}  # noqa: SIM118 (no mapping)
+        with reading_tensors(name, _FORMAT, "a linear head") as (metadata, arrays):
             facts = json.loads(metadata["head"])
             facts["space"] = Space.from_dict(facts["space"])
             loaded = cls(**arrays, **facts, path=name)
-        except (SafetensorError, OSError, LookupError, TypeError, ValueError, AttributeError) as e:
-            if isinstance(e, UnreadableFileError):
-                raise
-            raise UnreadableFileError.at(name, "a linear head", e) from e
         if loaded.fingerprint != metadata.get("fingerprint"):
             raise UnreadableFileError(f"{name!r} was altered: its content does not match its fingerprint.")
         return loaded

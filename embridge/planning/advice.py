@@ -9,7 +9,7 @@ from embridge.planning.record import PlannedStrategy, Recommendation
 ENOUGH = 0.8  # of the gap: what a lazy or partial re-encoding must recover to be worth not re-encoding everything
 
 
-def recommend(strategies: Sequence[PlannedStrategy], judged: bool) -> dict[str, Recommendation]:
+def recommend(strategies: Sequence[PlannedStrategy], *, judged: bool) -> dict[str, Recommendation]:
     """One recommendation for each situation.
 
     ``old-encoder-gone``: the best that needs neither the old model nor texts. ``both-encoders``: the best that encodes no row, if

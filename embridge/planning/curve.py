@@ -8,7 +8,7 @@ from embridge.anchors import Anchors
 from embridge.maps import LinearMap
 from embridge.neighbours import overlap, top_k
 from embridge.planning.record import LearningCurve
-from embridge.planning.trial import Resampler, Trial
+from embridge.planning.trial import Trial
 from embridge.translators import METHODS, Bridge, Ridge, Translator
 
 _SHARES = (1 / 16, 1 / 8, 1 / 4, 1 / 2, 1)
@@ -34,11 +34,11 @@ def learning_curve(translation: LinearMap, train: Anchors, trial: Trial) -> Lear
         scores.append(overlap(found, trial.truth[some]))
     ahead = (2 * len(train), 4 * len(train))
     table = np.array(scores)
-    shares = Resampler(len(some)).shares
-    if len(sizes) < 3 or shares is None:  # three unknowns
+    if len(sizes) < 3:  # there are three unknowns
         return LearningCurve(tuple(sizes), tuple(table.mean(1).tolist()), (), (), ())
     forecast = _extrapolate(np.array(sizes), table.mean(1), ahead)
-    drawn = np.array([_extrapolate(np.array(sizes), table @ weights, ahead) for weights in shares[:_DRAWS]])
+    draws = np.random.default_rng(0).integers(len(some), size=(_DRAWS, len(some)))
+    drawn = np.array([_extrapolate(np.array(sizes), table[:, draw].mean(1), ahead) for draw in draws])
     low, high = np.quantile(drawn, [0.025, 0.975], axis=0)
     intervals = tuple((float(a), float(b)) for a, b in zip(low, high, strict=True))
     return LearningCurve(tuple(sizes), tuple(table.mean(1).tolist()), ahead, tuple(forecast.tolist()), intervals)

@@ -2,21 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
 from embridge.anchors import Anchors
 from embridge.errors import MapError, ParameterError, TooFewAnchorsError
+from embridge.evaluation import Qrels, bootstrap_interval
 from embridge.maps import LinearMap
 from embridge.neighbours import top_k
 from embridge.planning.advice import recommend
 from embridge.planning.curve import learning_curve
 from embridge.planning.record import Plan, PlannedStrategy
-from embridge.planning.trial import REFERENCES, Ask, Outcome, Resampler, Trial
+from embridge.planning.trial import REFERENCES, Ask, Outcome, Trial
 from embridge.retrieval import blend, carry
 from embridge.translators import calibrate, fit
+from embridge.translators.select import one_standard_error
 from embridge.types import Metric
 
 if TYPE_CHECKING:
@@ -25,13 +27,36 @@ if TYPE_CHECKING:
 WEIGHTS = (0.3, 0.4, 0.5, 0.6, 0.7)
 PERCENTS = (1, 5, 20)
 _TUNING = 1000
+_LEAST_QUERIES = 50  # to choose a weight by
+
+
+class Way(NamedTuple):
+    """How a strategy asks: query vectors of pairs, rows searched, metric, whether it takes the old encoder, rows changed."""
+
+    ask: Ask
+    rows: np.ndarray
+    metric: Metric
+    old: bool
+    changed: int
+
+
+class Tried(NamedTuple):
+    """What a strategy found, and what it costs."""
+
+    name: str
+    hubness: bool
+    outcome: Outcome
+    changed: int
+    encodes: int
+    old: bool
+    texts: bool
 
 
 def plan(
     shared: Anchors,
     *,
     queries: Anchors | None = None,
-    qrels: Mapping[Any, Sequence[Any]] | None = None,
+    qrels: Qrels | None = None,
     anchors: int | None = None,
     k: int = 10,
     encode_rate: float | None = None,
@@ -101,12 +126,10 @@ def plan(
     source, target = translation.source, translation.target
     translated = translation.apply(corpus.x)
 
-    # name -> (queries, rows, metric, needs the old encoder, rows changed)
-    ways: dict[str, tuple[Ask, np.ndarray, Metric, bool, int]] = {
-        "keep-old": (lambda pairs, _: pairs.x, corpus.x, source.metric, True, 0),
-        "translate-documents": (lambda pairs, _: pairs.y, translated, target.metric, False, len(corpus)),
-        "translate-queries": (lambda pairs, _: reverse.apply(pairs.y), corpus.x, source.metric, False, 0),
-        "re-encode": (lambda pairs, _: pairs.y, corpus.y, target.metric, False, len(corpus)),
+    ways = {
+        "keep-old": Way(lambda pairs, _: pairs.x, corpus.x, source.metric, True, 0),
+        "translate-documents": Way(lambda pairs, _: pairs.y, translated, target.metric, False, len(corpus)),
+        "translate-queries": Way(lambda pairs, _: reverse.apply(pairs.y), corpus.x, source.metric, False, 0),
     }
     weights = (0.5, 0.5)
     try:
@@ -114,33 +137,33 @@ def plan(
     except MapError:  # L2 and no isometry: there is no way back to the old rows
         pass
     else:
-        weights = tuple(_best_weight(trial, translation, 1 - half) for half in (0, 1))
-        ways["adjoint"] = (lambda pairs, _: carry(pairs.y, translation, source), corpus.x, source.metric, False, 0)
-        ways["blend"] = (
-            lambda pairs, half: blend(pairs.x, carry(pairs.y, translation, source), weights[half]),
-            corpus.x, source.metric, True, 0,
-        )  # fmt: skip
-    hubness = [False] if Metric.L2 in (source.metric, target.metric) else [False, True]
-    ways["re-encode"] = ways.pop("re-encode")  # last in the table
-    total = len(ways) * len(hubness) + len(PERCENTS) * len(hubness) + 2
-    done: list[tuple[str, bool, Outcome, int, int, bool, bool]] = []
-    found: dict[tuple[str, bool], np.ndarray] = {}
+        weights = tuple(_weight(trial, translation, 1 - half) for half in (0, 1))
+        ways["adjoint"] = Way(lambda pairs, _: carry(pairs.y, translation, source), corpus.x, source.metric, False, 0)
+        ways["blend"] = Way(
+            lambda pairs, half: blend(pairs.x, carry(pairs.y, translation, source), weights[half]), corpus.x, source.metric, True, 0
+        )
+    ways["re-encode"] = Way(lambda pairs, _: pairs.y, corpus.y, target.metric, False, len(corpus))
+    lazy = {"translate-documents": "lazy-re-encode", "blend": "lazy-re-encode-blend"}
+    hubness = (False,) if Metric.L2 in (source.metric, target.metric) else (False, True)
+    total = (len(ways) + len(PERCENTS) + len(lazy.keys() & ways.keys())) * len(hubness)
+    tried: list[Tried] = []
 
-    def add(name: str, corrected: bool, ids: np.ndarray, changed: int, encodes: int, old: bool, texts: bool) -> None:
-        done.append((name, corrected, trial.outcome(ids), changed, encodes, old, texts))
+    def add(*values: Any) -> None:
+        tried.append(Tried(*values))
         if progress is not None:
-            progress(len(done), total)
+            progress(len(tried), total)
 
-    for name, (ask, rows, metric, old, changed) in ways.items():
-        for corrected in hubness:
-            ids = found[name, corrected] = trial.search(ask, rows, metric, hubness=corrected)
-            add(name, corrected, ids, changed, len(corpus) if name == "re-encode" else 0, old, name == "re-encode")
-    for name, first in (("lazy-re-encode", "translate-documents"), ("lazy-re-encode-blend", "blend")):
-        if first in ways:
-            corrected = max(hubness, key=lambda flag: float(trial.outcome(found[first, flag]).candidates.mean()))
-            ids = found[first, corrected]
-            add(name, corrected, trial.rerank(ids), ways[first][4], len(np.unique(ids)), ways[first][3], True)
-    orders = _orders(trial, translation, train, found["translate-documents", False], queries is None, seed)
+    reached = np.empty((0, 0))
+    for name, way in ways.items():
+        for flag in hubness:
+            ids = trial.search(way.ask, way.rows, way.metric, hubness=flag)
+            everything = name == "re-encode"
+            add(name, flag, trial.outcome(ids), way.changed, len(corpus) if everything else 0, way.old, everything)
+            if name in lazy:
+                add(lazy[name], flag, trial.outcome(trial.rerank(ids)), way.changed, len(np.unique(ids)), way.old, True)
+            if name == "translate-documents" and not flag:
+                reached = ids
+    orders = _orders(trial, translation, train, reached, queries is None, seed)
     for percent in PERCENTS:
         count = max(1, round(len(corpus) * percent / 100))
         mixed = []
@@ -148,38 +171,29 @@ def plan(
             rows = translated.copy()
             rows[order[:count]] = corpus.y[order[:count]]
             mixed.append(rows)
-        for corrected in hubness:
-            ids = trial.search(lambda pairs, _: pairs.y, mixed, target.metric, hubness=corrected)
-            add(f"re-encode-{percent}%", corrected, ids, len(corpus), count, False, True)
+        for flag in hubness:
+            ids = trial.search(ways["re-encode"].ask, mixed, target.metric, hubness=flag)
+            add(f"re-encode-{percent}%", flag, trial.outcome(ids), len(corpus), count, False, True)
 
-    strategies = _strategies(trial, done, encode_rate, price, seed)
+    strategies = _strategies(trial, tried, encode_rate, price, seed)
     return Plan(
-        k, len(asked), int(trial.judged.sum()), len(corpus), len(train), translation.record.method, float(np.mean(weights)),
-        strategies, recommend(strategies, trial.judged.any()), learning_curve(translation, train, trial),
+        k, len(asked), trial.judged, len(corpus), len(train), translation.record.method, float(np.mean(weights)),
+        strategies, recommend(strategies, judged=trial.judged > 0), learning_curve(translation, train, trial),
     )  # fmt: skip
 
 
-def _best_weight(trial: Trial, translation: LinearMap, half: int) -> float:
-    """The weight nearest to 0.5 that one half of the queries cannot tell from the best (one standard error, paired)."""
-    members = np.flatnonzero(trial.half == half)[:_TUNING]
-    if len(members) < 50:
+def _weight(trial: Trial, translation: LinearMap, half: int) -> float:
+    """The weight nearest to 0.5 that one half of the queries cannot tell from the best."""
+    small = trial.at(np.flatnonzero(trial.half == half)[:_TUNING])
+    if len(small.asked) < _LEAST_QUERIES or (trial.judged and small.judged < _LEAST_QUERIES):
         return 0.5
-    asked = trial.asked.at(members)
-    small = Trial(
-        trial.corpus, asked, None if trial.exclude is None else trial.exclude[members], None, trial.half[members],
-        [trial.relevant[m] for m in members], trial.k, trial.device,
-    )  # fmt: skip
-    carried = carry(asked.y, translation, translation.source)
-    weights = sorted(WEIGHTS, key=lambda w: (abs(w - 0.5), w))
-    scores = []
+    carried = carry(small.asked.y, translation, translation.source)
+    weights, scores = sorted(WEIGHTS, key=lambda w: (abs(w - 0.5), w)), []
     for weight in weights:
-        vectors = blend(asked.x, carried, weight)
+        vectors = blend(small.asked.x, carried, weight)
         ids = top_k(vectors, small.corpus.x, small.k, translation.source.metric, exclude=small.exclude, device=small.device).ids
         scores.append(small.measure(small.outcome(ids)))
-    table = np.array(scores)
-    deficits = table[np.argmax(table.mean(1))] - table
-    errors = deficits.std(1, ddof=1) / np.sqrt(table.shape[1])
-    return weights[int(np.flatnonzero(deficits.mean(1) <= errors)[0])]
+    return weights[one_standard_error(np.array(scores))[0]]
 
 
 def _orders(trial: Trial, translation: LinearMap, train: Anchors, found: np.ndarray, by_error: bool, seed: int) -> list[np.ndarray]:
@@ -202,35 +216,38 @@ def _orders(trial: Trial, translation: LinearMap, train: Anchors, found: np.ndar
 
 
 def _strategies(
-    trial: Trial, done: list[tuple[str, bool, Outcome, int, int, bool, bool]], rate: float | None, price: float | None, seed: int
+    trial: Trial, tried: Sequence[Tried], rate: float | None, price: float | None, seed: int
 ) -> tuple[PlannedStrategy, ...]:
-    every, judged = Resampler(len(trial.asked), seed), Resampler(int(trial.judged.sum()), seed)
-    compared = judged if trial.judged.any() else every
-    base = {name: trial.measure(outcome) for name, corrected, outcome, *_ in done if not corrected}
+    """Figures of what was tried; intervals are paired, since one seed resamples the same queries."""
+
+    def interval(values: np.ndarray) -> tuple[float, float]:
+        return bootstrap_interval(values, seed=seed)
+
+    base = {one.name: trial.measure(one.outcome) for one in tried if not one.hubness}
     keep, gap = base["keep-old"], float(base["re-encode"].mean() - base["keep-old"].mean())
     out = []
-    for name, corrected, outcome, changed, encodes, old, texts in done:
+    for name, flag, outcome, changed, encodes, old, texts in tried:
         gain = trial.measure(outcome) - keep
-        has = bool(trial.judged.any())
+        judged = trial.judged > 0
         out.append(
             PlannedStrategy(
-                name,
-                corrected,
-                float(outcome.overlap.mean()),
-                every.interval(outcome.overlap),
-                float(outcome.candidates.mean()),
-                float(outcome.recall.mean()) if has else None,
-                judged.interval(outcome.recall) if has else None,
-                float(outcome.ranks.mean()) if has else None,
-                float(gain.mean()),
-                compared.interval(gain),
-                float(gain.mean()) / gap if gap > 0 else None,
-                changed,
-                encodes,
-                encodes / rate if rate else None,
-                encodes * price if price else None,
-                old,
-                texts,
+                name=name,
+                hubness=flag,
+                overlap=float(outcome.overlap.mean()),
+                overlap_ci=interval(outcome.overlap),
+                candidate_recall=float(outcome.candidates.mean()),
+                recall=float(outcome.recall.mean()) if judged else None,
+                recall_ci=interval(outcome.recall) if judged else None,
+                mrr=float(outcome.ranks.mean()) if judged else None,
+                gain=float(gain.mean()),
+                gain_ci=interval(gain),
+                recovered=float(gain.mean()) / gap if gap > 0 else None,
+                rows_changed=changed,
+                encodes=encodes,
+                seconds=encodes / rate if rate else None,
+                cost=encodes * price if price else None,
+                needs_old_encoder=old,
+                needs_texts=texts,
             )
         )
     return tuple(out)

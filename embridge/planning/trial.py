@@ -2,23 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
 import numpy as np
 
 from embridge.anchors import Anchors
-from embridge.arrays import unit
+from embridge.evaluation import Qrels, corrected, judge, relevant_positions
 from embridge.ids import hash_ids
-from embridge.indexes.hubness import augment, with_bias
 from embridge.neighbours import overlap, top_k
 from embridge.types import Metric
 
 DEPTH = 100
 REFERENCES = 1500
-_RESAMPLES = 1000
 
 Ask = Callable[[Anchors, int], np.ndarray]
 
@@ -62,21 +60,23 @@ class Trial:
     @classmethod
     def of(
         cls, corpus: Anchors, asked: Anchors, exclude: np.ndarray | None, reference: Anchors | None,
-        qrels: Mapping[Any, Sequence[Any]] | None, k: int, seed: int, device: Any,
+        qrels: Qrels | None, k: int, seed: int, device: Any,
     ) -> Trial:  # fmt: skip
         """The trial of some queries over a corpus."""
         half = (hash_ids(asked.ids, "half", seed) % np.uint64(2)).astype(np.int64)
-        place = {i: n for n, i in enumerate(corpus.ids.tolist())} if qrels else {}
-        relevant = [
-            np.array([place[d] for d in dict.fromkeys((qrels or {}).get(q, ())) if d in place], np.int64)
-            for q in asked.ids.tolist()
-        ]
+        relevant = relevant_positions(corpus.ids, asked.ids, qrels)
         return cls(corpus, asked, exclude, reference, half, relevant, k, device)
 
+    def at(self, members: np.ndarray) -> Trial:
+        """The trial of some of the queries."""
+        exclude = None if self.exclude is None else self.exclude[members]
+        relevant = [self.relevant[m] for m in members]
+        return replace(self, asked=self.asked.at(members), exclude=exclude, half=self.half[members], relevant=relevant)
+
     @cached_property
-    def judged(self) -> np.ndarray:
-        """Which queries have a relevant row in the corpus."""
-        return np.array([len(r) > 0 for r in self.relevant], bool)
+    def judged(self) -> int:
+        """Queries that have a relevant row in the corpus."""
+        return sum(len(rows) > 0 for rows in self.relevant)
 
     @property
     def depth(self) -> int:
@@ -111,8 +111,7 @@ class Trial:
                 other = (
                     self.reference if self.reference is not None else self.asked.at(np.flatnonzero(self.half != half)[:REFERENCES])
                 )
-                held = unit(held) if metric == Metric.COSINE else held.astype(np.float32, copy=False)
-                vectors, held, how = augment(unit(vectors)), with_bias(held, ask(other, half)), Metric.DOT
+                vectors, held, how = corrected(vectors, held, metric, ask(other, half))
             exclude = None if self.exclude is None else self.exclude[members]
             found[members] = top_k(vectors, held, self.depth, how, exclude=exclude, device=self.device).ids
         return found
@@ -120,16 +119,11 @@ class Trial:
     def outcome(self, found: np.ndarray) -> Outcome:
         """What a list of found rows is worth."""
         top = found[:, : self.k]
-        recalls, ranks = [], []
-        for row in np.flatnonzero(self.judged):
-            hits = np.flatnonzero(np.isin(top[row], self.relevant[row]))
-            recalls.append(len(hits) / len(self.relevant[row]))
-            ranks.append(1 / (hits[0] + 1) if len(hits) else 0.0)
-        return Outcome(overlap(top, self.truth), overlap(found, self.truth), np.array(recalls), np.array(ranks))
+        return Outcome(overlap(top, self.truth), overlap(found, self.truth), *judge(top, self.relevant))
 
     def measure(self, outcome: Outcome) -> np.ndarray:
         """What strategies are compared by: recall where anything is judged, else overlap."""
-        return outcome.recall if self.judged.any() else outcome.overlap
+        return outcome.recall if self.judged else outcome.overlap
 
     def rerank(self, found: np.ndarray) -> np.ndarray:
         """The same candidates in the order of their native vectors: what encoding them lazily gives."""
@@ -146,18 +140,3 @@ class Trial:
                 scores = np.einsum("qcd,qd->qc", rows, queries)
             out[start : start + 128] = np.take_along_axis(ids, np.argsort(-scores, axis=1, kind="stable"), 1)
         return out
-
-
-class Resampler:
-    """Means of resampled queries: one set of resamples for all strategies, so that their differences are paired."""
-
-    def __init__(self, n: int, seed: int = 0) -> None:
-        rng = np.random.default_rng(seed)
-        self.shares = rng.multinomial(n, np.full(n, 1 / n), size=_RESAMPLES) / n if n else None
-
-    def interval(self, values: np.ndarray, level: float = 0.95) -> tuple[float, float]:
-        """Percentile bootstrap interval of the mean (Efron 1979)."""
-        if self.shares is None:
-            return float("nan"), float("nan")
-        low, high = np.quantile(self.shares @ values.astype(float), [(1 - level) / 2, (1 + level) / 2])
-        return float(low), float(high)
