@@ -1,0 +1,216 @@
+"""What was made: converted, migrated, merged and decoded collections, registered decoders."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from embridge.types import Space
+
+
+@dataclass(frozen=True)
+class Conversion:
+    """A collection that was converted.
+
+    Attributes
+    ----------
+    path : str
+    rows, skipped : int
+        Rows written, and bad rows left out.
+    seconds : float
+    device : str
+    source, map, fingerprint : str
+        Fingerprints of what it was made of, and its own.
+    """
+
+    path: str
+    rows: int
+    seconds: float
+    device: str
+    source: str
+    map: str
+    fingerprint: str
+    skipped: int = 0
+
+    @property
+    def rows_per_second(self) -> float:
+        """Rows a second, reading and writing included."""
+        return self.rows / self.seconds if self.seconds else float("inf")
+
+
+@dataclass(frozen=True)
+class Migration:
+    """A FAISS index that was moved to another space.
+
+    Attributes
+    ----------
+    path : str
+    mode : str
+        ``wrap``, ``move`` or ``rebuild``.
+    exact : bool
+        True where the index was shown to return, for queries of the new space, the ids that the old one returns for the
+        pulled-back queries (a rebuild: those of brute force).
+    verified_overlap : float
+        Mean share of the 10 true neighbours, by brute force over translated rows, that it finds.
+    queries_verified : int
+    seconds : float
+        Verification and writing included.
+    reason : str
+        Why this mode, and what was measured.
+    rows : int
+    own_overlap : float or None
+        What the old index finds in its own space, measured where the map is not exact.
+    agreement : float or None
+        Mean share of the old index's answers to pulled-back queries.
+    source, map, fingerprint : str
+        Fingerprints of what it was made of, and its own.
+    source_space, space : Space
+    """
+
+    path: str
+    mode: str
+    exact: bool
+    verified_overlap: float
+    queries_verified: int
+    seconds: float
+    reason: str
+    rows: int
+    own_overlap: float | None
+    agreement: float | None
+    source: str
+    map: str
+    fingerprint: str
+    source_space: Space
+    space: Space
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values."""
+        return asdict(self)
+
+
+@dataclass(frozen=True)
+class Merge:
+    """Native and translated rows of one space in one collection.
+
+    Shares and overlaps are over the k nearest rows of `queries` queries, none of those that the offset was chosen on; None where
+    they could not be measured.
+
+    Attributes
+    ----------
+    path : str
+    rows, native, translated : int
+    replaced : int
+        Rows of the translated side whose place a native row took.
+    offset : float
+        Added to scores of translated rows (see `Mixture`); 0 where nothing told which.
+    reason : str
+        How it was found, or why not.
+    k, queries : int
+    pairs : int
+        Rows with a native and a translated vector that it was found by.
+    share_before, share_after : float or None
+        Share of translated rows among the k nearest, without and with the offset.
+    share_truth : float or None
+        What their share would be if all rows were native, as the pairs tell: where a row comes up as a native one r times as often
+        as translated, a share of s would be rs / (rs + 1 - s).
+    overlap_before, overlap_after : float or None
+        Share of the places that pairs take as native rows in which the same row also comes up translated.
+    seconds : float
+    native_source, translated_source, fingerprint : str
+        Fingerprints of what it was made of, and its own.
+    """
+
+    path: str
+    rows: int
+    native: int
+    translated: int
+    replaced: int
+    offset: float
+    reason: str
+    k: int
+    queries: int
+    pairs: int
+    share_before: float | None
+    share_after: float | None
+    share_truth: float | None
+    overlap_before: float | None
+    overlap_after: float | None
+    seconds: float
+    native_source: str
+    translated_source: str
+    fingerprint: str
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values."""
+        return asdict(self)
+
+    def __str__(self) -> str:
+        def told(value: float | None) -> str:
+            return "     -" if value is None else f"{value:>6.3f}"
+
+        taken = f", {self.replaced:,} of them in place of translated ones" if self.replaced else ""
+        return (
+            f"{self.path}: {self.native:,} native rows{taken}, and {self.translated:,} translated rows\n"
+            f"offset {self.offset:+.4f}: {self.reason}\n"
+            f"{'':<38}  before   after   all native\n"
+            f"{f'translated rows among the {self.k} nearest':<38}  {told(self.share_before)}  {told(self.share_after)}"
+            f"       {told(self.share_truth)}\n"
+            f"{'overlap, over rows known both ways':<38}  {told(self.overlap_before)}  {told(self.overlap_after)}        1.000"
+        )
+
+
+@dataclass(frozen=True)
+class Decoding:
+    """A collection that was decoded.
+
+    Attributes
+    ----------
+    path : str
+    rows : int
+    columns : tuple of str
+        What was written beside ids and payload: ``prediction``, ``probability``, ``output``.
+    folded : bool
+        True where decoder and map ran as one matrix.
+    seconds : float
+    device : str
+    source, decoder, fingerprint : str
+        Fingerprints of what it was made of, and its own.
+    map : str
+        Fingerprint of the map, empty where none was used.
+    """
+
+    path: str
+    rows: int
+    columns: tuple[str, ...]
+    folded: bool
+    seconds: float
+    device: str
+    source: str
+    decoder: str
+    fingerprint: str
+    map: str = ""
+
+    @property
+    def rows_per_second(self) -> float:
+        """Rows a second, reading and writing included."""
+        return self.rows / self.seconds if self.seconds else float("inf")
+
+
+@dataclass(frozen=True)
+class DecoderRecord:
+    """A decoder that was registered.
+
+    Attributes
+    ----------
+    name : str
+        What its users call it.
+    format, kind : str
+        ``linear``, ``skops``, ``onnx`` or ``pt2``; ``classifier``, ``regressor`` or ``output``.
+    classes : tuple
+        Of a classifier that names them.
+    """
+
+    name: str
+    format: str
+    kind: str
+    classes: tuple[str | int | bool, ...] = ()

@@ -1,0 +1,240 @@
+"""What was measured: maps, decoders and their confidence beside what else could be done."""
+
+from __future__ import annotations
+
+import statistics
+from dataclasses import asdict, dataclass
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Strategy:
+    """How one way of answering new-space queries does against native neighbours, and against labels where there are any.
+
+    Attributes
+    ----------
+    name : str
+        ``keep-old``, ``no-translation``, ``translate-documents``, ``translate-queries``, ``blend`` or ``re-encode``; with a
+        hubness bias ``translate-documents+hubness`` and ``blend+hubness`` as well.
+    overlap : float
+        Mean share of the native target's k nearest rows that are among this strategy's k nearest.
+    overlap_ci : tuple of float
+        95 % bootstrap interval over queries.
+    recall, mrr : float or None
+        Recall at k and mean reciprocal rank at k against the relevance judgements, where given.
+    """
+
+    name: str
+    overlap: float
+    overlap_ci: tuple[float, float]
+    recall: float | None = None
+    mrr: float | None = None
+
+
+@dataclass(frozen=True)
+class ConfidenceCheck:
+    """Whether a map's confidence is worth something, on rows that it was neither fitted nor calibrated on.
+
+    Attributes
+    ----------
+    rows : int
+    worst_tenth : float
+        Mean error of the tenth of the rows foretold worst, over the mean error of all: 1 is no better than chance.
+    worst_tenth_ci : tuple of float
+        Its 95 % interval (normal approximation).
+    oracle_tenth : float
+        The same of the tenth that is worst in truth.
+    level, coverage : float
+        The coverage asked of the bound, and the share of rows whose error it holds for.
+    """
+
+    rows: int
+    worst_tenth: float
+    worst_tenth_ci: tuple[float, float]
+    oracle_tenth: float
+    level: float
+    coverage: float
+
+    def __str__(self) -> str:
+        low, high = self.worst_tenth_ci
+        chance = "; on these rows that is no better than chance" if low <= 1 else ""
+        return (
+            f"the tenth of the rows foretold worst has {self.worst_tenth:.2f} x the mean error [{low:.2f}, {high:.2f}] "
+            f"(the worst in truth: {self.oracle_tenth:.2f} x){chance}; the {self.level:g} bound holds for {self.coverage:.3f} of "
+            f"{self.rows:,} rows"
+        )
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Every strategy side by side, on rows that the map was not fitted on.
+
+    Attributes
+    ----------
+    k, queries, corpus : int
+        Neighbours compared, queries asked, rows searched.
+    strategies : tuple of Strategy
+    mean_cosine : float
+        Mean cosine between translated and native vectors. It flatters: the mean vector alone often scores high.
+    relative_residual : float
+        ||translated - native|| / ||native - mean(native)||, Frobenius norms: 0 is perfect, 1 is no better than the mean.
+    map : str
+        Fingerprint of the map.
+    judged : int
+        Queries with a relevant row in the corpus, over which recall and MRR are taken.
+    confidence : ConfidenceCheck, optional
+        Where the map has a confidence, and 50 rows at least are left that it was not calibrated on.
+    """
+
+    k: int
+    queries: int
+    corpus: int
+    strategies: tuple[Strategy, ...]
+    mean_cosine: float
+    relative_residual: float
+    map: str = ""
+    judged: int = 0
+    confidence: ConfidenceCheck | None = None
+
+    def __getitem__(self, name: str) -> Strategy:
+        for strategy in self.strategies:
+            if strategy.name == name:
+                return strategy
+        raise KeyError(name)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values."""
+        return asdict(self)
+
+    def __str__(self) -> str:
+        width = max(20, *(len(s.name) for s in self.strategies))
+        lines = [f"{'strategy':<{width}} overlap@{self.k:<3} 95 % interval     recall@{self.k:<3}  MRR"]
+        for s in self.strategies:
+            low, high = s.overlap_ci
+            judged = "" if s.recall is None else f"{s.recall:>10.3f} {s.mrr:>8.3f}"
+            lines.append(f"{s.name:<{width}} {s.overlap:>10.3f}  [{low:.3f}, {high:.3f}] {judged}")
+        return "\n".join(lines)
+
+
+@dataclass(frozen=True)
+class StitchingScore:
+    """What a decoder of the target scores on source rows as one method hands them over.
+
+    Attributes
+    ----------
+    method : str
+        ``no-stitching`` (the target's own rows), ``absolute``, ``relative`` or a translator's name.
+    scores : tuple of float
+        One a seed.
+    """
+
+    method: str
+    scores: tuple[float, ...]
+
+    @property
+    def mean(self) -> float:
+        """Mean over seeds."""
+        return statistics.fmean(self.scores)
+
+    @property
+    def deviation(self) -> float:
+        """Standard deviation over seeds (n - 1); zero for a single one."""
+        return statistics.stdev(self.scores) if len(self.scores) > 1 else 0.0
+
+
+@dataclass(frozen=True)
+class Stitching:
+    """Every method of stitching a decoder side by side.
+
+    Attributes
+    ----------
+    anchors : int
+        Rows that translators were fitted on.
+    scaling : str
+        ``standard`` or ``l2``.
+    seeds : tuple of int
+    methods : tuple of StitchingScore
+    """
+
+    anchors: int
+    scaling: str
+    seeds: tuple[int, ...]
+    methods: tuple[StitchingScore, ...]
+
+    def __getitem__(self, method: str) -> StitchingScore:
+        for score in self.methods:
+            if score.method == method:
+                return score
+        raise KeyError(method)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values."""
+        return asdict(self)
+
+    def __str__(self) -> str:
+        head = f"{'method':<14} {'mean':>7} {'dev':>7}  ({self.anchors:,} anchors, {self.scaling} scaling, {len(self.seeds)} seeds)"
+        return "\n".join([head, *(f"{s.method:<14} {s.mean:>7.3f} {s.deviation:>7.3f}" for s in self.methods)])
+
+
+@dataclass(frozen=True)
+class DecoderStrategy:
+    """How one way of feeding a decoder does against labels.
+
+    Attributes
+    ----------
+    name : str
+        ``native`` (the decoder on vectors of its own space), ``translated`` (on translated source vectors), ``no-translation`` (on
+        source vectors as they are) or ``retrained`` (a decoder trained on source vectors, on rows apart).
+    values : dict of str to float
+        ``accuracy`` and ``macro_f1`` of a classifier, ``r2`` and ``mse`` of a regressor, ``mse`` of kind ``output``.
+    intervals : dict of str to tuple of float
+        95 % bootstrap intervals over rows.
+    """
+
+    name: str
+    values: dict[str, float]
+    intervals: dict[str, tuple[float, float]]
+
+
+@dataclass(frozen=True)
+class DecoderEvaluation:
+    """A decoder on translated vectors beside what else could be done, on rows that the map was not fitted on.
+
+    Attributes
+    ----------
+    kind : str
+        Of the decoder.
+    rows, trained_on : int
+        Rows that every strategy is measured on; rows that ``retrained`` was trained on (0 where it was left out).
+    padded : int
+        Zero columns put behind the source vectors for ``no-translation``; negative: columns cut off; 0: the widths are equal.
+    strategies : tuple of DecoderStrategy
+    decoder, map : str
+        Their fingerprints.
+    """
+
+    kind: str
+    rows: int
+    trained_on: int
+    padded: int
+    strategies: tuple[DecoderStrategy, ...]
+    decoder: str = ""
+    map: str = ""
+
+    def __getitem__(self, name: str) -> DecoderStrategy:
+        for strategy in self.strategies:
+            if strategy.name == name:
+                return strategy
+        raise KeyError(name)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values."""
+        return asdict(self)
+
+    def __str__(self) -> str:
+        metrics = list(self.strategies[0].values)
+        lines = [f"{'strategy':<16}" + "".join(f"{name:>10}  {'95 % interval':<18}" for name in metrics)]
+        for s in self.strategies:
+            cells = [f"{s.values[m]:>10.4g}  {'[{:.4g}, {:.4g}]'.format(*s.intervals[m]):<18}" for m in metrics]
+            lines.append(f"{s.name:<16}" + "".join(cells))
+        return "\n".join(line.rstrip() for line in lines)
