@@ -3,10 +3,11 @@
 import json
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 from click.testing import CliRunner
 
-from embridge import Folds, fit, plan, sample_path
+from embridge import Folds, LinearMap, fit, plan, sample_path
 from embridge import match as match_
 from embridge import open as open_
 from embridge.cli.main import main
@@ -182,3 +183,61 @@ def test_on_the_command_line(tmp_path):
     assert all(set(r) == {"strategy", "reason"} for r in found["recommendations"].values())
     refused = CliRunner().invoke(main, ["plan", *names[:2], "--qrels", names[4], "--no-catalog"])
     assert refused.exit_code == 1
+
+
+def test_anchors_are_added_and_removed_without_the_old_ones(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for name in ("minilm", "mpnet"):
+        table = pq.read_table(sample_path(name))
+        pq.write_table(table.slice(0, 1800), f"{name}-1.parquet")
+        pq.write_table(table.slice(1800), f"{name}-2.parquet")
+
+    def fitted(output, *arguments):
+        done = CliRunner().invoke(main, ["fit", *arguments, "-o", output, "--no-catalog", "--json"])
+        assert done.exit_code == 0, done.output
+        return LinearMap.load(output)
+
+    first = fitted("1.safetensors", "minilm-1.parquet", "mpnet-1.parquet", "--moments", "1.moments.safetensors")
+    whole = fitted("all.safetensors", str(sample_path("minilm")), str(sample_path("mpnet")))
+    added = fitted(
+        "2.safetensors",
+        "minilm-2.parquet",
+        "mpnet-2.parquet",
+        "--update",
+        "1.moments.safetensors",
+        "--moments",
+        "2.moments.safetensors",
+    )
+    # The old rows may be there again: they are passed over.
+    again = fitted("3.safetensors", str(sample_path("minilm")), str(sample_path("mpnet")), "--update", "1.moments.safetensors")
+    for found in (added, again):
+        assert (found.record.method, found.record.parameters) == (whole.record.method, whole.record.parameters)
+        np.testing.assert_allclose(found.coef, whole.coef, rtol=0, atol=1e-6)
+        np.testing.assert_array_equal(found.anchor_hashes, whole.anchor_hashes)
+    back = fitted(
+        "4.safetensors",
+        "minilm-2.parquet",
+        "mpnet-2.parquet",
+        "--update",
+        "2.moments.safetensors",
+        "--remove",
+        "--method",
+        "rotation",
+    )
+    alone = fitted("5.safetensors", "minilm-1.parquet", "mpnet-1.parquet", "--method", "rotation")
+    np.testing.assert_allclose(back.coef, alone.coef, rtol=0, atol=1e-5)
+    np.testing.assert_array_equal(back.anchor_hashes, first.anchor_hashes)
+
+
+@pytest.mark.parametrize(("options", "message"), [
+    (["--remove"], "give that"),
+    (["--update", "m.moments.safetensors"], "no row to fit on that is not in"),
+])  # fmt: skip
+def test_what_update_refuses(tmp_path, monkeypatch, options, message):
+    monkeypatch.chdir(tmp_path)
+    paths = [str(sample_path("minilm")), str(sample_path("mpnet"))]
+    match_(open_(paths[0]), open_(paths[1])).split(0.1)[0].folds().save("m.moments.safetensors")
+    done = CliRunner().invoke(main, ["fit", *paths, "-o", "map.safetensors", "--no-catalog", *options])
+    assert done.exit_code == 1
+    assert message in done.stderr
+    assert not (tmp_path / "map.safetensors").exists()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -121,7 +122,7 @@ def match_(
     type=click.Choice(["auto", "bridge", "ridge", "rotation", "isometry", "affine", "linear", "l-ortho", "ortho"]),
     default="auto",
     show_default=True,
-    help="auto: the simplest that folds cannot tell from the best.",
+    help="auto: the simplest that folds cannot tell from the best; with --alpha or --share it is bridge.",
 )
 @click.option(
     "--for",
@@ -129,7 +130,7 @@ def match_(
     type=click.Choice(["search", "decode"]),
     default="search",
     show_default=True,
-    help="What bridge and ridge choose their parameters by: neighbours, or squared error.",
+    help="What auto, bridge and ridge choose by: neighbours, or squared error.",
 )
 @click.option("--alpha", type=float, help="Of ridge and bridge, in units of the mean feature variance. [default: by folds]")
 @click.option("--share", "s", type=float, help="Of bridge: share of the Procrustes solution, in [0, 1]. [default: by folds]")
@@ -140,6 +141,9 @@ def match_(
     show_default=True,
     help="Share of the shared rows held out for `evaluate`; the same rows every time.",
 )
+@click.option("--moments", metavar="FILE", help="Keep what was fitted on as moments (*.moments.safetensors), for --update.")
+@click.option("--update", metavar="FILE", help="Moments of earlier anchors: rows of SRC and TGT that are new are added to them.")
+@click.option("--remove", is_flag=True, help="With --update: the shared rows of SRC and TGT are taken out instead.")
 @source_space_option
 @target_space_option
 @columns
@@ -149,8 +153,8 @@ def match_(
 @verb()
 def fit(
     session: Session, source: str, target: str, output: str, method: str, purpose: Any, source_space: str | None,
-    target_space: str | None, id_column: str | None, vector_column: str | None, test_size: float, seed: int, device: str,
-    overwrite: bool, **given: float | None,
+    target_space: str | None, id_column: str | None, vector_column: str | None, test_size: float, moments: str | None,
+    update: str | None, remove: bool, seed: int, device: str, overwrite: bool, **given: float | None,
 ) -> None:  # fmt: skip
     """Fit a map from the space of SRC to the space of TGT, from the ids that they share.
 
@@ -161,36 +165,61 @@ def fit(
     embridge fit old.parquet new-sample.parquet -o map.safetensors
     embridge fit old.parquet new.parquet -o map.safetensors --source-space minilm --target-space mpnet
     embridge fit old.parquet new.parquet -o rotation.safetensors --method rotation
+    embridge fit old.parquet new-sample.parquet -o map.safetensors --moments all.moments.safetensors
+    embridge fit old.parquet more.parquet -o map2.safetensors --update all.moments.safetensors
     """
     import embridge as eb
+    from embridge.errors import ParameterError
     from embridge.records import Run
     from embridge.translators.calibration import LEAST_ROWS
 
     started = time.perf_counter()
-    check_outputs(output, overwrite=overwrite, inputs=[source, target])
+    if remove and not update:
+        raise ParameterError("--remove takes rows out of the moments of --update FILE; give that.")
+    check_outputs(output, overwrite=overwrite, inputs=[source, target, *([update] if update else [])])
+    if moments:
+        check_outputs(moments, overwrite=overwrite, inputs=[source, target])
+    earlier = eb.Folds.load(update) if update else None
     old = open_source(source, source_space, id_column, vector_column)
     new = open_source(target, target_space, id_column, vector_column)
     parameters: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
     if method == "affine":
         parameters["seed"] = seed
     with session.status("matching ids"):
-        train, held_out = eb.match(old, new).split(test_size, seed)
+        known = None if earlier is None or remove else earlier.anchor_hashes
+        train, held_out = eb.match(old, new, known=known).split(test_size, seed)
+    if earlier is not None and not len(train):
+        raise ParameterError(f"{source!r} and {target!r} share no row to fit on that is not in {update!r} already.")
     with session.status(f"fitting {method}"):
-        translation = eb.fit(train, method, purpose=purpose, device=device, **parameters)
+        folds = train.folds(device=device, partial=earlier is not None) if moments or update else None
+        if earlier is not None and folds is not None:
+            folds = earlier - folds if remove else earlier + folds
+        data = folds or train
+        translation = eb.fit(data, method, purpose=purpose, device=device, **parameters)
+        sources = (train.record.source, train.record.target)
+        record = replace(translation.record, held_out=len(held_out), sources=sources)
+        translation = replace(translation, record=record)
     half = len(held_out) // 2  # the other half is left for `evaluate` to check the confidence on
     if half >= LEAST_ROWS:
         with session.status("calibrating"):
-            translation = eb.calibrate(translation, train, held_out.sample(half, seed), seed=seed, device=device)
+            translation = eb.calibrate(translation, data, held_out.sample(half, seed), seed=seed, device=device)
+    if moments and folds:
+        folds.save(moments, overwrite=overwrite)
     translation.save(output, overwrite=overwrite)
     seconds = time.perf_counter() - started
     record = translation.record
+    facts = {"method": method, "for": purpose, "test_size": test_size, "seed": seed, "calibrated": record.calibrated}
     run = Run(
         "fit",
-        {"method": method, "for": purpose, "test_size": test_size, "seed": seed, "calibrated": record.calibrated} | parameters,
+        facts | ({"update": update, "remove": remove} if update else {}) | parameters,
         seconds,
-        (collection_artifact("source", old), collection_artifact("target", new)),
-        (map_artifact("map", output, translation),),
-        len(train),
+        (
+            collection_artifact("source", old),
+            collection_artifact("target", new),
+            *([file_artifact("moments", update)] if update else []),
+        ),
+        (map_artifact("map", output, translation), *([file_artifact("moments", moments)] if moments else [])),
+        record.anchors,
         record.device,
         (train.record, record),
     )
@@ -201,7 +230,7 @@ def fit(
         "parameters": record.parameters,
         "source": old.space.name,
         "target": new.space.name,
-        "anchors": len(train),
+        "anchors": record.anchors,
         "held_out": len(held_out),
         "calibrated": record.calibrated,
         "seconds": seconds,
@@ -213,7 +242,7 @@ def fit(
     session.emit(
         result,
         f"{output}: {old.space.name} ({old.space.dim}) -> {new.space.name} ({new.space.dim}), {record.method} ({chosen}), "
-        f"{len(train):,} anchors, {len(held_out):,} held out, {confidence}, {seconds:.1f} s",
+        f"{record.anchors:,} anchors, {len(held_out):,} held out, {confidence}, {seconds:.1f} s",
     )
 
 
