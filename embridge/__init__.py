@@ -40,13 +40,13 @@ if TYPE_CHECKING:
     from embridge.merging import merge as merge
     from embridge.moments import Moments as Moments
     from embridge.neighbours import top_k as top_k
-    from embridge.planning import Plan as Plan
     from embridge.planning import plan as plan
     from embridge.records import DecoderEvaluation as DecoderEvaluation
     from embridge.records import Decoding as Decoding
     from embridge.records import Evaluation as Evaluation
     from embridge.records import Merge as Merge
     from embridge.records import Migration as Migration
+    from embridge.records import Plan as Plan
     from embridge.representations import relative as relative
     from embridge.retrieval import Index as Index
     from embridge.retrieval import build_index as build_index
@@ -92,8 +92,8 @@ _HOMES = {
     "moments": ("Moments",),
     "merging": ("merge",),
     "neighbours": ("top_k",),
-    "planning": ("Plan", "plan"),
-    "records": ("DecoderEvaluation", "Decoding", "Evaluation", "Merge", "Migration"),
+    "planning": ("plan",),
+    "records": ("DecoderEvaluation", "Decoding", "Evaluation", "Merge", "Migration", "Plan"),
     "representations": ("relative",),
     "retrieval": ("Index", "build_index", "open_index", "search"),
     "samples": ("sample_path",),

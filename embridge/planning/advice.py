@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from embridge.planning.record import PlannedStrategy, Recommendation
+from embridge.records import PlannedStrategy, Recommendation
 
 ENOUGH = 0.8  # of the gap: what a lazy or partial re-encoding must recover to be worth not re-encoding everything
 

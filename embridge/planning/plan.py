@@ -14,8 +14,8 @@ from embridge.maps import LinearMap
 from embridge.neighbours import top_k
 from embridge.planning.advice import recommend
 from embridge.planning.curve import learning_curve
-from embridge.planning.record import Plan, PlannedStrategy
 from embridge.planning.trial import REFERENCES, Ask, Outcome, Trial
+from embridge.records import Plan, PlannedStrategy
 from embridge.retrieval import blend, carry
 from embridge.translators import calibrate, fit
 from embridge.translators.select import one_standard_error

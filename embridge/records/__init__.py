@@ -3,6 +3,7 @@
 from embridge.records.artifacts import Artifact, Summary
 from embridge.records.fitting import AnchorRecord, Candidate, FitRecord
 from embridge.records.outputs import Conversion, DecoderRecord, Decoding, Merge, Migration
+from embridge.records.planning import LearningCurve, Plan, PlannedStrategy, Recommendation
 from embridge.records.quality import (
     ConfidenceCheck,
     DecoderEvaluation,
@@ -26,8 +27,12 @@ __all__ = [
     "Decoding",
     "Evaluation",
     "FitRecord",
+    "LearningCurve",
     "Merge",
     "Migration",
+    "Plan",
+    "PlannedStrategy",
+    "Recommendation",
     "Run",
     "Stitching",
     "StitchingScore",
