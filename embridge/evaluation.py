@@ -208,6 +208,28 @@ def relevant_positions(corpus_ids: np.ndarray, query_ids: np.ndarray, qrels: Qre
     return [np.array([place[d] for d in documents if d in place], np.int64) for documents in named]
 
 
+def labels_of_queries(
+    asked_ids: np.ndarray, relevant: Sequence[np.ndarray], corpus_ids: np.ndarray, labels: Mapping[Any, Any]
+) -> list[Any]:
+    """The label of each query: its own, else that of the first of its relevant rows that has one, else None.
+
+    Parameters
+    ----------
+    asked_ids : ndarray of shape (n_queries,)
+    relevant : sequence of ndarray
+        Corpus positions of each query's relevant rows (`relevant_positions`).
+    corpus_ids : ndarray of shape (n,)
+    labels : mapping of id to label
+    """
+    found = []
+    for query, rows in zip(asked_ids.tolist(), relevant, strict=True):
+        label = labels.get(query)
+        if label is None:
+            label = next((known for row in corpus_ids[rows].tolist() if (known := labels.get(row)) is not None), None)
+        found.append(label)
+    return found
+
+
 def judge(found: np.ndarray, relevant: list[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
     """Recall at k and reciprocal rank at k of each query that has a relevant row, in their order."""
     recalls, ranks = [], []

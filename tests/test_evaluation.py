@@ -5,7 +5,7 @@ import pytest
 
 import embridge as eb
 from embridge.errors import ParameterError, SpaceMismatchError, TooFewAnchorsError
-from embridge.evaluation import bootstrap_interval
+from embridge.evaluation import bootstrap_interval, labels_of_queries
 from embridge.records import Evaluation, Strategy
 from embridge.types import Metric, Space
 
@@ -213,6 +213,13 @@ def test_a_query_never_finds_itself_whatever_the_order_of_ids(pair, strings):
         shuffled = anchors_of([f"n{i}" for i in shuffled.ids], shuffled.x, shuffled.y, rows.source, rows.target)
     found = eb.evaluate(translation, shuffled, k=K)
     assert found["keep-old"].overlap == pytest.approx(eb.evaluate(translation, rows, k=K)["keep-old"].overlap, abs=1e-9)
+
+
+def test_a_query_has_its_own_label_or_that_of_its_first_labelled_relevant_row():
+    labels = {"q0": "own", "b": 0, "c": "last", "a": None}
+    relevant = [np.array(rows, np.int64) for rows in ([2], [0, 1, 2], [2, 1], [0], [])]
+    ids, corpus = np.array(["q0", "q1", "q2", "q3", "q4"], object), np.array(["a", "b", "c"], object)
+    assert labels_of_queries(ids, relevant, corpus, labels) == ["own", 0, "last", None, None]
 
 
 # Which strategies there are

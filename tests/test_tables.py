@@ -3,8 +3,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from embridge.errors import BadIdsError, CollectionError
-from embridge.stores.tables import read_ids, read_qrels, write_hits, write_ids
+from embridge.errors import BadIdsError, CollectionError, MissingFileError
+from embridge.stores.tables import read_ids, read_labels, read_qrels, write_hits, write_ids
 from embridge.types import Hits
 
 
@@ -58,3 +58,35 @@ def test_hits_are_ranked_rows_without_empty_places(tmp_path):
         {"query_id": "q1", "rank": 2, "id": 3, "score": 0.5},
         {"query_id": "q2", "rank": 1, "id": 9, "score": 0.25},
     ]
+
+
+def test_labels_are_known_by_id_and_null_ones_are_none(tmp_path):
+    pq.write_table(pa.table({"id": [3, 1, 2], "label": ["a", None, "b"]}), tmp_path / "a.parquet")
+    assert read_labels(tmp_path / "a.parquet") == {3: "a", 2: "b"}
+    table = {"key": ["x", "y"], "kind": pa.array([7, 8], pa.int8()), "label": ["p", "q"]}
+    pq.write_table(pa.table(table), tmp_path / "b.parquet")
+    assert read_labels(tmp_path / "b.parquet", id_column="key", label_column="kind") == {"x": 7, "y": 8}
+    few = pa.table({"id": ["x", "y"], "label": pa.array(["p", None]).dictionary_encode()})
+    pq.write_table(few, tmp_path / "c.parquet")
+    assert read_labels(tmp_path / "c.parquet") == {"x": "p"}
+
+
+@pytest.mark.parametrize(
+    ("table", "error", "message"),
+    [
+        ({"id": [1]}, CollectionError, r"has no column 'label'\. Columns: id"),
+        ({"label": [1]}, CollectionError, r"has no column 'id'\. Columns: label"),
+        ({"id": ["a", None], "label": [1, 2]}, BadIdsError, "has 1 row without an id"),
+        ({"id": ["a", "b", "a"], "label": [1, 2, None]}, BadIdsError, r"more than once: 'a'\."),
+        ({"id": ["a", "b", "a"], "label": [None, 2, 1]}, BadIdsError, r"more than once: 'a'\."),
+        ({"id": [0.5], "label": [1]}, BadIdsError, "Got double instead"),
+        ({"id": [1], "label": [0.5]}, CollectionError, r"'label' of .* must hold strings or integers\. Got double instead"),
+        ({"id": [1], "label": [["a"]]}, CollectionError, "must hold strings or integers"),
+    ],
+)
+def test_tables_without_usable_labels_are_refused(tmp_path, table, error, message):
+    pq.write_table(pa.table(table), tmp_path / "labels.parquet")
+    with pytest.raises(error, match=message):
+        read_labels(tmp_path / "labels.parquet")
+    with pytest.raises(MissingFileError, match="nowhere"):
+        read_labels(tmp_path / "nowhere.parquet")

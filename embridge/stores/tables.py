@@ -85,6 +85,49 @@ def read_qrels(path: str | os.PathLike[str]) -> dict[Any, list[Any]]:
     return found
 
 
+def read_labels(
+    path: str | os.PathLike[str], *, id_column: str | None = None, label_column: str = "label"
+) -> dict[int | str, int | str]:
+    """Labels of rows, by id; rows whose label is null are unlabelled.
+
+    Parameters
+    ----------
+    path : str or path-like
+        A Parquet file, folder or glob.
+    id_column : str, optional
+        Default: ``id``.
+    label_column : str, default "label"
+        Strings or integers.
+
+    Raises
+    ------
+    MissingFileError
+        Nothing is there.
+    CollectionError
+        No such column, or labels of another kind.
+    BadIdsError
+        Null or repeated ids, or of a kind other than string and int64.
+    """
+    where, key = repr(os.fspath(path)), id_column or "id"
+    labels: dict[int | str, int | str] = {}
+    repeated: list[int | str] = []
+    for batch in scan(path, [key, label_column]):
+        ids, kind = normalise_ids(batch.column(key), where), batch.schema.field(label_column).type
+        if ids.null_count:
+            raise BadIdsError.null(where, ids.null_count)
+        try:
+            known = normalise_ids(batch.column(label_column), where)  # labels are of the kinds that ids are of
+        except BadIdsError as e:
+            raise CollectionError(f"Column {label_column!r} of {where} must hold strings or integers. Got {kind} instead.") from e
+        for row, label in zip(ids.to_pylist(), known.to_pylist(), strict=True):
+            if row in labels:
+                repeated.append(row)
+            labels[row] = label
+    if repeated:
+        raise BadIdsError.duplicate(where, repeated)
+    return {row: label for row, label in labels.items() if label is not None}
+
+
 def write_hits(path: str | os.PathLike[str], query_ids: np.ndarray, hits: Hits) -> None:
     """Write hits as rows of ``query_id``, ``rank`` (from 1), ``id`` and ``score``; places that stayed empty are left out."""
     n, k = hits.ids.shape
