@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -14,6 +14,7 @@ from embridge.maps import LinearMap
 from embridge.neighbours import top_k
 from embridge.planning.advice import recommend
 from embridge.planning.curve import learning_curve
+from embridge.planning.portrait import figures_by_label, norm_distributions
 from embridge.planning.trial import REFERENCES, Ask, Outcome, Trial
 from embridge.records import Plan, PlannedStrategy
 from embridge.retrieval import blend, carry
@@ -57,6 +58,7 @@ def plan(
     *,
     queries: Anchors | None = None,
     qrels: Qrels | None = None,
+    labels: Mapping[Any, int | str] | None = None,
     anchors: int | None = None,
     k: int = 10,
     encode_rate: float | None = None,
@@ -80,6 +82,8 @@ def plan(
     qrels : mapping of query id to sequence of document ids, optional
         Then strategies are compared by recall@k, else by overlap@k with the new model's ranking. Overlap tells how near the new
         ranking is, not whether that is the better one.
+    labels : mapping of id to label, optional
+        Of queries, or of the documents relevant to them: then the plan has figures for each label.
     anchors : int, optional
         Default: half of the shared rows, at most 5,000.
     k : int, default 10
@@ -176,9 +180,12 @@ def plan(
             add(f"re-encode-{percent}%", flag, trial.outcome(ids), len(corpus), count, False, True)
 
     strategies = _strategies(trial, tried, encode_rate, price, seed)
+    values = {s.title: trial.measure(one.outcome) for s, one in zip(strategies, tried, strict=True)}
+    by_label, unlabelled = ((), None) if labels is None else figures_by_label(trial, values, labels)
     return Plan(
         k, len(asked), trial.judged, len(corpus), len(train), translation.record.method, float(np.mean(weights)),
         strategies, recommend(strategies, judged=trial.judged > 0), learning_curve(translation, train, trial),
+        source, target, norm_distributions(corpus, translation), by_label, unlabelled,
     )  # fmt: skip
 
 
@@ -248,6 +255,7 @@ def _strategies(
                 cost=encodes * price if price else None,
                 needs_old_encoder=old,
                 needs_texts=texts,
+                mrr_ci=interval(outcome.ranks) if judged else None,
             )
         )
     return tuple(out)

@@ -3,7 +3,7 @@
 from embridge.records.artifacts import Artifact, Summary
 from embridge.records.fitting import AnchorRecord, Candidate, FitRecord
 from embridge.records.outputs import Conversion, DecoderRecord, Decoding, Merge, Migration
-from embridge.records.planning import LearningCurve, Plan, PlannedStrategy, Recommendation
+from embridge.records.planning import LabelFigures, LearningCurve, NormDistribution, Plan, PlannedStrategy, Recommendation
 from embridge.records.quality import (
     ConfidenceCheck,
     DecoderEvaluation,
@@ -27,9 +27,11 @@ __all__ = [
     "Decoding",
     "Evaluation",
     "FitRecord",
+    "LabelFigures",
     "LearningCurve",
     "Merge",
     "Migration",
+    "NormDistribution",
     "Plan",
     "PlannedStrategy",
     "Recommendation",

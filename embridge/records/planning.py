@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from embridge.types import Space
+
 Interval = tuple[float, float]
 
 
@@ -34,6 +36,7 @@ class PlannedStrategy:
         ``encodes / encode_rate`` and ``encodes * price``, where these are given.
     needs_old_encoder, needs_texts : bool
         At query time the old model, and the texts of rows.
+    mrr_ci : tuple of float or None
     """
 
     name: str
@@ -53,6 +56,7 @@ class PlannedStrategy:
     cost: float | None
     needs_old_encoder: bool
     needs_texts: bool
+    mrr_ci: Interval | None = None
 
     @property
     def title(self) -> str:
@@ -91,6 +95,48 @@ class Recommendation:
 
 
 @dataclass(frozen=True)
+class NormDistribution:
+    """Lengths of the corpus's rows in a space, or of their translations.
+
+    Attributes
+    ----------
+    name : str
+        ``source``, ``target``, ``translation``, or ``translation-unscaled``: ``coef @ x + intercept`` before it is scaled to
+        unit length, in a normalised target space.
+    rows : int
+    low, median, high : float
+        Quantiles at 5, 50 and 95 %.
+    edges, counts : tuple of float, tuple of int
+        A histogram of all rows: one more edge than counts. One bin where all lengths are alike.
+    """
+
+    name: str
+    rows: int
+    low: float
+    median: float
+    high: float
+    edges: tuple[float, ...]
+    counts: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class LabelFigures:
+    """What strategies are compared by (recall where anything is judged, else overlap), as a mean over the queries of a label.
+
+    Attributes
+    ----------
+    label : str or int
+    queries : int
+    values : dict of str to float
+        By strategy title.
+    """
+
+    label: str | int
+    queries: int
+    values: dict[str, float]
+
+
+@dataclass(frozen=True)
 class Plan:
     """Every strategy side by side, and one recommendation for each situation.
 
@@ -106,6 +152,12 @@ class Plan:
     recommendations : dict
         For ``old-encoder-gone``, ``both-encoders`` (no row is encoded) and ``texts-available``.
     learning_curve : LearningCurve
+    source, target : Space or None
+    norms : tuple of NormDistribution
+    labels : tuple of LabelFigures
+        Where labels were given: most queries first.
+    unlabelled : int or None
+        Queries that count for strategies but have no label; None where no labels were given.
     """
 
     k: int
@@ -118,6 +170,11 @@ class Plan:
     strategies: tuple[PlannedStrategy, ...]
     recommendations: dict[str, Recommendation]
     learning_curve: LearningCurve
+    source: Space | None = None
+    target: Space | None = None
+    norms: tuple[NormDistribution, ...] = ()
+    labels: tuple[LabelFigures, ...] = ()
+    unlabelled: int | None = None
 
     def __getitem__(self, title: str) -> PlannedStrategy:
         for strategy in self.strategies:

@@ -1,0 +1,83 @@
+"""What two spaces look like beside their strategies: lengths of their rows and of translations, and figures label by label."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+
+from embridge.anchors import Anchors
+from embridge.evaluation import labels_of_queries
+from embridge.maps import LinearMap
+from embridge.planning.trial import Trial
+from embridge.records import LabelFigures, NormDistribution
+
+_BINS = 40
+_ALIKE = 1e-4  # lengths that differ by less than this share are one length
+_CHUNK = 8192
+
+
+def norm_distributions(corpus: Anchors, translation: LinearMap) -> tuple[NormDistribution, ...]:
+    """Lengths of the rows of both spaces, and of the translated rows before and after they are scaled to unit length.
+
+    Where the target space is not normalised nothing is scaled, and the translation has one distribution.
+
+    Parameters
+    ----------
+    corpus : Anchors
+    translation : LinearMap
+        Of the spaces of `corpus`.
+    """
+    unscaled = replace(translation, target=replace(translation.target, normalized=False))
+    found = {"source": _lengths(corpus.x), "target": _lengths(corpus.y)}
+    if translation.target.normalized:
+        found["translation-unscaled"] = _lengths(corpus.x, unscaled)
+    found["translation"] = _lengths(corpus.x, translation)
+    return tuple(distribution(name, lengths) for name, lengths in found.items())
+
+
+def distribution(name: str, lengths: np.ndarray) -> NormDistribution:
+    """Lengths as a histogram; one bin where they are all alike."""
+    low, high = float(lengths.min()), float(lengths.max())
+    if high - low <= _ALIKE * high:
+        counts, edges = np.array([len(lengths)]), np.array([low, high])
+    else:
+        counts, edges = np.histogram(lengths, _BINS)
+    quantiles = np.quantile(lengths, [0.05, 0.5, 0.95]).tolist()
+    return NormDistribution(name, len(lengths), *quantiles, tuple(edges.tolist()), tuple(counts.tolist()))
+
+
+def figures_by_label(trial: Trial, values: Mapping[str, np.ndarray], labels: Mapping[Any, Any]) -> tuple[tuple[LabelFigures, ...], int]:
+    """Means of per-query values for each label, most queries first, and how many queries have no label.
+
+    Parameters
+    ----------
+    trial : Trial
+    values : mapping of strategy title to ndarray
+        What strategies are compared by (`Trial.measure`).
+    labels : mapping of id to label
+        Of queries, or of the rows that are relevant to them.
+    """
+    known = labels_of_queries(trial.asked.ids, trial.relevant, trial.corpus.ids, labels)
+    if trial.judged:  # then only queries that have a relevant row are measured
+        known = [label for label, rows in zip(known, trial.relevant, strict=True) if len(rows)]
+    members: dict[Any, list[int]] = {}
+    for place, label in enumerate(known):
+        if label is not None:
+            members.setdefault(label.item() if isinstance(label, np.generic) else label, []).append(place)
+    found = [
+        LabelFigures(label, len(places), {title: float(each[places].mean()) for title, each in values.items()})
+        for label, places in sorted(members.items(), key=lambda item: (-len(item[1]), str(item[0])))
+    ]
+    return tuple(found), len(known) - sum(figures.queries for figures in found)
+
+
+def _lengths(rows: np.ndarray, through: LinearMap | None = None) -> np.ndarray:
+    """Lengths in float64, whose squares no row of float32 overflows."""
+    out = np.empty(len(rows))
+    for start in range(0, len(rows), _CHUNK):
+        part = rows[start : start + _CHUNK]
+        out[start : start + _CHUNK] = np.linalg.norm((part if through is None else through.apply(part)).astype(np.float64), axis=1)
+    return out
