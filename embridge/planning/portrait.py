@@ -15,7 +15,7 @@ from embridge.planning.trial import Trial
 from embridge.records import LabelFigures, NormDistribution
 
 _BINS = 40
-_ALIKE = 1e-4  # lengths that differ by less than this share are one length
+_ALIKE = 1e-3  # lengths that differ by less than this share are one length: float16 rounds unit rows as much
 _CHUNK = 8192
 
 

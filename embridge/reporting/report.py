@@ -1,0 +1,129 @@
+"""`write_report`: the page of a plan, from the template beside this file."""
+
+from __future__ import annotations
+
+import datetime
+import importlib
+import os
+from pathlib import Path
+from typing import Any
+
+from embridge import __version__
+from embridge.errors import MissingDependencyError
+from embridge.files import check_output, whole_or_absent
+from embridge.records import Plan
+
+LABELS = 40  # the largest, in the heat map and its table
+_NEEDS = ("jinja2", "matplotlib")
+
+
+def check_installed() -> None:
+    """Refuse where a report could not be drawn, before work is done for one.
+
+    Raises
+    ------
+    MissingDependencyError
+        Jinja2 or matplotlib is not installed.
+    """
+    for package in _NEEDS:
+        try:
+            importlib.import_module(package)
+        except ImportError as e:
+            raise MissingDependencyError.of(package, "A report", "report") from e
+
+
+def write_report(
+    plan: Plan, path: str | os.PathLike[str], *, overwrite: bool = False, date: datetime.date | None = None
+) -> None:
+    """Write a plan as one HTML page that needs nothing else: no script, no network, no font; its figures are inline SVG.
+
+    Parameters
+    ----------
+    plan : Plan
+        As `plan` gives it; with its `labels` the page has a heat map of the 40 largest.
+    path : str or path-like
+    overwrite : bool, default False
+    date : datetime.date, optional
+        The day that the page names. Default: today. The same plan and day give the same bytes.
+
+    Raises
+    ------
+    MissingDependencyError
+        Jinja2 or matplotlib is not installed (``pip install 'embridge[report]'``).
+    OutputExistsError
+        The file exists and `overwrite` is False.
+    """
+    check_installed()
+    target = check_output(path, overwrite=overwrite)
+    page = render(plan, date or datetime.datetime.now(datetime.UTC).date())
+    with whole_or_absent(target) as temporary:
+        temporary.write_bytes(page.encode("utf-8", "replace"))
+
+
+def render(plan: Plan, date: datetime.date) -> str:
+    """The page as text."""
+    import jinja2
+    import markupsafe
+
+    from embridge.reporting import figures
+
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(Path(__file__).parent),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters |= {"count": _count, "figure": _figure, "share": _share, "signed": _signed, "span": _span, "time": _time, "money": _money}
+    shown = plan.labels[:LABELS]
+    drawn = {
+        "strategies": figures.strategy_figure(plan),
+        "curve": figures.curve_figure(plan),
+        "norms": figures.norm_figure(plan) if plan.norms else None,
+        "labels": figures.label_figure(plan, shown) if shown else None,
+    }
+    facts: dict[str, Any] = {
+        "plan": plan,
+        "judged": plan.judged > 0,
+        "measure": f"recall@{plan.k}" if plan.judged else f"overlap@{plan.k}",
+        "recommended": {r.strategy for r in plan.recommendations.values()},
+        "found": {s.title: s for s in plan.strategies},
+        "labels": shown,
+        "figures": {name: svg and markupsafe.Markup(svg) for name, svg in drawn.items()},  # noqa: S704 (XML that we wrote)
+        "version": __version__,
+        "date": date.isoformat(),
+    }
+    return environment.get_template("report.html").render(facts)
+
+
+def _count(value: int) -> str:
+    return f"{value:,}"
+
+
+def _figure(value: float) -> str:
+    return f"{value:.3f}"
+
+
+def _signed(value: float) -> str:
+    return f"{value:+.3f}".replace("-", "\u2212")
+
+
+def _share(value: float) -> str:
+    return f"{value:.0%}".replace("%", " %").replace("-", "\u2212")
+
+
+def _span(interval: tuple[float, float], *, signed: bool = False) -> str:
+    show = _signed if signed else _figure
+    return f"[{show(interval[0])}, {show(interval[1])}]"
+
+
+def _time(seconds: float) -> str:
+    for size, name in ((172_800, "days"), (5_400, "h"), (90, "min")):
+        if seconds >= size:
+            unit = {"days": 86_400, "h": 3_600, "min": 60}[name]
+            return f"{seconds / unit:,.1f} {name}"
+    return f"{seconds:.3g} s"
+
+
+def _money(value: float) -> str:
+    return f"{value:,.2f}" if value >= 1 or not value else f"{value:.3g}"
