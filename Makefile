@@ -10,7 +10,7 @@ setup: .venv/ready
 
 .venv/ready: pyproject.toml
 	$(PYTHON) -m venv .venv
-	$(BIN)/pip install --quiet --editable ".[cpu,encode,decoders,dev]"
+	$(BIN)/pip install --quiet --editable ".[cpu,encode,decoders,report,dev]"
 	touch $@
 
 demo: setup

@@ -47,6 +47,7 @@ if TYPE_CHECKING:
     from embridge.records import Merge as Merge
     from embridge.records import Migration as Migration
     from embridge.records import Plan as Plan
+    from embridge.reporting import write_report as write_report
     from embridge.representations import relative as relative
     from embridge.retrieval import Index as Index
     from embridge.retrieval import build_index as build_index
@@ -94,6 +95,7 @@ _HOMES = {
     "neighbours": ("top_k",),
     "planning": ("plan",),
     "records": ("DecoderEvaluation", "Decoding", "Evaluation", "Merge", "Migration", "Plan"),
+    "reporting": ("write_report",),
     "representations": ("relative",),
     "retrieval": ("Index", "build_index", "open_index", "search"),
     "samples": ("sample_path",),

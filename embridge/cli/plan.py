@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from dataclasses import replace
 from typing import Any
 
 import click
@@ -10,12 +11,14 @@ import click
 from embridge.cli.session import (
     Session,
     Verb,
+    check_outputs,
     collection_artifact,
     columns,
     device_name,
     device_option,
     file_artifact,
     open_source,
+    overwrite_option,
     seed_option,
     source_space_option,
     target_space_option,
@@ -28,6 +31,8 @@ from embridge.cli.session import (
 @click.argument("target", metavar="TGT")
 @click.option("--queries", nargs=2, metavar="QS QT", help="Queries by the source's and by the target's model.")
 @click.option("--qrels", metavar="R", help="Parquet with query_id, doc_id and, if it has one, score (above 0 is relevant).")
+@click.option("--labels", metavar="FILE", help="Parquet with an id and a label, of queries or of documents: figures for each label.")
+@click.option("--label-column", default="label", show_default=True, metavar="NAME", help="Column of labels, strings or integers.")
 @click.option("--anchors", type=click.IntRange(2), help="Shared rows to fit on. [default: half of them, at most 5,000]")
 @click.option("-k", type=click.IntRange(1), default=10, show_default=True, help="Neighbours compared.")
 @click.option("--encode-rate", type=float, help="Rows that the new model encodes in a second.")
@@ -35,6 +40,8 @@ from embridge.cli.session import (
 @click.option(
     "--max-queries", type=click.IntRange(1), default=5000, show_default=True, help="Of more queries than these a sample asks."
 )
+@click.option("--report", metavar="HTML", help="Write a page with plots: one file, which needs no network. Takes 'embridge[report]'.")
+@overwrite_option
 @source_space_option
 @target_space_option
 @columns
@@ -42,8 +49,9 @@ from embridge.cli.session import (
 @device_option
 @verb()
 def plan(
-    session: Session, source: str, target: str, queries: tuple[str, str] | None, qrels: str | None, source_space: str | None,
-    target_space: str | None, id_column: str | None, vector_column: str | None, **options: Any,
+    session: Session, source: str, target: str, queries: tuple[str, str] | None, qrels: str | None, labels: str | None,
+    label_column: str, report: str | None, overwrite: bool, source_space: str | None, target_space: str | None,
+    id_column: str | None, vector_column: str | None, **options: Any,
 ) -> None:  # fmt: skip
     """Compare every strategy on rows that both models have encoded, and recommend one.
 
@@ -54,31 +62,42 @@ def plan(
     embridge plan old.parquet new-sample.parquet
     embridge plan old.parquet new.parquet --queries q-old.parquet q-new.parquet --qrels qrels.parquet
     embridge plan old.parquet new.parquet --encode-rate 200 --price 0.00002 --json
+    embridge plan old.parquet new.parquet --labels docs.parquet --report plan.html
     """
     import embridge as eb
     from embridge.errors import ParameterError
     from embridge.records import Run
-    from embridge.stores.tables import read_qrels
+    from embridge.reporting import check_installed
+    from embridge.stores.tables import read_labels, read_qrels
 
     started = time.perf_counter()
     if qrels and not queries:
         raise ParameterError("--qrels judges queries; give them with --queries QS QT.")
+    if report:
+        check_outputs(report, overwrite=overwrite, inputs=[p for p in (source, target, *(queries or ()), qrels, labels) if p])
+        check_installed()
     sides = [(source, source_space), (target, target_space)]
     sides += list(zip(queries, (source_space, target_space), strict=True)) if queries else []
     opened = [open_source(path, space, id_column, vector_column) for path, space in sides]
     judged = read_qrels(qrels) if qrels else None
+    known = read_labels(labels, id_column=id_column, label_column=label_column) if labels else None
     with session.status("matching ids"):
         shared = eb.match(opened[0], opened[1])
         asked = eb.match(opened[2], opened[3]) if queries else None
     with session.progress("planning") as progress:
-        found = eb.plan(shared, queries=asked, qrels=judged, progress=progress, **options)
+        found = eb.plan(shared, queries=asked, qrels=judged, labels=known, progress=progress, **options)
+    if report:
+        eb.write_report(found, report, overwrite=overwrite)
     seconds = time.perf_counter() - started
     roles = ("source", "target", "source queries", "target queries")
     inputs = [collection_artifact(role, side) for role, side in zip(roles, opened, strict=False)]
     inputs += [file_artifact("qrels", qrels)] if qrels else []
+    inputs += [file_artifact("labels", labels)] if labels else []
+    outputs = (replace(file_artifact("report", report), kind="report"),) if report else ()
     facts = options | {"plan": found.to_dict()}
-    session.record(Run("plan", facts, seconds, tuple(inputs), (), found.corpus, device_name(options["device"])))
+    session.record(Run("plan", facts, seconds, tuple(inputs), outputs, found.corpus, device_name(options["device"])))
     head = (
         f"{found.queries:,} queries over {found.corpus:,} rows; {found.method} from {found.anchors:,} other rows, {seconds:.0f} s"
     )
-    session.emit(found.to_dict() | {"total_seconds": seconds}, f"{head}\n{found}")
+    written = f"\n{report}: written" if report else ""
+    session.emit(found.to_dict() | {"total_seconds": seconds, "report": report}, f"{head}\n{found}{written}")

@@ -18,7 +18,7 @@ class Artifact:
     path, fingerprint : str
         Where it lies, and the hash of its content.
     kind : str
-        ``parquet``, ``faiss``, ``map``, ``texts`` or ``table``.
+        ``parquet``, ``faiss``, ``map``, ``texts``, ``table`` or ``report``.
     rows : int, optional
         Of a collection.
     space, source_space : Space, optional

@@ -203,5 +203,8 @@ class Plan:
             for n, v, (low, high) in zip(curve.forecast_anchors, curve.forecast, curve.forecast_ci, strict=True)
         )
         lines += [f"overlap by anchors: {points}; forecast {ahead}"]
+        if self.labels:
+            some = (f"{x.label} ({x.queries:,}) {x.values['keep-old']:.3f} {x.values['re-encode']:.3f}" for x in self.labels[:8])
+            lines += [f"largest of {len(self.labels):,} labels, keep-old and re-encode: {', '.join(some)}"]
         lines += [f"{situation}: {r.strategy}. {r.reason}" for situation, r in self.recommendations.items()]
         return "\n".join(lines)

@@ -8,12 +8,13 @@ from typing import Any
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.colors import to_rgb
-from matplotlib.ticker import FuncFormatter, NullLocator
+from matplotlib.ticker import FuncFormatter, MaxNLocator, NullLocator
 
 from embridge.records import LabelFigures, NormDistribution, Plan
 from embridge.reporting.drawing import FAINT, FIRST, GRID, INK, PAPER, SECOND, drawing, printable, to_svg
 
-WIDTH = 520.0  # pixels; a column of the page
+WIDTH = 460.0  # pixels; a column of the page
+_FEW = 30  # queries, below which a label's figure is mostly chance
 _STRONGEST = 0.6  # opacity of the largest difference in the heat map: figures on it stay legible
 
 
@@ -27,7 +28,7 @@ def strategy_figure(plan: Plan) -> str:
     base = keep.overlap if keep.recall is None else keep.recall
     recommended = {r.strategy for r in plan.recommendations.values()}
     both = any(s.hubness for s in plan.strategies)
-    with drawing(WIDTH, 150 + 34 * len(names)) as figure:
+    with drawing(WIDTH, 150 + 54 * len(names)) as figure:
         axes = figure.add_subplot()
         for value, line in ((0.0, "-"), (full.gain, "--")):
             axes.axvline(value, color=FAINT, linewidth=1, linestyle=line)
@@ -44,10 +45,11 @@ def strategy_figure(plan: Plan) -> str:
         axes.tick_params(axis="y", length=0)
         axes.grid(axis="x")
         axes.set_xlabel(f"{measure}: difference to keep-old")
-        axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:+.2f}".replace("-", "\u2212") if value else "0"))
         above = axes.secondary_xaxis("top", functions=(lambda x: x + base, lambda x: x - base))
         above.set_xlabel(measure)
-        above.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:.2f}"))
+        for axis, show in ((axes.xaxis, _difference), (above.xaxis, lambda value, _: f"{value:.2f}")):
+            axis.set_major_locator(MaxNLocator(7, steps=[1, 2, 5, 10]))
+            axis.set_major_formatter(FuncFormatter(show))
         axes.spines["left"].set_visible(False)
 
         def entry(label: str, **look: Any) -> Any:
@@ -71,19 +73,23 @@ def strategy_figure(plan: Plan) -> str:
         return to_svg(figure, "strategies", "Strategies with intervals", described)
 
 
+def _difference(value: float, _: int) -> str:
+    return f"{value:+.2f}".replace("-", "\u2212") if abs(value) > 1e-9 else "0"
+
+
 def curve_figure(plan: Plan) -> str:
     """Overlap of translated documents by number of anchors, and the forecast with its interval."""
     curve = plan.learning_curve
-    with drawing(WIDTH, 300) as figure:
+    with drawing(WIDTH, 280) as figure:
         axes = figure.add_subplot()
-        axes.axhline(plan["keep-old"].overlap, color=FAINT, linewidth=1, label="keep-old, any number of anchors")
-        axes.plot(curve.anchors, curve.overlap, color=FIRST, marker="o", linewidth=2, label="measured")
+        axes.plot(curve.anchors, curve.overlap, color=FIRST, marker="o", linewidth=2, label="translated documents, measured")
+        axes.axhline(plan["keep-old"].overlap, color=FAINT, linewidth=1, label="keep-old, all queries")
         ticks = list(curve.anchors)
         if curve.forecast:
             ahead = (curve.anchors[-1], *curve.forecast_anchors)
             low, high = zip(*[(curve.overlap[-1],) * 2, *curve.forecast_ci], strict=True)
             band = to_rgb(SECOND)
-            axes.fill_between(ahead, low, high, facecolor=(*band, 0.22), edgecolor="none", label="its 95 % interval")
+            axes.fill_between(ahead, low, high, facecolor=(*band, 0.22), edgecolor="none", label="forecast's 95 % interval")
             line = (curve.overlap[-1], *curve.forecast)
             axes.plot(ahead, line, color=SECOND, linestyle="--", linewidth=2, zorder=1.9, label="forecast")
             axes.plot(curve.forecast_anchors, curve.forecast, color=SECOND, linestyle="none", marker="o", markerfacecolor=PAPER)
@@ -93,6 +99,7 @@ def curve_figure(plan: Plan) -> str:
         axes.xaxis.set_minor_locator(NullLocator())
         axes.margins(x=0.07)
         axes.grid(axis="y")
+        axes.yaxis.set_major_locator(MaxNLocator(7, steps=[1, 2, 5, 10]))
         axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:.2f}"))
         axes.set_xlabel("anchors (rows encoded by both models)")
         axes.set_ylabel(f"overlap@{plan.k}")
@@ -108,7 +115,7 @@ def curve_figure(plan: Plan) -> str:
 
 def norm_figure(plan: Plan) -> str:
     """Lengths of rows: of the source space on an axis of its own, of the target space and the translation on a common one."""
-    with drawing(WIDTH, 42 + 84 * len(plan.norms)) as figure:
+    with drawing(WIDTH, 42 + 82 * len(plan.norms)) as figure:
         rows = figure.subplots(len(plan.norms), 1, squeeze=False)[:, 0]
         first = None
         for axes, norms in zip(rows, plan.norms, strict=True):
@@ -177,6 +184,8 @@ def label_figure(plan: Plan, shown: Sequence[LabelFigures]) -> str:
             axes.text(column + 0.5, row + 0.5, f"{value:.2f}", ha="center", va="center_baseline", fontsize=10)
         axes.set_ylim(len(shown), 0)
         axes.set_yticks(np.arange(len(shown)) + 0.5, [f"{printable(row.label, 24)} ({row.queries:,})" for row in shown])
+        for tick, row in zip(axes.get_yticklabels(), shown, strict=True):
+            tick.set_color(FAINT if row.queries < _FEW else INK)
         axes.set_xticks(np.arange(len(titles)) + 0.5, titles, rotation=90)
         axes.xaxis.tick_top()
         axes.tick_params(length=0)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime
 import importlib
+import math
 import os
 from pathlib import Path
 from typing import Any
@@ -88,6 +89,7 @@ def render(plan: Plan, date: datetime.date) -> str:
         "measure": f"recall@{plan.k}" if plan.judged else f"overlap@{plan.k}",
         "recommended": {r.strategy for r in plan.recommendations.values()},
         "found": {s.title: s for s in plan.strategies},
+        "dearest": max((s.cost for s in plan.strategies if s.cost is not None), default=None),
         "labels": shown,
         "figures": {name: svg and markupsafe.Markup(svg) for name, svg in drawn.items()},  # noqa: S704 (XML that we wrote)
         "version": __version__,
@@ -109,7 +111,7 @@ def _signed(value: float) -> str:
 
 
 def _share(value: float) -> str:
-    return f"{value:.0%}".replace("%", " %").replace("-", "\u2212")
+    return f"{value:.0%}".replace("%", "\u00a0%").replace("-", "\u2212")
 
 
 def _span(interval: tuple[float, float], *, signed: bool = False) -> str:
@@ -118,12 +120,13 @@ def _span(interval: tuple[float, float], *, signed: bool = False) -> str:
 
 
 def _time(seconds: float) -> str:
-    for size, name in ((172_800, "days"), (5_400, "h"), (90, "min")):
-        if seconds >= size:
-            unit = {"days": 86_400, "h": 3_600, "min": 60}[name]
-            return f"{seconds / unit:,.1f} {name}"
-    return f"{seconds:.3g} s"
+    for least, unit, name in ((172_800, 86_400, "days"), (5_400, 3_600, "h"), (90, 60, "min")):
+        if seconds >= least:
+            return f"{seconds / unit:,.1f}\u00a0{name}"
+    return f"{seconds:.1f}\u00a0s" if seconds else "0"
 
 
-def _money(value: float) -> str:
-    return f"{value:,.2f}" if value >= 1 or not value else f"{value:.3g}"
+def _money(value: float, dearest: float) -> str:
+    """With two decimals, or as many as give the dearest three digits."""
+    places = 2 if dearest >= 1 else 2 - math.floor(math.log10(dearest))
+    return f"{value:,.{places}f}" if value else "0"
