@@ -33,8 +33,8 @@ FLAGS = [
 FIGURES = ("strategies", "curve", "norms", "labels")
 DAY = datetime.date(2026, 3, 4)
 HOSTILE = (
-    "<script>window.hit = 1</script>", "<img src=x onerror='window.hit = 1'>", "]]>--><svg onload=alert(1)>", r"$\frac{$", "a\x00b\nc",
-    "style=\"fill: #010101\"", "&lt;b&gt;", "\u6f22\u5b57\u30ab\u30ca", "long " * 60, "{{ 7 * 7 }}", 42,
+    "<script>window.hit = 1</script>", "<img src=x onerror='window.hit = 1'>", "]]>--><svg onload=alert(1)>", r"$\frac{$",
+    "a\x00b\nc", 'style="fill: #010101"', "&lt;b&gt;", "\u6f22\u5b57\u30ab\u30ca", "long " * 60, "{{ 7 * 7 }}", 42,
 )  # fmt: skip
 
 
@@ -50,10 +50,10 @@ def real(tmp_path_factory):
     """Folder of a plan of the bundled sample, made on the command line, and what it printed."""
     folder = tmp_path_factory.mktemp("report")
     for name in ("minilm", "mpnet"):
-        pq.write_table(pq.read_table(eb.sample_path(name)).slice(0, 1200), folder / f"{name}.parquet")
+        pq.write_table(pq.read_table(eb.sample_path(name)).slice(0, 800), folder / f"{name}.parquet")
     pair = [str(folder / f"{name}.parquet") for name in ("minilm", "mpnet")]
     asked = [eb.sample_path(f"{name}.queries") for name in ("minilm", "mpnet")]
-    options = ["--anchors", "200", "--max-queries", "200", "--encode-rate", "3", "--price", "0.002"]
+    options = ["--anchors", "150", "--max-queries", "250", "--encode-rate", "3", "--price", "0.002"]
     names = ["--queries", *asked, "--qrels", eb.sample_path("qrels"), "--labels", pair[0], "--report", str(folder / "plan.html")]
     done = CliRunner().invoke(main, ["plan", *pair, *options, *names, "--json", "--catalog", str(folder / "c.duckdb")])
     assert done.exit_code == 0, done.output
@@ -170,7 +170,9 @@ def test_the_table_has_the_figures_of_the_plan(real, show):
         assert r["reason"] in card
     marked = page.locator("#strategies tr.recommended th").all_text_contents()
     assert set(marked) == {r["strategy"] for r in plan["recommendations"].values()}
-    labels = page.evaluate("[...document.querySelectorAll('#labels-table tbody tr')].map(tr => [...tr.children].map(c => c.textContent.trim()))")
+    labels = page.evaluate(
+        "[...document.querySelectorAll('#labels-table tbody tr')].map(tr => [...tr.children].map(c => c.textContent.trim()))"
+    )
     assert [row[0] for row in labels] == [row["label"] for row in plan["labels"]][:40]
     assert labels[0][2] == f"{plan['labels'][0]['values']['keep-old']:.3f}"
 
@@ -193,7 +195,7 @@ def test_it_is_drawn_and_follows_dark(real, show):
     looks = []
     for scheme in ("light", "dark"):
         page = show(real[0] / "plan.html", color_scheme=scheme)
-        for name in FIGURES:
+        for name in FIGURES if scheme == "light" else FIGURES[-1:]:
             image = matplotlib.image.imread(io.BytesIO(page.locator(f"#figure-{name} svg").screenshot()), format="png")
             assert len(np.unique((image[..., :3] * 255).astype(np.uint8).reshape(-1, 3), axis=0)) > 30
         colour = "getComputedStyle(document.querySelector('#figure-curve text')).fill"
@@ -229,24 +231,15 @@ def test_the_file_stands_alone_and_its_ids_are_its_own(real):
     assert all("scope=" in tag for tag in re.findall(r"<th\b[^>]*>", text))
 
 
-def test_the_same_plan_and_day_give_the_same_bytes(hostile, tmp_path):
+def test_the_same_plan_and_day_give_the_same_bytes_whatever_the_users_style(hostile, tmp_path):
     before = dict(matplotlib.rcParams)
-    pages = []
-    for name in ("a", "b"):
-        eb.write_report(hostile[0], tmp_path / name, date=DAY)
-        pages.append((tmp_path / name).read_bytes())
-    assert pages[0] == pages[1]
+    first = written(hostile[0], tmp_path).read_bytes()
     assert dict(matplotlib.rcParams) == before
-    eb.write_report(hostile[0], tmp_path / "b", date=DAY + datetime.timedelta(1), overwrite=True)
-    assert (tmp_path / "b").read_bytes() == pages[0].replace(b"2026-03-04", b"2026-03-05")
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["a", "b"]
-
-
-def test_the_users_own_style_changes_nothing(hostile, tmp_path):
-    eb.write_report(hostile[0], tmp_path / "a", date=DAY)
+    day = DAY + datetime.timedelta(1)
     with matplotlib.rc_context({"font.size": 30, "svg.fonttype": "path", "axes.facecolor": "red", "axes.grid": True}):
-        eb.write_report(hostile[0], tmp_path / "b", date=DAY)
-    assert (tmp_path / "a").read_bytes() == (tmp_path / "b").read_bytes()
+        eb.write_report(hostile[0], tmp_path / "page.html", date=day, overwrite=True)
+    assert (tmp_path / "page.html").read_bytes() == first.replace(b"2026-03-04", b"2026-03-05")
+    assert [path.name for path in tmp_path.iterdir()] == ["page.html"]
 
 
 def test_no_window_is_asked_for():
@@ -347,7 +340,10 @@ def test_the_catalog_knows_the_report(real):
     folder, plan = real
     assert plan["report"] == str(folder / "plan.html")
     rows = eb.Catalog(str(folder / "c.duckdb")).sql("SELECT role, kind, direction FROM artifact WHERE role IN ('report', 'labels')")
-    assert {(row["role"], row["kind"], row["direction"]) for row in rows} == {("report", "report", "out"), ("labels", "table", "in")}
+    assert {(row["role"], row["kind"], row["direction"]) for row in rows} == {
+        ("report", "report", "out"),
+        ("labels", "table", "in"),
+    }
     assert sorted(path.name for path in folder.iterdir()) == ["c.duckdb", "minilm.parquet", "mpnet.parquet", "plan.html"]
 
 
@@ -394,7 +390,18 @@ def test_labels_may_have_other_columns(tmp_path):
         column = pa.FixedSizeListArray.from_arrays(pa.array(vectors.ravel()), vectors.shape[1])
         pq.write_table(pa.table({"key": rows.ids, "vector": column, "kind": rows.ids % 3}), names[side])
         names[space] = space
-    options = ["--source-space", "a", "--target-space", "b", "--id-column", "key", "--labels", names["old"], "--label-column", "kind"]
+    options = [
+        "--source-space",
+        "a",
+        "--target-space",
+        "b",
+        "--id-column",
+        "key",
+        "--labels",
+        names["old"],
+        "--label-column",
+        "kind",
+    ]
     done = CliRunner().invoke(main, ["plan", names["old"], names["new"], *options, "--anchors", "40", "--json", "--no-catalog"])
     assert done.exit_code == 0, done.output
     found = json.loads(done.stdout)

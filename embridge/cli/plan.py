@@ -31,7 +31,9 @@ from embridge.cli.session import (
 @click.argument("target", metavar="TGT")
 @click.option("--queries", nargs=2, metavar="QS QT", help="Queries by the source's and by the target's model.")
 @click.option("--qrels", metavar="R", help="Parquet with query_id, doc_id and, if it has one, score (above 0 is relevant).")
-@click.option("--labels", metavar="FILE", help="Parquet with an id and a label, of queries or of documents: figures for each label.")
+@click.option(
+    "--labels", metavar="FILE", help="Parquet with an id and a label, of queries or of documents: figures for each label."
+)
 @click.option("--label-column", default="label", show_default=True, metavar="NAME", help="Column of labels, strings or integers.")
 @click.option("--anchors", type=click.IntRange(2), help="Shared rows to fit on. [default: half of them, at most 5,000]")
 @click.option("-k", type=click.IntRange(1), default=10, show_default=True, help="Neighbours compared.")
@@ -40,7 +42,9 @@ from embridge.cli.session import (
 @click.option(
     "--max-queries", type=click.IntRange(1), default=5000, show_default=True, help="Of more queries than these a sample asks."
 )
-@click.option("--report", metavar="HTML", help="Write a page with plots: one file, which needs no network. Takes 'embridge[report]'.")
+@click.option(
+    "--report", metavar="HTML", help="Write a page with plots: one file, which needs no network. Takes 'embridge[report]'."
+)
 @overwrite_option
 @source_space_option
 @target_space_option

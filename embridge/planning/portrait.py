@@ -49,7 +49,9 @@ def distribution(name: str, lengths: np.ndarray) -> NormDistribution:
     return NormDistribution(name, len(lengths), *quantiles, tuple(edges.tolist()), tuple(counts.tolist()))
 
 
-def figures_by_label(trial: Trial, values: Mapping[str, np.ndarray], labels: Mapping[Any, Any]) -> tuple[tuple[LabelFigures, ...], int]:
+def figures_by_label(
+    trial: Trial, values: Mapping[str, np.ndarray], labels: Mapping[Any, Any]
+) -> tuple[tuple[LabelFigures, ...], int]:
     """Means of per-query values for each label, most queries first, and how many queries have no label.
 
     Parameters

@@ -181,7 +181,7 @@ def label_figure(plan: Plan, shown: Sequence[LabelFigures]) -> str:
         axes, key = figure.subplots(2, 1, height_ratios=(len(shown), 1.2))
         axes.pcolormesh(_cells(differences, limit), edgecolor="none")
         for (row, column), value in np.ndenumerate(table):
-            axes.text(column + 0.5, row + 0.5, f"{value:.2f}", ha="center", va="center_baseline", fontsize=10)
+            axes.text(column + 0.5, row + 0.5, f"{value:.2f}", ha="center", va="center_baseline", fontsize=10, in_layout=False)
         axes.set_ylim(len(shown), 0)
         axes.set_yticks(np.arange(len(shown)) + 0.5, [f"{printable(row.label, 24)} ({row.queries:,})" for row in shown])
         for tick, row in zip(axes.get_yticklabels(), shown, strict=True):

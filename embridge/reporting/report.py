@@ -33,9 +33,7 @@ def check_installed() -> None:
             raise MissingDependencyError.of(package, "A report", "report") from e
 
 
-def write_report(
-    plan: Plan, path: str | os.PathLike[str], *, overwrite: bool = False, date: datetime.date | None = None
-) -> None:
+def write_report(plan: Plan, path: str | os.PathLike[str], *, overwrite: bool = False, date: datetime.date | None = None) -> None:
     """Write a plan as one HTML page that needs nothing else: no script, no network, no font; its figures are inline SVG.
 
     Parameters
@@ -75,7 +73,15 @@ def render(plan: Plan, date: datetime.date) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters |= {"count": _count, "figure": _figure, "share": _share, "signed": _signed, "span": _span, "time": _time, "money": _money}
+    environment.filters |= {
+        "count": _count,
+        "figure": _figure,
+        "share": _share,
+        "signed": _signed,
+        "span": _span,
+        "time": _time,
+        "money": _money,
+    }
     shown = plan.labels[:LABELS]
     drawn = {
         "strategies": figures.strategy_figure(plan),
