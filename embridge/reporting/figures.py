@@ -45,7 +45,7 @@ def strategy_figure(plan: Plan) -> str:
         axes.tick_params(axis="y", length=0)
         axes.grid(axis="x")
         axes.set_xlabel(f"{measure}: difference to keep-old")
-        above = axes.secondary_xaxis("top", functions=(lambda x: x + base, lambda x: x - base))
+        above = axes.secondary_xaxis("top", functions=(lambda x: np.add(x, base), lambda x: np.subtract(x, base)))
         above.set_xlabel(measure)
         for axis, show in ((axes.xaxis, _difference), (above.xaxis, lambda value, _: f"{value:.2f}")):
             axis.set_major_locator(MaxNLocator(7, steps=[1, 2, 5, 10]))
