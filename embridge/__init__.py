@@ -34,6 +34,8 @@ if TYPE_CHECKING:
     from embridge.decoders import save_decoder as save_decoder
     from embridge.errors import EmbridgeError as EmbridgeError
     from embridge.evaluation import evaluate as evaluate
+    from embridge.feature_maps import FeatureMap as FeatureMap
+    from embridge.feature_maps import load_map as load_map
     from embridge.folds import Folds as Folds
     from embridge.indexes.migrate import migrate as migrate
     from embridge.maps import LinearMap as LinearMap
@@ -64,6 +66,7 @@ if TYPE_CHECKING:
     from embridge.translators import Auto as Auto
     from embridge.translators import Bridge as Bridge
     from embridge.translators import Isometry as Isometry
+    from embridge.translators import Kernel as Kernel
     from embridge.translators import Linear as Linear
     from embridge.translators import LOrtho as LOrtho
     from embridge.translators import Ortho as Ortho
@@ -87,6 +90,7 @@ _HOMES = {
     "decoders": ("Decoded", "Decoder", "LinearHead", "decode", "open_decoder", "register_decoder", "save_decoder"),
     "errors": ("EmbridgeError",),
     "evaluation": ("evaluate",),
+    "feature_maps": ("FeatureMap", "load_map"),
     "folds": ("Folds",),
     "indexes.migrate": ("migrate",),
     "maps": ("LinearMap",),
@@ -107,6 +111,7 @@ _HOMES = {
         "Auto",
         "Bridge",
         "Isometry",
+        "Kernel",
         "LOrtho",
         "Linear",
         "Ortho",

@@ -11,7 +11,7 @@ from embridge.anchors import Anchors
 from embridge.decoders import Decoder
 from embridge.decoders.retrain import retrain
 from embridge.errors import ParameterError, SpaceMismatchError, TooFewAnchorsError
-from embridge.maps import LinearMap
+from embridge.feature_maps import Map
 from embridge.records import DecoderEvaluation, DecoderStrategy
 
 _RESAMPLES = 1000
@@ -25,7 +25,7 @@ def evaluate_decoder(
     anchors: Anchors,
     labels: Labels,
     *,
-    via: LinearMap,
+    via: Map,
     train: Anchors | None = None,
     exclude: Sequence[Any] | np.ndarray = (),
     estimator: Any = None,
@@ -44,7 +44,7 @@ def evaluate_decoder(
     labels : mapping of id to label, or array_like of shape (n,) or (n, n_outputs)
         Of the anchors (an array: one a row, in their order); rows without a label do not count. Classes, numbers, or for kind
         ``output`` the vectors to be reconstructed.
-    via : LinearMap
+    via : LinearMap or FeatureMap
     train : Anchors, optional
         Rows to train the ``retrained`` decoder on, whose labels are in the mapping `labels`. Default: the anchors that the map was
         fitted on; where there are none of these, half of the rest by a hash of the id. None of them is measured on.
@@ -110,7 +110,7 @@ def evaluate_decoder(
     return DecoderEvaluation(decoder.kind, len(rows), trained_on, padded, tuple(found), decoder.fingerprint, via.fingerprint)
 
 
-def _ways(decoder: Decoder, rows: Anchors, via: LinearMap) -> Iterator[tuple[str, Callable[[], Any]]]:
+def _ways(decoder: Decoder, rows: Anchors, via: Map) -> Iterator[tuple[str, Callable[[], Any]]]:
     """Name of every strategy that takes the decoder as it is, and how it decodes."""
     yield "native", lambda: decoder.decode(rows.y)
     yield "translated", lambda: decoder.decode(via.apply(rows.x))

@@ -212,6 +212,10 @@ class UnreadableFileError(EmbridgeError, OSError):
     def foreign(cls, path: str, kind: str, lacks: str) -> UnreadableFileError:
         return cls(f"{path!r} is not {kind}: it lacks {lacks}.")
 
+    @classmethod
+    def altered(cls, path: str) -> UnreadableFileError:
+        return cls(f"{path!r} was altered: its content does not match its fingerprint.")
+
 
 class OutputExistsError(EmbridgeError, FileExistsError):
     """The output is there already."""
@@ -346,6 +350,14 @@ class MapError(EmbridgeError, ValueError):
             "Under L2, queries can be pulled back through an isometry only, and this map is none. "
             "Hint: fit a map from the space of the queries to the space of the index."
         )
+
+    @classmethod
+    def not_affine(cls, fact: str) -> MapError:
+        return cls(f"The map has kernel features and is not affine: {fact}. Hint: fit one by any method but 'kernel'.")
+
+    @classmethod
+    def features(cls, gamma: float) -> MapError:
+        return cls(f"Kernel features need a finite gamma above 0 (got {gamma!r}), and an affine part without a confidence.")
 
     @classmethod
     def no_confidence(cls) -> MapError:

@@ -14,8 +14,8 @@ from embridge.anchors import Anchors
 from embridge.arrays import as_vectors, unit
 from embridge.confidence import translation_errors
 from embridge.errors import MapError, ParameterError, SpaceMismatchError, TooFewAnchorsError
+from embridge.feature_maps import Map
 from embridge.indexes.hubness import augment, with_bias
-from embridge.maps import LinearMap
 from embridge.neighbours import overlap, top_k
 from embridge.records import ConfidenceCheck, Evaluation, Strategy
 from embridge.retrieval import blend, carry
@@ -51,7 +51,7 @@ def bootstrap_interval(values: np.ndarray, *, level: float = 0.95, seed: int = 0
 
 
 def evaluate(
-    translation: LinearMap,
+    translation: Map,
     held_out: Anchors,
     *,
     queries: Anchors | None = None,
@@ -68,7 +68,7 @@ def evaluate(
 
     Parameters
     ----------
-    translation : LinearMap
+    translation : LinearMap or FeatureMap
     held_out : Anchors
         Rows of both spaces. Those that the map was fitted on are left out, so the whole match may be given.
     queries : Anchors, optional
@@ -158,7 +158,7 @@ def evaluate(
     )
 
 
-def check_confidence(translation: LinearMap, rows: Anchors) -> ConfidenceCheck | None:
+def check_confidence(translation: Map, rows: Anchors) -> ConfidenceCheck | None:
     """How well the map foretells errors, on the rows that it was not calibrated on; None without a confidence, or with few rows."""
     if (known := translation.confidence) is None:
         return None
@@ -169,7 +169,7 @@ def check_confidence(translation: LinearMap, rows: Anchors) -> ConfidenceCheck |
 
 
 def _strategies(
-    translation: LinearMap, corpus: Anchors, asked: Anchors, translated: np.ndarray, weight: float, hubness: np.ndarray | None
+    translation: Map, corpus: Anchors, asked: Anchors, translated: np.ndarray, weight: float, hubness: np.ndarray | None
 ) -> Iterator[tuple[str, np.ndarray, np.ndarray, Metric]]:
     """Name, queries, rows searched and metric of every strategy that exists for the pair."""
     source, target = translation.source, translation.target

@@ -91,6 +91,15 @@ def reading_tensors(
         raise UnreadableFileError.at(name, what, e) from e
 
 
+def file_format(path: str | os.PathLike[str]) -> str:
+    """Which of our formats a safetensors file says it is of; nothing where it does not say, or is no such file."""
+    try:
+        with safe_open(os.fspath(path), "np") as file:
+            return (file.metadata() or {}).get("format", "")
+    except (SafetensorError, OSError):
+        return ""
+
+
 def sync_folder(folder: Path) -> None:
     """Make a rename in `folder` survive a power cut."""
     descriptor = os.open(folder, os.O_RDONLY)

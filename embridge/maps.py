@@ -224,6 +224,12 @@ class LinearMap:
         OutputExistsError
             The file exists and `overwrite` is False.
         """
+        tensors, metadata = self.to_file()
+        with whole_or_absent(check_output(path, overwrite=overwrite)) as temporary:
+            save_file(tensors, temporary, metadata)
+
+    def to_file(self) -> tuple[dict[str, np.ndarray], dict[str, str]]:
+        """Tensors and metadata of the file of this map."""
         metadata = {
             "format": _FORMAT,
             "source": json.dumps(self.source.to_dict()),
@@ -238,8 +244,18 @@ class LinearMap:
         if self.confidence is not None:
             more, metadata["confidence"] = self.confidence.to_file()
             tensors |= more
-        with whole_or_absent(check_output(path, overwrite=overwrite)) as temporary:
-            save_file(tensors, temporary, metadata)
+        return tensors, metadata
+
+    @classmethod
+    def from_file(cls, tensors: dict[str, np.ndarray], metadata: dict[str, str]) -> LinearMap:
+        """The inverse of `to_file`."""
+        source, target = (Space.from_dict(json.loads(metadata[side])) for side in ("source", "target"))
+        coef, intercept, hashes = (tensors[name] for name in ("coef", "intercept", "anchor_hashes"))
+        record, confidence = FitRecord.from_dict(json.loads(metadata["record"])), None
+        if "confidence" in metadata:
+            more = {name: tensor for name, tensor in tensors.items() if name.startswith("confidence.")}
+            confidence = Confidence.from_file(more, metadata["confidence"], coef, intercept)
+        return cls(coef, intercept, source, target, record, hashes, confidence)
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> LinearMap:
@@ -253,15 +269,9 @@ class LinearMap:
             Truncated, no map of embridge, or not the map that its fingerprint names.
         """
         with reading_tensors(path, _FORMAT, "a map") as (metadata, tensors):
-            source, target = (Space.from_dict(json.loads(metadata[side])) for side in ("source", "target"))
-            coef, intercept, hashes = (tensors[name] for name in ("coef", "intercept", "anchor_hashes"))
-            record, confidence = FitRecord.from_dict(json.loads(metadata["record"])), None
-            if "confidence" in metadata:
-                more = {name: tensor for name, tensor in tensors.items() if name.startswith("confidence.")}
-                confidence = Confidence.from_file(more, metadata["confidence"], coef, intercept)
-            loaded = cls(coef, intercept, source, target, record, hashes, confidence)
+            loaded = cls.from_file(tensors, metadata)
         if loaded.fingerprint != metadata.get("fingerprint"):
-            raise UnreadableFileError(f"{os.fspath(path)!r} was altered: its content does not match its fingerprint.")
+            raise UnreadableFileError.altered(os.fspath(path))
         return loaded
 
     def __repr__(self) -> str:

@@ -13,9 +13,9 @@ from embridge.anchors import ids_at
 from embridge.arrays import unit
 from embridge.calibration import HITS, Found, Nearest
 from embridge.errors import CollectionError, ParameterError, SpaceMismatchError
+from embridge.feature_maps import Map
 from embridge.files import check_output, fingerprint
 from embridge.ids import check_unique, hash_ids, match_rows
-from embridge.maps import LinearMap
 from embridge.records import Merge
 from embridge.stores.collection import Collection
 from embridge.stores.mixture import MixedRows, translated_rows
@@ -29,7 +29,7 @@ def merge(
     path: str | os.PathLike[str],
     *,
     queries: Collection | None = None,
-    translation: LinearMap | None = None,
+    translation: Map | None = None,
     k: int = 10,
     max_queries: int = 2000,
     dtype: str = "float32",
@@ -56,7 +56,7 @@ def merge(
         The Parquet file to write: native rows first.
     queries : Collection, optional
         Of the new model. Default: native rows that have a translation ask, and do not find themselves; that is less exact.
-    translation : LinearMap, optional
+    translation : LinearMap or FeatureMap, optional
         The map that the translated rows were made with. Rows that it was fitted on are translated better than others; by them
         alone an offset comes out at about half of what it should be, so with the map given they are left out.
     k : int, default 10
@@ -150,7 +150,7 @@ class _Sides:
     pairs_told: str
 
     @classmethod
-    def of(cls, native: Collection, translated: Collection, translation: LinearMap | None, *, has_queries: bool) -> _Sides:
+    def of(cls, native: Collection, translated: Collection, translation: Map | None, *, has_queries: bool) -> _Sides:
         native_rows, rows = match_rows(native, translated)
         mixture = translated.mixture
         flags = np.ones(len(translated), bool) if mixture is None else translated_rows(translated, mixture.column)
@@ -166,7 +166,7 @@ class _Sides:
         return cls(native, translated, native_rows, rows, flags, pairs, told)
 
 
-def _one_space(native: Collection, translated: Collection, queries: Collection | None, translation: LinearMap | None) -> Space:
+def _one_space(native: Collection, translated: Collection, queries: Collection | None, translation: Map | None) -> Space:
     space = native.space
     for what, side in (("The merge", translated), ("The calibration", queries)):
         if side is None:

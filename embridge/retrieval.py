@@ -10,13 +10,13 @@ import numpy as np
 
 from embridge.arrays import as_vectors, check_rows, unit
 from embridge.errors import BadIdsError, FaissIndexError, ParameterError, SpaceMismatchError
+from embridge.feature_maps import Map
 from embridge.files import check_output
 from embridge.ids import check_unique, match_rows
 from embridge.indexes.ask import ask
 from embridge.indexes.build import build
 from embridge.indexes.extend import extend
 from embridge.indexes.gpu import GPU_LIMIT, on_gpu
-from embridge.maps import LinearMap
 from embridge.stores.collection import Collection
 from embridge.stores.faiss_store import (
     IndexFile,
@@ -30,7 +30,7 @@ from embridge.stores.faiss_store import (
 from embridge.types import DeclaredSpace, Hits, Metric, Space
 
 
-def carry(queries: np.ndarray, via: LinearMap, space: Space) -> np.ndarray:
+def carry(queries: np.ndarray, via: Map, space: Space) -> np.ndarray:
     """Queries of the other end of a map, made into queries for rows of `space`.
 
     A map into `space` is applied; a map out of `space` is pulled back (`LinearMap.pull_back`: the adjoint, or under L2 the
@@ -39,7 +39,7 @@ def carry(queries: np.ndarray, via: LinearMap, space: Space) -> np.ndarray:
     Parameters
     ----------
     queries : ndarray of shape (n_queries, dim of the other end)
-    via : LinearMap
+    via : LinearMap or FeatureMap
     space : Space
 
     Returns
@@ -125,7 +125,7 @@ class Index:
         queries: np.ndarray,
         k: int = 10,
         *,
-        via: LinearMap | None = None,
+        via: Map | None = None,
         old_queries: np.ndarray | None = None,
         weight: float = 0.5,
         parameters: str = "",
@@ -137,7 +137,7 @@ class Index:
         queries : ndarray of shape (n_queries, dim)
             Of the index's own space, or of the other end of `via`.
         k : int, default 10
-        via : LinearMap, optional
+        via : LinearMap or FeatureMap, optional
             Between the space of the queries and that of the index, in either direction (see `carry`).
         old_queries : ndarray of shape (n_queries, index dim), optional
             The same queries by the index's own model, to be blended with the carried ones.
@@ -280,7 +280,7 @@ def search(
     queries: Collection,
     k: int = 10,
     *,
-    via: LinearMap | None = None,
+    via: Map | None = None,
     old_queries: Collection | None = None,
     weight: float = 0.5,
     parameters: str = "",

@@ -81,7 +81,7 @@ def convert(
     if os.path.isfile(output):
         check_outputs(output, overwrite=options["overwrite"] or options["resume"], inputs=[source, map_path])
     collection = open_source(source, space, id_column, vector_column)
-    translation = eb.LinearMap.load(map_path)
+    translation = eb.load_map(map_path)
     try:
         with session.progress("converting") as progress:
             done = eb.convert(collection, translation, output, progress=progress, **options)
@@ -125,7 +125,7 @@ def verify(
 
     started = time.perf_counter()
     collection = open_source(source, space, **named) if source else None
-    translation = eb.LinearMap.load(map_path) if map_path else None
+    translation = eb.load_map(map_path) if map_path else None
     with session.progress("verifying") as progress:
         found = eb.verify(output, source=collection, translation=translation, precision=precision, progress=progress)
     seconds = time.perf_counter() - started

@@ -77,7 +77,7 @@ def decode(
 
     collection = open_source(source, space, id_column, vector_column)
     decoder = _open(decoder_path, decoder_space, trusted, kind)
-    translation = eb.LinearMap.load(via) if via else None
+    translation = eb.load_map(via) if via else None
     with session.progress("decoding") as progress:
         done = eb.decode(collection, decoder, output, via=translation, device=device, progress=progress, **options)
     inputs = [collection_artifact("source", collection), decoder_artifact("decoder", decoder)]
@@ -204,7 +204,7 @@ def evaluate(
 
     started = time.perf_counter()
     found = _open(path, decoder_space, trusted, kind)
-    translation = eb.LinearMap.load(via)
+    translation = eb.load_map(via)
     old = open_source(source, source_space, id_column, vector_column)
     new = open_source(target, target_space, id_column, vector_column)
     known = read_labels(labels, label_column)

@@ -59,7 +59,7 @@ def merge(
     named = (space, id_column, vector_column)
     sides = [open_source(native, *named), open_source(translated, *named)]
     asked = open_source(queries, *named) if queries else None
-    translation = eb.LinearMap.load(map_path) if map_path else None
+    translation = eb.load_map(map_path) if map_path else None
     device = device_name(device)
     with session.progress("merging") as progress:
         done = eb.merge(

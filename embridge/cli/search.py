@@ -106,7 +106,7 @@ def search(
         check_outputs(output, overwrite=overwrite, inputs=[p for p in (index_path, queries, via, blend) if p])
     opened = eb.open_index(index_path, space=index_space)
     asked = open_source(queries, space, id_column, vector_column)
-    translation = eb.LinearMap.load(via) if via else None
+    translation = eb.load_map(via) if via else None
     old = open_source(blend, opened.space.name, id_column, vector_column) if blend else None
     with session.status("searching"):
         ids, hits = eb.search(opened, asked, k, via=translation, old_queries=old, weight=weight, parameters=params)

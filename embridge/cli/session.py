@@ -20,7 +20,7 @@ from embridge.errors import EmbridgeError
 if TYPE_CHECKING:
     from embridge.catalog import Catalog
     from embridge.decoders import Decoder
-    from embridge.maps import LinearMap
+    from embridge.feature_maps import Map
     from embridge.records import Artifact, Run
     from embridge.retrieval import Index
     from embridge.stores import Collection
@@ -175,7 +175,7 @@ def collection_artifact(role: str, collection: Collection) -> Artifact:
     return Artifact(role, path, collection.fingerprint(), collection.kind, len(collection), collection.space)
 
 
-def map_artifact(role: str, path: str, translation: LinearMap) -> Artifact:
+def map_artifact(role: str, path: str, translation: Map) -> Artifact:
     """A map, as a run's input or output."""
     from embridge.records import Artifact
 

@@ -9,7 +9,7 @@ from typing import Literal
 import numpy as np
 import torch
 
-from embridge.maps import LinearMap
+from embridge.feature_maps import FeatureMap, Map
 
 Precision = Literal["float32", "tf32", "bfloat16"]
 
@@ -55,7 +55,7 @@ class Engine:
 
     Parameters
     ----------
-    translation : LinearMap
+    translation : LinearMap or FeatureMap
     device : torch.device
     chunk_rows : int
         Rows of one product. On CUDA it is halved for good when the device runs out of memory.
@@ -67,7 +67,7 @@ class Engine:
 
     def __init__(
         self,
-        translation: LinearMap,
+        translation: Map,
         device: torch.device,
         chunk_rows: int,
         *,
@@ -79,6 +79,7 @@ class Engine:
         coef, self._intercept = translation.tensors(device)
         kind = torch.bfloat16 if precision == "bfloat16" else torch.float32
         self._weight = coef.T.to(kind)
+        self._features = translation if isinstance(translation, FeatureMap) else None
         self._slots: list[_Slot] = []
         self._confidence, self._coverage = (None if coverage is None else translation.confidence), coverage
         self._spread = None if self._confidence is None else self._confidence.tensors(device)
@@ -160,11 +161,13 @@ class Engine:
             mean, factor = self._spread
             away = torch.linalg.vector_norm((x.to(torch.float32) - mean) @ factor, dim=1)
             torch.add(away.square_(), 1 / self._confidence.anchors, out=leverage)
-        x = x.to(self._weight.dtype)
+        rows = x.to(self._weight.dtype)
         if self._weight.dtype == torch.float32:
-            torch.addmm(self._intercept, x, self._weight, out=y)
+            torch.addmm(self._intercept, rows, self._weight, out=y)
         else:
-            torch.add((x @ self._weight).to(torch.float32), self._intercept, out=y)
+            torch.add((rows @ self._weight).to(torch.float32), self._intercept, out=y)
+        if self._features is not None:
+            self._features.add_features(x, y)
         lengths = torch.linalg.vector_norm(y, dim=1, keepdim=True)
         torch.square(lengths.squeeze(1), out=squares)
         if self._normalized:

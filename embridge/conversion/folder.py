@@ -14,8 +14,8 @@ from typing import Any
 from embridge.conversion.journal import begin, check_plan, discard, journal_path, locked, partial_path, read_plan
 from embridge.conversion.single import Progress, already_done, convert_file, plan_of
 from embridge.errors import BadVectorsError, CollectionError, InterruptedOutputError, MissingFileError, OutputExistsError
+from embridge.feature_maps import Map
 from embridge.files import sync_folder
-from embridge.maps import LinearMap
 from embridge.records import Conversion
 from embridge.stores import ParquetCollection
 from embridge.stores.locations import beside, exists, find_files, remove, upload
@@ -25,7 +25,7 @@ _FILES_AT_ONCE = 2  # on the CPU, where one file's pipeline leaves little idle
 
 
 def convert_folder(
-    source: ParquetCollection, translation: LinearMap, target: Path, options: dict[str, Any], progress: Progress | None
+    source: ParquetCollection, translation: Map, target: Path, options: dict[str, Any], progress: Progress | None
 ) -> Conversion:
     """Into ``OUT.partial``, which is renamed when all files are there; ``OUT.journal`` holds the plan."""
     started = time.perf_counter()
@@ -69,7 +69,7 @@ def convert_folder(
 
 
 def convert_folder_remote(
-    source: ParquetCollection, translation: LinearMap, name: str, staging: Path, options: dict[str, Any], progress: Progress | None
+    source: ParquetCollection, translation: Map, name: str, staging: Path, options: dict[str, Any], progress: Progress | None
 ) -> Conversion:
     """Each file is made whole in `staging`, where it can be resumed, then uploaded and removed there."""
     started = time.perf_counter()
@@ -96,7 +96,7 @@ def convert_folder_remote(
 
 
 def convert_via(
-    source: Any, translation: LinearMap, to: str, local: Path, progress: Progress | None, options: dict[str, Any]
+    source: Any, translation: Map, to: str, local: Path, progress: Progress | None, options: dict[str, Any]
 ) -> Conversion:
     """One file to object storage, by way of a local one; it is removed when it is there."""
     resume = options["resume"]
@@ -176,7 +176,7 @@ def _check_rows(done: list[Conversion], source: ParquetCollection) -> None:
         raise BadVectorsError.none_left(source.name, len(source))
 
 
-def _sum(done: list[Conversion], name: str, translation: LinearMap, started: float) -> Conversion:
+def _sum(done: list[Conversion], name: str, translation: Map, started: float) -> Conversion:
     rows, skipped = sum(c.rows for c in done), sum(c.skipped for c in done)
     made = ParquetCollection(name).fingerprint()
     seconds = time.perf_counter() - started

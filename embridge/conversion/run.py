@@ -20,9 +20,9 @@ from embridge.conversion.single import Progress, already_done, convert_file
 from embridge.conversion.stream import OnBad
 from embridge.device import resolve_devices
 from embridge.errors import CollectionError, MapError, MissingFileError, OutputExistsError, ParameterError, SpaceMismatchError
+from embridge.feature_maps import Map
 from embridge.files import check_output
 from embridge.ids import check_unique
-from embridge.maps import LinearMap
 from embridge.records import Conversion
 from embridge.stores import Collection, ParquetCollection
 from embridge.stores.locations import exists, is_remote, same_place
@@ -31,7 +31,7 @@ from embridge.stores.parquet import ERROR_COLUMNS
 
 def convert(
     source: Collection,
-    translation: LinearMap,
+    translation: Map,
     path: str | os.PathLike[str],
     *,
     device: str | torch.device | None = None,
@@ -54,7 +54,7 @@ def convert(
     Parameters
     ----------
     source : Collection
-    translation : LinearMap
+    translation : LinearMap or FeatureMap
         From the space of the source.
     path : str or path-like
         A Parquet file, local, ``s3://`` or ``gs://`` (staged in the temporary folder, then uploaded). A source of several
@@ -148,7 +148,7 @@ def convert(
     return replace(convert_file(source, translation, target, progress=progress, **options), path=name)
 
 
-def _check_confidence(source: Collection, translation: LinearMap, coverage: float) -> None:
+def _check_confidence(source: Collection, translation: Map, coverage: float) -> None:
     """Refuse what errors cannot be foretold for, or not written beside."""
     if translation.confidence is None:
         raise MapError.no_confidence()
@@ -177,7 +177,7 @@ def _check_folder(source: ParquetCollection, target: Path, *, overwrite: bool) -
 
 
 def _convert_remote(
-    source: Collection, folder: ParquetCollection | None, translation: LinearMap, name: str, options: dict[str, Any],
+    source: Collection, folder: ParquetCollection | None, translation: Map, name: str, options: dict[str, Any],
     progress: Progress | None,
 ) -> Conversion:  # fmt: skip
     """Files are made whole in the temporary folder, where they can be resumed, and then uploaded in parts (multipart)."""

@@ -19,8 +19,8 @@ from embridge.conversion.stream import Bad, Group, OnBad, row_groups, translate_
 from embridge.conversion.verify import Sample, check_sample
 from embridge.device import free_memory
 from embridge.errors import BadIdsError, BadVectorsError, DiskFullError, EmbridgeError
+from embridge.feature_maps import Map
 from embridge.files import fingerprint
-from embridge.maps import LinearMap
 from embridge.records import Conversion
 from embridge.stores import Collection, ParquetCollection
 from embridge.stores.tables import write_bad_rows
@@ -30,7 +30,7 @@ from embridge.types import Metric
 Progress = Callable[[int, int], None]
 
 
-def plan_of(source: Collection, translation: LinearMap, options: dict[str, Any]) -> dict[str, Any]:
+def plan_of(source: Collection, translation: Map, options: dict[str, Any]) -> dict[str, Any]:
     """Everything that determines the bytes of an output."""
     return {
         "format": "embridge.convert.1",
@@ -46,16 +46,14 @@ def plan_of(source: Collection, translation: LinearMap, options: dict[str, Any])
     }
 
 
-def confidence_of(translation: LinearMap, coverage: float | None) -> dict[str, Any] | None:
+def confidence_of(translation: Map, coverage: float | None) -> dict[str, Any] | None:
     """What determines the columns of errors; the map's fingerprint does not."""
     if coverage is None or translation.confidence is None:
         return None
     return {"coverage": coverage, "fingerprint": translation.confidence.fingerprint}
 
 
-def already_done(
-    path: str | os.PathLike[str], source: Collection, translation: LinearMap, options: dict[str, Any]
-) -> Conversion | None:
+def already_done(path: str | os.PathLike[str], source: Collection, translation: Map, options: dict[str, Any]) -> Conversion | None:
     """What a run that ended just before it could say so had made at `path`; None where that was made of something else."""
     try:
         found = ParquetCollection(path)
@@ -73,7 +71,7 @@ def already_done(
 
 def convert_file(
     source: Collection,
-    translation: LinearMap,
+    translation: Map,
     target: Path,
     *,
     devices: list[torch.device],
@@ -131,7 +129,7 @@ def convert_file(
 
 def _write_groups(
     source: Collection,
-    translation: LinearMap,
+    translation: Map,
     journal: Journal,
     devices: list[torch.device],
     plan: dict[str, Any],
@@ -185,7 +183,7 @@ def _write_groups(
     return bad
 
 
-def check_room(source: Collection, translation: LinearMap, target: Path, dtype: str) -> None:
+def check_room(source: Collection, translation: Map, target: Path, dtype: str) -> None:
     """Refuse an output that the disk has no room for.
 
     Raises

@@ -11,8 +11,8 @@ import numpy as np
 from embridge.confidence import Confidence
 from embridge.conversion.engine import Precision
 from embridge.errors import SpaceMismatchError, VerificationError
+from embridge.feature_maps import Map
 from embridge.ids import check_unique
-from embridge.maps import LinearMap
 from embridge.stores import Batch, Collection, ParquetCollection, open_collection
 from embridge.stores.locations import beside
 from embridge.stores.parquet import ERROR_COLUMNS
@@ -68,7 +68,7 @@ def check_sample(
     path: str | os.PathLike[str],
     expected: int,
     sample: Sample,
-    translation: LinearMap,
+    translation: Map,
     *,
     precision: Precision,
     coverage: float | None = None,
@@ -97,7 +97,7 @@ def verify(
     path: str | os.PathLike[str],
     *,
     source: Collection | None = None,
-    translation: LinearMap | None = None,
+    translation: Map | None = None,
     precision: Precision = "float32",
     progress: Callable[[int, int], None] | None = None,
 ) -> Verification:
@@ -113,7 +113,7 @@ def verify(
         A Parquet collection.
     source : Collection, optional
         What it was converted from. Rows of it that are not in the output must be listed in ``OUT.bad.parquet``.
-    translation : LinearMap, optional
+    translation : LinearMap or FeatureMap, optional
     precision : {"float32", "tf32", "bfloat16"}
         Of the products that made it, for the tolerance.
     progress : callable, optional

@@ -15,8 +15,8 @@ from safetensors.numpy import save_file
 from embridge.arrays import check_rows
 from embridge.decoders.base import KINDS, Decoded, Decoder, Kind, as_labels, as_outputs, probe, tell
 from embridge.errors import DecoderError, MapError, ParameterError, SpaceMismatchError, UnreadableFileError
+from embridge.feature_maps import FeatureMap, Map
 from embridge.files import check_output, reading_tensors, whole_or_absent
-from embridge.maps import LinearMap
 from embridge.types import Space
 
 Link = Literal["softmax", "sigmoid"]
@@ -147,7 +147,7 @@ class LinearHead(Decoder):
     def to(self, device: str) -> Self:
         return self._moved(_device=str(device))
 
-    def after(self, translation: LinearMap) -> LinearHead:
+    def after(self, translation: Map) -> LinearHead:
         """This head behind a map, as one head over the map's source.
 
         Exact: ``head.after(map).decode(x)`` is ``head.decode(map.apply(x))`` up to float32 rounding, also where the map scales to
@@ -159,8 +159,11 @@ class LinearHead(Decoder):
         SpaceMismatchError
             The map does not lead into the head's space.
         MapError
-            The head was folded with a normalised space already, and so is the map's: no single head does both.
+            The map is not affine; or the head was folded with a normalised space already, and so is the map's: no single head does
+            both.
         """
+        if isinstance(translation, FeatureMap):
+            raise MapError.not_affine("a linear head does not fold with it")
         if not translation.target.same_as(self.space):
             raise SpaceMismatchError.decoder(self.name, self.space, "the map's target", translation.target)
         coef, intercept = self.coef.astype(np.float64), self.intercept.astype(np.float64)
@@ -268,7 +271,7 @@ class LinearHead(Decoder):
             facts["space"] = Space.from_dict(facts["space"])
             loaded = cls(**arrays, **facts, path=name)
         if loaded.fingerprint != metadata.get("fingerprint"):
-            raise UnreadableFileError(f"{name!r} was altered: its content does not match its fingerprint.")
+            raise UnreadableFileError.altered(name)
         return loaded
 
 

@@ -14,9 +14,9 @@ from embridge.decoders.base import Decoded, Decoder
 from embridge.decoders.linear import LinearHead
 from embridge.device import resolve_device
 from embridge.errors import MapError, ParameterError, SpaceMismatchError
+from embridge.feature_maps import Map
 from embridge.files import check_output, fingerprint
 from embridge.ids import check_unique
-from embridge.maps import LinearMap
 from embridge.records import Decoding
 from embridge.stores import Collection, ParquetCollection
 from embridge.stores.collection import IdValues
@@ -30,7 +30,7 @@ def decode(
     decoder: Decoder,
     path: str | os.PathLike[str],
     *,
-    via: LinearMap | None = None,
+    via: Map | None = None,
     batch_rows: int | None = None,
     device: str | None = "cpu",
     overwrite: bool = False,
@@ -49,7 +49,7 @@ def decode(
     decoder : Decoder
     path : str or path-like
         A local Parquet file.
-    via : LinearMap, optional
+    via : LinearMap or FeatureMap, optional
         From the space of the source to that of the decoder.
     batch_rows : int, optional
         Default: as many as hold 8 MiB of float32 vectors.
@@ -110,7 +110,7 @@ class _Translated(Decoder):
 
     format = "translated"
 
-    def __init__(self, decoder: Decoder, translation: LinearMap, device: str = "cpu") -> None:
+    def __init__(self, decoder: Decoder, translation: Map, device: str = "cpu") -> None:
         self.path, self.kind, self.classes = decoder.path, decoder.kind, decoder.classes
         self.space, self._decoder, self._map, self._device = translation.source, decoder, translation, device
 
@@ -129,7 +129,7 @@ class _Translated(Decoder):
         return _Translated(self._decoder.to(device), self._map, device)
 
 
-def prepare(decoder: Decoder, source: Collection, via: LinearMap | None) -> Decoder:
+def prepare(decoder: Decoder, source: Collection, via: Map | None) -> Decoder:
     """The decoder that takes the rows of `source`: folded with the map where both are linear, else behind it.
 
     Raises

@@ -12,6 +12,7 @@ from embridge.arrays import as_vectors
 from embridge.errors import (
     EmbridgeError,
     FaissIndexError,
+    MapError,
     MigrationRefusedError,
     ParameterError,
     UnreadableFileError,
@@ -85,6 +86,8 @@ def migrate(
         The mode is not possible for this index and map, or too little is found. Nothing is written.
     SpaceMismatchError
         The map is of other spaces.
+    MapError
+        It has kernel features.
     UnreadableFileError, MissingFileError, OutputExistsError, UndeclaredSpaceError
     """
     if mode not in MODES:
@@ -93,6 +96,8 @@ def migrate(
         raise ParameterError.must_be("min_recall", "in [0, 1]", min_recall)
     if verify_queries < 1:
         raise ParameterError.must_be("verify_queries", "at least 1", verify_queries)
+    if not isinstance(translation, LinearMap):
+        raise MapError.not_affine("no index moves through it; convert the collection and build one over it")
     target = str(check_output(output, overwrite=overwrite, inputs=(os.fspath(path),)))
     job = Job(os.fspath(path), translation, space, seed, hubness, progress)
     if queries is not None:

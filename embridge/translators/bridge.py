@@ -175,6 +175,15 @@ def list_size(rows: int) -> int:
     return min(_K, (rows - 1) // 2)
 
 
+def neighbours_kept(translated: np.ndarray, y: np.ndarray, metric: Metric) -> np.ndarray:
+    """For each row of y the share of its nearest other rows that it finds among the translated ones; shape (n,)."""
+    k, own = list_size(len(y)), np.arange(len(y))
+    if k < 1:
+        return np.zeros(len(y))
+    near = top_k(y, translated, k, metric, exclude=own).ids
+    return overlap(near, top_k(y, y, k, metric, exclude=own).ids)
+
+
 def _overlaps(folds: Folds, fold: int, alphas: tuple[float, ...], shares: tuple[float, ...]) -> np.ndarray:
     """Overlap@k of every candidate with native neighbours among the fold's sampled rows, shape (alphas, shares, rows)."""
     x, y = folds.samples[fold]

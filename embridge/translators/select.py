@@ -7,10 +7,9 @@ import numpy as np
 from embridge.errors import ParameterError
 from embridge.folds import Folds
 from embridge.moments import Moments
-from embridge.neighbours import overlap, top_k
 from embridge.records import Candidate
 from embridge.translators.base import Solution, Translator, total
-from embridge.translators.bridge import ALPHAS, SHARES, Bridge, Purpose, Ridge, grid_scores, list_size
+from embridge.translators.bridge import ALPHAS, SHARES, Bridge, Purpose, Ridge, grid_scores, neighbours_kept
 from embridge.translators.paper import Ortho
 from embridge.translators.rigid import Isometry, Rotation
 
@@ -98,12 +97,5 @@ def simple_scores(translator: Translator, folds: Folds, purpose: Purpose) -> np.
             out.append(np.array([-part.squared_error(found.weight, found.intercept) / part.n]))
             continue
         x, y = folds.samples[number]
-        k = list_size(len(x))
-        if k < 1:
-            out.append(np.zeros(len(x)))
-            continue
-        own = np.arange(len(x))
-        translated = (x @ found.weight + found.intercept).astype(np.float32)
-        near = top_k(y, translated, k, part.target.metric, exclude=own).ids
-        out.append(overlap(near, top_k(y, y, k, part.target.metric, exclude=own).ids))
+        out.append(neighbours_kept((x @ found.weight + found.intercept).astype(np.float32), y, part.target.metric))
     return np.concatenate(out)

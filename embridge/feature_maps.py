@@ -1,0 +1,225 @@
+"""FeatureMap: an affine map with a kernel expansion beside it, for whatever is translated row by row."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from dataclasses import dataclass
+from functools import cached_property
+from typing import ClassVar, TypeVar, cast
+
+import numpy as np
+import torch
+from safetensors.numpy import save_file
+
+from embridge.arrays import as_vectors, check_rows
+from embridge.errors import MapError, SpaceMismatchError, UnreadableFileError
+from embridge.files import check_output, file_format, reading_tensors, whole_or_absent
+from embridge.maps import LinearMap
+from embridge.records import FitRecord
+from embridge.types import Space
+
+Vectors = TypeVar("Vectors", np.ndarray, torch.Tensor)
+_FORMAT = "embridge.feature-map.1"
+_BLOCK = 1024  # rows of one product with the landmarks: 20 MiB of float32 at 5,000 of them
+
+
+@dataclass(frozen=True, eq=False)
+class FeatureMap:
+    """A map ``y = coef @ x + intercept + weights.T @ k(x)`` with features ``k_j(x) = exp(-gamma |x/|x| - z_j|^2)``.
+
+    It translates rows, so it converts collections, feeds decoders and carries queries of its source; it is not affine, so it
+    has no adjoint, moves no index and does not fold with a linear head. `Kernel` fits it.
+
+    Parameters
+    ----------
+    affine : LinearMap
+        `coef`, `intercept`, both spaces, the record and the hashes of the anchors. No map by itself: what the kernel adds is
+        missing from it.
+    landmarks : ndarray of shape (m, dim_source)
+        z, of unit length. Kept as float32.
+    weights : ndarray of shape (m, dim_target)
+    gamma : float
+        Above 0.
+
+    Raises
+    ------
+    SpaceMismatchError
+        The shapes are not those of the spaces.
+    BadVectorsError
+        NaN or infinite values.
+    MapError
+        gamma is not above 0, or `affine` foretells errors, which it would without the kernel.
+    """
+
+    confidence: ClassVar[None] = None  # errors are foretold for affine maps only
+
+    affine: LinearMap
+    landmarks: np.ndarray
+    weights: np.ndarray
+    gamma: float
+
+    def __post_init__(self) -> None:
+        landmarks, weights = (np.array(a, dtype=np.float32, order="C") for a in (self.landmarks, self.weights))
+        if landmarks.ndim != 2 or weights.shape != (len(landmarks), self.target.dim) or landmarks.shape[1] != self.source.dim:
+            raise SpaceMismatchError(
+                f"A feature map from {self.source.name!r} to {self.target.name!r} must have landmarks of shape "
+                f"(m, {self.source.dim}) and weights of shape (m, {self.target.dim}). "
+                f"Got {landmarks.shape} and {weights.shape} instead."
+            )
+        if not 0 < self.gamma < np.inf or self.affine.confidence is not None:
+            raise MapError.features(self.gamma)
+        for name, array in (("landmarks", landmarks), ("weights", weights)):
+            check_rows(array, range(len(array)), name, zero_is_bad=False)
+            array.flags.writeable = False
+            object.__setattr__(self, name, array)
+
+    @property
+    def source(self) -> Space:
+        """What it takes."""
+        return self.affine.source
+
+    @property
+    def target(self) -> Space:
+        """What it gives."""
+        return self.affine.target
+
+    @property
+    def record(self) -> FitRecord:
+        """How it came about."""
+        return self.affine.record
+
+    @property
+    def anchor_hashes(self) -> np.ndarray:
+        """Sorted hashes of the ids it was fitted on."""
+        return self.affine.anchor_hashes
+
+    def apply(self, vectors: Vectors) -> Vectors:
+        """Translate vectors of the source space.
+
+        Parameters
+        ----------
+        vectors : ndarray or Tensor of shape (n, dim_source) or (dim_source,)
+            float16, float32 or float64; a tensor is translated on the device it is on.
+
+        Returns
+        -------
+        ndarray or Tensor of shape (n, dim_target) or (dim_target,), float32
+            Scaled to unit length if, and only if, the target space is normalised.
+
+        Raises
+        ------
+        SpaceMismatchError
+            Vectors of another width.
+        """
+        if not isinstance(vectors, torch.Tensor):
+            if not isinstance(vectors, np.ndarray) or vectors.ndim not in (1, 2) or vectors.dtype.kind != "f":
+                vectors = as_vectors(vectors, what="vectors")
+            return cast(Vectors, self.apply(torch.tensor(vectors)).numpy())
+        if vectors.shape[-1] != self.source.dim:
+            raise SpaceMismatchError.width(f"The map from {self.source.name!r}", self.source.dim, vectors.shape[-1])
+        coef, intercept = self.tensors(vectors.device)
+        rows = vectors.reshape(-1, self.source.dim).to(torch.float32)
+        out = torch.addmm(intercept, rows, coef.T)
+        self.add_features(rows, out)
+        if self.target.normalized:
+            out = torch.nn.functional.normalize(out)
+        return cast(Vectors, out.reshape(*vectors.shape[:-1], self.target.dim))
+
+    def pull_back(self, queries: np.ndarray) -> np.ndarray:
+        """There is no adjoint: a MapError, whatever the queries are."""
+        raise MapError.not_affine("queries cannot be pulled back through it")
+
+    def tensors(self, device: torch.device | str = "cpu") -> tuple[torch.Tensor, torch.Tensor]:
+        """`coef` and `intercept` as float32 tensors on `device`, copied there once."""
+        return self.affine.tensors(device)
+
+    def add_features(self, x: torch.Tensor, y: torch.Tensor) -> None:
+        """Add ``k(x) @ weights`` to y in place, 1,024 rows at a time.
+
+        In float32 always: weights of both signs cancel, and what bfloat16 rounds away of the features is most of what is left.
+
+        Parameters
+        ----------
+        x : Tensor of shape (n, dim_source)
+        y : Tensor of shape (n, dim_target), float32
+        """
+        cache: dict[str, list[torch.Tensor]] = self.__dict__.setdefault("_tensors", {})
+        if str(x.device) not in cache:
+            cache[str(x.device)] = [torch.tensor(array, device=x.device) for array in (self.landmarks, self.weights)]
+        landmarks, weights = cache[str(x.device)]
+        for start in range(0, len(x), _BLOCK):
+            rows = torch.nn.functional.normalize(x[start : start + _BLOCK].to(torch.float32))
+            y[start : start + _BLOCK].addmm_(gaussian(rows @ landmarks.T, self.gamma), weights)
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """Content hash of everything that determines what it gives: 32 hexadecimal digits."""
+        digest = hashlib.blake2b(f"{self.affine.fingerprint} {self.gamma!r}".encode(), digest_size=16)
+        digest.update(self.landmarks.tobytes())
+        digest.update(self.weights.tobytes())
+        return digest.hexdigest()
+
+    def save(self, path: str | os.PathLike[str], *, overwrite: bool = False) -> None:
+        """Write safetensors: those of the affine part, `landmarks` and `weights`, and everything else as metadata.
+
+        Raises
+        ------
+        OutputExistsError
+            The file exists and `overwrite` is False.
+        """
+        tensors, metadata = self.affine.to_file()
+        tensors |= {"landmarks": self.landmarks, "weights": self.weights}
+        metadata |= {
+            "format": _FORMAT,
+            "gamma": repr(self.gamma),
+            "fingerprint": self.fingerprint,
+        }
+        with whole_or_absent(check_output(path, overwrite=overwrite)) as temporary:
+            save_file(tensors, temporary, metadata)
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> FeatureMap:
+        """Read a map that `save` wrote.
+
+        Raises
+        ------
+        MissingFileError
+            Nothing is there.
+        UnreadableFileError
+            Truncated, no feature map of embridge, or not the one that its fingerprint names.
+        """
+        with reading_tensors(path, _FORMAT, "a feature map") as (metadata, tensors):
+            affine = LinearMap.from_file(tensors, metadata)
+            loaded = cls(affine, tensors["landmarks"], tensors["weights"], float(metadata["gamma"]))
+            known = metadata["fingerprint"]
+        if loaded.fingerprint != known:
+            raise UnreadableFileError.altered(os.fspath(path))
+        return loaded
+
+    def __repr__(self) -> str:
+        return (
+            f"FeatureMap({self.source.name!r} ({self.source.dim}) -> {self.target.name!r} ({self.target.dim}), "
+            f"{self.record.method}, {len(self.landmarks):,} landmarks, {self.record.anchors:,} anchors)"
+        )
+
+
+Map = LinearMap | FeatureMap
+
+
+def gaussian(products: torch.Tensor, gamma: float) -> torch.Tensor:
+    """``exp(-gamma |u - z|^2)`` out of the inner products <u, z> of unit vectors, in place."""
+    return products.sub_(1).mul_(2 * gamma).exp_()
+
+
+def load_map(path: str | os.PathLike[str]) -> Map:
+    """Read a map of either kind.
+
+    Raises
+    ------
+    MissingFileError
+        Nothing is there.
+    UnreadableFileError
+        Truncated, no map of embridge, or not the map that its fingerprint names.
+    """
+    return FeatureMap.load(path) if file_format(path) == _FORMAT else LinearMap.load(path)

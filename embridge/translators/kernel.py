@@ -1,0 +1,233 @@
+"""Bridge with a Gaussian kernel beside it: what no affine map can follow, learnt from the same anchors."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from typing import ClassVar
+
+import numpy as np
+import torch
+
+from embridge.anchors import Anchors
+from embridge.device import resolve_device
+from embridge.errors import ParameterError, TooFewAnchorsError
+from embridge.feature_maps import FeatureMap, gaussian
+from embridge.maps import LinearMap
+from embridge.moments import Moments
+from embridge.records import Candidate, FitRecord
+from embridge.translators.bridge import Bridge, Purpose, neighbours_kept
+from embridge.types import Space
+
+PENALTIES = (0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 100.0)  # by the last one hardly anything is left of the kernel
+_CHUNK = 4096
+_CHOSEN_ON = 2000  # rows: the ratio of two variances does not depend on how many there are
+_FOLDS = 4
+_JITTER = 1e-8  # of a kernel whose diagonal is one: landmarks that are alike leave it singular
+
+
+class Kernel:
+    """Kernel ridge regression on top of `Bridge`: ``y = W x + b + sum_j w_j exp(-gamma |x/|x| - z_j|^2)``.
+
+    W and w minimise together
+
+        ``sum |y - W x - b - sum_j w_j k_j(x)|^2 + n alpha v |W - s c Q|^2 + penalty tr(w^T K w)``
+
+    with alpha, s, c and Q as in `Bridge`, v the mean feature variance and K the kernel matrix of the landmarks z: a Gaussian
+    process whose mean is the scaled Procrustes solution and whose covariance is a linear and a Gaussian kernel side by side
+    (Rasmussen and Williams 2006, chapter 2). gamma is 2 over the mean squared distance of the landmarks' directions, and so 1
+    where these are spread evenly. With no more anchors than landmarks the solution is exact; with more of them a sample of the
+    anchors are the landmarks (Nystroem: Williams and Seeger 2001), and moments of the features are taken in one pass.
+
+    Translating a row costs ``m (dim_source + dim_target)`` multiplications more than an affine map with m landmarks. The
+    result is a `FeatureMap`.
+
+    Parameters
+    ----------
+    landmarks : int, default 5000
+        At most so many.
+    penalty : float, optional
+        Variance of the noise over that of what the kernel adds; above 0. Default: chosen on four folds of at most 2,000 anchors.
+    alpha, s : float, optional
+        As in `Bridge`; default: what it chooses on folds.
+    purpose : {"search", "decode"}, default "search"
+        What these are chosen by.
+    seed : int, default 0
+        Of the sample of landmarks.
+    """
+
+    name: ClassVar[str] = "kernel"
+
+    def __init__(
+        self,
+        landmarks: int = 5000,
+        penalty: float | None = None,
+        alpha: float | None = None,
+        s: float | None = None,
+        purpose: Purpose = "search",
+        seed: int = 0,
+    ) -> None:
+        self.landmarks = landmarks
+        self.penalty = penalty
+        self.alpha = alpha
+        self.s = s
+        self.purpose: Purpose = purpose
+        self.seed = seed
+
+    def fit(self, anchors: Anchors, *, device: str | torch.device | None = "cpu") -> FeatureMap:
+        """Fit the map from the source to the target of the anchors.
+
+        Parameters
+        ----------
+        anchors : Anchors
+            The rows themselves: moments of them do not determine the features.
+        device : str, default "cpu"
+            Where products and solves are taken, in float64.
+
+        Returns
+        -------
+        FeatureMap
+
+        Raises
+        ------
+        ParameterError
+            A parameter out of its range.
+        TooFewAnchorsError
+            Fewer than two, or too few for folds where alpha or s is to be chosen.
+        """
+        started = time.perf_counter()
+        for name, value in (("landmarks", self.landmarks), ("penalty", self.penalty)):
+            if value is not None and not 0 < value < np.inf:
+                raise ParameterError.must_be(name, "above 0", value)
+        if self.alpha is not None and not 0 < self.alpha < np.inf:
+            raise ParameterError.must_be("alpha", "above 0 and finite", self.alpha)
+        if len(anchors) < 2:
+            raise TooFewAnchorsError.for_method(self.name, 2, len(anchors))
+        alpha, s = self.alpha, self.s
+        candidates: tuple[Candidate, ...] = ()
+        if alpha is None or s is None:
+            chosen = Bridge(alpha, s, self.purpose).fit(anchors, device=device).record
+            alpha, s, candidates = chosen.parameters["alpha"], chosen.parameters["s"], chosen.candidates
+        place, penalty = resolve_device(device), self.penalty
+        if penalty is None:
+            scores = self._scores(anchors, alpha, s, place)
+            penalty = PENALTIES[int(np.argmax(scores))]
+            candidates += tuple(
+                Candidate(self.name, {"penalty": value}, float(score)) for value, score in zip(PENALTIES, scores, strict=True)
+            )
+        problem = _Problem.of(anchors, alpha, s, penalty, anchors.sample(self.landmarks, self.seed).x, place)
+        solve = problem.exact if len(anchors) <= self.landmarks else problem.nystroem
+        weight, features = (found.cpu().numpy() for found in solve(anchors))
+        mean_x, mean_y = (mean.cpu().numpy() for mean in (problem.mean_x, problem.mean_y))
+        record = FitRecord(
+            self.name,
+            {"alpha": float(alpha), "s": float(s), "penalty": float(penalty), "gamma": problem.gamma}
+            | {"landmarks": len(problem.landmarks), "purpose": self.purpose},
+            len(anchors),
+            anchors.record.held_out,
+            time.perf_counter() - started,
+            str(place),
+            (anchors.record.source, anchors.record.target),
+            candidates,
+        )
+        hashes = np.sort(anchors.hashes())
+        affine = LinearMap(weight.T, mean_y - mean_x @ weight, anchors.source, anchors.target, record, hashes)
+        return FeatureMap(affine, problem.landmarks.cpu().numpy(), features, problem.gamma)
+
+    def _scores(self, anchors: Anchors, alpha: float, s: float, place: torch.device) -> np.ndarray:
+        """What folds say of every penalty, higher is better: neighbours kept, or minus the squared error."""
+        rows = anchors.sample(_CHOSEN_ON, self.seed)
+        fold = np.random.default_rng(self.seed).permutation(len(rows)) % _FOLDS
+        total = np.zeros(len(PENALTIES))
+        for number in range(_FOLDS):
+            train, test = rows.at(fold != number), rows.at(fold == number)
+            problem = _Problem.of(train, alpha, s, 1.0, train.x, place)
+            x = _double(test.x, place)
+            features, x = problem.kernel(x), x - problem.mean_x
+            for i, penalty in enumerate(PENALTIES):
+                weight, found = replace(problem, penalty=penalty).exact(train)
+                translated = x @ weight + features @ found + problem.mean_y
+                if test.target.normalized:
+                    translated = torch.nn.functional.normalize(translated)
+                translated = translated.to(torch.float32).cpu().numpy()
+                if self.purpose == "decode":
+                    total[i] -= np.square(translated - test.y).sum() / len(rows)
+                else:
+                    total[i] += neighbours_kept(translated, test.y, test.target.metric).sum() / len(rows)
+        return total
+
+    def __repr__(self) -> str:
+        values = ", ".join(f"{k}={v!r}" for k, v in vars(self).items())
+        return f"{type(self).__name__}({values})"
+
+
+@dataclass(frozen=True, eq=False)
+class _Problem:
+    """What both ways of solving share: float64 tensors on one device.
+
+    `toward` is s c Q, and `strength` is n alpha v.
+    """
+
+    mean_x: torch.Tensor
+    mean_y: torch.Tensor
+    toward: torch.Tensor
+    landmarks: torch.Tensor
+    gamma: float
+    strength: float
+    penalty: float
+
+    @classmethod
+    def of(cls, anchors: Anchors, alpha: float, s: float, penalty: float, landmarks: np.ndarray, place: torch.device) -> _Problem:
+        moments = anchors.moments(place, full=False)
+        variance = float(np.trace(moments.sxx)) / (moments.n * len(moments.sxx)) or 1.0
+        toward = Bridge(np.inf, s).solve(moments).weight
+        mean_x, mean_y, held = (_double(a, place) for a in (moments.mean_x, moments.mean_y, toward))
+        z = torch.nn.functional.normalize(_double(landmarks, place))
+        m = len(z)
+        # The mean squared distance of distinct unit vectors, from their sum alone.
+        distance = 2 * (m * m - float(z.sum(0).square().sum())) / (m * (m - 1)) if m > 1 else 0.0
+        gamma = 2 / distance if distance > 1e-9 else 1.0
+        return cls(mean_x, mean_y, held, z, gamma, moments.n * alpha * variance, penalty)
+
+    def kernel(self, x: torch.Tensor) -> torch.Tensor:
+        """k(x), shape (n, m)."""
+        return gaussian(torch.nn.functional.normalize(x) @ self.landmarks.T, self.gamma)
+
+    def exact(self, anchors: Anchors) -> tuple[torch.Tensor, torch.Tensor]:
+        """W and w where every anchor is a landmark: one system of n equations."""
+        x, y = (_double(side, self.mean_x.device) for side in (anchors.x, anchors.y))
+        covariance = self.kernel(x).div_(self.penalty)
+        x, y = x - self.mean_x, y - self.mean_y
+        covariance.addmm_(x, x.T, alpha=1 / self.strength)
+        covariance.diagonal().add_(1)
+        dual = torch.cholesky_solve(y - x @ self.toward, torch.linalg.cholesky(covariance))
+        return self.toward + x.T @ dual / self.strength, dual / self.penalty
+
+    def nystroem(self, anchors: Anchors) -> tuple[torch.Tensor, torch.Tensor]:
+        """W and w with fewer landmarks than anchors: ridge on [x, L^-1 k(x)], L the Cholesky factor of K, from moments."""
+        place, p, m = self.mean_x.device, len(self.mean_x), len(self.landmarks)
+        inner = self.kernel(self.landmarks)
+        inner.diagonal().add_(_JITTER)
+        factor = torch.linalg.cholesky(inner)
+
+        def chunks() -> Iterator[tuple[np.ndarray, np.ndarray]]:
+            for start in range(0, len(anchors), _CHUNK):
+                x = _double(anchors.x[start : start + _CHUNK], place)
+                features = torch.linalg.solve_triangular(factor, self.kernel(x).T, upper=False).T
+                rows = torch.cat([x - self.mean_x, features], 1)
+                yield rows.cpu().numpy(), anchors.y[start : start + _CHUNK]
+
+        space = Space(anchors.source.name, p + m, anchors.source.metric, False)
+        moments = Moments.from_chunks(chunks(), space, anchors.target, device=place, full=False)
+        square, across, mean = (_double(a, place) for a in (moments.sxx, moments.sxy, moments.mean_x))
+        square.addr_(mean, mean, alpha=moments.n)  # the features are not centred, as they are not in `exact`
+        across -= square[:, :p] @ self.toward
+        square.diagonal()[:p].add_(self.strength)
+        square.diagonal()[p:].add_(self.penalty)
+        found = torch.cholesky_solve(across, torch.linalg.cholesky(square))
+        return found[:p] + self.toward, torch.linalg.solve_triangular(factor.T, found[p:], upper=True)
+
+
+def _double(array: np.ndarray, place: torch.device) -> torch.Tensor:
+    return torch.tensor(array, device=place).to(torch.float64)
