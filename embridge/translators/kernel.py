@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from typing import ClassVar
 
 import numpy as np
@@ -20,9 +20,9 @@ from embridge.records import Candidate, FitRecord
 from embridge.translators.bridge import Bridge, Purpose, neighbours_kept
 from embridge.types import Space
 
-PENALTIES = (0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 100.0)  # by the last one hardly anything is left of the kernel
+PENALTIES = (0.03, 0.1, 0.3, 1.0, 3.0, 100.0)  # by the last one hardly anything is left of the kernel
 _CHUNK = 4096
-_CHOSEN_ON = 2000  # rows: the ratio of two variances does not depend on how many there are
+_CHOSEN_ON = 1500  # rows: the ratio of two variances does not depend on how many there are
 _FOLDS = 4
 _JITTER = 1e-8  # of a kernel whose diagonal is one: landmarks that are alike leave it singular
 
@@ -48,7 +48,7 @@ class Kernel:
     landmarks : int, default 5000
         At most so many.
     penalty : float, optional
-        Variance of the noise over that of what the kernel adds; above 0. Default: chosen on four folds of at most 2,000 anchors.
+        Variance of the noise over that of what the kernel adds; above 0. Default: chosen on four folds of at most 1,500 anchors.
     alpha, s : float, optional
         As in `Bridge`; default: what it chooses on folds.
     purpose : {"search", "decode"}, default "search"
@@ -116,9 +116,12 @@ class Kernel:
             candidates += tuple(
                 Candidate(self.name, {"penalty": value}, float(score)) for value, score in zip(PENALTIES, scores, strict=True)
             )
-        problem = _Problem.of(anchors, alpha, s, penalty, anchors.sample(self.landmarks, self.seed).x, place)
-        solve = problem.exact if len(anchors) <= self.landmarks else problem.nystroem
-        weight, features = (found.cpu().numpy() for found in solve(anchors))
+        problem = _Problem.of(anchors, alpha, s, anchors.sample(self.landmarks, self.seed).x, place)
+        if len(anchors) <= self.landmarks:
+            solution = next(problem.exact(anchors, (penalty,)))
+        else:
+            solution = problem.nystroem(anchors, penalty)
+        weight, features = (found.cpu().numpy() for found in solution)
         mean_x, mean_y = (mean.cpu().numpy() for mean in (problem.mean_x, problem.mean_y))
         record = FitRecord(
             self.name,
@@ -142,11 +145,10 @@ class Kernel:
         total = np.zeros(len(PENALTIES))
         for number in range(_FOLDS):
             train, test = rows.at(fold != number), rows.at(fold == number)
-            problem = _Problem.of(train, alpha, s, 1.0, train.x, place)
+            problem = _Problem.of(train, alpha, s, train.x, place)
             x = _double(test.x, place)
             features, x = problem.kernel(x), x - problem.mean_x
-            for i, penalty in enumerate(PENALTIES):
-                weight, found = replace(problem, penalty=penalty).exact(train)
+            for i, (weight, found) in enumerate(problem.exact(train, PENALTIES)):
                 translated = x @ weight + features @ found + problem.mean_y
                 if test.target.normalized:
                     translated = torch.nn.functional.normalize(translated)
@@ -175,10 +177,9 @@ class _Problem:
     landmarks: torch.Tensor
     gamma: float
     strength: float
-    penalty: float
 
     @classmethod
-    def of(cls, anchors: Anchors, alpha: float, s: float, penalty: float, landmarks: np.ndarray, place: torch.device) -> _Problem:
+    def of(cls, anchors: Anchors, alpha: float, s: float, landmarks: np.ndarray, place: torch.device) -> _Problem:
         moments = anchors.moments(place, full=False)
         variance = float(np.trace(moments.sxx)) / (moments.n * len(moments.sxx)) or 1.0
         toward = Bridge(np.inf, s).solve(moments).weight
@@ -188,23 +189,23 @@ class _Problem:
         # The mean squared distance of distinct unit vectors, from their sum alone.
         distance = 2 * (m * m - float(z.sum(0).square().sum())) / (m * (m - 1)) if m > 1 else 0.0
         gamma = 2 / distance if distance > 1e-9 else 1.0
-        return cls(mean_x, mean_y, held, z, gamma, moments.n * alpha * variance, penalty)
+        return cls(mean_x, mean_y, held, z, gamma, moments.n * alpha * variance)
 
     def kernel(self, x: torch.Tensor) -> torch.Tensor:
         """k(x), shape (n, m)."""
         return gaussian(torch.nn.functional.normalize(x) @ self.landmarks.T, self.gamma)
 
-    def exact(self, anchors: Anchors) -> tuple[torch.Tensor, torch.Tensor]:
-        """W and w where every anchor is a landmark: one system of n equations."""
+    def exact(self, anchors: Anchors, penalties: Sequence[float]) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+        """W and w for each penalty, where every anchor is a landmark: one system of n equations."""
         x, y = (_double(side, self.mean_x.device) for side in (anchors.x, anchors.y))
-        covariance = self.kernel(x).div_(self.penalty)
-        x, y = x - self.mean_x, y - self.mean_y
-        covariance.addmm_(x, x.T, alpha=1 / self.strength)
-        covariance.diagonal().add_(1)
-        dual = torch.cholesky_solve(y - x @ self.toward, torch.linalg.cholesky(covariance))
-        return self.toward + x.T @ dual / self.strength, dual / self.penalty
+        kernel, x, y = self.kernel(x), x - self.mean_x, y - self.mean_y
+        linear, rest = x @ x.T / self.strength, y - x @ self.toward
+        linear.diagonal().add_(1)
+        for penalty in penalties:
+            dual = torch.cholesky_solve(rest, torch.linalg.cholesky(torch.add(linear, kernel, alpha=1 / penalty)))
+            yield self.toward + x.T @ dual / self.strength, dual / penalty
 
-    def nystroem(self, anchors: Anchors) -> tuple[torch.Tensor, torch.Tensor]:
+    def nystroem(self, anchors: Anchors, penalty: float) -> tuple[torch.Tensor, torch.Tensor]:
         """W and w with fewer landmarks than anchors: ridge on [x, L^-1 k(x)], L the Cholesky factor of K, from moments."""
         place, p, m = self.mean_x.device, len(self.mean_x), len(self.landmarks)
         inner = self.kernel(self.landmarks)
@@ -224,7 +225,7 @@ class _Problem:
         square.addr_(mean, mean, alpha=moments.n)  # the features are not centred, as they are not in `exact`
         across -= square[:, :p] @ self.toward
         square.diagonal()[:p].add_(self.strength)
-        square.diagonal()[p:].add_(self.penalty)
+        square.diagonal()[p:].add_(penalty)
         found = torch.cholesky_solve(across, torch.linalg.cholesky(square))
         return found[:p] + self.toward, torch.linalg.solve_triangular(factor.T, found[p:], upper=True)
 
