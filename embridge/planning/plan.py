@@ -175,10 +175,12 @@ def plan(
             ids = trial.search(ways["re-encode"].ask, mixed, target.metric, hubness=flag)
             add(f"re-encode-{percent}%", flag, trial.outcome(ids), len(corpus), count, False, True)
 
-    strategies = _strategies(trial, tried, encode_rate, price, seed)
+    measured = np.array([trial.measure(one.outcome) for one in tried])
+    gains = measured - measured[next(i for i, one in enumerate(tried) if one.name == "keep-old" and not one.hubness)]
+    strategies = _strategies(trial, tried, gains, encode_rate, price, seed)
     return Plan(
         k, len(asked), trial.judged, len(corpus), len(train), translation.record.method, float(np.mean(weights)),
-        strategies, recommend(strategies, judged=trial.judged > 0), learning_curve(translation, train, trial),
+        strategies, recommend(strategies, gains, judged=trial.judged > 0), learning_curve(translation, train, trial),
     )  # fmt: skip
 
 
@@ -216,18 +218,16 @@ def _orders(trial: Trial, translation: LinearMap, train: Anchors, found: np.ndar
 
 
 def _strategies(
-    trial: Trial, tried: Sequence[Tried], rate: float | None, price: float | None, seed: int
+    trial: Trial, tried: Sequence[Tried], gains: np.ndarray, rate: float | None, price: float | None, seed: int
 ) -> tuple[PlannedStrategy, ...]:
     """Figures of what was tried; intervals are paired, since one seed resamples the same queries."""
 
     def interval(values: np.ndarray) -> tuple[float, float]:
         return bootstrap_interval(values, seed=seed)
 
-    base = {one.name: trial.measure(one.outcome) for one in tried if not one.hubness}
-    keep, gap = base["keep-old"], float(base["re-encode"].mean() - base["keep-old"].mean())
+    gap = next(float(gain.mean()) for one, gain in zip(tried, gains, strict=True) if one.name == "re-encode" and not one.hubness)
     out = []
-    for name, flag, outcome, changed, encodes, old, texts in tried:
-        gain = trial.measure(outcome) - keep
+    for (name, flag, outcome, changed, encodes, old, texts), gain in zip(tried, gains, strict=True):
         judged = trial.judged > 0
         out.append(
             PlannedStrategy(
