@@ -71,8 +71,8 @@ class LearningCurve:
     forecast_anchors : tuple of int
         Twice and four times as many.
     forecast, forecast_ci : tuple of float, tuple of intervals
-        By ``a - b n^-c`` fitted to the measured points, with its 95 % interval over resampled queries. It tells nothing of how
-        well the formula holds beyond the points.
+        By ``a - b / (n + d)`` fitted to the measured points, with its 95 % interval over resampled queries, widened by what the
+        formula misses one step back.
     """
 
     anchors: tuple[int, ...]
