@@ -14,10 +14,11 @@ from embridge.maps import LinearMap
 from embridge.neighbours import top_k
 from embridge.planning.advice import recommend
 from embridge.planning.curve import learning_curve
+from embridge.planning.reach import by_reach
 from embridge.planning.trial import REFERENCES, Ask, Outcome, Trial
 from embridge.records import Plan, PlannedStrategy
 from embridge.retrieval import blend, carry
-from embridge.translators import calibrate, fit
+from embridge.translators import fit
 from embridge.translators.select import one_standard_error
 from embridge.types import Metric
 
@@ -163,7 +164,7 @@ def plan(
                 add(lazy[name], flag, trial.outcome(trial.rerank(ids)), way.changed, len(np.unique(ids)), way.old, True)
             if name == "translate-documents" and not flag:
                 reached = ids
-    orders = _orders(trial, translation, train, reached, queries is None, seed)
+    orders = [by_reach(reached[trial.half != half], len(corpus))[0] for half in (0, 1)]
     for percent in PERCENTS:
         count = max(1, round(len(corpus) * percent / 100))
         mixed = []
@@ -196,25 +197,6 @@ def _weight(trial: Trial, translation: LinearMap, half: int) -> float:
         ids = top_k(vectors, small.corpus.x, small.k, translation.source.metric, exclude=small.exclude, device=small.device).ids
         scores.append(small.measure(small.outcome(ids)))
     return weights[one_standard_error(np.array(scores))[0]]
-
-
-def _orders(trial: Trial, translation: LinearMap, train: Anchors, found: np.ndarray, by_error: bool, seed: int) -> list[np.ndarray]:
-    """For each half, rows in the order in which to re-encode them.
-
-    Those that the other half's queries reach most often come first; where rows are the queries, those of the largest predicted
-    error do, as far as there are rows to calibrate on.
-    """
-    n = len(trial.corpus)
-    if by_error:
-        try:
-            confidence = calibrate(translation, train, trial.corpus.sample(1000, seed), seed=seed).confidence
-        except TooFewAnchorsError:
-            confidence = None
-        if confidence is not None:
-            order = np.argsort(-confidence.predict(trial.corpus.x), kind="stable")
-            return [order, order]
-    reached = [np.bincount(found[trial.half != half].ravel(), minlength=n) for half in (0, 1)]
-    return [np.argsort(-counts, kind="stable") for counts in reached]
 
 
 def _strategies(
