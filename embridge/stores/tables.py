@@ -64,7 +64,8 @@ def write_ids(path: str | os.PathLike[str], ids: np.ndarray) -> None:
 
 def write_order(path: str | os.PathLike[str], ids: np.ndarray, counts: np.ndarray) -> None:
     """Write ids in an order as a table of ``id``, ``order`` (from 1) and ``queries`` (how many find the row)."""
-    columns = {"id": pa.array(ids), "order": np.arange(1, len(ids) + 1), "queries": counts}
+    kind = pa.string() if ids.dtype == object else pa.int64()  # where there is none, too
+    columns = {"id": pa.array(ids, kind), "order": np.arange(1, len(ids) + 1), "queries": counts}
     with whole_or_absent(path) as temporary:
         pq.write_table(pa.table(columns), temporary)
 
