@@ -43,6 +43,7 @@ if TYPE_CHECKING:
     from embridge.moments import Moments as Moments
     from embridge.neighbours import top_k as top_k
     from embridge.planning import plan as plan
+    from embridge.planning import rows_to_reencode as rows_to_reencode
     from embridge.records import DecoderEvaluation as DecoderEvaluation
     from embridge.records import Decoding as Decoding
     from embridge.records import Evaluation as Evaluation
@@ -97,7 +98,7 @@ _HOMES = {
     "moments": ("Moments",),
     "merging": ("merge",),
     "neighbours": ("top_k",),
-    "planning": ("plan",),
+    "planning": ("plan", "rows_to_reencode"),
     "records": ("DecoderEvaluation", "Decoding", "Evaluation", "Merge", "Migration", "Plan"),
     "reporting": ("write_report",),
     "representations": ("relative",),

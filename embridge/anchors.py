@@ -111,11 +111,13 @@ class Anchors:
         return Moments.from_rows(self.x, self.y, self.source, self.target, device=device, full=full)
 
     def folds(
-        self, n_folds: int = 5, rows: int = ROWS, seed: int = 0, device: str | torch.device | None = "cpu", *, partial: bool = False
-    ) -> Folds:
+        self, n_folds: int = 5, rows: int = ROWS, seed: int = 0, device: str | torch.device | None = "cpu", *,
+        partial: bool = False, full: bool = False,
+    ) -> Folds:  # fmt: skip
         """Moments of `n_folds` parts, by a hash of the id, with at most `rows` rows of each to measure neighbours on.
 
-        With `partial` a part may be empty: a few anchors to be added to, or taken out of, the folds of many.
+        With `partial` a part may be empty: a few anchors to be added to, or taken out of, the folds of many. With `full`
+        they can be reversed (see `Moments.from_rows`).
 
         Raises
         ------
@@ -132,7 +134,7 @@ class Anchors:
         for number in range(n_folds):
             members = np.flatnonzero(fold == number)
             chunks = ((self.x[m], self.y[m]) for m in np.array_split(members, max(-(-len(members) // _CHUNK), 1)))
-            parts.append(Moments.from_chunks(chunks, self.source, self.target, device=device, full=False))
+            parts.append(Moments.from_chunks(chunks, self.source, self.target, device=device, full=full))
             # The quotient is independent of the fold, so the smallest ones are a random sample that does not depend on order.
             chosen = members[np.argsort(hashes[members] // np.uint64(n_folds), kind="stable")[:rows]]
             samples.append((np.asarray(self.x[chosen], np.float32), np.asarray(self.y[chosen], np.float32)))

@@ -225,6 +225,10 @@ class OutputExistsError(EmbridgeError, FileExistsError):
         return cls(f"{path!r} exists already. Hint: give another name, or --overwrite (overwrite=True).")
 
     @classmethod
+    def twice(cls, path: str) -> OutputExistsError:
+        return cls(f"{path!r} is the name of two outputs. Hint: give each its own.")
+
+    @classmethod
     def is_folder(cls, path: str) -> OutputExistsError:
         return cls(f"{path!r} is a folder, and the output is a file. Hint: give the name of a file.")
 
@@ -331,6 +335,13 @@ class ParameterError(EmbridgeError, ValueError):
         return cls(
             f"L2 scaling needs rows of unit length, and space {space!r} is not normalised. "
             "Hint: fit on anchors.unit(), and give the map unit rows."
+        )
+
+    @classmethod
+    def one_way(cls, path: str) -> ParameterError:
+        return cls(
+            f"The moments in {path!r} hold only the diagonal of Syy, which is enough for one way and not for the way back. "
+            "Hint: `embridge fit --moments FILE --reverse-output MAP` on all anchors keeps them in full."
         )
 
     @classmethod

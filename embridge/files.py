@@ -46,6 +46,11 @@ def check_output(path: str | os.PathLike[str], *, overwrite: bool = False, input
     return target
 
 
+def one_file(one: str | os.PathLike[str], other: str | os.PathLike[str]) -> bool:
+    """True where two names, of files that need not exist yet, are those of one file."""
+    return os.path.realpath(one) == os.path.realpath(other)
+
+
 @contextlib.contextmanager
 def whole_or_absent(path: str | os.PathLike[str]) -> Iterator[Path]:
     """Give a temporary name beside `path`; on leaving, flush it to the disk and rename it, or remove it after an error."""

@@ -45,6 +45,16 @@ class Folds:
     sample_hashes: tuple[np.ndarray, ...] = ()
     anchor_hashes: np.ndarray = field(default_factory=_none)
 
+    @property
+    def full(self) -> bool:
+        """True where the moments are full, so that the way back can be fitted too."""
+        return all(part.full for part in self.parts)
+
+    def reversed(self) -> Folds:
+        """The same anchors with source and target exchanged; their moments must be full."""
+        samples = tuple((y, x) for x, y in self.samples)
+        return Folds(tuple(part.reversed() for part in self.parts), samples, self.sample_hashes, self.anchor_hashes)
+
     def total(self) -> Moments:
         """Moments of all parts together."""
         return self.without(-1)

@@ -132,6 +132,11 @@ class Moments:
         return cls(n, mean[:p], mean[p:], sxx, sxy, syy.cpu().numpy(), source, target)
 
     @property
+    def full(self) -> bool:
+        """True where `syy` is whole and not its diagonal alone."""
+        return self.syy.ndim == 2
+
+    @property
     def square_y(self) -> np.ndarray:
         """The diagonal of `syy`, shape (dim_target,): all of it that fitting needs."""
         return self.syy if self.syy.ndim == 1 else np.diag(self.syy)
@@ -190,10 +195,10 @@ class Moments:
             if not mine.same_as(theirs):
                 raise SpaceMismatchError.between("Merging moments", mine, "the other side", theirs)
         if self.syy.ndim != other.syy.ndim:
-            (self if self.syy.ndim == 1 else other)._check_full()
+            (other if self.full else self)._check_full()
 
     def _check_full(self) -> None:
-        if self.syy.ndim == 1:
+        if not self.full:
             raise ParameterError("These moments hold only the diagonal of Syy. Hint: take them with full=True.")
 
     def reversed(self) -> Moments:

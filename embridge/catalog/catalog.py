@@ -119,12 +119,11 @@ class Catalog:
         for direction, artifacts in (("in", run.inputs), ("out", run.outputs)):
             for artifact in artifacts:
                 self._store_artifact(connection, number, direction, artifact)
-        maps = [a for a in run.outputs if a.kind == "map"]
+        self._store_translators(connection, number, run)
         for detail in run.details:
             if isinstance(detail, FitRecord):
-                for artifact in maps:
-                    self._store_translator(connection, number, artifact, detail)
-            elif isinstance(detail, AnchorRecord):
+                continue
+            if isinstance(detail, AnchorRecord):
                 _insert(connection, "anchor_set", [number, *vars(detail).values()])
             elif isinstance(detail, Evaluation):
                 self._store_evaluation(connection, number, detail)
@@ -148,6 +147,17 @@ class Catalog:
         if artifact.rows is not None:
             facts = [artifact.fingerprint, path, artifact.kind, artifact.rows, space.name, space.dim, run]
             _insert(connection, "collection", facts, "ON CONFLICT DO NOTHING")
+
+    def _store_translators(self, connection: duckdb.DuckDBPyConnection, number: int, run: Run) -> None:
+        """Maps that were fitted, each with its own record: both are in the same order."""
+        fits = [detail for detail in run.details if isinstance(detail, FitRecord)]
+        if not fits:
+            return
+        maps = [a for a in run.outputs if a.kind == "map"]
+        if len(maps) != len(fits):
+            raise CatalogError(f"A fit names {len(maps)} maps and has {len(fits)} records of them; each needs one.")
+        for artifact, fit in zip(maps, fits, strict=True):
+            self._store_translator(connection, number, artifact, fit)
 
     @staticmethod
     def _store_translator(connection: duckdb.DuckDBPyConnection, run: int, artifact: Artifact, fit: FitRecord) -> None:

@@ -16,7 +16,7 @@ _VERBS = {
     "convert": "conversion",
     "verify": "conversion",
     "anchors": "translation",
-    "fit": "translation",
+    "fit": "fit",
     "evaluate": "translation",
     "merge": "merge",
     "plan": "plan",

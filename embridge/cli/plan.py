@@ -45,16 +45,22 @@ from embridge.cli.session import (
 @click.option(
     "--report", metavar="HTML", help="Write a page with plots: one file, which needs no network. Takes 'embridge[report]'."
 )
-@overwrite_option
+@click.option(
+    "--rows-to-re-encode",
+    "rows",
+    metavar="IDS",
+    help="Write which rows of SRC that are not in TGT to re-encode first (Parquet: id, order, queries), for `encode --ids`.",
+)
 @source_space_option
 @target_space_option
 @columns
 @seed_option
 @device_option
+@overwrite_option
 @verb()
 def plan(
     session: Session, source: str, target: str, queries: tuple[str, str] | None, qrels: str | None, labels: str | None,
-    label_column: str, report: str | None, overwrite: bool, source_space: str | None, target_space: str | None,
+    label_column: str, report: str | None, rows: str | None, overwrite: bool, source_space: str | None, target_space: str | None,
     id_column: str | None, vector_column: str | None, **options: Any,
 ) -> None:  # fmt: skip
     """Compare every strategy on rows that both models have encoded, and recommend one.
@@ -62,9 +68,13 @@ def plan(
     Some shared rows are fitted on, all others are searched. Each strategy stands beside keeping the old model and beside
     re-encoding everything; for each situation (the old encoder is gone, both are there, texts are there) one is recommended.
 
+    With --rows-to-re-encode all shared rows are fitted on once more, and the rows of SRC without a vector by the new model are
+    listed by how many queries find their translation among the 100 nearest; queries are those of --queries, else shared rows.
+
     \b
     embridge plan old.parquet new-sample.parquet
     embridge plan old.parquet new.parquet --queries q-old.parquet q-new.parquet --qrels qrels.parquet
+    embridge plan old.parquet new-sample.parquet --rows-to-re-encode next.parquet
     embridge plan old.parquet new.parquet --encode-rate 200 --price 0.00002 --json
     embridge plan old.parquet new.parquet --labels docs.parquet --report plan.html
     """
@@ -72,14 +82,16 @@ def plan(
     from embridge.errors import ParameterError
     from embridge.records import Run
     from embridge.reporting import check_installed
-    from embridge.stores.tables import read_labels, read_qrels
+    from embridge.stores.tables import read_labels, read_qrels, write_order
 
     started = time.perf_counter()
     if qrels and not queries:
         raise ParameterError("--qrels judges queries; give them with --queries QS QT.")
     if report:
-        check_outputs(report, overwrite=overwrite, inputs=[p for p in (source, target, *(queries or ()), qrels, labels) if p])
         check_installed()
+    for output in (report, rows):
+        if output:
+            check_outputs(output, overwrite=overwrite, inputs=[p for p in (source, target, *(queries or ()), qrels, labels) if p])
     sides = [(source, source_space), (target, target_space)]
     sides += list(zip(queries, (source_space, target_space), strict=True)) if queries else []
     opened = [open_source(path, space, id_column, vector_column) for path, space in sides]
@@ -90,6 +102,15 @@ def plan(
         asked = eb.match(opened[2], opened[3]) if queries else None
     with session.progress("planning") as progress:
         found = eb.plan(shared, queries=asked, qrels=judged, labels=known, progress=progress, **options)
+    listed = 0
+    if rows:
+        seed, device = options["seed"], options["device"]
+        asking = (asked or shared).sample(options["max_queries"], seed)
+        with session.status("choosing rows to re-encode"):
+            translation = eb.fit(shared, device=device)
+            ids, counts = eb.rows_to_reencode(opened[0], translation, asking.y, known=shared.ids, device=device)
+        write_order(rows, ids, counts)
+        listed = len(ids)
     if report:
         eb.write_report(found, report, overwrite=overwrite)
     seconds = time.perf_counter() - started
@@ -97,11 +118,15 @@ def plan(
     inputs = [collection_artifact(role, side) for role, side in zip(roles, opened, strict=False)]
     inputs += [file_artifact("qrels", qrels)] if qrels else []
     inputs += [file_artifact("labels", labels)] if labels else []
-    outputs = (replace(file_artifact("report", report), kind="report"),) if report else ()
+    outputs = [replace(file_artifact("report", report), kind="report")] if report else []
+    outputs += [file_artifact("ids", rows)] if rows else []
     facts = options | {"plan": found.to_dict()}
-    session.record(Run("plan", facts, seconds, tuple(inputs), outputs, found.corpus, device_name(options["device"])))
+    session.record(Run("plan", facts, seconds, tuple(inputs), tuple(outputs), found.corpus, device_name(options["device"])))
     head = (
         f"{found.queries:,} queries over {found.corpus:,} rows; {found.method} from {found.anchors:,} other rows, {seconds:.0f} s"
     )
-    written = f"\n{report}: written" if report else ""
-    session.emit(found.to_dict() | {"total_seconds": seconds, "report": report}, f"{head}\n{found}{written}")
+    tail = f"\n{report}: written" if report else ""
+    tail += f"\n{rows}: {listed:,} rows in the order to re-encode them" if rows else ""
+    result = found.to_dict() | {"total_seconds": seconds, "report": report}
+    result["rows_to_re_encode"] = {"path": rows, "rows": listed} if rows else None
+    session.emit(result, f"{head}\n{found}{tail}")

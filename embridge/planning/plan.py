@@ -15,10 +15,11 @@ from embridge.neighbours import top_k
 from embridge.planning.advice import recommend
 from embridge.planning.curve import learning_curve
 from embridge.planning.portrait import figures_by_label, norm_distributions
+from embridge.planning.reach import by_reach
 from embridge.planning.trial import REFERENCES, Ask, Outcome, Trial
 from embridge.records import Plan, PlannedStrategy
 from embridge.retrieval import blend, carry
-from embridge.translators import calibrate, fit
+from embridge.translators import fit
 from embridge.translators.select import one_standard_error
 from embridge.types import Metric
 
@@ -167,7 +168,7 @@ def plan(
                 add(lazy[name], flag, trial.outcome(trial.rerank(ids)), way.changed, len(np.unique(ids)), way.old, True)
             if name == "translate-documents" and not flag:
                 reached = ids
-    orders = _orders(trial, translation, train, reached, queries is None, seed)
+    orders = [by_reach(reached[trial.half != half], len(corpus))[0] for half in (0, 1)]
     for percent in PERCENTS:
         count = max(1, round(len(corpus) * percent / 100))
         mixed = []
@@ -179,12 +180,14 @@ def plan(
             ids = trial.search(ways["re-encode"].ask, mixed, target.metric, hubness=flag)
             add(f"re-encode-{percent}%", flag, trial.outcome(ids), len(corpus), count, False, True)
 
-    strategies = _strategies(trial, tried, encode_rate, price, seed)
-    values = {s.title: trial.measure(one.outcome) for s, one in zip(strategies, tried, strict=True)}
+    measured = np.array([trial.measure(one.outcome) for one in tried])
+    gains = measured - measured[next(i for i, one in enumerate(tried) if one.name == "keep-old" and not one.hubness)]
+    strategies = _strategies(trial, tried, gains, encode_rate, price, seed)
+    values = {s.title: row for s, row in zip(strategies, measured, strict=True)}
     by_label, unlabelled = ((), None) if labels is None else figures_by_label(trial, values, labels)
     return Plan(
         k, len(asked), trial.judged, len(corpus), len(train), translation.record.method, float(np.mean(weights)),
-        strategies, recommend(strategies, judged=trial.judged > 0), learning_curve(translation, train, trial),
+        strategies, recommend(strategies, gains, judged=trial.judged > 0), learning_curve(translation, train, trial),
         source, target, norm_distributions(corpus, translation), by_label, unlabelled,
     )  # fmt: skip
 
@@ -203,38 +206,17 @@ def _weight(trial: Trial, translation: LinearMap, half: int) -> float:
     return weights[one_standard_error(np.array(scores))[0]]
 
 
-def _orders(trial: Trial, translation: LinearMap, train: Anchors, found: np.ndarray, by_error: bool, seed: int) -> list[np.ndarray]:
-    """For each half, rows in the order in which to re-encode them.
-
-    Those that the other half's queries reach most often come first; where rows are the queries, those of the largest predicted
-    error do, as far as there are rows to calibrate on.
-    """
-    n = len(trial.corpus)
-    if by_error:
-        try:
-            confidence = calibrate(translation, train, trial.corpus.sample(1000, seed), seed=seed).confidence
-        except TooFewAnchorsError:
-            confidence = None
-        if confidence is not None:
-            order = np.argsort(-confidence.predict(trial.corpus.x), kind="stable")
-            return [order, order]
-    reached = [np.bincount(found[trial.half != half].ravel(), minlength=n) for half in (0, 1)]
-    return [np.argsort(-counts, kind="stable") for counts in reached]
-
-
 def _strategies(
-    trial: Trial, tried: Sequence[Tried], rate: float | None, price: float | None, seed: int
+    trial: Trial, tried: Sequence[Tried], gains: np.ndarray, rate: float | None, price: float | None, seed: int
 ) -> tuple[PlannedStrategy, ...]:
     """Figures of what was tried; intervals are paired, since one seed resamples the same queries."""
 
     def interval(values: np.ndarray) -> tuple[float, float]:
         return bootstrap_interval(values, seed=seed)
 
-    base = {one.name: trial.measure(one.outcome) for one in tried if not one.hubness}
-    keep, gap = base["keep-old"], float(base["re-encode"].mean() - base["keep-old"].mean())
+    gap = next(float(gain.mean()) for one, gain in zip(tried, gains, strict=True) if one.name == "re-encode" and not one.hubness)
     out = []
-    for name, flag, outcome, changed, encodes, old, texts in tried:
-        gain = trial.measure(outcome) - keep
+    for (name, flag, outcome, changed, encodes, old, texts), gain in zip(tried, gains, strict=True):
         judged = trial.judged > 0
         out.append(
             PlannedStrategy(

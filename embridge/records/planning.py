@@ -20,13 +20,15 @@ class PlannedStrategy:
     hubness : bool
         With each row's mean similarity to its 10 nearest of other queries subtracted (CSLS).
     overlap, overlap_ci : float, tuple of float
-        Mean share of the native target's k nearest rows found, with its 95 % bootstrap interval over queries.
+        Mean share of the native target's k nearest rows found, with its 95 % bootstrap interval over queries. It is that of other
+        queries to this corpus and this map; other documents and anchors move it too.
     candidate_recall : float
         Mean share of the native k nearest that are among the 100 nearest found (all rows but one, where there are fewer).
     recall, recall_ci, mrr : float or None
         Against relevance judgements, where given.
     gain, gain_ci : float, tuple of float
-        Paired difference to ``keep-old`` in recall (in overlap where nothing is judged).
+        Paired difference to ``keep-old`` in recall (in overlap where nothing is judged), with the interval of this difference
+        alone; a reason of a recommendation has one that holds for all that was chosen among.
     recovered : float or None
         Share of the gap between ``keep-old`` and ``re-encode``, in the same measure; None where re-encoding gains nothing.
     rows_changed, encodes : int
@@ -75,8 +77,8 @@ class LearningCurve:
     forecast_anchors : tuple of int
         Twice and four times as many.
     forecast, forecast_ci : tuple of float, tuple of intervals
-        By ``a - b n^-c`` fitted to the measured points, with its 95 % interval over resampled queries. It tells nothing of how
-        well the formula holds beyond the points.
+        The mean of two laws fitted to the measured points, ``a - b / (n + d)`` and ``a - b n^-c``; the interval holds the 95 %
+        intervals of both over resampled queries.
     """
 
     anchors: tuple[int, ...]

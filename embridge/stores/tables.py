@@ -62,6 +62,14 @@ def write_ids(path: str | os.PathLike[str], ids: np.ndarray) -> None:
         pq.write_table(pa.table({"id": pa.array(ids)}), temporary)
 
 
+def write_order(path: str | os.PathLike[str], ids: np.ndarray, counts: np.ndarray) -> None:
+    """Write ids in an order as a table of ``id``, ``order`` (from 1) and ``queries`` (how many find the row)."""
+    kind = pa.string() if ids.dtype == object else pa.int64()  # where there is none, too
+    columns = {"id": pa.array(ids, kind), "order": np.arange(1, len(ids) + 1), "queries": counts}
+    with whole_or_absent(path) as temporary:
+        pq.write_table(pa.table(columns), temporary)
+
+
 def read_qrels(path: str | os.PathLike[str]) -> dict[Any, list[Any]]:
     """Relevance judgements: the relevant documents of each query.
 

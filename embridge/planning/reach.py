@@ -1,0 +1,89 @@
+"""Which rows of a collection to re-encode first."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from embridge.anchors import ids_at
+from embridge.arrays import as_vectors
+from embridge.calibration import Nearest
+from embridge.errors import ParameterError, SpaceMismatchError
+from embridge.maps import LinearMap
+from embridge.stores.collection import Collection
+
+if TYPE_CHECKING:
+    import torch
+
+DEPTH = 100
+
+
+def by_reach(found: np.ndarray, rows: int) -> tuple[np.ndarray, np.ndarray]:
+    """Rows in the order of how many queries find them, and how many do; both of shape (rows,).
+
+    Parameters
+    ----------
+    found : ndarray of shape (n_queries, depth)
+        Positions; negative ones are passed over.
+    rows : int
+    """
+    counts = np.bincount(found[found >= 0], minlength=rows)
+    return np.argsort(-counts, kind="stable"), counts
+
+
+def rows_to_reencode(
+    source: Collection,
+    translation: LinearMap,
+    queries: np.ndarray,
+    *,
+    known: np.ndarray | None = None,
+    device: str | torch.device | None = "cpu",
+) -> tuple[np.ndarray, np.ndarray]:
+    """Which rows of a collection to re-encode first: those that most queries find among their 100 nearest translated rows.
+
+    `plan` measures this order as ``re-encode-1%`` and so on. Rows that the map is foretold to be worst at are no such order: what
+    nobody asks for need not be right. Vectors are read once, in batches.
+
+    Parameters
+    ----------
+    source : Collection
+    translation : LinearMap
+        From its space.
+    queries : ndarray of shape (n_queries, dim_target)
+        By the new model.
+    known : ndarray, optional
+        Ids that have a native vector already, and are left out.
+    device : str, default "cpu"
+        Where is searched.
+
+    Returns
+    -------
+    ids : ndarray of shape (n,)
+        Those that any query finds, first what most of them find.
+    counts : ndarray of int64, shape (n,)
+        How many find each.
+
+    Raises
+    ------
+    SpaceMismatchError
+        The map does not start in the space of the collection, or queries have another width than where it leads.
+    ParameterError
+        There is no query.
+    """
+    if not translation.source.same_as(source.space):
+        raise SpaceMismatchError.between("The map", translation.source, source.name, source.space)
+    asked = as_vectors(queries, translation.target.dim, "queries")
+    if not len(asked):
+        raise ParameterError.must_be("queries", "at least one", 0)
+    nearest = Nearest(asked, DEPTH, translation.target.metric, str(device or "cpu"))
+    start = 0
+    for batch in source.batches():
+        nearest.offer(translation.apply(batch.vectors), np.arange(start, start + len(batch)))
+        start += len(batch)
+    order, counts = by_reach(nearest.rows, start)
+    reached = order[: np.count_nonzero(counts)]
+    places = np.sort(reached)
+    ids = ids_at(source, places)[np.searchsorted(places, reached)]
+    kept = np.ones(len(ids), bool) if known is None else ~np.isin(ids, known)
+    return ids[kept], counts[reached][kept]
