@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from embridge.anchors import Anchors
+from embridge.evaluation import extrapolate, resampled_means
 from embridge.maps import LinearMap
 from embridge.neighbours import overlap, top_k
 from embridge.planning.trial import Trial
@@ -13,7 +14,6 @@ from embridge.translators import METHODS, Bridge, Ridge, Translator
 
 _SHARES = (1 / 16, 1 / 8, 1 / 4, 1 / 2, 1)
 _QUERIES = 1000
-_POWERS = np.linspace(0.1, 1.5, 29)
 _DRAWS = 200
 
 
@@ -36,9 +36,8 @@ def learning_curve(translation: LinearMap, train: Anchors, trial: Trial) -> Lear
     table = np.array(scores)
     if len(sizes) < 3:  # there are three unknowns
         return LearningCurve(tuple(sizes), tuple(table.mean(1).tolist()), (), (), ())
-    forecast = _extrapolate(np.array(sizes), table.mean(1), ahead)
-    draws = np.random.default_rng(0).integers(len(some), size=(_DRAWS, len(some)))
-    drawn = np.array([_extrapolate(np.array(sizes), table[:, draw].mean(1), ahead) for draw in draws])
+    forecast = extrapolate(np.array(sizes), table.mean(1), ahead, rising=True)
+    drawn = extrapolate(np.array(sizes), resampled_means(table.T, resamples=_DRAWS), ahead, rising=True)
     low, high = np.quantile(drawn, [0.025, 0.975], axis=0)
     intervals = tuple((float(a), float(b)) for a, b in zip(low, high, strict=True))
     return LearningCurve(tuple(sizes), tuple(table.mean(1).tolist()), ahead, tuple(forecast.tolist()), intervals)
@@ -51,16 +50,3 @@ def _method(translation: LinearMap, factor: float) -> Translator:
     if translation.record.method == "ridge":
         return Ridge(parameters["alpha"] * factor)
     return METHODS[translation.record.method]()
-
-
-def _extrapolate(sizes: np.ndarray, values: np.ndarray, ahead: tuple[int, ...]) -> np.ndarray:
-    """``a - b n^-c`` by least squares, c on a grid; neither falling nor above 1."""
-    best, error = np.full(len(ahead), values[-1]), np.inf
-    for c in _POWERS:
-        design = np.stack([np.ones(len(sizes)), -(sizes.astype(float) ** -c)], 1)
-        found, *_ = np.linalg.lstsq(design, values, rcond=None)
-        residual = float(np.square(design @ found - values).sum())
-        if residual < error and found[1] >= 0:
-            error = residual
-            best = found[0] - found[1] * np.array(ahead, float) ** -c
-    return np.clip(best, values[-1], 1.0)

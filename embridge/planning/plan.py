@@ -77,7 +77,7 @@ def plan(
         Rows of both spaces: `anchors` of them are fitted on, all others are the corpus.
     queries : Anchors, optional
         Queries by both models. Default: rows of the corpus are the queries, and do not find themselves.
-    qrels : mapping of query id to sequence of document ids, optional
+    qrels : mapping of query id to sequence of document ids, or to mapping of document id to grade, optional
         Then strategies are compared by recall@k, else by overlap@k with the new model's ranking. Overlap tells how near the new
         ranking is, not whether that is the better one.
     anchors : int, optional
@@ -248,6 +248,9 @@ def _strategies(
                 cost=encodes * price if price else None,
                 needs_old_encoder=old,
                 needs_texts=texts,
+                mrr_ci=interval(outcome.ranks) if judged else None,
+                ndcg=float(outcome.ndcg.mean()) if judged else None,
+                ndcg_ci=interval(outcome.ndcg) if judged else None,
             )
         )
     return tuple(out)
