@@ -17,7 +17,7 @@ _VERBS = {
     "verify": "conversion",
     "anchors": "translation",
     "fit": "translation",
-    "evaluate": "translation",
+    "evaluate": "evaluation",
     "merge": "merge",
     "plan": "plan",
     "index": "search",

@@ -58,7 +58,7 @@ def plan(
     import embridge as eb
     from embridge.errors import ParameterError
     from embridge.records import Run
-    from embridge.stores.tables import read_qrels
+    from embridge.stores.tables import read_graded_qrels
 
     started = time.perf_counter()
     if qrels and not queries:
@@ -66,7 +66,7 @@ def plan(
     sides = [(source, source_space), (target, target_space)]
     sides += list(zip(queries, (source_space, target_space), strict=True)) if queries else []
     opened = [open_source(path, space, id_column, vector_column) for path, space in sides]
-    judged = read_qrels(qrels) if qrels else None
+    judged = read_graded_qrels(qrels) if qrels else None
     with session.status("matching ids"):
         shared = eb.match(opened[0], opened[1])
         asked = eb.match(opened[2], opened[3]) if queries else None
@@ -76,8 +76,7 @@ def plan(
     roles = ("source", "target", "source queries", "target queries")
     inputs = [collection_artifact(role, side) for role, side in zip(roles, opened, strict=False)]
     inputs += [file_artifact("qrels", qrels)] if qrels else []
-    facts = options | {"plan": found.to_dict()}
-    session.record(Run("plan", facts, seconds, tuple(inputs), (), found.corpus, device_name(options["device"])))
+    session.record(Run("plan", options, seconds, tuple(inputs), (), found.corpus, device_name(options["device"]), (found,)))
     head = (
         f"{found.queries:,} queries over {found.corpus:,} rows; {found.method} from {found.anchors:,} other rows, {seconds:.0f} s"
     )

@@ -43,13 +43,16 @@ def by_label(outcomes: Outcomes, labels: Sequence[Any], judged: np.ndarray, seed
 
 def differences(outcomes: Outcomes, others: Outcomes, seed: int) -> tuple[Difference, ...]:
     """Each strategy minus the same through another map, paired by query."""
-    found = []
-    for name, other in others.items():
-        for metric, field in {"overlap": "overlap", **_JUDGED}.items():
-            gain = getattr(outcomes[name], field) - getattr(other, field)
-            if len(gain):
-                found.append(Difference(name, metric, float(gain.mean()), bootstrap_intervals(gain[:, None], seed=seed)[0]))
-    return tuple(found)
+    gains = {
+        name: Outcome(**{field: values - getattr(other, field) for field, values in vars(outcomes[name]).items()})
+        for name, other in others.items()
+    }
+    return tuple(
+        Difference(name, metric, figures[metric], figures[f"{metric}_ci"])
+        for name, figures in _means(gains, slice(None), slice(None), seed).items()
+        for metric in ("overlap", *_JUDGED)
+        if metric in figures
+    )
 
 
 def per_query(ids: np.ndarray, labels: list[Any], outcomes: Outcomes, judged: np.ndarray) -> PerQuery:
@@ -81,6 +84,8 @@ def _means(outcomes: Outcomes, rows: Any, judged: Any, seed: int) -> dict[str, d
     found: dict[str, dict[str, Any]] = {name: {} for name in outcomes}
     for metrics, chosen in (({"overlap": "overlap"}, rows), (_JUDGED, judged)):
         keys = [(name, metric) for name in outcomes for metric in metrics]
+        if not keys:
+            continue
         values = np.stack([getattr(outcomes[name], metrics[metric])[chosen] for name, metric in keys], 1)
         if not len(values):
             continue

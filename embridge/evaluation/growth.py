@@ -111,5 +111,6 @@ def sizes_of(
     forecast = extrapolate(np.array(sizes), means, (corpus_size,), rising=False)[:, 0]
     middle, (low, high) = float(forecast[0]), np.quantile(forecast[1:], [0.025, 0.975])
     own = _FORMULA * np.log2(corpus_size / corpus_rows)
-    interval = (max(0.0, float(middle - np.hypot(middle - low, own))), min(1.0, float(middle + np.hypot(high - middle, own))))
+    top = rows[-1].overlap_ci[1]  # it was not seen to rise again
+    interval = (max(0.0, float(middle - np.hypot(middle - low, own))), min(top, float(middle + np.hypot(high - middle, own))))
     return [*rows, CorpusSize(way.name, corpus_size, middle, interval, forecast=True)]
