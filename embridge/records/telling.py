@@ -14,17 +14,17 @@ _FEW = 20  # queries: labels with fewer come last
 
 def strategy_lines(found: Evaluation) -> list[str]:
     """Every strategy; columns in which there is nothing are left out."""
-    columns = {
-        "strategy": [s.name for s in found.strategies],
-        f"overlap@{found.k}": [s.overlap for s in found.strategies],
-        "95 % interval": [s.overlap_ci for s in found.strategies],
-        f"recall@{found.k}": [s.recall for s in found.strategies],
-        "95 %  interval": [s.recall_ci for s in found.strategies],
-        "MRR": [s.mrr for s in found.strategies],
-        f"nDCG@{found.k}": [s.ndcg for s in found.strategies],
-        "in top 100": [s.candidate_recall for s in found.strategies],
-    }
-    return _aligned({name: values for name, values in columns.items() if any(v is not None for v in values)})
+    columns = [
+        ("strategy", [s.name for s in found.strategies]),
+        (f"overlap@{found.k}", [s.overlap for s in found.strategies]),
+        ("95 % interval", [s.overlap_ci for s in found.strategies]),
+        (f"recall@{found.k}", [s.recall for s in found.strategies]),
+        ("95 % interval", [s.recall_ci for s in found.strategies]),
+        ("MRR", [s.mrr for s in found.strategies]),
+        (f"nDCG@{found.k}", [s.ndcg for s in found.strategies]),
+        ("in top 100", [s.candidate_recall for s in found.strategies]),
+    ]
+    return _aligned([(name, values) for name, values in columns if any(v is not None for v in values)])
 
 
 def size_lines(found: Evaluation) -> list[str]:
@@ -61,11 +61,12 @@ def label_lines(found: Evaluation) -> list[str]:
 
     labels = sorted(table, key=order)
     shown = labels[:_LINES]
-    columns: dict[str, list[Any]] = {"label": [str(label) for label in shown]}
-    columns["queries"] = [f"{table[label]['re-encode'].queries:,}" for label in shown]
-    for name in ("keep-old", "translate-documents", "blend", "re-encode"):
-        if name in table[shown[0]]:
-            columns[name] = [getattr(table[label][name], measure) for label in shown]
+    columns: list[tuple[str, list[Any]]] = [
+        ("label", [str(label)[:40] for label in shown]),
+        ("queries", [f"{table[label]['re-encode'].queries:,}" for label in shown]),
+    ]
+    there = (name for name in ("keep-old", "translate-documents", "blend", "re-encode") if name in table[shown[0]])
+    columns += [(name, [getattr(table[label][name], measure) for label in shown]) for name in there]
     lines = [
         f"{measure}@{found.k} by label, worst translated first (labels of fewer than {_FEW} queries last):",
         *_aligned(columns),
@@ -91,9 +92,9 @@ def _verdict(differences: Sequence[Difference]) -> str:
     return f"{sentence[0].upper()}{sentence[1:]}."
 
 
-def _aligned(columns: dict[str, list[Any]]) -> list[str]:
+def _aligned(columns: list[tuple[str, list[Any]]]) -> list[str]:
     """Columns of text: the first to the left, all others to the right."""
-    cells = [[name, *(_cell(value) for value in values)] for name, values in columns.items()]
+    cells = [[name, *(_cell(value) for value in values)] for name, values in columns]
     widths = [max(map(len, column)) for column in cells]
     widths[0] = max(widths[0], 20)
     lines = zip(*cells, strict=True)
