@@ -74,6 +74,14 @@ class SpaceMismatchError(EmbridgeError, ValueError):
         )
 
     @classmethod
+    def maps(cls, one: tuple[Space, Space], other: tuple[Space, Space]) -> SpaceMismatchError:
+        return cls(
+            f"The map translates {one[0].name!r} ({one[0].dim}) -> {one[1].name!r} ({one[1].dim}), the one to compare it with "
+            f"{other[0].name!r} ({other[0].dim}) -> {other[1].name!r} ({other[1].dim}). "
+            "Hint: compare maps between the same two spaces."
+        )
+
+    @classmethod
     def same_model(cls, name: str) -> SpaceMismatchError:
         return cls(
             f"Source and target are both of space {name!r}; there is nothing to translate. "
@@ -329,6 +337,14 @@ class ParameterError(EmbridgeError, ValueError):
     @classmethod
     def must_be(cls, name: str, expected: str, found: Any) -> ParameterError:
         return cls(f"{name} must be {expected}. Got {found!r} instead.")
+
+    @classmethod
+    def no_labels(cls, queries: int, labels: int) -> ParameterError:
+        return cls(
+            f"None of the {queries:,} queries has a label: neither they nor their relevant rows are among the {labels:,} "
+            "labelled ids. "
+            "Hint: check --id-column of the labels, and whether their ids are strings or integers."
+        )
 
     @classmethod
     def not_normalised(cls, space: str) -> ParameterError:

@@ -24,11 +24,18 @@ from embridge.records import (
     Artifact,
     Candidate,
     Conversion,
+    CorpusSize,
     DecoderEvaluation,
     DecoderRecord,
     DecoderStrategy,
+    Difference,
     Evaluation,
     FitRecord,
+    LabelStrategy,
+    LearningCurve,
+    Plan,
+    PlannedStrategy,
+    Recommendation,
     Run,
     Strategy,
 )
@@ -120,6 +127,28 @@ def test_a_catalog_of_the_first_version_learns_of_decoders(path):
     assert [(d["metric"], d["value"]) for d in now.decoders()] == [("accuracy", 0.5)]
     with pytest.raises(CatalogError, match="names no decoder"):
         now.record(Run("decoder register", {}, 0.1, details=(DecoderRecord("lost", "skops", "classifier"),)))
+
+
+def test_a_catalog_of_the_second_version_keeps_its_evaluations_and_takes_full_ones(path):
+    second = Catalog(path)
+    second._known = second._known[:2]
+    second.record(fit_run())
+    columns = "run, translator, strategy, k, queries, corpus, judged, overlap, overlap_low, overlap_high, mean_cosine"
+    values = "1, 'f1', 'translate-documents', 10, 20, 30, 0, 0.5, 0.4, 0.6, 0.9"
+    second.sql(f"INSERT INTO evaluation ({columns}, relative_residual) VALUES ({values}, 0.4)", write=True)
+    now = catalog(path)
+    with pytest.raises(CatalogError, match="embridge catalog migrate"):
+        now.record(evaluate_run())
+    assert now.migrate()[0] == "0003_quality"
+    assert now.record(evaluate_run("f1", overlap=0.7)) == 2
+    assert now.sql("SELECT run, overlap, ndcg FROM evaluation WHERE strategy = 'translate-documents' ORDER BY run") == [
+        {"run": 1, "overlap": 0.5, "ndcg": None},
+        {"run": 2, "overlap": 0.7, "ndcg": None},
+    ]
+    assert now.sql("SELECT overlap FROM best_translator") == [{"overlap": 0.7}]
+    assert now.sql("SELECT translator, method, alpha, s, score, deficit_error FROM candidate") == [
+        {"translator": "f1", "method": "ridge", "alpha": 0.1, "s": None, "score": 0.5, "deficit_error": None}
+    ]
 
 
 @pytest.mark.parametrize(
@@ -384,9 +413,64 @@ def test_an_evaluation_is_recorded_strategy_by_strategy(path):
     assert second == {
         "run": 1, "translator": "f1", "strategy": "translate-documents", "k": 10, "queries": 20, "corpus": 30, "judged": 7,
         "overlap": 0.5, "overlap_low": 0.4, "overlap_high": 0.6, "recall": 0.25, "mrr": 0.125, "mean_cosine": 0.9,
-        "relative_residual": 0.4,
+        "relative_residual": 0.4, "candidate_recall": None, "recall_low": None, "recall_high": None, "mrr_low": None,
+        "mrr_high": None, "ndcg": None, "ndcg_low": None, "ndcg_high": None,
     }  # fmt: skip
     assert (first["strategy"], first["recall"], first["mrr"]) == ("keep-old", None, None)
+
+
+def test_an_evaluation_is_recorded_in_full(path):
+    full = Strategy("blend", 0.5, (0.4, 0.6), 0.3, 0.2, 0.9, (0.25, 0.35), (0.15, 0.25), 0.22, (0.2, 0.24))
+    label = LabelStrategy(7, "blend", 12, 0.5, (0.3, 0.7), 3, 0.4, (0.2, 0.6), 0.1, (0.0, 0.2), 0.3, (0.1, 0.5))
+    bare = LabelStrategy("noun", "blend", 2, 0.5, (0.3, 0.7))
+    sizes = CorpusSize("blend", 30, 0.5, (0.4, 0.6), forecast=False), CorpusSize("blend", 90, 0.4, (0.3, 0.5), forecast=True)
+    change = (Difference("blend", "overlap", 0.1, (0.05, 0.15)),)
+    found = Evaluation(10, 20, 30, (full,), 0.9, 0.4, "f1", 7, None, (label, bare), sizes, "f2", change)
+    made = catalog(path)
+    made.record(Run("evaluate", {}, 1.0, (Artifact("map", "a.safetensors", "f1", "map"),), details=(found,)))
+    (row,) = made.sql("SELECT * FROM evaluation")
+    told = {
+        "candidate_recall": 0.9, "recall": 0.3, "recall_low": 0.25, "recall_high": 0.35, "mrr": 0.2, "mrr_low": 0.15,
+        "mrr_high": 0.25, "ndcg": 0.22, "ndcg_low": 0.2, "ndcg_high": 0.24, "mean_cosine": 0.9,
+    }  # fmt: skip
+    assert {name: row[name] for name in told} == told
+    first, second = made.sql("SELECT * FROM evaluation_label ORDER BY label")
+    assert tuple(first.values()) == (1, "f1", "blend", "7", 12, 3, 0.5, 0.3, 0.7, 0.4, 0.2, 0.6, 0.1, 0.0, 0.2, 0.3, 0.1, 0.5)
+    assert tuple(second.values()) == (1, "f1", "blend", "noun", 2, 0, 0.5, 0.3, 0.7, *[None] * 9)
+    assert [tuple(row.values()) for row in made.sql("FROM evaluation_size ORDER BY corpus")] == [
+        (1, "f1", "blend", 30, 0.5, 0.4, 0.6, False),
+        (1, "f1", "blend", 90, 0.4, 0.3, 0.5, True),
+    ]
+    assert [tuple(r.values()) for r in made.sql("FROM evaluation_difference")] == [
+        (1, "f1", "f2", "blend", "overlap", 0.1, 0.05, 0.15)
+    ]
+    parts = {"evaluation", "evaluation_label", "evaluation_size", "evaluation_difference"}
+    assert set(made.show("1")) == {"run", "artifact", *parts}
+    assert set(made.show("a.safetensors")) == {"artifact", *parts}
+
+
+def test_a_plan_is_recorded(path):
+    base = PlannedStrategy(
+        "blend", True, 0.5, (0.4, 0.6), 0.9, None, None, None, 0.1, (0.05, 0.15), None, 3, 4, None, 2.5, True, False
+    )  # fmt: skip
+    curve = LearningCurve((10, 20), (0.3, 0.4), (40,), (0.5,), ((0.45, 0.55),))
+    reasons = {"old-encoder-gone": Recommendation("blend+hubness", "It is best.")}
+    found = Plan(10, 20, 0, 30, 40, "bridge", 0.5, (base,), reasons, curve)
+    made = catalog(path)
+    made.record(Run("plan", {"k": 10}, 1.0, details=(found,)))
+    (row,) = made.sql("SELECT * FROM plan")
+    assert {name: value for name, value in row.items() if value is not None} == {
+        "run": 1, "strategy": "blend+hubness", "name": "blend", "hubness": True, "method": "bridge", "anchors": 40, "k": 10,
+        "queries": 20, "corpus": 30, "judged": 0, "overlap": 0.5, "overlap_low": 0.4, "overlap_high": 0.6, "candidate_recall": 0.9,
+        "gain": 0.1, "gain_low": 0.05, "gain_high": 0.15, "rows_changed": 3, "encodes": 4, "cost": 2.5, "needs_old_encoder": True,
+        "needs_texts": False,
+    }  # fmt: skip
+    assert [tuple(r.values()) for r in made.sql("FROM recommendation")] == [(1, "old-encoder-gone", "blend+hubness", "It is best.")]
+    assert [tuple(r.values()) for r in made.sql("FROM learning_curve ORDER BY anchors")] == [
+        (1, 10, 0.3, None, None, False), (1, 20, 0.4, None, None, False), (1, 40, 0.5, 0.45, 0.55, True),
+    ]  # fmt: skip
+    assert set(made.show("1")) == {"run", "plan", "recommendation", "learning_curve"}
+    assert json.loads(made.sql("SELECT parameters FROM run")[0]["parameters"]) == {"k": 10}
 
 
 def test_a_conversion_is_recorded(path, tmp_path):
@@ -422,7 +506,8 @@ def test_the_same_facts_are_stored_once(path):
     counts = {name: len(rows) for name, rows in contents(path).items()}
     assert counts == {
         "migration": NEXT - 1, "run": 2, "artifact": 6, "anchor_set": 2, "collection": 2, "translator": 1, "space": 2,
-        "evaluation": 0, "conversion": 0, "decoder": 0, "decoder_evaluation": 0, "decoding": 0,
+        "evaluation": 0, "evaluation_label": 0, "evaluation_size": 0, "evaluation_difference": 0, "plan": 0, "recommendation": 0,
+        "learning_curve": 0, "conversion": 0, "decoder": 0, "decoder_evaluation": 0, "decoding": 0,
     }  # fmt: skip
 
 

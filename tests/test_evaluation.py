@@ -315,6 +315,7 @@ def test_an_evaluation_prints_as_a_table_and_becomes_plain_values():
     assert lines[2].split() == ["re-encode", "1.000", "[1.000,", "1.000]"]
     assert found.to_dict()["strategies"][0] == {
         "name": "keep-old", "overlap": 0.25, "overlap_ci": (0.2, 0.3), "recall": 0.5, "mrr": 0.75,
+        "candidate_recall": None, "recall_ci": None, "mrr_ci": None, "ndcg": None, "ndcg_ci": None,
     }  # fmt: skip
     with pytest.raises(KeyError, match="blend"):
         found["blend"]

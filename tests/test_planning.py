@@ -7,7 +7,7 @@ import pyarrow.parquet as pq
 import pytest
 from click.testing import CliRunner
 
-from embridge import Folds, LinearMap, fit, plan, sample_path
+from embridge import Catalog, Folds, LinearMap, fit, plan, sample_path
 from embridge import match as match_
 from embridge import open as open_
 from embridge.cli.main import main
@@ -181,6 +181,15 @@ def test_on_the_command_line(tmp_path):
     }  # fmt: skip
     assert all(set(s) >= wanted for s in found["strategies"])
     assert all(set(r) == {"strategy", "reason"} for r in found["recommendations"].values())
+    catalog = Catalog(tmp_path / "c.duckdb")
+    assert {row["strategy"]: (row["recall"], row["ndcg"]) for row in catalog.sql("FROM plan")} == {
+        s["name"] + ("+hubness" if s["hubness"] else ""): (s["recall"], s["ndcg"]) for s in found["strategies"]
+    }
+    assert {r["situation"]: r["strategy"] for r in catalog.sql("FROM recommendation")} == {
+        situation: r["strategy"] for situation, r in found["recommendations"].items()
+    }
+    (run,) = catalog.sql("SELECT parameters FROM run")
+    assert set(json.loads(run["parameters"])) == {"anchors", "k", "encode_rate", "price", "max_queries", "seed", "device"}
     refused = CliRunner().invoke(main, ["plan", *names[:2], "--qrels", names[4], "--no-catalog"])
     assert refused.exit_code == 1
 

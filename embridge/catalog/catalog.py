@@ -16,6 +16,7 @@ import duckdb
 from embridge import __version__
 from embridge.catalog import migrations
 from embridge.catalog.decoders import facts_of
+from embridge.catalog.quality import facts_of_evaluation, facts_of_plan
 from embridge.errors import CatalogError, MissingFileError
 from embridge.records import (
     AnchorRecord,
@@ -26,6 +27,7 @@ from embridge.records import (
     Decoding,
     Evaluation,
     FitRecord,
+    Plan,
     Run,
 )
 
@@ -36,6 +38,12 @@ _BY_RUN = (
     ("anchor_set", "run"),
     ("translator", "run"),
     ("evaluation", "run"),
+    ("evaluation_label", "run"),
+    ("evaluation_size", "run"),
+    ("evaluation_difference", "run"),
+    ("plan", "run"),
+    ("recommendation", "run"),
+    ("learning_curve", "run"),
     ("conversion", "run"),
     ("decoder", "run"),
     ("decoder_evaluation", "run"),
@@ -45,6 +53,9 @@ _BY_FINGERPRINT = (
     ("collection", "fingerprint"),
     ("translator", "fingerprint"),
     ("evaluation", "translator"),
+    ("evaluation_label", "translator"),
+    ("evaluation_size", "translator"),
+    ("evaluation_difference", "translator"),
     ("conversion", "output"),
     ("decoder", "fingerprint"),
     ("decoder_evaluation", "decoder"),
@@ -54,7 +65,7 @@ _BY_FINGERPRINT = (
 
 
 class Catalog:
-    """A DuckDB file of runs, spaces, collections, translators, decoders, evaluations, conversions and decodings.
+    """A DuckDB file of runs, spaces, collections, translators, decoders, evaluations, plans, conversions and decodings.
 
     Parameters
     ----------
@@ -125,8 +136,10 @@ class Catalog:
                 continue
             if isinstance(detail, AnchorRecord):
                 _insert(connection, "anchor_set", [number, *vars(detail).values()])
-            elif isinstance(detail, Evaluation):
-                self._store_evaluation(connection, number, detail)
+            elif isinstance(detail, Evaluation | Plan):
+                facts = facts_of_evaluation if isinstance(detail, Evaluation) else facts_of_plan
+                for table, values in facts(detail, number):
+                    _insert(connection, table, values)
             elif isinstance(detail, DecoderRecord | DecoderEvaluation | Decoding):
                 for table, values in facts_of(detail, number, run.outputs):
                     _insert(connection, table, values)
@@ -168,13 +181,6 @@ class Catalog:
         values = [artifact.fingerprint, _absolute(artifact.path), fit.method, json.dumps(fit.parameters)]
         values += [source.name, source.dim, target.name, target.dim, fit.anchors, fit.held_out, fit.seconds, fit.device]
         _insert(connection, "translator", [*values, candidates, run], "ON CONFLICT DO NOTHING")
-
-    @staticmethod
-    def _store_evaluation(connection: duckdb.DuckDBPyConnection, run: int, found: Evaluation) -> None:
-        for s in found.strategies:
-            values = [run, found.map, s.name, found.k, found.queries, found.corpus, found.judged]
-            values += [s.overlap, *s.overlap_ci, s.recall, s.mrr, found.mean_cosine, found.relative_residual]
-            _insert(connection, "evaluation", values)
 
     @staticmethod
     def _store_conversion(connection: duckdb.DuckDBPyConnection, run: int, c: Conversion) -> None:

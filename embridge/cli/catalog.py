@@ -11,8 +11,9 @@ from embridge.cli.session import Session, Verb, catalog_option, table, verb
 def catalog() -> None:
     """Ask the DuckDB catalog what happened.
 
-    Tables: run, artifact, space, collection, anchor_set, translator, evaluation, conversion, decoder, decoder_evaluation, decoding.
-    Views: lineage, best_translator.
+    Tables: run, artifact, space, collection, anchor_set, translator, evaluation, evaluation_label, evaluation_size,
+    evaluation_difference, plan, recommendation, learning_curve, conversion, decoder, decoder_evaluation, decoding.
+    Views: lineage, best_translator, candidate.
 
     \b
     embridge catalog list

@@ -82,7 +82,7 @@ def plan(
     from embridge.errors import ParameterError
     from embridge.records import Run
     from embridge.reporting import check_installed
-    from embridge.stores.tables import read_labels, read_qrels, write_order
+    from embridge.stores.tables import read_graded_qrels, read_labels, write_order
 
     started = time.perf_counter()
     if qrels and not queries:
@@ -95,7 +95,7 @@ def plan(
     sides = [(source, source_space), (target, target_space)]
     sides += list(zip(queries, (source_space, target_space), strict=True)) if queries else []
     opened = [open_source(path, space, id_column, vector_column) for path, space in sides]
-    judged = read_qrels(qrels) if qrels else None
+    judged = read_graded_qrels(qrels) if qrels else None
     known = read_labels(labels, id_column=id_column, label_column=label_column) if labels else None
     with session.status("matching ids"):
         shared = eb.match(opened[0], opened[1])
@@ -120,8 +120,8 @@ def plan(
     inputs += [file_artifact("labels", labels)] if labels else []
     outputs = [replace(file_artifact("report", report), kind="report")] if report else []
     outputs += [file_artifact("ids", rows)] if rows else []
-    facts = options | {"plan": found.to_dict()}
-    session.record(Run("plan", facts, seconds, tuple(inputs), tuple(outputs), found.corpus, device_name(options["device"])))
+    device = device_name(options["device"])
+    session.record(Run("plan", options, seconds, tuple(inputs), tuple(outputs), found.corpus, device, (found,)))
     head = (
         f"{found.queries:,} queries over {found.corpus:,} rows; {found.method} from {found.anchors:,} other rows, {seconds:.0f} s"
     )

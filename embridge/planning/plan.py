@@ -80,7 +80,7 @@ def plan(
         Rows of both spaces: `anchors` of them are fitted on, all others are the corpus.
     queries : Anchors, optional
         Queries by both models. Default: rows of the corpus are the queries, and do not find themselves.
-    qrels : mapping of query id to sequence of document ids, optional
+    qrels : mapping of query id to sequence of document ids, or to mapping of document id to grade, optional
         Then strategies are compared by recall@k, else by overlap@k with the new model's ranking. Overlap tells how near the new
         ranking is, not whether that is the better one.
     labels : mapping of id to label, optional
@@ -238,6 +238,8 @@ def _strategies(
                 needs_old_encoder=old,
                 needs_texts=texts,
                 mrr_ci=interval(outcome.ranks) if judged else None,
+                ndcg=float(outcome.ndcg.mean()) if judged else None,
+                ndcg_ci=interval(outcome.ndcg) if judged else None,
             )
         )
     return tuple(out)

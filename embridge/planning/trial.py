@@ -10,25 +10,14 @@ from typing import Any
 import numpy as np
 
 from embridge.anchors import Anchors
-from embridge.evaluation import Qrels, corrected, judge, relevant_positions
+from embridge.evaluation import Outcome, Qrels, candidate_depth, corrected, judgements, outcome_of
 from embridge.ids import hash_ids
-from embridge.neighbours import overlap, top_k
+from embridge.neighbours import top_k
 from embridge.types import Metric
 
-DEPTH = 100
 REFERENCES = 1500
 
 Ask = Callable[[Anchors, int], np.ndarray]
-
-
-@dataclass(frozen=True, eq=False)
-class Outcome:
-    """What one strategy found, by query: overlap and candidate recall of all, recall and reciprocal rank of the judged."""
-
-    overlap: np.ndarray
-    candidates: np.ndarray
-    recall: np.ndarray
-    ranks: np.ndarray
 
 
 @dataclass(frozen=True, eq=False)
@@ -44,8 +33,8 @@ class Trial:
         Reference rows for hubness where rows are the queries; else the queries of the other half are.
     half : ndarray of int64
         0 or 1 for each query, by a hash of its id.
-    relevant : list of ndarray
-        Corpus positions of each query's relevant rows.
+    relevant, grades : list of ndarray
+        Corpus positions of each query's relevant rows, and their grades.
     """
 
     corpus: Anchors
@@ -54,6 +43,7 @@ class Trial:
     reference: Anchors | None
     half: np.ndarray
     relevant: list[np.ndarray]
+    grades: list[np.ndarray]
     k: int
     device: Any
 
@@ -64,14 +54,16 @@ class Trial:
     ) -> Trial:  # fmt: skip
         """The trial of some queries over a corpus."""
         half = (hash_ids(asked.ids, "half", seed) % np.uint64(2)).astype(np.int64)
-        relevant = relevant_positions(corpus.ids, asked.ids, qrels)
-        return cls(corpus, asked, exclude, reference, half, relevant, k, device)
+        relevant, grades = judgements(corpus.ids, asked.ids, qrels)
+        return cls(corpus, asked, exclude, reference, half, relevant, grades, k, device)
 
     def at(self, members: np.ndarray) -> Trial:
         """The trial of some of the queries."""
         exclude = None if self.exclude is None else self.exclude[members]
-        relevant = [self.relevant[m] for m in members]
-        return replace(self, asked=self.asked.at(members), exclude=exclude, half=self.half[members], relevant=relevant)
+        relevant, grades = [self.relevant[m] for m in members], [self.grades[m] for m in members]
+        return replace(
+            self, asked=self.asked.at(members), exclude=exclude, half=self.half[members], relevant=relevant, grades=grades
+        )
 
     @cached_property
     def judged(self) -> int:
@@ -81,7 +73,7 @@ class Trial:
     @property
     def depth(self) -> int:
         """Candidates looked at: 100, or all rows but one."""
-        return max(self.k, min(DEPTH, len(self.corpus) - 1))
+        return candidate_depth(self.k, len(self.corpus))
 
     @cached_property
     def truth(self) -> np.ndarray:
@@ -118,8 +110,7 @@ class Trial:
 
     def outcome(self, found: np.ndarray) -> Outcome:
         """What a list of found rows is worth."""
-        top = found[:, : self.k]
-        return Outcome(overlap(top, self.truth), overlap(found, self.truth), *judge(top, self.relevant))
+        return outcome_of(found, self.truth, self.relevant, self.grades)
 
     def measure(self, outcome: Outcome) -> np.ndarray:
         """What strategies are compared by: recall where anything is judged, else overlap."""

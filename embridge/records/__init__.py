@@ -1,6 +1,7 @@
 """What every verb leaves behind: frozen records, plain enough for JSON and for the catalog."""
 
 from embridge.records.artifacts import Artifact, Summary
+from embridge.records.evaluation import CorpusSize, Difference, Evaluation, LabelStrategy, PerQuery, Strategy
 from embridge.records.fitting import AnchorRecord, Candidate, FitRecord
 from embridge.records.outputs import Conversion, DecoderRecord, Decoding, Merge, Migration
 from embridge.records.planning import LabelFigures, LearningCurve, NormDistribution, Plan, PlannedStrategy, Recommendation
@@ -8,10 +9,8 @@ from embridge.records.quality import (
     ConfidenceCheck,
     DecoderEvaluation,
     DecoderStrategy,
-    Evaluation,
     Stitching,
     StitchingScore,
-    Strategy,
 )
 from embridge.records.runs import Run
 
@@ -21,17 +20,21 @@ __all__ = [
     "Candidate",
     "ConfidenceCheck",
     "Conversion",
+    "CorpusSize",
     "DecoderEvaluation",
     "DecoderRecord",
     "DecoderStrategy",
     "Decoding",
+    "Difference",
     "Evaluation",
     "FitRecord",
     "LabelFigures",
+    "LabelStrategy",
     "LearningCurve",
     "Merge",
     "Migration",
     "NormDistribution",
+    "PerQuery",
     "Plan",
     "PlannedStrategy",
     "Recommendation",

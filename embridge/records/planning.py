@@ -38,7 +38,8 @@ class PlannedStrategy:
         ``encodes / encode_rate`` and ``encodes * price``, where these are given.
     needs_old_encoder, needs_texts : bool
         At query time the old model, and the texts of rows.
-    mrr_ci : tuple of float or None
+    mrr_ci, ndcg, ndcg_ci : tuple of float, float, tuple of float, or None
+        Against relevance judgements, with grades where they have any.
     """
 
     name: str
@@ -59,6 +60,8 @@ class PlannedStrategy:
     needs_old_encoder: bool
     needs_texts: bool
     mrr_ci: Interval | None = None
+    ndcg: float | None = None
+    ndcg_ci: Interval | None = None
 
     @property
     def title(self) -> str:

@@ -1,34 +1,10 @@
-"""What was measured: maps, decoders and their confidence beside what else could be done."""
+"""What was measured beside evaluations: confidence, stitching, decoders."""
 
 from __future__ import annotations
 
 import statistics
 from dataclasses import asdict, dataclass
 from typing import Any
-
-
-@dataclass(frozen=True)
-class Strategy:
-    """How one way of answering new-space queries does against native neighbours, and against labels where there are any.
-
-    Attributes
-    ----------
-    name : str
-        ``keep-old``, ``no-translation``, ``translate-documents``, ``translate-queries``, ``blend`` or ``re-encode``; with a
-        hubness bias ``translate-documents+hubness`` and ``blend+hubness`` as well.
-    overlap : float
-        Mean share of the native target's k nearest rows that are among this strategy's k nearest.
-    overlap_ci : tuple of float
-        95 % bootstrap interval over queries.
-    recall, mrr : float or None
-        Recall at k and mean reciprocal rank at k against the relevance judgements, where given.
-    """
-
-    name: str
-    overlap: float
-    overlap_ci: tuple[float, float]
-    recall: float | None = None
-    mrr: float | None = None
 
 
 @dataclass(frozen=True)
@@ -63,57 +39,6 @@ class ConfidenceCheck:
             f"(the worst in truth: {self.oracle_tenth:.2f} x){chance}; the {self.level:g} bound holds for {self.coverage:.3f} of "
             f"{self.rows:,} rows"
         )
-
-
-@dataclass(frozen=True)
-class Evaluation:
-    """Every strategy side by side, on rows that the map was not fitted on.
-
-    Attributes
-    ----------
-    k, queries, corpus : int
-        Neighbours compared, queries asked, rows searched.
-    strategies : tuple of Strategy
-    mean_cosine : float
-        Mean cosine between translated and native vectors. It flatters: the mean vector alone often scores high.
-    relative_residual : float
-        ||translated - native|| / ||native - mean(native)||, Frobenius norms: 0 is perfect, 1 is no better than the mean.
-    map : str
-        Fingerprint of the map.
-    judged : int
-        Queries with a relevant row in the corpus, over which recall and MRR are taken.
-    confidence : ConfidenceCheck, optional
-        Where the map has a confidence, and 50 rows at least are left that it was not calibrated on.
-    """
-
-    k: int
-    queries: int
-    corpus: int
-    strategies: tuple[Strategy, ...]
-    mean_cosine: float
-    relative_residual: float
-    map: str = ""
-    judged: int = 0
-    confidence: ConfidenceCheck | None = None
-
-    def __getitem__(self, name: str) -> Strategy:
-        for strategy in self.strategies:
-            if strategy.name == name:
-                return strategy
-        raise KeyError(name)
-
-    def to_dict(self) -> dict[str, Any]:
-        """Plain values."""
-        return asdict(self)
-
-    def __str__(self) -> str:
-        width = max(20, *(len(s.name) for s in self.strategies))
-        lines = [f"{'strategy':<{width}} overlap@{self.k:<3} 95 % interval     recall@{self.k:<3}  MRR"]
-        for s in self.strategies:
-            low, high = s.overlap_ci
-            judged = "" if s.recall is None else f"{s.recall:>10.3f} {s.mrr:>8.3f}"
-            lines.append(f"{s.name:<{width}} {s.overlap:>10.3f}  [{low:.3f}, {high:.3f}] {judged}")
-        return "\n".join(lines)
 
 
 @dataclass(frozen=True)

@@ -6,9 +6,13 @@ from dataclasses import dataclass
 from typing import Any
 
 from embridge.records.artifacts import Artifact
+from embridge.records.evaluation import Evaluation
 from embridge.records.fitting import AnchorRecord, FitRecord
 from embridge.records.outputs import Conversion, DecoderRecord, Decoding
-from embridge.records.quality import DecoderEvaluation, Evaluation
+from embridge.records.planning import Plan
+from embridge.records.quality import DecoderEvaluation
+
+Detail = FitRecord | AnchorRecord | Evaluation | Plan | Conversion | Decoding | DecoderEvaluation | DecoderRecord
 
 
 @dataclass(frozen=True)
@@ -22,4 +26,4 @@ class Run:
     outputs: tuple[Artifact, ...] = ()
     rows: int | None = None
     device: str | None = None
-    details: tuple[FitRecord | AnchorRecord | Evaluation | Conversion | Decoding | DecoderEvaluation | DecoderRecord, ...] = ()
+    details: tuple[Detail, ...] = ()

@@ -13,6 +13,7 @@ import pyarrow.parquet as pq
 
 from embridge.errors import BadIdsError, CollectionError
 from embridge.files import whole_or_absent
+from embridge.records import PerQuery
 from embridge.stores.collection import normalise_ids
 from embridge.stores.locations import exists, find_files
 from embridge.stores.parquet_file import ParquetFile
@@ -80,7 +81,12 @@ def read_qrels(path: str | os.PathLike[str]) -> dict[Any, list[Any]]:
     CollectionError
         A column is missing, or the scores are not numbers.
     """
-    found: dict[Any, list[Any]] = {}
+    return {query: list(graded) for query, graded in read_graded_qrels(path).items()}
+
+
+def read_graded_qrels(path: str | os.PathLike[str]) -> dict[Any, dict[Any, float]]:
+    """`read_qrels` with grades: the scores above zero, 1 where there is no ``score``; of a pair told twice the highest counts."""
+    found: dict[Any, dict[Any, float]] = {}
     for batch in scan(path, ["query_id", "doc_id"], ["score"]):
         kind = batch.schema.field("score").type if "score" in batch.schema.names else pa.int64()
         if not (pa.types.is_integer(kind) or pa.types.is_floating(kind) or pa.types.is_decimal(kind)):
@@ -89,7 +95,8 @@ def read_qrels(path: str | os.PathLike[str]) -> dict[Any, list[Any]]:
         scores = columns.get("score", [1] * len(batch))
         for query, document, score in zip(columns["query_id"], columns["doc_id"], scores, strict=True):
             if score is not None and score > 0:
-                found.setdefault(query, []).append(document)
+                graded = found.setdefault(query, {})
+                graded[document] = max(float(score), graded.get(document, 0.0))
     return found
 
 
@@ -148,6 +155,20 @@ def write_hits(path: str | os.PathLike[str], query_ids: np.ndarray, hits: Hits) 
     }
     with whole_or_absent(path) as temporary:
         pq.write_table(pa.table(rows), temporary)
+
+
+def write_per_query(path: str | os.PathLike[str], found: PerQuery) -> None:
+    """Write one row per query and strategy: ``query_id``, ``label``, ``strategy``, figures (null where nothing is judged)."""
+    labels: list[Any] = found.labels
+    if len({type(label) for label in labels if label is not None}) > 1:
+        labels = [None if label is None else str(label) for label in labels]
+    known = pa.array(labels, None if any(label is not None for label in labels) else pa.string())
+    parts = []
+    for strategy, figures in found.figures.items():
+        named = {"query_id": pa.array(found.ids), "label": known, "strategy": pa.array([strategy] * len(known))}
+        parts.append(pa.table(named | {name: pa.array(values, from_pandas=True) for name, values in figures.items()}))
+    with whole_or_absent(path) as temporary:
+        pq.write_table(pa.concat_tables(parts), temporary)
 
 
 def write_bad_rows(path: str | os.PathLike[str], bad: Sequence[tuple[int, Any, str]]) -> None:

@@ -1,0 +1,108 @@
+"""Verbs on the rows that two collections share."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+import click
+
+from embridge.cli.session import (
+    Session,
+    Verb,
+    check_outputs,
+    collection_artifact,
+    columns,
+    file_artifact,
+    open_source,
+    overwrite_option,
+    seed_option,
+    source_space_option,
+    space_option,
+    target_space_option,
+    verb,
+)
+
+
+@click.group()
+def anchors() -> None:
+    """Rows that two collections share: choose which to re-encode, count which are there.
+
+    \b
+    embridge anchors sample old.parquet -n 5000 -o ids.parquet
+    embridge anchors match old.parquet new-sample.parquet
+    """
+
+
+@anchors.command(cls=Verb)
+@click.argument("source", metavar="SRC")
+@click.option("-n", "size", type=click.IntRange(1), required=True, help="How many rows.")
+@click.option("-o", "--output", required=True, metavar="IDS", help="The Parquet file to write: one column, id.")
+@click.option(
+    "--strategy",
+    type=click.Choice(["uniform", "kmeans"]),
+    default="uniform",
+    show_default=True,
+    help="uniform: at random; kmeans: one row near each of n centres, to cover sparse regions too.",
+)
+@space_option
+@columns
+@seed_option
+@overwrite_option
+@verb()
+def sample(
+    session: Session, source: str, size: int, output: str, strategy: Any, space: str | None, seed: int, overwrite: bool,
+    **named: str | None,
+) -> None:  # fmt: skip
+    """Choose which rows to re-encode with the new model.
+
+    \b
+    embridge anchors sample old.parquet -n 5000 -o ids.parquet
+    embridge anchors sample old.parquet -n 2000 --strategy kmeans -o ids.parquet
+    """
+    import embridge as eb
+    from embridge.anchors import ids_at
+    from embridge.records import Run
+    from embridge.stores.tables import write_ids
+
+    started = time.perf_counter()
+    check_outputs(output, overwrite=overwrite, inputs=[source])
+    collection = open_source(source, space, **named)
+    with session.status("choosing rows"):
+        ids = ids_at(collection, eb.sample_rows(collection, size, strategy=strategy, seed=seed))
+    write_ids(output, ids)
+    seconds = time.perf_counter() - started
+    parameters = {"n": size, "strategy": strategy, "seed": seed}
+    inputs, outputs = (collection_artifact("source", collection),), (file_artifact("ids", output),)
+    session.record(Run("anchors sample", parameters, seconds, inputs, outputs, size))
+    result = {"path": output, "ids": size, "rows": len(collection), "strategy": strategy, "seconds": seconds}
+    session.emit(result, f"{output}: {size:,} of {len(collection):,} ids ({strategy})")
+
+
+@anchors.command(name="match", cls=Verb)
+@click.argument("source", metavar="SRC")
+@click.argument("target", metavar="TGT")
+@source_space_option
+@target_space_option
+@columns
+@verb()
+def match_(
+    session: Session, source: str, target: str, source_space: str | None, target_space: str | None, **named: str | None
+) -> None:
+    """Count the ids that two collections share.
+
+    \b
+    embridge anchors match old.parquet new-sample.parquet
+    """
+    from embridge.ids import match_rows
+    from embridge.records import Run
+
+    started = time.perf_counter()
+    old, new = open_source(source, source_space, **named), open_source(target, target_space, **named)
+    with session.status("matching ids"):
+        shared = len(match_rows(old, new)[0])
+    seconds = time.perf_counter() - started
+    inputs = (collection_artifact("source", old), collection_artifact("target", new))
+    session.record(Run("anchors match", {}, seconds, inputs, rows=shared))
+    result = {"shared": shared, "source_rows": len(old), "target_rows": len(new), "seconds": seconds}
+    session.emit(result, f"{shared:,} shared ids; {source} has {len(old):,} rows, {target} has {len(new):,}")

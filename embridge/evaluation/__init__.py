@@ -1,0 +1,41 @@
+"""Every way of answering new-space queries side by side, on rows that the map was not fitted on.
+
+Nothing is reported alone: each result stands beside the old model left as it is and beside re-encoding everything.
+"""
+
+from embridge.evaluation.growth import extrapolate
+from embridge.evaluation.intervals import bootstrap_interval, bootstrap_intervals, resampled_means
+from embridge.evaluation.judgements import (
+    DEPTH,
+    Outcome,
+    Qrels,
+    candidate_depth,
+    judge,
+    judgements,
+    labels_of_queries,
+    ndcg,
+    outcome_of,
+    relevant_positions,
+)
+from embridge.evaluation.measure import check_confidence, evaluate
+from embridge.evaluation.strategies import corrected
+
+__all__ = [
+    "DEPTH",
+    "Outcome",
+    "Qrels",
+    "bootstrap_interval",
+    "bootstrap_intervals",
+    "candidate_depth",
+    "check_confidence",
+    "corrected",
+    "evaluate",
+    "extrapolate",
+    "judge",
+    "judgements",
+    "labels_of_queries",
+    "ndcg",
+    "outcome_of",
+    "relevant_positions",
+    "resampled_means",
+]
