@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import ClassVar, TypeVar, cast
+from typing import Any, ClassVar, TypeVar, cast
 
 import numpy as np
 import torch
@@ -159,6 +159,10 @@ class FeatureMap:
         digest.update(self.landmarks.tobytes())
         digest.update(self.weights.tobytes())
         return digest.hexdigest()
+
+    def recorded(self, **facts: Any) -> FeatureMap:
+        """The same map, with some facts of its record changed."""
+        return replace(self, affine=self.affine.recorded(**facts))
 
     def save(self, path: str | os.PathLike[str], *, overwrite: bool = False) -> None:
         """Write safetensors: those of the affine part, `landmarks` and `weights`, and everything else as metadata.

@@ -7,7 +7,7 @@ import json
 import os
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import TypeVar, cast
+from typing import Any, TypeVar, cast
 
 import numpy as np
 import torch
@@ -215,6 +215,10 @@ class LinearMap:
         facts = [self.source.to_dict(), self.target.to_dict(), self.record.method, self.record.parameters]
         digest.update(json.dumps(facts, sort_keys=True).encode())
         return digest.hexdigest()
+
+    def recorded(self, **facts: Any) -> LinearMap:
+        """The same map, with some facts of its record changed."""
+        return replace(self, record=replace(self.record, **facts))
 
     def save(self, path: str | os.PathLike[str], *, overwrite: bool = False) -> None:
         """Write safetensors: `coef`, `intercept` (float32), `anchor_hashes`, the confidence, and everything else as metadata.

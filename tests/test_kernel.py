@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import dataclasses
+import json
+import pathlib
 
 import numpy as np
 import pyarrow.parquet
 import pytest
 import torch
+from click.testing import CliRunner
 from safetensors import safe_open
 from safetensors.numpy import load_file, save_file
 from sklearn.gaussian_process import GaussianProcessRegressor
 from sklearn.gaussian_process.kernels import RBF, DotProduct
 
 import embridge as eb
+from embridge.cli.main import main
 from embridge.conversion.engine import Engine
 from embridge.errors import MapError, OutputExistsError, ParameterError, SpaceMismatchError, TooFewAnchorsError, UnreadableFileError
 from embridge.feature_maps import load_map
@@ -237,7 +241,7 @@ def test_it_carries_queries_forward_and_refuses_to_carry_them_back(fitted: eb.Fe
     with pytest.raises(MapError, match="not affine"):
         eb.open_index(tmp_path / "6.faiss").search(rng.normal(size=(4, 16)).astype(np.float32), 5, via=fitted)
     with pytest.raises(MapError, match="not affine"):
-        eb.migrate(tmp_path / "6.faiss", fitted, tmp_path / "moved.faiss")  # type: ignore[arg-type]
+        eb.migrate(tmp_path / "6.faiss", fitted, tmp_path / "moved.faiss")
     assert not (tmp_path / "moved.faiss").exists()
 
 
@@ -261,3 +265,51 @@ def test_a_linear_head_stands_behind_it_unfolded(fitted: eb.FeatureMap, tmp_path
     said = pyarrow.parquet.read_table(tmp_path / "out.parquet")["prediction"].to_pylist()
     assert said == head.decode(fitted.apply(old.read()[1])).prediction.tolist()
     assert made.rows == 50
+
+
+@pytest.fixture
+def files(tmp_path, monkeypatch) -> list[str]:
+    monkeypatch.chdir(tmp_path)
+    both = bent_anchors()
+    for name, vectors in (("old", both.x), ("new", both.y)):
+        pyarrow.parquet.write_table(pyarrow.table({"id": both.ids, "vector": list(vectors)}), f"{name}.parquet")
+    return ["--source-space", both.source.name, "--target-space", both.target.name]
+
+
+def run(*words: str) -> dict:
+    done = CliRunner().invoke(main, [*words, "--json"])
+    assert done.exit_code == 0, done.output
+    return json.loads(done.stdout)
+
+
+def test_the_command_line_fits_converts_and_evaluates_with_it(files: list[str]) -> None:
+    said = run("fit", "old.parquet", "new.parquet", "-o", "map.safetensors", "--method", "kernel", "--landmarks", "100", *files)
+    assert (said["method"], said["parameters"]["landmarks"], said["calibrated"]) == ("kernel", 100, 0)
+    assert said["held_out"] > 0
+    assert said["fingerprint"] == load_map("map.safetensors").fingerprint
+    assert run("evaluate", "map.safetensors", "old.parquet", "new.parquet", *files)["corpus"] == said["held_out"]
+    run("convert", "old.parquet", "map.safetensors", "out.parquet", "--space", files[1])
+    run("verify", "out.parquet", "--source", "old.parquet", "--map", "map.safetensors", "--space", files[1])
+    methods = eb.Catalog("embridge.duckdb").sql("SELECT method, parameters->>'landmarks' AS m FROM translator")
+    assert methods == [{"method": "kernel", "m": "100"}]
+
+
+def test_the_command_line_fits_both_ways_with_it(files: list[str]) -> None:
+    names = ["-o", "map.safetensors", "--reverse-output", "back.safetensors"]
+    assert run("fit", "old.parquet", "new.parquet", "--method", "kernel", *names, *files)["reverse"]["method"] == "kernel"
+    there, back = load_map("map.safetensors"), load_map("back.safetensors")
+    assert (there.source, there.target) == (back.target, back.source)
+
+
+def test_the_command_line_refuses_moments_and_moving_an_index(files: list[str]) -> None:
+    both = ["old.parquet", "new.parquet"]
+    done = CliRunner().invoke(main, ["fit", *both, "-o", "no.safetensors", "--method", "kernel", "--moments", "m", *files])
+    assert done.exit_code == 1
+    assert "moments do not hold rows" in done.stderr
+    assert not pathlib.Path("no.safetensors").exists()
+    run("fit", *both, "-o", "map.safetensors", "--method", "kernel", *files)
+    run("index", "old.parquet", "old.faiss", "--factory", "Flat", "--space", files[1])
+    done = CliRunner().invoke(main, ["migrate", "old.faiss", "map.safetensors", "new.faiss"])
+    assert done.exit_code == 1
+    assert "not affine" in done.stderr
+    assert not pathlib.Path("new.faiss").exists()

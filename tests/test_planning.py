@@ -18,7 +18,7 @@ from embridge.testing.translators import planted_anchors
 from embridge.translators.select import one_standard_error
 
 TITLES = {
-    "keep-old", "translate-documents", "translate-queries", "adjoint", "blend", "re-encode",
+    "keep-old", "translate-documents", "translate-documents-kernel", "translate-queries", "adjoint", "blend", "re-encode",
     "re-encode-1%", "re-encode-5%", "re-encode-20%", "lazy-re-encode", "lazy-re-encode-blend",
 }  # fmt: skip
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import time
-from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -27,7 +26,7 @@ from embridge.cli.session import (
 )
 
 if TYPE_CHECKING:
-    from embridge.maps import LinearMap
+    from embridge.feature_maps import Map
 
 
 @click.command(cls=Verb)
@@ -41,10 +40,11 @@ if TYPE_CHECKING:
 )
 @click.option(
     "--method",
-    type=click.Choice(["auto", "bridge", "ridge", "rotation", "isometry", "affine", "linear", "l-ortho", "ortho"]),
+    type=click.Choice(["auto", "bridge", "ridge", "rotation", "isometry", "affine", "linear", "l-ortho", "ortho", "kernel"]),
     default="auto",
     show_default=True,
-    help="auto: the simplest that folds cannot tell from the best; with --alpha or --share it is bridge.",
+    help="auto: the simplest that folds cannot tell from the best; with --alpha or --share it is bridge. kernel: nearer to the new "
+    "model than any of these, for converting; it moves no index and has no way back for queries.",
 )
 @click.option(
     "--for",
@@ -52,10 +52,15 @@ if TYPE_CHECKING:
     type=click.Choice(["search", "decode"]),
     default="search",
     show_default=True,
-    help="What auto, bridge and ridge choose by: neighbours, or squared error.",
+    help="What auto, bridge, ridge and kernel choose by: neighbours, or squared error.",
 )
-@click.option("--alpha", type=float, help="Of ridge and bridge, in units of the mean feature variance. [default: by folds]")
-@click.option("--share", "s", type=float, help="Of bridge: share of the Procrustes solution, in [0, 1]. [default: by folds]")
+@click.option("--alpha", type=float, help="Of ridge, bridge and kernel, in units of the mean feature variance. [default: by folds]")
+@click.option(
+    "--share", "s", type=float, help="Of bridge and kernel: share of the Procrustes solution, in [0, 1]. [default: by folds]"
+)
+@click.option(
+    "--landmarks", type=click.IntRange(1), help="Of kernel: converting a row costs in proportion to them. [default: 5000]"
+)
 @click.option(
     "--test-size",
     type=click.FloatRange(0, 1, max_open=True),
@@ -92,6 +97,7 @@ def fit(
     embridge fit old.parquet new-sample.parquet -o map.safetensors --reverse-output back.safetensors
     embridge fit old.parquet new.parquet -o map.safetensors --source-space minilm --target-space mpnet
     embridge fit old.parquet new.parquet -o rotation.safetensors --method rotation
+    embridge fit old.parquet new-sample.parquet -o kernel.safetensors --method kernel
     embridge fit old.parquet new-sample.parquet -o map.safetensors --moments all.moments.safetensors
     embridge fit old.parquet more.parquet -o map2.safetensors --update all.moments.safetensors
     """
@@ -104,6 +110,8 @@ def fit(
     started = time.perf_counter()
     if remove and not update:
         raise ParameterError("--remove takes rows out of the moments of --update FILE; give that.")
+    if method == "kernel" and (moments or update):
+        raise ParameterError("'kernel' needs the anchors themselves; moments do not hold rows. Leave --moments and --update out.")
     outputs = [path for path in (output, reverse_output, moments) if path]
     for number, path in enumerate(outputs):
         if any(one_file(path, other) for other in outputs[:number]):
@@ -116,7 +124,7 @@ def fit(
     old = open_source(source, source_space, id_column, vector_column)
     new = open_source(target, target_space, id_column, vector_column)
     parameters: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
-    if method == "affine":
+    if method in ("affine", "kernel"):
         parameters["seed"] = seed
     with session.status("matching ids"):
         known = None if earlier is None or remove else earlier.anchor_hashes
@@ -132,14 +140,13 @@ def fit(
     ways = [(output, folds or train, held_out)]
     if reverse_output:
         ways += [(reverse_output, ways[0][1].reversed(), held_out.reversed())]
-    made: list[tuple[str, LinearMap]] = []
+    made: list[tuple[str, Map]] = []
     for path, data, rows in ways:
         with session.status(f"fitting {method}"):
             translation = eb.fit(data, method, purpose=purpose, device=device, **parameters)
             sources = (rows.record.source, rows.record.target)
-            record = replace(translation.record, held_out=len(rows), sources=sources)
-            translation = replace(translation, record=record)
-        if half >= LEAST_ROWS:
+            translation = translation.recorded(held_out=len(rows), sources=sources)
+        if half >= LEAST_ROWS and isinstance(translation, eb.LinearMap):
             with session.status("calibrating"):
                 translation = eb.calibrate(translation, data, rows.sample(half, seed), seed=seed, device=device)
         made.append((path, translation))
@@ -174,7 +181,7 @@ def fit(
     session.emit(result, "\n".join([f"{lines[0]}, {seconds:.1f} s", *lines[1:]]))
 
 
-def _told(path: str, translation: LinearMap) -> dict[str, Any]:
+def _told(path: str, translation: Map) -> dict[str, Any]:
     record = translation.record
     return {
         "map": path,
@@ -189,11 +196,11 @@ def _told(path: str, translation: LinearMap) -> dict[str, Any]:
     }
 
 
-def _line(path: str, translation: LinearMap) -> str:
+def _line(path: str, translation: Map) -> str:
     from embridge.translators.calibration import LEAST_ROWS
 
     record, source, target = translation.record, translation.source, translation.target
-    needs = f"no confidence (it needs {2 * LEAST_ROWS} rows held out)"
+    needs = f"no confidence (it needs an affine map and {2 * LEAST_ROWS} rows held out)"
     confidence = f"confidence calibrated on {record.calibrated:,} of these" if record.calibrated else needs
     chosen = ", ".join(f"{k} {v}" for k, v in record.parameters.items())
     return (

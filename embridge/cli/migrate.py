@@ -63,7 +63,7 @@ def migrate(
     from embridge.records import Artifact, Run
 
     check_outputs(output, overwrite=overwrite, inputs=[p for p in (index_path, map_path, queries, hubness) if p])
-    translation = eb.LinearMap.load(map_path)
+    translation = eb.load_map(map_path)
     inputs, vectors = [], []
     for role, path in (("queries", queries), ("reference queries", hubness)):
         asked = open_source(path, query_space, id_column, vector_column) if path else None

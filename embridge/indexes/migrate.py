@@ -20,6 +20,7 @@ from embridge.errors import (
 from embridge.files import check_output
 from embridge.indexes.exam import AGREES, Exam, Marks
 from embridge.indexes.job import Job
+from embridge.feature_maps import Map
 from embridge.maps import LinearMap
 from embridge.records import Migration
 from embridge.stores.faiss_file import IndexFile, faiss_reason, index_fingerprint, write_index_file
@@ -31,7 +32,7 @@ _RELATIVE = 0.9  # of what the old index itself finds, where nothing else is ask
 
 def migrate(
     path: str | os.PathLike[str],
-    translation: LinearMap,
+    translation: Map,
     output: str | os.PathLike[str],
     *,
     mode: str = "auto",

@@ -19,7 +19,7 @@ from embridge.planning.reach import by_reach
 from embridge.planning.trial import REFERENCES, Ask, Outcome, Trial
 from embridge.records import Plan, PlannedStrategy
 from embridge.retrieval import blend, carry
-from embridge.translators import fit
+from embridge.translators import Kernel, fit
 from embridge.translators.select import one_standard_error
 from embridge.types import Metric
 
@@ -72,7 +72,8 @@ def plan(
     """Every strategy side by side on held-out rows, and one recommendation for each situation.
 
     Queries are split into two halves: the weight of the blend, the references of the hubness correction and the rows to re-encode
-    first come from the half that is not asked, so every figure is out of sample and all queries count.
+    first come from the half that is not asked, so every figure is out of sample and all queries count. Maps are what `Auto`
+    chooses, but for ``translate-documents-kernel``, which is by `Kernel`.
 
     Parameters
     ----------
@@ -130,10 +131,13 @@ def plan(
     trial = Trial.of(corpus, asked, exclude, reference, qrels, k, seed, device)
     source, target = translation.source, translation.target
     translated = translation.apply(corpus.x)
+    shrinkage = {name: value for name, value in translation.record.parameters.items() if name in ("alpha", "s")}
+    bent = fit(train, Kernel(**shrinkage, seed=seed), device=device).apply(corpus.x)
 
     ways = {
         "keep-old": Way(lambda pairs, _: pairs.x, corpus.x, source.metric, True, 0),
         "translate-documents": Way(lambda pairs, _: pairs.y, translated, target.metric, False, len(corpus)),
+        "translate-documents-kernel": Way(lambda pairs, _: pairs.y, bent, target.metric, False, len(corpus)),
         "translate-queries": Way(lambda pairs, _: reverse.apply(pairs.y), corpus.x, source.metric, False, 0),
     }
     weights = (0.5, 0.5)
