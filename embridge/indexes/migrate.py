@@ -17,10 +17,10 @@ from embridge.errors import (
     ParameterError,
     UnreadableFileError,
 )
+from embridge.feature_maps import Map
 from embridge.files import check_output
 from embridge.indexes.exam import AGREES, Exam, Marks
 from embridge.indexes.job import Job
-from embridge.feature_maps import Map
 from embridge.maps import LinearMap
 from embridge.records import Migration
 from embridge.stores.faiss_file import IndexFile, faiss_reason, index_fingerprint, write_index_file
