@@ -3,6 +3,7 @@
 Nothing is reported alone: each result stands beside the old model left as it is and beside re-encoding everything.
 """
 
+from embridge.evaluation.figures import figures_of
 from embridge.evaluation.growth import extrapolate
 from embridge.evaluation.intervals import bootstrap_interval, bootstrap_intervals, resampled_means
 from embridge.evaluation.judgements import (
@@ -13,6 +14,7 @@ from embridge.evaluation.judgements import (
     judge,
     judgements,
     labels_of_queries,
+    members_of,
     ndcg,
     outcome_of,
     relevant_positions,
@@ -31,9 +33,11 @@ __all__ = [
     "corrected",
     "evaluate",
     "extrapolate",
+    "figures_of",
     "judge",
     "judgements",
     "labels_of_queries",
+    "members_of",
     "ndcg",
     "outcome_of",
     "relevant_positions",

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from embridge.evaluation.intervals import bootstrap_intervals
-from embridge.evaluation.judgements import Outcome
+from embridge.evaluation.judgements import Outcome, members_of
 from embridge.records import Difference, LabelStrategy, PerQuery, Strategy
 
 _JUDGED = {"recall": "recall", "mrr": "ranks", "ndcg": "ndcg"}
@@ -16,7 +16,7 @@ _JUDGED = {"recall": "recall", "mrr": "ranks", "ndcg": "ndcg"}
 Outcomes = Mapping[str, Outcome]
 
 
-def strategies(outcomes: Outcomes, seed: int) -> tuple[Strategy, ...]:
+def figures_of(outcomes: Outcomes, seed: int) -> tuple[Strategy, ...]:
     """Figures of every strategy over all queries."""
     means = _means(outcomes, slice(None), slice(None), seed)
     return tuple(
@@ -27,17 +27,13 @@ def strategies(outcomes: Outcomes, seed: int) -> tuple[Strategy, ...]:
 def by_label(outcomes: Outcomes, labels: Sequence[Any], judged: np.ndarray, seed: int) -> tuple[LabelStrategy, ...]:
     """Figures of every strategy over the queries of each label, labels in order."""
     found = []
-    codes: dict[Any, list[int]] = {}
-    for row, label in enumerate(labels):
-        if label is not None:
-            codes.setdefault(label, []).append(row)
+    members = members_of(labels)
     place = np.cumsum(judged) - 1  # of a query among the judged ones
-    for label in sorted(codes, key=lambda label: (isinstance(label, str), label)):
-        rows = np.array(codes[label])
+    for label in sorted(members, key=lambda label: (isinstance(label, str), label)):
+        rows = members[label]
         mine = rows[judged[rows]]
-        plain = label.item() if isinstance(label, np.generic) else label
         for name, figures in _means(outcomes, rows, place[mine], seed).items():
-            found.append(LabelStrategy(plain, name, len(rows), judged=len(mine), **figures))
+            found.append(LabelStrategy(label, name, len(rows), judged=len(mine), **figures))
     return tuple(found)
 
 

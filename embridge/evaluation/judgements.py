@@ -103,6 +103,15 @@ def ndcg(found: np.ndarray, relevant: Sequence[np.ndarray], grades: Sequence[np.
     return np.array(scores)
 
 
+def members_of(labels: Sequence[Any]) -> dict[Any, np.ndarray]:
+    """Positions by label, None left out."""
+    found: dict[Any, list[int]] = {}
+    for place, label in enumerate(labels):
+        if label is not None:
+            found.setdefault(label.item() if isinstance(label, np.generic) else label, []).append(place)
+    return {label: np.array(places) for label, places in found.items()}
+
+
 def labels_of_queries(
     asked_ids: np.ndarray, relevant: Sequence[np.ndarray], corpus_ids: np.ndarray, labels: Mapping[Any, Any]
 ) -> list[Any]:

@@ -12,7 +12,7 @@ from embridge.anchors import Anchors
 from embridge.arrays import as_vectors, unit
 from embridge.confidence import translation_errors
 from embridge.errors import ParameterError, SpaceMismatchError, TooFewAnchorsError
-from embridge.evaluation.figures import by_label, differences, per_query, strategies
+from embridge.evaluation.figures import by_label, differences, figures_of, per_query
 from embridge.evaluation.growth import SIZED, Subset, sizes_of, subsets_of
 from embridge.evaluation.judgements import Outcome, Qrels, candidate_depth, judgements, labels_of_queries, outcome_of
 from embridge.evaluation.strategies import WITHOUT_MAP, Way, ways_of
@@ -135,7 +135,7 @@ def evaluate(
         k,
         len(asked),
         len(corpus),
-        strategies(outcomes, seed),
+        figures_of(outcomes, seed),
         float(cosines.mean()),
         residual,
         translation.fingerprint,

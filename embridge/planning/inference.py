@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-_RESAMPLES = 1000
-_BLOCK = 1 << 19  # draws at a time
+from embridge.evaluation import resampled_means
 
 
 def simultaneous_intervals(values: np.ndarray, *, level: float = 0.95, seed: int = 0) -> np.ndarray:
@@ -34,12 +33,6 @@ def simultaneous_intervals(values: np.ndarray, *, level: float = 0.95, seed: int
     alive = errors > 1e-12 * np.abs(means)  # what is the same for every query has no error, but for rounding
     if not alive.any():
         return np.stack([means, means], 1)
-    rng, scaled = np.random.default_rng(seed), (centred[alive] / errors[alive, None]).T / n
-    largest: list[float] = []
-    while len(largest) < _RESAMPLES:
-        block = min(_RESAMPLES - len(largest), max(1, _BLOCK // n))
-        drawn = rng.integers(n, size=(block, n)) + n * np.arange(block)[:, None]
-        times = np.bincount(drawn.ravel(), minlength=block * n).reshape(block, n)  # each query was drawn
-        largest += np.abs(times @ scaled).max(axis=1).tolist()
+    largest = np.abs(resampled_means((centred[alive] / errors[alive, None]).T, seed=seed)).max(axis=1)
     half = np.quantile(largest, level) * np.where(alive, errors, 0)
     return np.stack([means - half, means + half], 1)

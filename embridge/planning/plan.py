@@ -9,7 +9,7 @@ import numpy as np
 
 from embridge.anchors import Anchors
 from embridge.errors import MapError, ParameterError, TooFewAnchorsError
-from embridge.evaluation import Qrels, bootstrap_interval
+from embridge.evaluation import Qrels, bootstrap_intervals, figures_of
 from embridge.maps import LinearMap
 from embridge.neighbours import top_k
 from embridge.planning.advice import recommend
@@ -186,7 +186,7 @@ def plan(
 
     measured = np.array([trial.measure(one.outcome) for one in tried])
     gains = measured - measured[next(i for i, one in enumerate(tried) if one.name == "keep-old" and not one.hubness)]
-    strategies = _strategies(trial, tried, gains, encode_rate, price, seed)
+    strategies = _strategies(tried, gains, encode_rate, price, seed)
     values = {s.title: row for s, row in zip(strategies, measured, strict=True)}
     by_label, unlabelled = ((), None) if labels is None else figures_by_label(trial, values, labels)
     return Plan(
@@ -211,39 +211,36 @@ def _weight(trial: Trial, translation: LinearMap, half: int) -> float:
 
 
 def _strategies(
-    trial: Trial, tried: Sequence[Tried], gains: np.ndarray, rate: float | None, price: float | None, seed: int
+    tried: Sequence[Tried], gains: np.ndarray, rate: float | None, price: float | None, seed: int
 ) -> tuple[PlannedStrategy, ...]:
     """Figures of what was tried; intervals are paired, since one seed resamples the same queries."""
-
-    def interval(values: np.ndarray) -> tuple[float, float]:
-        return bootstrap_interval(values, seed=seed)
-
+    figures = figures_of({str(number): one.outcome for number, one in enumerate(tried)}, seed)
+    intervals = bootstrap_intervals(gains.T, seed=seed)
     gap = next(float(gain.mean()) for one, gain in zip(tried, gains, strict=True) if one.name == "re-encode" and not one.hubness)
     out = []
-    for (name, flag, outcome, changed, encodes, old, texts), gain in zip(tried, gains, strict=True):
-        judged = trial.judged > 0
+    for one, found, gain, edges in zip(tried, figures, gains.mean(axis=1).tolist(), intervals, strict=True):
         out.append(
             PlannedStrategy(
-                name=name,
-                hubness=flag,
-                overlap=float(outcome.overlap.mean()),
-                overlap_ci=interval(outcome.overlap),
-                candidate_recall=float(outcome.candidates.mean()),
-                recall=float(outcome.recall.mean()) if judged else None,
-                recall_ci=interval(outcome.recall) if judged else None,
-                mrr=float(outcome.ranks.mean()) if judged else None,
-                gain=float(gain.mean()),
-                gain_ci=interval(gain),
-                recovered=float(gain.mean()) / gap if gap > 0 else None,
-                rows_changed=changed,
-                encodes=encodes,
-                seconds=encodes / rate if rate else None,
-                cost=encodes * price if price else None,
-                needs_old_encoder=old,
-                needs_texts=texts,
-                mrr_ci=interval(outcome.ranks) if judged else None,
-                ndcg=float(outcome.ndcg.mean()) if judged else None,
-                ndcg_ci=interval(outcome.ndcg) if judged else None,
+                name=one.name,
+                hubness=one.hubness,
+                overlap=found.overlap,
+                overlap_ci=found.overlap_ci,
+                candidate_recall=found.candidate_recall,
+                recall=found.recall,
+                recall_ci=found.recall_ci,
+                mrr=found.mrr,
+                gain=gain,
+                gain_ci=edges,
+                recovered=gain / gap if gap > 0 else None,
+                rows_changed=one.changed,
+                encodes=one.encodes,
+                seconds=one.encodes / rate if rate else None,
+                cost=one.encodes * price if price else None,
+                needs_old_encoder=one.old,
+                needs_texts=one.texts,
+                mrr_ci=found.mrr_ci,
+                ndcg=found.ndcg,
+                ndcg_ci=found.ndcg_ci,
             )
         )
     return tuple(out)

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from embridge.anchors import Anchors
-from embridge.evaluation import labels_of_queries
+from embridge.evaluation import labels_of_queries, members_of
 from embridge.maps import LinearMap
 from embridge.planning.trial import Trial
 from embridge.records import LabelFigures, NormDistribution
@@ -65,13 +65,9 @@ def figures_by_label(
     known = labels_of_queries(trial.asked.ids, trial.relevant, trial.corpus.ids, labels)
     if trial.judged:  # then only queries that have a relevant row are measured
         known = [label for label, rows in zip(known, trial.relevant, strict=True) if len(rows)]
-    members: dict[Any, list[int]] = {}
-    for place, label in enumerate(known):
-        if label is not None:
-            members.setdefault(label.item() if isinstance(label, np.generic) else label, []).append(place)
     found = [
         LabelFigures(label, len(places), {title: float(each[places].mean()) for title, each in values.items()})
-        for label, places in sorted(members.items(), key=lambda item: (-len(item[1]), str(item[0])))
+        for label, places in sorted(members_of(known).items(), key=lambda item: (-len(item[1]), str(item[0])))
     ]
     return tuple(found), len(known) - sum(figures.queries for figures in found)
 
