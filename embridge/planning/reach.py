@@ -10,7 +10,7 @@ from embridge.anchors import ids_at
 from embridge.arrays import as_vectors
 from embridge.calibration import Nearest
 from embridge.errors import ParameterError, SpaceMismatchError
-from embridge.maps import LinearMap
+from embridge.feature_maps import Map
 from embridge.stores.collection import Collection
 
 if TYPE_CHECKING:
@@ -34,7 +34,7 @@ def by_reach(found: np.ndarray, rows: int) -> tuple[np.ndarray, np.ndarray]:
 
 def rows_to_reencode(
     source: Collection,
-    translation: LinearMap,
+    translation: Map,
     queries: np.ndarray,
     *,
     known: np.ndarray | None = None,
@@ -48,7 +48,7 @@ def rows_to_reencode(
     Parameters
     ----------
     source : Collection
-    translation : LinearMap
+    translation : LinearMap or FeatureMap
         From its space.
     queries : ndarray of shape (n_queries, dim_target)
         By the new model.

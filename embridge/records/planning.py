@@ -192,15 +192,15 @@ class Plan:
         return asdict(self)
 
     def __str__(self) -> str:
-        head = f"{'strategy':<28} overlap@{self.k:<3} recall@{self.k:<3} against keep-old      recovered  encodes"
+        width = max(len(s.title) for s in self.strategies)
+        head = f"{'strategy':<{width}} overlap@{self.k:<3} recall@{self.k:<3} against keep-old      recovered  encodes"
         lines = [head]
         for s in self.strategies:
             recall = "         -" if s.recall is None else f"{s.recall:>10.3f}"
             recovered = "        -" if s.recovered is None else f"{s.recovered:>9.0%}"
             low, high = s.gain_ci
-            lines.append(
-                f"{s.title:<28} {s.overlap:>10.3f} {recall}  {s.gain:+.3f} [{low:+.3f}, {high:+.3f}] {recovered} {s.encodes:>8,}"
-            )
+            gain = f"{s.gain:+.3f} [{low:+.3f}, {high:+.3f}]"
+            lines.append(f"{s.title:<{width}} {s.overlap:>10.3f} {recall}  {gain} {recovered} {s.encodes:>8,}")
         curve = self.learning_curve
         points = ", ".join(f"{n:,}: {v:.3f}" for n, v in zip(curve.anchors, curve.overlap, strict=True))
         ahead = ", ".join(

@@ -1,7 +1,7 @@
 """`make bench`: ratios measured in one run, each case in a process of its own, printed as a table and written as JSON.
 
-`python -m tests.benchmarks [--only query fit convert] [--rows ...] [--anchors ...] [--repeat 3] [--folder DIR] [--out FILE]`;
-10,000,000 rows on request.
+`python -m tests.benchmarks [--only query kernel fit convert] [--rows ...] [--anchors ...] [--repeat 3] [--folder DIR]
+[--out FILE]`; 10,000,000 rows on request.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import tempfile
 from pathlib import Path
 
 WIDTHS = ((384, 768), (1024, 1024))
-PARTS = ("query", "fit", "convert")
+PARTS = ("query", "kernel", "fit", "convert")
 
 
 def case(name: str, folder: Path, *arguments: object) -> dict[str, float]:
@@ -79,6 +79,17 @@ def fits(anchors: list[int], repeat: int, folder: Path) -> list[dict[str, object
     return found
 
 
+def kernels(repeat: int, folder: Path) -> list[dict[str, object]]:
+    found = []
+    for landmarks in (500, 5_000):
+        result = medians([case("kernel", folder, 20_000, 384, 768, landmarks) for _ in range(repeat)])
+        row: dict[str, object] = {"landmarks": landmarks, "widths": "384 -> 768", "rows a second": 20_000 / result["apply"]}
+        row |= {"/ bare products": result["apply"] / result["bare"], "/ affine map": result["apply"] / result["affine"]}
+        found.append(row)
+        show(row)
+    return found
+
+
 def show(row: dict[str, object]) -> None:
     print("  ".join(f"{key} {_cell(value)}" for key, value in row.items()), flush=True)
 
@@ -106,6 +117,8 @@ def main() -> None:
         if "query" in options.only:
             report["query"] = medians([case("query", folder, 384, 768) for _ in range(options.repeat)])
             show(report["query"])
+        if "kernel" in options.only:
+            report["kernel"] = kernels(options.repeat, folder)
         if "fit" in options.only:
             report["fit"] = fits(options.anchors, options.repeat, folder)
         if "convert" in options.only:

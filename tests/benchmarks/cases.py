@@ -163,6 +163,28 @@ def query(folder: Path, p: int, q: int) -> dict[str, object]:
     return {name: _microseconds(call) for name, call in found.items()}
 
 
+def kernel(folder: Path, n: int, p: int, q: int, landmarks: int) -> dict[str, object]:
+    """Seconds to translate rows by a kernel map, and of its three bare products in the same blocks."""
+    import torch
+
+    import embridge as eb
+
+    rng = np.random.default_rng(0)
+    spaces = eb.Space("old", p), eb.Space("new", q, eb.Metric.COSINE, True)
+    affine = eb.LinearMap(rng.standard_normal((q, p)), rng.standard_normal(q), *spaces)
+    bent = eb.FeatureMap(affine, rng.standard_normal((landmarks, p)), rng.standard_normal((landmarks, q)), 1.0)
+    x = torch.randn(n, p)
+    coef, z, w = torch.randn(p, q), torch.randn(p, landmarks), torch.randn(landmarks, q)
+
+    def bare() -> None:
+        for start in range(0, n, 1024):
+            rows = x[start : start + 1024]
+            torch.addmm(rows @ coef, rows @ z, w)
+
+    bare()
+    return {"bare": _best(bare), "apply": _best(lambda: bent.apply(x)), "affine": _best(lambda: affine.apply(x))}
+
+
 def device(folder: Path) -> dict[str, object]:
     import torch
 
