@@ -197,10 +197,13 @@ def _told(path: str, translation: Map) -> dict[str, Any]:
 
 
 def _line(path: str, translation: Map) -> str:
+    from embridge.maps import LinearMap
     from embridge.translators.calibration import LEAST_ROWS
 
     record, source, target = translation.record, translation.source, translation.target
-    needs = f"no confidence (it needs an affine map and {2 * LEAST_ROWS} rows held out)"
+    needs = (
+        f"no confidence (it needs {f'{2 * LEAST_ROWS} rows held out' if isinstance(translation, LinearMap) else 'an affine map'})"
+    )
     confidence = f"confidence calibrated on {record.calibrated:,} of these" if record.calibrated else needs
     chosen = ", ".join(f"{k} {v}" for k, v in record.parameters.items())
     return (
