@@ -201,10 +201,9 @@ def _line(path: str, translation: Map) -> str:
     from embridge.translators.calibration import LEAST_ROWS
 
     record, source, target = translation.record, translation.source, translation.target
-    needs = (
-        f"no confidence (it needs {f'{2 * LEAST_ROWS} rows held out' if isinstance(translation, LinearMap) else 'an affine map'})"
-    )
-    confidence = f"confidence calibrated on {record.calibrated:,} of these" if record.calibrated else f"no confidence (it needs {needs})"
+    needs = f"{2 * LEAST_ROWS} rows held out" if isinstance(translation, LinearMap) else "an affine map"
+    none = f"no confidence (it needs {needs})"
+    confidence = f"confidence calibrated on {record.calibrated:,} of these" if record.calibrated else none
     chosen = ", ".join(f"{k} {v}" for k, v in record.parameters.items())
     return (
         f"{path}: {source.name} ({source.dim}) -> {target.name} ({target.dim}), {record.method} ({chosen}), "
