@@ -347,6 +347,13 @@ class ParameterError(EmbridgeError, ValueError):
         )
 
     @classmethod
+    def no_judgements(cls, queries: int, judged: int) -> ParameterError:
+        return cls(
+            f"None of the {queries:,} queries is among the {judged:,} that the judgements (qrels) are of. "
+            "Hint: check whether both have their ids as strings or as integers."
+        )
+
+    @classmethod
     def not_normalised(cls, space: str) -> ParameterError:
         return cls(
             f"L2 scaling needs rows of unit length, and space {space!r} is not normalised. "

@@ -115,7 +115,7 @@ class FeatureMap:
         if not isinstance(vectors, torch.Tensor):
             if not isinstance(vectors, np.ndarray) or vectors.ndim not in (1, 2) or vectors.dtype.kind != "f":
                 vectors = as_vectors(vectors, what="vectors")
-            return cast(Vectors, self.apply(torch.tensor(vectors)).numpy())
+            return cast(Vectors, self.apply(torch.tensor(np.asarray(vectors, np.float32))).numpy())
         if vectors.shape[-1] != self.source.dim:
             raise SpaceMismatchError.width(f"The map from {self.source.name!r}", self.source.dim, vectors.shape[-1])
         coef, intercept = self.tensors(vectors.device)
@@ -137,7 +137,8 @@ class FeatureMap:
     def add_features(self, x: torch.Tensor, y: torch.Tensor) -> None:
         """Add ``k(x) @ weights`` to y in place, 1,024 rows at a time.
 
-        In float32 always: weights of both signs cancel, and what bfloat16 rounds away of the features is most of what is left.
+        In float32 always: weights of both signs cancel, and what TF32 or bfloat16 round away of the features is most of what is
+        left.
 
         Parameters
         ----------
@@ -148,9 +149,14 @@ class FeatureMap:
         if str(x.device) not in cache:
             cache[str(x.device)] = [torch.tensor(array, device=x.device) for array in (self.landmarks, self.weights)]
         landmarks, weights = cache[str(x.device)]
-        for start in range(0, len(x), _BLOCK):
-            rows = torch.nn.functional.normalize(x[start : start + _BLOCK].to(torch.float32))
-            y[start : start + _BLOCK].addmm_(gaussian(rows @ landmarks.T, self.gamma), weights)
+        tf32 = torch.backends.cuda.matmul.allow_tf32
+        torch.backends.cuda.matmul.allow_tf32 = False
+        try:
+            for start in range(0, len(x), _BLOCK):
+                rows = torch.nn.functional.normalize(x[start : start + _BLOCK].to(torch.float32))
+                y[start : start + _BLOCK].addmm_(gaussian(rows @ landmarks.T, self.gamma), weights)
+        finally:
+            torch.backends.cuda.matmul.allow_tf32 = tf32
 
     @cached_property
     def fingerprint(self) -> str:

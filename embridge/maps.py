@@ -185,8 +185,10 @@ class LinearMap:
         Raises
         ------
         MapError
-            `other` does not start where this map ends.
+            `other` does not start where this map ends, or it is not affine.
         """
+        if not isinstance(other, LinearMap):
+            raise MapError.not_affine("it cannot be joined with another into one map")
         if not self.target.same_as(other.source):
             raise MapError.chain(self.target, other.source)
         coef = other.coef.astype(np.float64) @ self.coef
@@ -270,7 +272,7 @@ class LinearMap:
         MissingFileError
             Nothing is there.
         UnreadableFileError
-            Truncated, no map of embridge, or not the map that its fingerprint names.
+            Truncated, no affine map of embridge (`load_map` reads both kinds), or not the map that its fingerprint names.
         """
         with reading_tensors(path, _FORMAT, "a map") as (metadata, tensors):
             loaded = cls.from_file(tensors, metadata)

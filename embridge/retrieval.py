@@ -60,17 +60,23 @@ def carry(queries: np.ndarray, via: Map, space: Space) -> np.ndarray:
     raise SpaceMismatchError.unrelated((via.source.name, via.target.name), "?", space.name)
 
 
-def blend(old: np.ndarray, carried: np.ndarray, weight: float = 0.5) -> np.ndarray:
+def blend(old: np.ndarray, carried: np.ndarray, weight: float = 0.5, metric: Metric = Metric.COSINE) -> np.ndarray:
     """``(1 - weight) unit(old) + weight unit(carried)``: queries of the old model mixed with carried ones of the new.
+
+    Under L2, where lengths have a meaning, as they are: ``(1 - weight) old + weight carried``.
 
     Parameters
     ----------
     old, carried : ndarray of shape (n_queries, dim)
     weight : float, default 0.5
         In [0, 1].
+    metric : Metric, default "cosine"
+        Of the rows that are searched.
     """
     if not 0 <= weight <= 1:
         raise ParameterError.must_be("weight", "in [0, 1]", weight)
+    if metric == Metric.L2:
+        return (1 - np.float32(weight)) * old + np.float32(weight) * carried
     return (1 - np.float32(weight)) * unit(old) + np.float32(weight) * unit(carried)
 
 
@@ -180,7 +186,7 @@ class Index:
             if len(old) != len(asked):
                 raise ParameterError.must_be("old_queries", f"as many as queries ({len(asked):,})", len(old))
             check_rows(old, range(len(old)), "old_queries", zero_is_bad=cosine)
-            asked, offset = blend(old, asked, weight), np.zeros_like(offset)
+            asked, offset = blend(old, asked, weight, self.space.metric), np.zeros_like(offset)
         scores, labels = self._search(asked, k, parameters)
         scores[labels < 0] = -np.inf
         return Hits(self._ids(labels), scores + offset[:, None])

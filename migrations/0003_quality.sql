@@ -107,7 +107,7 @@ CREATE TABLE learning_curve (
     forecast BOOLEAN NOT NULL
 );
 
--- What a fit chose from, a row each.
+-- What a fit chose from, a row each. Scores of kernel (by penalty) are on other folds than those of all other methods.
 CREATE VIEW candidate AS
 SELECT
     t.fingerprint AS translator,
@@ -116,6 +116,7 @@ SELECT
     c.value ->> 'method' AS method,
     CAST(c.value -> 'parameters' ->> 'alpha' AS DOUBLE) AS alpha,
     CAST(c.value -> 'parameters' ->> 's' AS DOUBLE) AS s,
+    CAST(c.value -> 'parameters' ->> 'penalty' AS DOUBLE) AS penalty,
     CAST(c.value ->> 'score' AS DOUBLE) AS score,
     CAST(c.value ->> 'deficit_error' AS DOUBLE) AS deficit_error
 FROM translator t, json_each(t.candidates) c;

@@ -58,7 +58,8 @@ def by_hand(rows, asked, translation, k, metric, weight, *, self_excluded):
     if metric != Metric.L2 or translation.isometry_scale is not None:
         back = (asked.y - b) @ coef / translation.isometry_scale**2 if metric == Metric.L2 else asked.y @ coef
         plans["translate-queries"] = (back, rows.x)
-        plans["blend"] = ((1 - weight) * unit(asked.x) + weight * unit(back), rows.x)
+        parts = (asked.x, back) if metric == Metric.L2 else (unit(asked.x), unit(back))  # under L2 lengths have a meaning
+        plans["blend"] = ((1 - weight) * parts[0] + weight * parts[1], rows.x)
     if rows.x.shape[1] == rows.y.shape[1]:
         plans["no-translation"] = (asked.y, rows.x)
     truth = nearest(asked.y, rows.y, k, metric, self_excluded=self_excluded)
@@ -187,12 +188,18 @@ def test_recall_and_reciprocal_rank_by_hand():
         assert s.mrr == pytest.approx((1 + 1 / 3 + 1 + 0) / 4)
 
 
-@pytest.mark.parametrize("qrels", [{}, {"q1": []}, {"q1": [-1]}, {1: [5]}])
+@pytest.mark.parametrize("qrels", [{}, {"q1": []}, {"q1": [-1]}])
 def test_judgements_that_concern_no_row_leave_recall_open(pair, asked, qrels):
     rows, translation = pair()
     found = eb.evaluate(translation, rows, queries=asked, qrels=qrels, k=K)
     assert found.judged == 0
     assert {(s.recall, s.mrr) for s in found.strategies} == {(None, None)}
+
+
+def test_judgements_of_other_queries_are_refused(pair, asked):
+    rows, translation = pair()
+    with pytest.raises(ParameterError, match="strings or as integers"):
+        eb.evaluate(translation, rows, queries=asked, qrels={1: [5]}, k=K)
 
 
 def test_of_many_queries_a_sample_asks_that_the_seed_chooses(pair):
@@ -215,11 +222,11 @@ def test_a_query_never_finds_itself_whatever_the_order_of_ids(pair, strings):
     assert found["keep-old"].overlap == pytest.approx(eb.evaluate(translation, rows, k=K)["keep-old"].overlap, abs=1e-9)
 
 
-def test_a_query_has_its_own_label_or_that_of_its_first_labelled_relevant_row():
-    labels = {"q0": "own", "b": 0, "c": "last", "a": None}
+def test_a_query_has_the_label_of_its_first_labelled_relevant_row_or_its_own():
+    labels = {"q0": "alike", "b": 0, "c": "last", "a": None, "q4": "own"}
     relevant = [np.array(rows, np.int64) for rows in ([2], [0, 1, 2], [2, 1], [0], [])]
     ids, corpus = np.array(["q0", "q1", "q2", "q3", "q4"], object), np.array(["a", "b", "c"], object)
-    assert labels_of_queries(ids, relevant, corpus, labels) == ["own", 0, "last", None, None]
+    assert labels_of_queries(ids, relevant, corpus, labels) == ["last", 0, "last", None, "own"]
 
 
 # Which strategies there are
@@ -299,7 +306,16 @@ def test_the_interval_is_that_of_the_normal_approximation_for_many_queries():
 
 
 def test_the_interval_of_one_value_is_that_value():
-    assert bootstrap_interval(np.full(7, 0.3)) == (pytest.approx(0.3), pytest.approx(0.3))
+    assert bootstrap_interval(np.full(70, 0.3)) == (pytest.approx(0.3), pytest.approx(0.3))
+
+
+def test_of_few_queries_an_interval_claims_little():
+    assert bootstrap_interval(np.array([0.3])) == (0, 1)
+    assert bootstrap_interval(np.array([-0.3])) == (-1, 1)
+    rng = np.random.default_rng(0)
+    for n in (2, 5, 20):
+        held = [low <= 0 <= high for low, high in (bootstrap_interval(rng.choice([-0.1, 0, 0.1], n)) for _ in range(200))]
+        assert np.mean(held) >= 0.95
 
 
 # The record

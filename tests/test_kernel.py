@@ -135,6 +135,19 @@ def test_identical_anchors_and_a_source_without_variance_do_no_harm() -> None:
             assert np.isfinite(eb.fit(rows, "kernel", alpha=0.1, s=0.5, landmarks=landmarks).apply(anchors.x)).all()
 
 
+def test_what_needs_an_affine_map_says_so(halves: tuple[eb.Anchors, eb.Anchors], fitted: eb.FeatureMap) -> None:
+    with pytest.raises(MapError, match="not affine"):
+        eb.fit(halves[0].reversed(), "ridge", alpha=0.1).then(fitted)  # type: ignore[arg-type]
+    with pytest.raises(MapError, match="not affine"):
+        eb.calibrate(fitted, halves[0], halves[1])  # type: ignore[arg-type]
+
+
+def test_vectors_of_any_float_are_translated(fitted: eb.FeatureMap) -> None:
+    x = np.random.default_rng(1).normal(size=(3, 6)).astype(np.float32)
+    for kind in (">f4", np.float64, np.longdouble):
+        assert np.array_equal(fitted.apply(x.astype(kind)), fitted.apply(x))
+
+
 @pytest.mark.parametrize(
     "parameters",
     [{"landmarks": 0}, {"penalty": 0.0}, {"penalty": float("nan")}, {"alpha": 0.0, "s": 0.5}, {"s": 2.0}, {"bogus": 1}],
@@ -224,7 +237,7 @@ def test_collections_are_converted_and_verified(fitted: eb.FeatureMap, tmp_path)
     assert np.array_equal(ids, np.arange(5000))
     np.testing.assert_allclose(vectors, fitted.apply(old.read()[1]), atol=1e-6)
     eb.verify(tmp_path / "out.parquet", source=old, translation=fitted)
-    with pytest.raises(MapError, match="confidence"):
+    with pytest.raises(MapError, match="foretold"):
         eb.convert(old, fitted, tmp_path / "two.parquet", confidence=0.9)
     assert not (tmp_path / "two.parquet").exists()
 

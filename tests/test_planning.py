@@ -1,5 +1,6 @@
 """Plans on planted pairs: what is better comes out better, and what is recommended follows from the table."""
 
+import contextlib
 import json
 
 import numpy as np
@@ -250,3 +251,19 @@ def test_what_update_refuses(tmp_path, monkeypatch, options, message):
     assert done.exit_code == 1
     assert message in done.stderr
     assert not (tmp_path / "map.safetensors").exists()
+
+
+@pytest.mark.parametrize("queries", [1, 2, 5])
+def test_few_queries_recommend_nothing_for_what_it_scored(sample, queries):
+    shared, asked, qrels = sample
+    found = plan(shared.sample(400), queries=asked, qrels=qrels, anchors=200, max_queries=queries)
+    assert found.recommendations["both-encoders"].strategy == "keep-old"
+    assert "inf" not in str(found)
+
+
+def test_few_anchors_have_no_learning_curve(sample):
+    for seed in range(3):
+        with contextlib.suppress(TooFewAnchorsError):
+            found = plan(sample[0].sample(200), anchors=7, seed=seed, max_queries=60)
+            assert found.learning_curve.anchors == ()
+            assert "overlap by anchors" not in str(found)

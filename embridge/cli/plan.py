@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 from dataclasses import replace
 from typing import Any
@@ -79,7 +80,8 @@ def plan(
     embridge plan old.parquet new.parquet --labels docs.parquet --report plan.html
     """
     import embridge as eb
-    from embridge.errors import ParameterError
+    from embridge.errors import OutputExistsError, ParameterError
+    from embridge.files import check_output, one_file, whole_or_absent
     from embridge.records import Run
     from embridge.reporting import check_installed
     from embridge.stores.tables import read_graded_qrels, read_labels, write_order
@@ -89,6 +91,8 @@ def plan(
         raise ParameterError("--qrels judges queries; give them with --queries QS QT.")
     if report:
         check_installed()
+    if report and rows and one_file(report, rows):
+        raise OutputExistsError.twice(rows)
     for output in (report, rows):
         if output:
             check_outputs(output, overwrite=overwrite, inputs=[p for p in (source, target, *(queries or ()), qrels, labels) if p])
@@ -102,17 +106,19 @@ def plan(
         asked = eb.match(opened[2], opened[3]) if queries else None
     with session.progress("planning") as progress:
         found = eb.plan(shared, queries=asked, qrels=judged, labels=known, progress=progress, **options)
-    listed = 0
+    listed, ids, counts = 0, None, None
     if rows:
         seed, device = options["seed"], options["device"]
         asking = (asked or shared).sample(options["max_queries"], seed)
         with session.status("choosing rows to re-encode"):
             translation = eb.fit(shared, device=device)
-            ids, counts = eb.rows_to_reencode(opened[0], translation, asking.y, known=shared.ids, device=device)
-        write_order(rows, ids, counts)
+            ids, counts = eb.rows_to_reencode(opened[0], translation, asking.y, known=shared.hashes(), device=device)
         listed = len(ids)
-    if report:
-        eb.write_report(found, report, overwrite=overwrite)
+    with contextlib.ExitStack() as stack:  # both are written before one of them gets its name
+        if report:
+            eb.write_report(found, stack.enter_context(whole_or_absent(check_output(report, overwrite=overwrite))))
+        if rows:
+            write_order(stack.enter_context(whole_or_absent(check_output(rows, overwrite=overwrite))), ids, counts)
     seconds = time.perf_counter() - started
     roles = ("source", "target", "source queries", "target queries")
     inputs = [collection_artifact(role, side) for role, side in zip(roles, opened, strict=False)]

@@ -20,7 +20,7 @@ from embridge.conversion.single import Progress, already_done, convert_file
 from embridge.conversion.stream import OnBad
 from embridge.device import resolve_devices
 from embridge.errors import CollectionError, MapError, MissingFileError, OutputExistsError, ParameterError, SpaceMismatchError
-from embridge.feature_maps import Map
+from embridge.feature_maps import FeatureMap, Map
 from embridge.files import check_output
 from embridge.ids import check_unique
 from embridge.records import Conversion
@@ -150,6 +150,8 @@ def convert(
 
 def _check_confidence(source: Collection, translation: Map, coverage: float) -> None:
     """Refuse what errors cannot be foretold for, or not written beside."""
+    if isinstance(translation, FeatureMap):
+        raise MapError.not_affine("its errors cannot be foretold")
     if translation.confidence is None:
         raise MapError.no_confidence()
     translation.confidence.quantile(coverage)

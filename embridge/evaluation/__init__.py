@@ -5,7 +5,7 @@ Nothing is reported alone: each result stands beside the old model left as it is
 
 from embridge.evaluation.figures import figures_of
 from embridge.evaluation.growth import extrapolate
-from embridge.evaluation.intervals import bootstrap_interval, bootstrap_intervals, resampled_means
+from embridge.evaluation.intervals import FEW, bootstrap_interval, bootstrap_intervals, hoeffding, resampled_means
 from embridge.evaluation.judgements import (
     DEPTH,
     Outcome,
@@ -17,13 +17,13 @@ from embridge.evaluation.judgements import (
     members_of,
     ndcg,
     outcome_of,
-    relevant_positions,
 )
 from embridge.evaluation.measure import check_confidence, evaluate
 from embridge.evaluation.strategies import corrected
 
 __all__ = [
     "DEPTH",
+    "FEW",
     "Outcome",
     "Qrels",
     "bootstrap_interval",
@@ -34,12 +34,12 @@ __all__ = [
     "evaluate",
     "extrapolate",
     "figures_of",
+    "hoeffding",
     "judge",
     "judgements",
     "labels_of_queries",
     "members_of",
     "ndcg",
     "outcome_of",
-    "relevant_positions",
     "resampled_means",
 ]

@@ -8,6 +8,7 @@ import numpy as np
 
 _RESAMPLES = 1000
 _BLOCK = 1 << 21  # counts held at once: 16 MiB
+FEW = 30  # queries, below which resampling them understates what is not known
 
 
 def resampled_means(values: np.ndarray, *, resamples: int = _RESAMPLES, seed: int = 0) -> np.ndarray:
@@ -30,12 +31,25 @@ def _counts(n: int, resamples: int, seed: int) -> Iterator[np.ndarray]:
 
 def bootstrap_intervals(values: np.ndarray, *, level: float = 0.95, seed: int = 0) -> list[tuple[float, float]]:
     """`bootstrap_interval` of every column of an array of shape (n_queries, n_columns), over the same resamples."""
-    edges = np.quantile(resampled_means(values, seed=seed), [(1 - level) / 2, (1 + level) / 2], axis=0)
-    return [(float(low), float(high)) for low, high in edges.T]
+    low, high = np.quantile(resampled_means(values, seed=seed), [(1 - level) / 2, (1 + level) / 2], axis=0)
+    if len(values) < FEW:
+        floor, means = -1.0 if values.min() < 0 else 0.0, values.mean(axis=0)
+        half = hoeffding(len(values), level, 1 - floor)
+        low = np.minimum(low, np.maximum(means - half, floor))
+        high = np.maximum(high, np.minimum(means + half, 1.0))
+    return [(float(a), float(b)) for a, b in zip(low, high, strict=True)]
+
+
+def hoeffding(n: int, level: float, span: float) -> float:
+    """Half of an interval that holds the mean of n values from a range of length `span`, whatever they are (Hoeffding 1963)."""
+    return span * float(np.sqrt(np.log(2 / (1 - level)) / (2 * n)))
 
 
 def bootstrap_interval(values: np.ndarray, *, level: float = 0.95, seed: int = 0) -> tuple[float, float]:
     """Percentile bootstrap interval of the mean of per-query values (Efron 1979), 1,000 resamples of the queries.
+
+    Resamples of few queries are too much alike (those of a single one are all the same), so below 30 of them the interval is at
+    least that of Hoeffding's inequality for values in [0, 1], or in [-1, 1] where one is negative.
 
     Parameters
     ----------

@@ -58,6 +58,8 @@ def judgements(corpus_ids: np.ndarray, query_ids: np.ndarray, qrels: Qrels | Non
         A grade is infinite.
     """
     known = qrels or {}
+    if known and not any(query in known for query in query_ids.tolist()):
+        raise ParameterError.no_judgements(len(query_ids), len(known))
     place = {i: n for n, i in enumerate(corpus_ids.tolist())} if known else {}
     relevant, grades = [], []
     for query in query_ids.tolist():
@@ -69,11 +71,6 @@ def judgements(corpus_ids: np.ndarray, query_ids: np.ndarray, qrels: Qrels | Non
         if not np.isfinite(grades[-1]).all():
             raise ParameterError.must_be(f"the grades of query {query!r}", "finite numbers", max(kept.values()))
     return relevant, grades
-
-
-def relevant_positions(corpus_ids: np.ndarray, query_ids: np.ndarray, qrels: Qrels | None) -> list[np.ndarray]:
-    """For each query the corpus positions of its relevant documents; none of them where there are no judgements."""
-    return judgements(corpus_ids, query_ids, qrels)[0]
 
 
 def judge(found: np.ndarray, relevant: Sequence[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
@@ -115,20 +112,20 @@ def members_of(labels: Sequence[Any]) -> dict[Any, np.ndarray]:
 def labels_of_queries(
     asked_ids: np.ndarray, relevant: Sequence[np.ndarray], corpus_ids: np.ndarray, labels: Mapping[Any, Any]
 ) -> list[Any]:
-    """The label of each query: its own, else that of the first of its relevant rows that has one, else None.
+    """The label of each query: that of the first of its relevant rows that has one, else its own, else None.
+
+    Relevant rows come first, since ids of queries and of rows may be alike and mean other things.
 
     Parameters
     ----------
     asked_ids : ndarray of shape (n_queries,)
     relevant : sequence of ndarray
-        Corpus positions of each query's relevant rows (`relevant_positions`).
+        Corpus positions of each query's relevant rows (`judgements`).
     corpus_ids : ndarray of shape (n,)
     labels : mapping of id to label
     """
     found = []
     for query, rows in zip(asked_ids.tolist(), relevant, strict=True):
-        label = labels.get(query)
-        if label is None:
-            label = next((known for row in corpus_ids[rows].tolist() if (known := labels.get(row)) is not None), None)
-        found.append(label)
+        known = (label for row in corpus_ids[rows].tolist() if (label := labels.get(row)) is not None)
+        found.append(next(known, labels.get(query)))
     return found

@@ -64,8 +64,8 @@ def evaluate(
         Reference queries of the target space, none of those that ask: adds ``translate-documents+hubness`` and
         ``blend+hubness``, in which each row's mean similarity to its 10 nearest of them is subtracted. Not under L2.
     labels : mapping of id to label, optional
-        Strings or integers: every strategy is told by label too. A query without a label has that of the first of its relevant
-        rows which has one.
+        Strings or integers: every strategy is told by label too. A query has that of the first of its relevant rows which has
+        one, else its own.
     against : LinearMap or FeatureMap, optional
         Another map between the same spaces: the paired difference to it of every strategy that depends on the map. Rows that
         either map was fitted on are left out.

@@ -44,7 +44,7 @@ def ways_of(
         pass
     else:
         yield Way("translate-queries", carried, corpus.x, source.metric)
-        blended = blend(asked.x, carried, weight)
+        blended = blend(asked.x, carried, weight, source.metric)
         yield Way("blend", blended, corpus.x, source.metric)
         if hubness is not None:
             yield Way("blend+hubness", *corrected(blended, corpus.x, source.metric, carry(hubness, translation, source)))

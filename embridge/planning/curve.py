@@ -38,6 +38,8 @@ def learning_curve(translation: LinearMap, train: Anchors, trial: Trial) -> Lear
         found = top_k(asked.y, rows, trial.k, trial.corpus.target.metric, exclude=exclude, device=trial.device).ids
         scores.append(overlap(found, trial.truth[some]))
     ahead = (2 * len(train), 4 * len(train))
+    if not sizes:  # fewer than 8 anchors
+        return LearningCurve((), (), (), (), ())
     table = np.array(scores)
     if len(sizes) < _UNKNOWNS:
         return LearningCurve(tuple(sizes), tuple(table.mean(1).tolist()), (), (), ())

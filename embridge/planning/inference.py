@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import numpy as np
 
-from embridge.evaluation import resampled_means
+from embridge.evaluation import FEW, hoeffding, resampled_means
 
 
-def simultaneous_intervals(values: np.ndarray, *, level: float = 0.95, seed: int = 0) -> np.ndarray:
+def simultaneous_intervals(values: np.ndarray, *, level: float = 0.95, span: float = 2.0, seed: int = 0) -> np.ndarray:
     """Intervals of the means of several strategies that hold together, whichever of them is then chosen for what it scored.
 
     Queries are resampled jointly for all strategies, so what they have in common stays in common. With m the means and s their
@@ -18,6 +18,9 @@ def simultaneous_intervals(values: np.ndarray, *, level: float = 0.95, seed: int
     ----------
     values : ndarray of shape (strategies, queries)
     level : float, default 0.95
+    span : float, default 2.0
+        Length of the range of values about zero, by which below 30 queries the intervals are those of Hoeffding's inequality with
+        Bonferroni's correction: few queries resampled are too much alike.
     seed : int, default 0
 
     Returns
@@ -25,9 +28,10 @@ def simultaneous_intervals(values: np.ndarray, *, level: float = 0.95, seed: int
     ndarray of shape (strategies, 2)
     """
     n = values.shape[1]
-    if n < 2:  # one query tells nothing of others
-        return np.tile([-np.inf, np.inf], (len(values), 1))
     means = values.mean(axis=1)
+    if n < FEW:
+        half = hoeffding(n, 1 - (1 - level) / len(values), span)
+        return np.clip(np.stack([means - half, means + half], 1), -span / 2, span / 2)
     centred = values - means[:, None]
     errors = centred.std(axis=1) / np.sqrt(n)
     alive = errors > 1e-12 * np.abs(means)  # what is the same for every query has no error, but for rounding

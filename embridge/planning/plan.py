@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
 from embridge.anchors import Anchors
 from embridge.errors import MapError, ParameterError, TooFewAnchorsError
-from embridge.evaluation import Qrels, bootstrap_intervals, figures_of
+from embridge.evaluation import Qrels, bootstrap_intervals, figures_of, labels_of_queries
 from embridge.maps import LinearMap
 from embridge.neighbours import top_k
 from embridge.planning.advice import recommend
@@ -129,6 +130,11 @@ def plan(
     else:
         asked = queries.sample(max_queries, seed)
     trial = Trial.of(corpus, asked, exclude, reference, qrels, k, seed, device)
+    if len(np.unique(trial.half)) < 2:  # few queries: there is no other half to refer to
+        trial = replace(trial, reference=train.sample(REFERENCES, seed))
+    known = [] if labels is None else labels_of_queries(asked.ids, trial.relevant, corpus.ids, labels)
+    if labels is not None and all(label is None for label in known):
+        raise ParameterError.no_labels(len(asked), len(labels))
     source, target = translation.source, translation.target
     translated = translation.apply(corpus.x)
     shrinkage = {name: value for name, value in translation.record.parameters.items() if name in ("alpha", "s")}
@@ -148,9 +154,11 @@ def plan(
     else:
         weights = tuple(_weight(trial, translation, 1 - half) for half in (0, 1))
         ways["adjoint"] = Way(lambda pairs, _: carry(pairs.y, translation, source), corpus.x, source.metric, False, 0)
-        ways["blend"] = Way(
-            lambda pairs, half: blend(pairs.x, carry(pairs.y, translation, source), weights[half]), corpus.x, source.metric, True, 0
-        )
+
+        def blended(pairs: Anchors, half: int) -> np.ndarray:
+            return blend(pairs.x, carry(pairs.y, translation, source), weights[half], source.metric)
+
+        ways["blend"] = Way(blended, corpus.x, source.metric, True, 0)
     ways["re-encode"] = Way(lambda pairs, _: pairs.y, corpus.y, target.metric, False, len(corpus))
     lazy = {"translate-documents": "lazy-re-encode", "blend": "lazy-re-encode-blend"}
     hubness = (False,) if Metric.L2 in (source.metric, target.metric) else (False, True)
@@ -204,7 +212,7 @@ def _weight(trial: Trial, translation: LinearMap, half: int) -> float:
     carried = carry(small.asked.y, translation, translation.source)
     weights, scores = sorted(WEIGHTS, key=lambda w: (abs(w - 0.5), w)), []
     for weight in weights:
-        vectors = blend(small.asked.x, carried, weight)
+        vectors = blend(small.asked.x, carried, weight, translation.source.metric)
         ids = top_k(vectors, small.corpus.x, small.k, translation.source.metric, exclude=small.exclude, device=small.device).ids
         scores.append(small.measure(small.outcome(ids)))
     return weights[one_standard_error(np.array(scores))[0]]

@@ -9,14 +9,15 @@ import numpy as np
 from embridge.anchors import ids_at
 from embridge.arrays import as_vectors
 from embridge.calibration import Nearest
+from embridge.device import resolve_device
 from embridge.errors import ParameterError, SpaceMismatchError
+from embridge.evaluation import DEPTH
 from embridge.feature_maps import Map
+from embridge.ids import hash_ids
 from embridge.stores.collection import Collection
 
 if TYPE_CHECKING:
     import torch
-
-DEPTH = 100
 
 
 def by_reach(found: np.ndarray, rows: int) -> tuple[np.ndarray, np.ndarray]:
@@ -52,8 +53,8 @@ def rows_to_reencode(
         From its space.
     queries : ndarray of shape (n_queries, dim_target)
         By the new model.
-    known : ndarray, optional
-        Ids that have a native vector already, and are left out.
+    known : ndarray of uint64, optional
+        Hashes (`Anchors.hashes`) of ids that have a native vector already, and are left out.
     device : str, default "cpu"
         Where is searched.
 
@@ -76,7 +77,7 @@ def rows_to_reencode(
     asked = as_vectors(queries, translation.target.dim, "queries")
     if not len(asked):
         raise ParameterError.must_be("queries", "at least one", 0)
-    nearest = Nearest(asked, DEPTH, translation.target.metric, str(device or "cpu"))
+    nearest = Nearest(asked, DEPTH, translation.target.metric, str(resolve_device(device)))
     start = 0
     for batch in source.batches():
         nearest.offer(translation.apply(batch.vectors), np.arange(start, start + len(batch)))
@@ -85,5 +86,5 @@ def rows_to_reencode(
     reached = order[: np.count_nonzero(counts)]
     places = np.sort(reached)
     ids = ids_at(source, places)[np.searchsorted(places, reached)]
-    kept = np.ones(len(ids), bool) if known is None else ~np.isin(ids, known)
+    kept = np.ones(len(ids), bool) if known is None else ~np.isin(hash_ids(ids, "anchor"), known)
     return ids[kept], counts[reached][kept]

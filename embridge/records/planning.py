@@ -194,20 +194,25 @@ class Plan:
     def __str__(self) -> str:
         width = max(len(s.title) for s in self.strategies)
         head = f"{'strategy':<{width}} overlap@{self.k:<3} recall@{self.k:<3} against keep-old      recovered  encodes"
+        head += "" if self.strategies[0].seconds is None else "         time"
+        head += "" if self.strategies[0].cost is None else "       cost"
         lines = [head]
         for s in self.strategies:
             recall = "         -" if s.recall is None else f"{s.recall:>10.3f}"
             recovered = "        -" if s.recovered is None else f"{s.recovered:>9.0%}"
             low, high = s.gain_ci
             gain = f"{s.gain:+.3f} [{low:+.3f}, {high:+.3f}]"
-            lines.append(f"{s.title:<{width}} {s.overlap:>10.3f} {recall}  {gain} {recovered} {s.encodes:>8,}")
+            costs = "" if s.seconds is None else f" {s.seconds:>10,.0f} s"
+            costs += "" if s.cost is None else f" {s.cost:>10,.4g}"
+            lines.append(f"{s.title:<{width}} {s.overlap:>10.3f} {recall}  {gain} {recovered} {s.encodes:>8,}{costs}")
         curve = self.learning_curve
         points = ", ".join(f"{n:,}: {v:.3f}" for n, v in zip(curve.anchors, curve.overlap, strict=True))
         ahead = ", ".join(
             f"{n:,}: about {v:.3f} [{low:.3f}, {high:.3f}]"
             for n, v, (low, high) in zip(curve.forecast_anchors, curve.forecast, curve.forecast_ci, strict=True)
         )
-        lines += [f"overlap by anchors: {points}; forecast {ahead}"]
+        if points:
+            lines += [f"overlap by anchors: {points}" + (f"; forecast {ahead}" if ahead else "")]
         if self.labels:
             some = (f"{x.label} ({x.queries:,}) {x.values['keep-old']:.3f} {x.values['re-encode']:.3f}" for x in self.labels[:8])
             lines += [f"largest of {len(self.labels):,} labels, keep-old and re-encode: {', '.join(some)}"]

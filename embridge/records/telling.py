@@ -22,7 +22,7 @@ def strategy_lines(found: Evaluation) -> list[str]:
         ("95 % interval", [s.recall_ci for s in found.strategies]),
         ("MRR", [s.mrr for s in found.strategies]),
         (f"nDCG@{found.k}", [s.ndcg for s in found.strategies]),
-        ("in top 100", [s.candidate_recall for s in found.strategies]),
+        (f"in top {max(100, found.k)}", [s.candidate_recall for s in found.strategies]),
     ]
     return _aligned([(name, values) for name, values in columns if any(v is not None for v in values)])
 

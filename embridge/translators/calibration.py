@@ -9,7 +9,7 @@ import torch
 
 from embridge.anchors import Anchors
 from embridge.confidence import Confidence, error_kind, translation_errors
-from embridge.errors import SpaceMismatchError, TooFewAnchorsError
+from embridge.errors import MapError, SpaceMismatchError, TooFewAnchorsError
 from embridge.folds import Folds
 from embridge.ids import hash_ids
 from embridge.maps import LinearMap
@@ -68,6 +68,8 @@ def calibrate(
     >>> rotation.confidence.predict(held_out.x[:3]).shape
     (3,)
     """
+    if not isinstance(translation, LinearMap):
+        raise MapError.not_affine("its errors cannot be foretold")
     moments = anchors.moments(device, full=False) if isinstance(anchors, Anchors) else total(anchors)
     for side in (moments, held_out):
         for expected, found in ((translation.source, side.source), (translation.target, side.target)):

@@ -100,6 +100,10 @@ class Kernel:
         for name, value in (("landmarks", self.landmarks), ("penalty", self.penalty)):
             if value is not None and not 0 < value < np.inf:
                 raise ParameterError.must_be(name, "above 0", value)
+        if self.landmarks != int(self.landmarks):
+            raise ParameterError.must_be("landmarks", "a whole number", self.landmarks)
+        if self.purpose not in ("search", "decode"):
+            raise ParameterError.must_be("purpose", "'search' or 'decode'", self.purpose)
         if self.alpha is not None and not 0 < self.alpha < np.inf:
             raise ParameterError.must_be("alpha", "above 0 and finite", self.alpha)
         if len(anchors) < 2:
