@@ -476,3 +476,17 @@ def test_on_the_command_line(tmp_path, monkeypatch, table_of, write):
     assert json.loads(run["parameters"])["offset"] == told["offset"]
     roles = {(row["verb"], row["role"]) for row in catalog.lineage("calibrated.faiss")}
     assert {("index", "source"), ("merge", "native"), ("merge", "translated"), ("merge", "queries")} <= roles
+
+
+def test_errors_are_foretold_of_translated_rows_only(tmp_path):
+    old, new = eb.open(eb.sample_path("minilm")), eb.open(eb.sample_path("mpnet"))
+    train, held_out = eb.match(old, new).split(0.5)
+    translation = eb.calibrate(eb.fit(train, "rotation"), train, held_out)
+    eb.convert(old, translation, tmp_path / "converted.parquet", confidence=0.9)
+    ids, rows = new.read()
+    native = eb.MemoryCollection(ids[:500], rows[:500], new.space)
+    eb.merge(native, eb.open(tmp_path / "converted.parquet"), tmp_path / "mixed.parquet", translation=translation)
+    table = pq.read_table(tmp_path / "mixed.parquet")
+    errors = dict(zip(table["id"].to_pylist(), table["predicted_error"].to_pylist(), strict=True))
+    assert {errors[i] for i in ids[:500].tolist()} == {None}
+    assert all(errors[i] > 0 for i in ids[500:].tolist())

@@ -89,8 +89,8 @@ def fit(
 ) -> None:  # fmt: skip
     """Fit a map from the space of SRC to the space of TGT, from the ids that they share.
 
-    Half of the rows held out, where there are 100 at least, calibrate the confidence of an affine map: `convert --confidence` then foretells the
-    error of each row.
+    Half of the rows held out, where there are 100 at least, calibrate the confidence of an affine map: `convert --confidence`
+    then foretells the error of each row.
 
     \b
     embridge fit old.parquet new-sample.parquet -o map.safetensors

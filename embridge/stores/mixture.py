@@ -13,6 +13,7 @@ import pyarrow as pa
 
 from embridge.errors import CollectionError
 from embridge.stores.collection import Batch, Collection
+from embridge.stores.parquet import ERROR_COLUMNS
 
 NATIVE, TRANSLATED = "native", "translated"
 _KIND = pa.dictionary(pa.int8(), pa.string())
@@ -97,7 +98,9 @@ class MixedRows:
             raise CollectionError.columns_differ(f"{native.name} and {translated.name}", e) from e
         shared = set(native.payload_schema.names) & set(theirs.names)
         self._both = pa.schema([f if f.name in shared else f.with_nullable(True) for f in both])
-        self._only_theirs = pa.schema([f for f in self._both if f.name not in native.payload_schema.names])
+        # A native row has no use for the error foretold of the translation that it replaces.
+        apart = {*native.payload_schema.names, *ERROR_COLUMNS}
+        self._only_theirs = pa.schema([f for f in self._both if f.name not in apart])
         self.payload_schema = self._both.append(pa.field(column, _KIND, False))
 
     def __len__(self) -> int:
