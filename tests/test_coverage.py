@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 import embridge as eb
-from embridge.evaluation import bootstrap_interval, judge, relevant_positions
+from embridge.evaluation import bootstrap_interval, judge, judgements
 from embridge.neighbours import overlap, top_k
 from embridge.planning.curve import _extrapolate, learning_curve
 from embridge.planning.trial import Trial
@@ -36,7 +36,7 @@ def population(wordnet):
     corpus = shared.without(train.hashes()).sample(4000)
     translation = eb.fit(train, "ridge", alpha=0.1)
     truth = top_k(queries.y, corpus.y, K, corpus.target.metric).ids
-    relevant = relevant_positions(corpus.ids, queries.ids, qrels)
+    relevant, _ = judgements(corpus.ids, queries.ids, qrels)
     found = top_k(queries.y, translation.apply(corpus.x), K, corpus.target.metric).ids
     kept = top_k(queries.x, corpus.x, K, corpus.source.metric).ids
     recall, rank = judge(found, relevant)

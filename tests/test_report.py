@@ -19,7 +19,7 @@ from click.testing import CliRunner
 import embridge as eb
 from embridge.cli.main import main
 from embridge.errors import MissingDependencyError, MissingFileError, OutputExistsError
-from embridge.evaluation import judge, relevant_positions
+from embridge.evaluation import judge, judgements
 from embridge.planning.portrait import distribution, norm_distributions
 from embridge.records import LearningCurve
 from embridge.testing.translators import planted_anchors
@@ -313,16 +313,17 @@ def test_a_labels_figure_is_the_mean_of_its_queries():
     shared, queries = rows.at(np.arange(600)), rows.at(np.arange(600, 900))
     qrels = {int(q): [int(d) for d in shared.ids[n % 590 : n % 590 + 3]] for n, q in enumerate(queries.ids) if n % 4}
     labels = {int(i): f"kind {n % 3}" for n, i in enumerate(shared.ids) if n % 5} | {int(queries.ids[1]): "its own"}
-    found = eb.plan(shared, queries=queries, qrels=qrels, labels=labels, anchors=200)
     train = shared.sample(200)
     corpus, asked = shared.without(train.hashes()), queries.sample(5000)
-    relevant = relevant_positions(corpus.ids, asked.ids, qrels)
+    qrels[int(queries.ids[1])] = [next(int(i) for i in corpus.ids if int(i) not in labels)]
+    found = eb.plan(shared, queries=queries, qrels=qrels, labels=labels, anchors=200)
+    relevant, _ = judgements(corpus.ids, asked.ids, qrels)
     hits = eb.top_k(asked.x, corpus.x, 10, Metric.COSINE).ids
     judged = [n for n, places in enumerate(relevant) if len(places)]
     assert found.judged == len(judged)
     wanted: dict[str, list[float]] = {}
     for place, value in zip(judged, judge(hits, relevant)[0], strict=True):
-        names = [labels.get(int(asked.ids[place])), *(labels.get(int(corpus.ids[p])) for p in relevant[place])]
+        names = [*(labels.get(int(corpus.ids[p])) for p in relevant[place]), labels.get(int(asked.ids[place]))]
         wanted.setdefault(next((name for name in names if name), "-"), []).append(value)
     assert found.unlabelled == len(wanted.pop("-", []))
     assert {row.label: row.queries for row in found.labels} == {label: len(values) for label, values in wanted.items()}
