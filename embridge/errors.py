@@ -31,11 +31,12 @@ class SpaceMismatchError(EmbridgeError, ValueError):
 
     @classmethod
     def between(cls, what: str, expected: Space, where: str, found: Space) -> SpaceMismatchError:
-        hint = (
-            f"Hint: fit a map from {found.name!r}."
-            if what.startswith("The map")
-            else f"Hint: translate them first with a map from {found.name!r} to {expected.name!r}."
-        )
+        if expected.name == found.name:
+            hint = "Hint: is it the right file, and in the right place?"
+        elif what.startswith("The map"):
+            hint = f"Hint: fit a map from {found.name!r}."
+        else:
+            hint = f"Hint: translate them first with a map from {found.name!r} to {expected.name!r}."
         return cls(
             f"{what} expects {expected.dim}-dimensional vectors of {expected.name!r}, but {where} holds "
             f"{found.dim}-dimensional vectors of {found.name!r}. {hint}"
@@ -321,6 +322,13 @@ class TooFewAnchorsError(EmbridgeError, ValueError):
         return cls(
             f"Evaluation needs at least {needed} shared rows that the map was not fitted on. Got {found} of {shared:,} instead. "
             "Hint: fit with --test-size 0.2, or evaluate on other rows."
+        )
+
+    @classmethod
+    def planned(cls, needed: int, anchors: int, shared: int) -> TooFewAnchorsError:
+        return cls(
+            f"A plan needs at least {needed} shared rows beside its anchors. Of {shared:,} there are {anchors:,} anchors. "
+            "Hint: fewer --anchors (anchors=), a smaller -k, or more rows by both models."
         )
 
     @classmethod
