@@ -116,15 +116,7 @@ class FeatureMap:
             if not isinstance(vectors, np.ndarray) or vectors.ndim not in (1, 2) or vectors.dtype.kind != "f":
                 vectors = as_vectors(vectors, what="vectors")
             return cast(Vectors, self.apply(torch.tensor(np.asarray(vectors, np.float32))).numpy())
-        if vectors.shape[-1] != self.source.dim:
-            raise SpaceMismatchError.width(f"The map from {self.source.name!r}", self.source.dim, vectors.shape[-1])
-        coef, intercept = self.tensors(vectors.device)
-        rows = vectors.reshape(-1, self.source.dim).to(torch.float32)
-        out = torch.addmm(intercept, rows, coef.T)
-        self.add_features(rows, out)
-        if self.target.normalized:
-            out = torch.nn.functional.normalize(out)
-        return cast(Vectors, out.reshape(*vectors.shape[:-1], self.target.dim))
+        return cast(Vectors, self.affine.apply_tensor(vectors, self.add_features))
 
     def pull_back(self, queries: np.ndarray) -> np.ndarray:
         """There is no adjoint: a MapError, whatever the queries are."""

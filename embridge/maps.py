@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any, TypeVar, cast
@@ -105,7 +106,7 @@ class LinearMap:
             Vectors of another width.
         """
         if isinstance(vectors, torch.Tensor):
-            return cast(Vectors, self._apply_torch(vectors))
+            return cast(Vectors, self.apply_tensor(vectors))
         if not isinstance(vectors, np.ndarray) or vectors.ndim not in (1, 2) or vectors.dtype.kind != "f":
             vectors = as_vectors(vectors, what="vectors")
         if vectors.shape[-1] != self.source.dim:
@@ -119,12 +120,15 @@ class LinearMap:
             return cast(Vectors, out / length if length > 0 else out)
         return cast(Vectors, unit(out))
 
-    def _apply_torch(self, vectors: torch.Tensor) -> torch.Tensor:
+    def apply_tensor(self, vectors: torch.Tensor, add: Callable[[torch.Tensor, torch.Tensor], None] | None = None) -> torch.Tensor:
+        """`apply` for tensors; `add` is given rows and their products, and adds to these before they are scaled to unit length."""
         if vectors.shape[-1] != self.source.dim:
             raise SpaceMismatchError.width(f"The map from {self.source.name!r}", self.source.dim, vectors.shape[-1])
         coef, intercept = self.tensors(vectors.device)
         rows = vectors.reshape(-1, self.source.dim).to(torch.float32)
         out = torch.addmm(intercept, rows, coef.T)
+        if add is not None:
+            add(rows, out)
         if self.target.normalized:
             out = torch.nn.functional.normalize(out)
         return out.reshape(*vectors.shape[:-1], self.target.dim)

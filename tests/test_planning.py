@@ -262,8 +262,11 @@ def test_few_queries_recommend_nothing_for_what_it_scored(sample, queries):
 
 
 def test_few_anchors_have_no_learning_curve(sample):
-    for seed in range(3):
-        with contextlib.suppress(TooFewAnchorsError):
+    planned = 0
+    for seed in range(8):
+        with contextlib.suppress(TooFewAnchorsError):  # where a fold is empty
             found = plan(sample[0].sample(200), anchors=7, seed=seed, max_queries=60)
             assert found.learning_curve.anchors == ()
             assert "overlap by anchors" not in str(found)
+            planned += 1
+    assert planned

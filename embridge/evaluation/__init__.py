@@ -17,6 +17,7 @@ from embridge.evaluation.judgements import (
     members_of,
     ndcg,
     outcome_of,
+    positions_of,
 )
 from embridge.evaluation.measure import check_confidence, evaluate
 from embridge.evaluation.strategies import corrected
@@ -41,5 +42,6 @@ __all__ = [
     "members_of",
     "ndcg",
     "outcome_of",
+    "positions_of",
     "resampled_means",
 ]

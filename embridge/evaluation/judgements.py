@@ -100,6 +100,12 @@ def ndcg(found: np.ndarray, relevant: Sequence[np.ndarray], grades: Sequence[np.
     return np.array(scores)
 
 
+def positions_of(asked_ids: np.ndarray, corpus_ids: np.ndarray) -> np.ndarray:
+    """Where in the corpus each query is, all of them being rows of it."""
+    order = np.argsort(corpus_ids, kind="stable")
+    return order[np.searchsorted(corpus_ids, asked_ids, sorter=order)]
+
+
 def members_of(labels: Sequence[Any]) -> dict[Any, np.ndarray]:
     """Positions by label, None left out."""
     found: dict[Any, list[int]] = {}

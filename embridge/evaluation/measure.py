@@ -14,7 +14,7 @@ from embridge.confidence import translation_errors
 from embridge.errors import ParameterError, SpaceMismatchError, TooFewAnchorsError
 from embridge.evaluation.figures import by_label, differences, figures_of, per_query
 from embridge.evaluation.growth import SIZED, Subset, sizes_of, subsets_of
-from embridge.evaluation.judgements import Outcome, Qrels, candidate_depth, judgements, labels_of_queries, outcome_of
+from embridge.evaluation.judgements import Outcome, Qrels, candidate_depth, judgements, labels_of_queries, outcome_of, positions_of
 from embridge.evaluation.strategies import WITHOUT_MAP, Way, ways_of
 from embridge.feature_maps import Map
 from embridge.ids import hash_ids
@@ -179,8 +179,7 @@ class _Trial:
         exclude = None
         if queries is None:
             asked = corpus.sample(max_queries, seed)
-            order = np.argsort(corpus.ids, kind="stable")
-            exclude = order[np.searchsorted(corpus.ids, asked.ids, sorter=order)]
+            exclude = positions_of(asked.ids, corpus.ids)
         else:
             asked = queries.sample(max_queries, seed)
         relevant, grades = judgements(corpus.ids, asked.ids, qrels)

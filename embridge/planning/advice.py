@@ -18,13 +18,13 @@ def recommend(strategies: Sequence[PlannedStrategy], gains: np.ndarray, *, judge
 
     The best of many is the best by luck too. So what is chosen for its score is held to intervals that hold at once for all that
     it was chosen among (`simultaneous_intervals`), and of those that pass the simplest is taken that paired differences cannot
-    tell from the best (`one_standard_error`): fewest rows encoded, then fewest changed, no hubness correction, no old encoder.
+    tell from the best (`one_standard_error`): fewest rows changed, no hubness correction, no old encoder.
 
     ``old-encoder-gone``: of those that need neither the old model nor texts. ``both-encoders``: of those that encode no row and
     whose interval against ``keep-old`` lies above zero; ``keep-old`` where there is none. ``texts-available``: where re-encoding
-    everything is not better than keeping (one comparison, in which nothing is chosen), the same; else what encodes fewest rows of
-    all whose interval lies above zero and that recover 80 % of the gain of re-encoding. That share counts as it was measured,
-    without a margin: it is a price, and to miss it either way costs.
+    everything is not better than keeping (one comparison, in which nothing is chosen), the same; else what encodes fewest rows
+    (within 1 % of them) of all whose interval lies above zero and that recover 80 % of the gain of re-encoding. That share
+    counts as it was measured, without a margin: it is a price, and to miss it either way costs.
 
     Parameters
     ----------
@@ -46,11 +46,11 @@ def recommend(strategies: Sequence[PlannedStrategy], gains: np.ndarray, *, judge
     def best(rows: Sequence[int]) -> int:
         return max(rows, key=lambda i: strategies[i].gain)
 
-    def simplest(rows: Sequence[int], *, ignoring_encodes: bool = False) -> tuple[int, str]:
+    def simplest(rows: Sequence[int]) -> tuple[int, str]:
         """Of some strategies the simplest that cannot be told from the best, and a word on the best."""
         if gains.shape[1] < 2:  # nothing can be told
             return best(rows), ""
-        ordered = sorted(rows, key=lambda i: _effort(strategies[i])[ignoring_encodes:])
+        ordered = sorted(rows, key=lambda i: _effort(strategies[i]))
         i, top = ordered[one_standard_error(gains[ordered])[0]], best(rows)
         return i, "" if i == top else f" It is simpler than {titles[top]} ({strategies[top].gain:+.3f}) and not measurably worse."
 
@@ -78,29 +78,23 @@ def recommend(strategies: Sequence[PlannedStrategy], gains: np.ndarray, *, judge
         shares = gains.mean(axis=1) / gap
         enough = [i for i in others if shares[i] >= ENOUGH and known[i][0] > 0] or [full]
         total = strategies[full].encodes
-        fewest = min(strategies[i].encodes for i in enough)
+        partial = [i for i in enough if strategies[i].encodes < total] or enough
+        fewest = min(strategies[i].encodes for i in partial)
         # Which of the lazy ones reaches a few rows less is chance: within 1 % of all rows they count as one.
-        alike = [
-            i
-            for i in enough
-            if strategies[i].encodes <= fewest + total // 100 and (strategies[i].encodes < total or fewest == total)
-        ]
-        i, word = simplest(alike, ignoring_encodes=True)
+        i, word = simplest([i for i in partial if strategies[i].encodes <= fewest + total // 100])
         # A share is a ratio of means; to first order it is the mean over queries of these.
         span = 2 * (1 + np.abs(shares).max()) / gap
         low, high = _together(shares[:, None] + (gains - shares[:, None] * gains[full]) / gap, others, span)[i]
         share = f"recovers {shares[i]:.0%} [{low:.0%}, {high:.0%}] of what re-encoding everything gains"
         encoded = f"{strategies[i].encodes:,} of {total:,} rows encoded"
         if 0.95 * total < strategies[i].encodes < total:
-            word += (
-                f" These queries reach nearly all rows: re-encoding everything costs them the same ({strategies[full].gain:+.3f})."
-            )
+            word += f" These queries reach nearly all rows: to re-encode everything ({strategies[full].gain:+.3f}) costs the same."
         texts = Recommendation(titles[i], f"It {share} with {encoded}: {against(i, known[i], len(known))}.{word}")
     return {"old-encoder-gone": gone, "both-encoders": both, "texts-available": texts}
 
 
-def _effort(s: PlannedStrategy) -> tuple[int, int, bool, bool]:
-    return s.encodes, s.rows_changed, s.hubness, s.needs_old_encoder
+def _effort(s: PlannedStrategy) -> tuple[int, bool, bool]:
+    return s.rows_changed, s.hubness, s.needs_old_encoder
 
 
 def _together(values: np.ndarray, rows: Sequence[int], span: float = 2.0) -> dict[int, tuple[float, float]]:

@@ -10,7 +10,7 @@ import numpy as np
 
 from embridge.anchors import Anchors
 from embridge.errors import MapError, ParameterError, TooFewAnchorsError
-from embridge.evaluation import Qrels, bootstrap_intervals, figures_of, labels_of_queries
+from embridge.evaluation import Qrels, bootstrap_intervals, figures_of, labels_of_queries, positions_of
 from embridge.maps import LinearMap
 from embridge.neighbours import top_k
 from embridge.planning.advice import recommend
@@ -116,7 +116,7 @@ def plan(
             raise ParameterError.must_be(name, "above 0", value)
     anchors = min(5000, len(shared) // 2) if anchors is None else anchors
     if len(shared) - anchors <= k + 1:
-        raise TooFewAnchorsError.held_out(k + 2, max(len(shared) - anchors, 0), len(shared))
+        raise TooFewAnchorsError.planned(k + 2, anchors, len(shared))
     train = shared.sample(anchors, seed)
     corpus = shared.without(train.hashes())
     translation = fit(train, "auto", device=device)
@@ -124,8 +124,7 @@ def plan(
     exclude = reference = None
     if queries is None:
         asked = corpus.sample(max_queries, seed)
-        order = np.argsort(corpus.ids, kind="stable")
-        exclude = order[np.searchsorted(corpus.ids, asked.ids, sorter=order)]
+        exclude = positions_of(asked.ids, corpus.ids)
         reference = train.sample(REFERENCES, seed)
     else:
         asked = queries.sample(max_queries, seed)

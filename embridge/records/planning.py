@@ -152,7 +152,7 @@ class Plan:
     method : str
         What `auto` chose.
     weight : float
-        Of the carried query in the blend, as chosen on all queries.
+        Of the carried query in the blend: the mean of what the two halves of the queries chose for each other.
     strategies : tuple of PlannedStrategy
     recommendations : dict
         For ``old-encoder-gone``, ``both-encoders`` (no row is encoded) and ``texts-available``.

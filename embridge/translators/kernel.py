@@ -34,11 +34,12 @@ class Kernel:
 
         ``sum |y - W x - b - sum_j w_j k_j(x)|^2 + n alpha v |W - s c Q|^2 + penalty tr(w^T K w)``
 
-    with alpha, s, c and Q as in `Bridge`, v the mean feature variance and K the kernel matrix of the landmarks z: a Gaussian
-    process whose mean is the scaled Procrustes solution and whose covariance is a linear and a Gaussian kernel side by side
-    (Rasmussen and Williams 2006, chapter 2). gamma is 2 over the mean squared distance of the landmarks' directions, and so 1
-    where these are spread evenly. With no more anchors than landmarks the solution is exact; with more of them a sample of the
-    anchors are the landmarks (Nystroem: Williams and Seeger 2001), and moments of the features are taken in one pass.
+    where b takes the mean of x to that of y; alpha, s, c and Q are as in `Bridge`, v is the mean feature variance and K the kernel
+    matrix of the landmarks z. It is a Gaussian process whose mean is the scaled Procrustes solution and whose covariance is a
+    linear and a Gaussian kernel side by side (Rasmussen and Williams 2006, chapter 2). gamma is 2 over the mean squared distance
+    of the landmarks' directions, and so 1 where these are spread evenly. With no more anchors than landmarks the solution is exact;
+    with more of them a sample of the anchors are the landmarks (Nystroem: Williams and Seeger 2001), and moments of the features
+    are taken in one pass.
 
     Translating a row costs ``m (dim_source + dim_target)`` multiplications more than an affine map with m landmarks. The
     result is a `FeatureMap`.
