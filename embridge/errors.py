@@ -292,7 +292,11 @@ class InterruptedOutputError(EmbridgeError, FileExistsError):
         return cls(f"Another process is writing {path!r}. Hint: wait for it, or give another output.")
 
 
-class DiskFullError(EmbridgeError, OSError):
+class OutputError(EmbridgeError, OSError):
+    """An output that cannot be written: its folder is gone, may not be written, or the device fails."""
+
+
+class DiskFullError(OutputError):
     """There is no room for the output."""
 
     @classmethod

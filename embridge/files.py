@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import errno
+import fcntl
+import glob
 import hashlib
 import os
+import re
 import secrets
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,7 +17,7 @@ from typing import BinaryIO, Protocol
 import numpy as np
 from safetensors import SafetensorError, safe_open
 
-from embridge.errors import MissingFileError, OutputExistsError, UnreadableFileError
+from embridge.errors import DiskFullError, EmbridgeError, MissingFileError, OutputError, OutputExistsError, UnreadableFileError
 
 _WHOLE = 64 << 20  # files up to this size are hashed whole
 _BLOCKS, _BLOCK = 1024, 64 << 10  # of larger ones, this many blocks, evenly spread
@@ -51,19 +55,117 @@ def one_file(one: str | os.PathLike[str], other: str | os.PathLike[str]) -> bool
     return os.path.realpath(one) == os.path.realpath(other)
 
 
+def open_exclusively(path: str | os.PathLike[str]) -> int:
+    """A descriptor of a new file; a name that is taken, also by a link to nowhere, is an error and never followed."""
+    return os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o666)
+
+
 @contextlib.contextmanager
 def whole_or_absent(path: str | os.PathLike[str]) -> Iterator[Path]:
-    """Give a temporary name beside `path`; on leaving, flush it to the disk and rename it, or remove it after an error."""
+    """Give a temporary name beside `path`; on leaving, flush it to the disk and rename it, or remove it after an error.
+
+    The temporary file is made here, exclusively, and locked while it is in use: one that is not locked was left by a process
+    that was killed, and is removed by the next writer of `path`.
+
+    Raises
+    ------
+    DiskFullError, OutputError
+        Whatever keeps the file from being written, whichever library says so (see `writing`).
+    """
     target = Path(path)
-    temporary = target.with_name(f".{target.name}.{os.getpid()}-{secrets.token_hex(4)}.tmp")
+    with writing(target):
+        for dead in target.parent.glob(f".{glob.escape(target.name)}.*-*.tmp"):
+            _remove_dead(dead)
+        temporary = target.with_name(f".{target.name}.{os.getpid()}-{secrets.token_hex(4)}.tmp")
+        descriptor = open_exclusively(temporary)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+            yield temporary
+            if not os.stat(temporary).st_size:
+                raise OutputError(f"{os.fspath(path)!r} is not written: its writer wrote nothing.")
+            with open(temporary, "rb+") as file:
+                os.fsync(file.fileno())
+            os.replace(temporary, target)
+            sync_folder(target.parent)
+        finally:
+            temporary.unlink(missing_ok=True)
+            os.close(descriptor)
+
+
+def _remove_dead(path: Path) -> None:
+    """Remove a temporary file whose process is gone: it holds no lock, and its number is not that of a living process."""
+    with contextlib.suppress(OSError, ValueError):
+        if _is_alive(int(path.name.rsplit(".", 2)[1].partition("-")[0])):
+            return  # it may be about to take its lock
+        descriptor = os.open(path, os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            path.unlink(missing_ok=True)
+        finally:
+            os.close(descriptor)
+
+
+def _is_alive(process: int) -> bool:
     try:
-        yield temporary
-        with open(temporary, "rb+") as file:
-            os.fsync(file.fileno())
-        os.replace(temporary, target)
-        sync_folder(target.parent)
-    finally:
-        temporary.unlink(missing_ok=True)
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        pass
+    return True
+
+
+@contextlib.contextmanager
+def writing(path: str | os.PathLike[str]) -> Iterator[None]:
+    """Turn what keeps an output from being written into an error that names it, whichever library raised it.
+
+    Errors of inputs are errors of embridge already when they get here, and pass.
+
+    Raises
+    ------
+    DiskFullError
+        The disk, or a quota, is full.
+    OutputError
+        The folder is gone, may not be written, or the device fails.
+    """
+    try:
+        yield
+    except EmbridgeError:
+        raise
+    except OSError as e:
+        raise _write_error(os.fspath(path), e.errno, e) from e
+    except Exception as e:
+        # FAISS, safetensors, pyarrow and DuckDB report system errors in words, each in classes of its own.
+        text = str(e)
+        if found := re.search(r"os error (\d+)|[Cc]ode: (\d+)|\[?[Ee]rrno[ =:]+(\d+)", text):
+            raise _write_error(os.fspath(path), int(next(filter(None, found.groups()))), e) from e
+        code = next((code for code in _WRITE_ERRORS if os.strerror(code) in text), None)
+        if code is not None or "for writing" in text or "write error" in text:
+            raise _write_error(os.fspath(path), code, e) from e
+        raise
+
+
+_FULL = (errno.ENOSPC, errno.EDQUOT)
+_WRITE_ERRORS = (
+    *_FULL,
+    errno.EFBIG,
+    errno.EROFS,
+    errno.EACCES,
+    errno.EPERM,
+    errno.ENOENT,
+    errno.ENOTDIR,
+    errno.EIO,
+    errno.ENAMETOOLONG,
+)
+
+
+def _write_error(path: str, code: int | None, error: Exception) -> EmbridgeError:
+    if code in _FULL:
+        return DiskFullError(f"{path!r} cannot be written: its disk is full. Hint: free some space, or write elsewhere.")
+    if code == errno.ENOENT and not os.path.isdir(os.path.dirname(path) or "."):
+        return OutputError(f"{path!r} cannot be written: its folder is gone.")
+    reason = os.strerror(code) if code else " ".join(str(error).split()) or type(error).__name__
+    return OutputError(f"{path!r} cannot be written: {reason}.")
 
 
 @contextlib.contextmanager

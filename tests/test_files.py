@@ -1,11 +1,14 @@
+import errno
 import hashlib
 import io
 import os
+import subprocess
+import sys
 
 import pytest
 
 from embridge import files
-from embridge.errors import EmbridgeError, MissingFileError, OutputExistsError
+from embridge.errors import DiskFullError, EmbridgeError, MissingFileError, OutputError, OutputExistsError
 from embridge.files import check_output, fingerprint, hash_content, whole_or_absent
 
 MIB = 1 << 20
@@ -40,7 +43,7 @@ def test_a_failed_output_leaves_everything_as_it_was(tmp_path, exception, was_th
 
 
 def test_an_output_that_was_never_written_is_an_error(tmp_path):
-    with pytest.raises(FileNotFoundError), whole_or_absent(tmp_path / "out.bin"):
+    with pytest.raises(OutputError, match="wrote nothing"), whole_or_absent(tmp_path / "out.bin"):
         pass
     assert list(tmp_path.iterdir()) == []
 
@@ -159,3 +162,52 @@ def test_up_to_the_limit_every_byte_counts(tmp_path, monkeypatch):
     monkeypatch.setattr(files, "_WHOLE", 3 * MIB)
     digests = {fingerprint(sparse(tmp_path / "a", 3 * MIB, **{f"_{p}": b"x"})) for p in (0, 1_500_001, 3 * MIB - 1)}
     assert len(digests | {fingerprint(sparse(tmp_path / "a", 3 * MIB))}) == 4
+
+
+def test_a_planted_temporary_link_is_not_followed(tmp_path, monkeypatch):
+    monkeypatch.setattr(files.secrets, "token_hex", lambda n: "00" * n)
+    victim = tmp_path / "victim"
+    victim.write_text("mine")
+    (tmp_path / f".out.bin.{os.getpid()}-00000000.tmp").symlink_to(victim)
+    with pytest.raises(OutputError), whole_or_absent(tmp_path / "out.bin") as temporary:
+        temporary.write_text("redirected")
+    assert victim.read_text() == "mine"
+
+
+def test_what_a_killed_writer_left_is_removed_and_what_a_living_one_writes_is_not(tmp_path):
+    code = (
+        "import os, signal, sys\nfrom embridge.files import whole_or_absent\n"
+        "with whole_or_absent(sys.argv[1]) as t:\n    t.write_text('half'); os.kill(os.getpid(), signal.SIGKILL)"
+    )
+    assert subprocess.run([sys.executable, "-c", code, str(tmp_path / "out.bin")], check=False).returncode == -9
+    assert len(list(tmp_path.glob(".out.bin.*.tmp"))) == 1
+    with whole_or_absent(tmp_path / "out.bin") as one:
+        one.write_text("one")
+        with whole_or_absent(tmp_path / "out.bin") as other:
+            other.write_text("other")
+            assert one.exists()
+        assert (tmp_path / "out.bin").read_text() == "other"
+    assert (tmp_path / "out.bin").read_text() == "one"
+    assert [p.name for p in tmp_path.iterdir()] == ["out.bin"]
+
+
+@pytest.mark.parametrize(
+    ("raised", "expected"),
+    [
+        (OSError(errno.ENOSPC, "No space left on device"), DiskFullError),
+        (OSError(errno.EDQUOT, "Disk quota exceeded"), DiskFullError),
+        (RuntimeError("Error in faiss: write error in x.faiss: 0 != 5 (No space left on device)"), DiskFullError),
+        (RuntimeError('Error while serializing: I/O error: Os { code: 28, kind: StorageFull, message: "..." }'), DiskFullError),
+        (RuntimeError("could not open x.faiss for writing: No such file or directory"), OutputError),
+        (OSError(errno.EROFS, "Read-only file system"), OutputError),
+    ],
+)
+def test_whatever_keeps_an_output_from_being_written_names_the_output(tmp_path, raised, expected):
+    with pytest.raises(expected, match=r"out\.bin"), whole_or_absent(tmp_path / "out.bin"):
+        raise raised
+    assert not list(tmp_path.iterdir())
+
+
+def test_an_error_that_is_not_of_writing_passes(tmp_path):
+    with pytest.raises(ZeroDivisionError), whole_or_absent(tmp_path / "out.bin"):
+        raise ZeroDivisionError("division by zero")

@@ -1,0 +1,229 @@
+"""One protocol for every output: know each path that will be touched, check all of them against all inputs, hold a lock."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import fnmatch
+import glob
+import os
+import stat
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from embridge.errors import InterruptedOutputError, MissingFileError, OutputExistsError, ParameterError
+from embridge.files import open_exclusively, writing
+
+# Side files by kind of output: suffixes of the output's own name. Whatever writes another one names it here.
+FILE: tuple[str, ...] = ()
+INDEX = (".json", ".ids.parquet")
+DECODER = (".json",)
+CONVERSION = (".bad.parquet", ".journal", ".partial", ".partial.bad", ".partial.old")
+ENCODING = (".parts",)
+_WORKING = (*CONVERSION[1:], *ENCODING)  # of an unfinished run, which resuming and overwriting judge by its journal
+_TRIES = 50
+
+
+@dataclass(frozen=True)
+class Output:
+    """A file or folder that a verb will write, with its side files.
+
+    Attributes
+    ----------
+    path : str or path-like
+    sides : tuple of str
+        Suffixes of side files: `FILE`, `INDEX`, `DECODER`, `CONVERSION`, `ENCODING`.
+    folder : bool
+        The output is a folder.
+    """
+
+    path: str | os.PathLike[str]
+    sides: tuple[str, ...] = FILE
+    folder: bool = False
+
+    @property
+    def target(self) -> Path:
+        """The path of the output itself."""
+        return Path(self.path)
+
+    @property
+    def touched(self) -> tuple[Path, ...]:
+        """Every path that writing may create, replace or remove."""
+        target = self.target
+        return (target, *(target.with_name(target.name + suffix) for suffix in self.sides), _lock_path(target))
+
+
+def check_outputs(
+    *outputs: Output, inputs: Iterable[str | os.PathLike[str] | None] = (), overwrite: bool = False, resume: bool = False
+) -> None:
+    """Refuse outputs that may not be written, before any work is done.
+
+    Parameters
+    ----------
+    outputs : Output
+    inputs : iterable of path, glob or None
+        Everything that the verb reads. Sidecars of an input (``X.json``, ``X.ids.parquet``) count as inputs; remote locations are
+        left to the caller.
+    overwrite : bool, default False
+        An output that exists may be replaced.
+    resume : bool, default False
+        An output that exists is looked at by the caller.
+
+    Raises
+    ------
+    OutputExistsError
+        It exists and may not be replaced; it is a folder where a file is written, or the other way round; or a path that will be
+        touched is, contains, or lies in an input or another output, after links are resolved.
+    MissingFileError
+        Its folder does not exist.
+    ParameterError
+        It has no file name.
+    """
+    for output in outputs:
+        _check_name(output)
+    _check_apart(outputs)
+    found = [one for path in inputs if path is not None for one in _input_paths(os.fspath(path))]
+    patterns = [os.fspath(path) for path in inputs if path is not None and glob.has_magic(os.fspath(path))]
+    for output in outputs:
+        for touched in output.touched:
+            _check_input(touched, found)
+        if any(fnmatch.fnmatch(os.path.abspath(output.path), os.path.abspath(pattern)) for pattern in patterns):
+            raise OutputExistsError(f"{str(output.path)!r} would become part of its own input. Hint: write it elsewhere.")
+        _check_existing(output, overwrite=overwrite, resume=resume)
+
+
+@contextlib.contextmanager
+def claim(
+    *outputs: Output, inputs: Iterable[str | os.PathLike[str] | None] = (), overwrite: bool = False, resume: bool = False
+) -> Iterator[list[Path]]:
+    """Lock outputs for this call alone, check them (`check_outputs`) under the lock, and give their paths.
+
+    The lock is a file ``.NAME.lock`` beside each output. The system releases it when the process ends, however it ends; what a
+    killed process left of it is taken over by the next one. A reader needs no lock: outputs appear by a rename.
+
+    Raises
+    ------
+    InterruptedOutputError
+        Another call, in this process or another, is writing one of them.
+    OutputExistsError, MissingFileError, ParameterError
+        As `check_outputs`.
+    """
+    inputs = list(inputs)
+    for output in outputs:
+        _check_name(output)
+    _check_apart(outputs)
+    with contextlib.ExitStack() as stack:
+        for target in sorted(output.target for output in outputs):
+            stack.enter_context(_locked(target))
+        check_outputs(*outputs, inputs=inputs, overwrite=overwrite, resume=resume)
+        yield [output.target for output in outputs]
+
+
+def _lock_path(target: Path) -> Path:
+    return target.with_name(f".{target.name}.lock")
+
+
+@contextlib.contextmanager
+def _locked(target: Path) -> Iterator[None]:
+    path = _lock_path(target)
+    with writing(target):
+        descriptor = _lock(path, target)
+    try:
+        yield
+    finally:
+        path.unlink(missing_ok=True)  # while it is held: whoever opened it meanwhile finds that it is gone, and makes a new one
+        os.close(descriptor)
+
+
+def _lock(path: Path, target: Path) -> int:
+    for _ in range(_TRIES):
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o666)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if os.path.samestat(os.stat(path, follow_symlinks=False), os.fstat(descriptor)):
+                return descriptor
+        except BlockingIOError as e:
+            os.close(descriptor)
+            raise InterruptedOutputError.busy(str(target)) from e
+        except FileNotFoundError:  # its owner took it away between our opening and locking
+            pass
+        os.close(descriptor)
+    raise InterruptedOutputError.busy(str(target))
+
+
+def _check_name(output: Output) -> None:
+    path = os.fspath(output.path)
+    if "://" in path:
+        raise ParameterError(f"{path!r} is a remote location, and this output is a local file. Hint: give a local path.")
+    if "\0" in path or not output.target.name or output.target.name == "..":
+        raise ParameterError(f"An output needs a file name. Got {path!r} instead.")
+    if not output.target.parent.is_dir():
+        raise MissingFileError.at(str(output.target.parent))
+
+
+def _check_apart(outputs: tuple[Output, ...]) -> None:
+    """No two outputs touch one path, and none lies in another."""
+    seen: list[str] = []
+    for output in outputs:
+        own = [os.path.realpath(path) for path in output.touched]
+        for path in own:
+            if any(_overlap(path, other) for other in seen):
+                raise OutputExistsError.twice(str(output.path))
+        seen.extend(own)
+
+
+def _check_input(touched: Path, inputs: list[str]) -> None:
+    real = os.path.realpath(touched)
+    for path in inputs:
+        other = os.path.realpath(path)
+        if real == other or (os.path.exists(real) and os.path.exists(other) and os.path.samefile(real, other)):
+            raise OutputExistsError.is_input(str(touched))
+        if _overlap(real, other):
+            raise OutputExistsError(
+                f"The output {str(touched)!r} and the input {path!r} lie one in the other. Hint: write it elsewhere."
+            )
+    if os.path.isdir(real):
+        files = {(s.st_dev, s.st_ino): path for path in inputs if os.path.isfile(path) for s in [os.stat(path)]}
+        for folder, _, names in os.walk(real):
+            for name in names:
+                found = os.stat(os.path.join(folder, name), follow_symlinks=False)
+                if (found.st_dev, found.st_ino) in files:
+                    raise OutputExistsError.is_input(os.path.join(folder, name))
+
+
+def _overlap(one: str, other: str) -> bool:
+    """True where one path is the other, or lies in it."""
+    return one == other or one.startswith(other.rstrip("/") + "/") or other.startswith(one.rstrip("/") + "/")
+
+
+def _input_paths(path: str) -> list[str]:
+    """A local input as paths: itself, the files behind a glob or in a folder, and sidecars."""
+    if "://" in path and not path.startswith("file://"):
+        return []
+    path = path.removeprefix("file://")
+    if not os.path.exists(path) and glob.has_magic(path):
+        return [one for match in glob.glob(path, recursive=True) for one in _input_paths(match)]
+    if os.path.isdir(path):
+        return [path, *(os.path.join(folder, name) for folder, _, names in os.walk(path) for name in names)]
+    return [path, *(path + suffix for suffix in INDEX if os.path.exists(path + suffix))]
+
+
+def _check_existing(output: Output, *, overwrite: bool, resume: bool) -> None:
+    target = output.target
+    if target.is_dir() and not output.folder:
+        raise OutputExistsError.is_folder(str(output.path))
+    if os.path.lexists(target) and not target.is_dir() and output.folder:
+        raise OutputExistsError(f"{str(output.path)!r} is a file, and the output is a folder. Hint: give another name.")
+    for path in (target, *(target.with_name(target.name + suffix) for suffix in output.sides if suffix not in _WORKING)):
+        if not os.path.lexists(path):
+            continue
+        if not overwrite and not resume:
+            raise OutputExistsError.at(str(path))
+        if path != target or not output.folder:
+            mode = os.stat(path, follow_symlinks=False).st_mode
+            if not stat.S_ISREG(mode) and not stat.S_ISLNK(mode):
+                raise OutputExistsError(f"{str(path)!r} is not a regular file, so it is not replaced. Hint: give another name.")
+
+
+__all__ = ["CONVERSION", "DECODER", "ENCODING", "FILE", "INDEX", "Output", "check_outputs", "claim", "open_exclusively"]
