@@ -292,6 +292,29 @@ def id_type_of(kind: pa.DataType, where: str) -> pa.DataType:
     raise BadIdsError.kind(where, kind)
 
 
+def cast_column(column: pa.Array, field: pa.Field, where: str) -> pa.Array:
+    """A column in the type that it has in all files together.
+
+    Raises
+    ------
+    CollectionError
+        A value would change: an integer beyond 2^53 as a float.
+    """
+    kind = field.type
+    if column.type == kind:
+        return column
+    try:
+        if pa.types.is_dictionary(kind) and not pa.types.is_dictionary(column.type):
+            return column.cast(kind.value_type).dictionary_encode().cast(kind)
+        return column.cast(kind)
+    except pa.ArrowException as e:
+        reason = str(e).splitlines()[0]
+        raise CollectionError(
+            f"Column {field.name!r} of {where} is {column.type}, in other files it is {kind}, and not every value can be kept: "
+            f"{reason}. Hint: write the column with one type in all files."
+        ) from e
+
+
 def declare_space(
     where: str,
     declared: Space | DeclaredSpace | str | None,

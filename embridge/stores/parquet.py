@@ -22,7 +22,7 @@ from embridge.errors import (
     SpaceMismatchError,
     UndeclaredSpaceError,
 )
-from embridge.stores.collection import Batch, Collection, Needed, declare_space, id_type_of, normalise_ids
+from embridge.stores.collection import Batch, Collection, Needed, cast_column, declare_space, id_type_of, normalise_ids
 from embridge.stores.locations import shown
 from embridge.stores.memory import empty_payload
 from embridge.stores.metadata import (
@@ -147,7 +147,7 @@ class ParquetCollection(Collection):
             return schemas[0]
         try:
             merged = pa.unify_schemas(schemas, promote_options="permissive")
-        except (pa.ArrowInvalid, pa.ArrowTypeError) as e:
+        except pa.ArrowException as e:
             raise CollectionError.columns_differ(self.name, e) from e
         shared = set(merged.names).intersection(*(schema.names for schema in schemas))
         return pa.schema([f if f.name in shared else f.with_nullable(True) for f in merged])
@@ -215,8 +215,7 @@ class ParquetCollection(Collection):
         arrays = []
         for field in self.payload_schema:
             if field.name in batch.schema.names:
-                column = batch.column(field.name)
-                arrays.append(column if column.type == field.type else column.cast(field.type))
+                arrays.append(cast_column(batch.column(field.name), field, file.name))
             else:  # a folder's value, or null where this file has no such column
                 arrays.append(pa.repeat(pa.scalar(file.partition.get(field.name), field.type), len(batch)))
         return pa.record_batch(arrays, schema=self.payload_schema)

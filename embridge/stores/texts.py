@@ -10,7 +10,7 @@ import numpy as np
 import pyarrow as pa
 
 from embridge.errors import BadIdsError, CollectionError
-from embridge.stores.collection import id_type_of, normalise_ids
+from embridge.stores.collection import cast_column, id_type_of, normalise_ids
 from embridge.stores.locations import shown
 from embridge.stores.parquet_file import ParquetFile, ParquetFiles
 
@@ -123,10 +123,8 @@ class TextTable:
                 ids = normalise_ids(batch.column(self.id_column), file.name)
                 texts = batch.column(self.text_column)
                 self._check(file, ids, texts)
-                try:
-                    payload = batch.select(self.payload_schema.names).cast(self.payload_schema)
-                except pa.ArrowException as e:
-                    raise CollectionError.columns_differ(self.name, e) from e
+                columns = [cast_column(batch.column(f.name), f, file.name) for f in self.payload_schema]
+                payload = pa.record_batch(columns, schema=self.payload_schema)
                 yield TextBatch(start, ids, texts.to_pylist(), payload)
                 start += len(batch)
 
