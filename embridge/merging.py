@@ -105,6 +105,7 @@ def merge(
     lineage = {"native": native.fingerprint(), "translated": translated.fingerprint()}
     lineage |= {"map": translation.fingerprint} if translation else {}
     options = {"columns": (native.id_column, native.vector_column), "lineage": lineage, "mixture": mixture, "dtype": dtype}
+    options["metadata"] = translated.metadata | native.metadata
     with write_collection(target, space, native.id_type, rows.payload_schema, **options) as writer:
         done = 0
         for batch in rows.batches():
@@ -181,7 +182,9 @@ def _one_space(native: Collection, translated: Collection, queries: Collection |
         raise CollectionError.not_native(native.name, "it holds translated rows itself")
     if "map" in getattr(native, "lineage", {}):
         raise CollectionError.not_native(native.name, "it was converted with a map")
-    return replace(space, normalized=space.normalized and translated.space.normalized)
+    # What a quantized index gives back has about the length of what went in.
+    normalized = all(side.is_exact and side.space.normalized for side in (native, translated))
+    return replace(space, normalized=normalized)
 
 
 def _ask(sides: _Sides, queries: Collection | None, k: int, max_queries: int, seed: int, device: str) -> tuple[Found, np.ndarray]:

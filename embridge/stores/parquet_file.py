@@ -38,12 +38,12 @@ class ParquetFile:
         with self._reading() as file:
             self.schema: pa.Schema = file.schema_arrow
             names = self.schema.names
-            groups = [file.metadata.row_group(i).num_rows for i in range(file.metadata.num_row_groups)]
+            groups = _group_rows(file)
             rows = file.metadata.num_rows
         if repeated := sorted({n for n in names if names.count(n) > 1}):
             raise CollectionError(f"{name} has several columns of the name {repeated[0]!r}. Hint: rename all but one.")
         if min(groups, default=0) < 0 or sum(groups) != rows or rows > _ROWS_A_BYTE * self._identity[0]:
-            raise UnreadableFileError.at(self._shown, "Parquet", f"it states {rows:,} rows, which it cannot hold")
+            raise UnreadableFileError.at(self._shown, "Parquet", f"it states {rows:,} rows, and its columns hold others")
         self._starts = np.concatenate([[0], np.cumsum(groups, dtype=np.int64)])
         self.rows = int(self._starts[-1])
         folders = path[len(base) :].split("/")[:-1] if base else []
@@ -202,6 +202,13 @@ class ParquetFiles:
                 raise ChangedSourceError.of(repr(shown(self.path)), f"{how}, {other[0]!r}")
         if (first := self._fingerprint) is not None and self.fingerprint() != first:
             raise ChangedSourceError.of(repr(shown(self.path)), "its content is another, though its size and times are the same")
+
+
+def _group_rows(file: pq.ParquetFile) -> list[int]:
+    """Rows of each row group; -1 where columns without lists hold another number of values."""
+    flat = [i for i in range(len(file.schema)) if not file.schema.column(i).max_repetition_level]
+    groups = [file.metadata.row_group(i) for i in range(file.metadata.num_row_groups)]
+    return [g.num_rows if all(g.column(i).num_values == g.num_rows for i in flat) else -1 for g in groups]
 
 
 def row_lengths(column: pa.Array) -> np.ndarray:
