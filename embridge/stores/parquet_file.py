@@ -21,11 +21,13 @@ from embridge.errors import (
     MissingFileError,
     UnreadableFileError,
 )
+from embridge.stores import thrift
 from embridge.stores.collection import Needed
 from embridge.stores.locations import file_identity, find_files, fingerprint_files, left_out_message, shown
 
 _LOG = logging.getLogger("embridge")
 _NULL_FOLDER = "__HIVE_DEFAULT_PARTITION__"
+_FOOTER = 16 << 20  # bytes of a footer that is looked through in Python
 _ROWS_A_BYTE = 100_000  # that a file can hold; what claims more is damaged, and must not be allocated for
 
 
@@ -38,12 +40,13 @@ class ParquetFile:
         with self._reading() as file:
             self.schema: pa.Schema = file.schema_arrow
             names = self.schema.names
-            groups = _group_rows(file)
+            # Nothing is asked of single columns: pyarrow ends the process where their metadata is encrypted.
+            groups = [file.metadata.row_group(i).num_rows for i in range(file.metadata.num_row_groups)]
             rows = file.metadata.num_rows
         if repeated := sorted({n for n in names if names.count(n) > 1}):
             raise CollectionError(f"{name} has several columns of the name {repeated[0]!r}. Hint: rename all but one.")
         if min(groups, default=0) < 0 or sum(groups) != rows or rows > _ROWS_A_BYTE * self._identity[0]:
-            raise UnreadableFileError.at(self._shown, "Parquet", f"it states {rows:,} rows, and its columns hold others")
+            raise UnreadableFileError.at(self._shown, "Parquet", f"it states {rows:,} rows, which it cannot hold")
         self._starts = np.concatenate([[0], np.cumsum(groups, dtype=np.int64)])
         self.rows = int(self._starts[-1])
         folders = path[len(base) :].split("/")[:-1] if base else []
@@ -125,12 +128,21 @@ class ParquetFile:
                 rows = f"between rows {start:,} and {start + len(batch):,}"
                 raise CollectionError(f"Column {name!r} of {self.name} holds invalid values {rows}: {e}") from e
 
-    def values(self, column: str) -> int:
-        """How many values the footer states for a list column: a row without any counts as one."""
-        with self._reading() as file:
-            groups = [file.metadata.row_group(i) for i in range(file.metadata.num_row_groups)]
-            chunks = [group.column(i) for group in groups for i in range(group.num_columns)]
-            return sum(chunk.num_values for chunk in chunks if chunk.path_in_schema.startswith(f"{column}."))
+    def values(self, column: str) -> int | None:
+        """How many values the footer states for a list column, where a row without any counts as one; None if it does not say."""
+        try:
+            with self._fs.open_input_file(self.path) as source:
+                end = source.size() - 8
+                source.seek(end)
+                length = int.from_bytes(source.read(4), "little")
+                if length > _FOOTER:
+                    return None
+                source.seek(end - length)
+                groups = thrift.loads(source.read(length))[4][1][1]
+            chunks = [chunk[3][1] for group in groups for chunk in group[1][1][1]]
+            return sum(chunk[5][1] for chunk in chunks if chunk[3][1][1][0] == column.encode())
+        except (pa.ArrowException, OSError, LookupError, TypeError, ValueError):
+            return None
 
     def batches(self, columns: list[str], batch_rows: int) -> Iterator[pa.RecordBatch]:
         for _, batch in self.spans(columns, batch_rows, None, 0):
@@ -162,9 +174,10 @@ class ParquetFiles:
     def __len__(self) -> int:
         return sum(file.rows for file in self.files)
 
-    def values(self, column: str) -> int:
-        """`ParquetFile.values` of all files."""
-        return sum(file.values(column) for file in self.files)
+    def values(self, column: str) -> int | None:
+        """`ParquetFile.values` of all files together."""
+        found = [file.values(column) for file in self.files]
+        return None if None in found else sum(filter(None, found))
 
     def one(self, file: ParquetFile) -> ParquetFiles:
         """The same with one of its files."""
@@ -202,13 +215,6 @@ class ParquetFiles:
                 raise ChangedSourceError.of(repr(shown(self.path)), f"{how}, {other[0]!r}")
         if (first := self._fingerprint) is not None and self.fingerprint() != first:
             raise ChangedSourceError.of(repr(shown(self.path)), "its content is another, though its size and times are the same")
-
-
-def _group_rows(file: pq.ParquetFile) -> list[int]:
-    """Rows of each row group; -1 where columns without lists hold another number of values."""
-    flat = [i for i in range(len(file.schema)) if not file.schema.column(i).max_repetition_level]
-    groups = [file.metadata.row_group(i) for i in range(file.metadata.num_row_groups)]
-    return [g.num_rows if all(g.column(i).num_values == g.num_rows for i in flat) else -1 for g in groups]
 
 
 def row_lengths(column: pa.Array) -> np.ndarray:
