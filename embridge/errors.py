@@ -226,6 +226,14 @@ class UnreadableFileError(EmbridgeError, OSError):
         return cls(f"{path!r} was altered: its content does not match its fingerprint.")
 
 
+class ChangedSourceError(EmbridgeError, RuntimeError):
+    """An input changed while it was read."""
+
+    @classmethod
+    def of(cls, where: str, how: str) -> ChangedSourceError:
+        return cls(f"{where} changed while it was read: {how}. Hint: run again when nothing writes there any more.")
+
+
 class OutputExistsError(EmbridgeError, FileExistsError):
     """The output is there already."""
 
@@ -274,6 +282,14 @@ class InterruptedOutputError(EmbridgeError, FileExistsError):
     @classmethod
     def busy(cls, path: str) -> InterruptedOutputError:
         return cls(f"Another process is writing {path!r}. Hint: wait for it, or give another output.")
+
+    @classmethod
+    def altered(cls, path: str, fault: str) -> InterruptedOutputError:
+        return cls(f"{path!r} was altered since it was written: {fault}. Hint: --overwrite (overwrite=True) starts anew.")
+
+    @classmethod
+    def not_ours(cls, path: str) -> InterruptedOutputError:
+        return cls(f"{path!r} is not what an unfinished run of embridge leaves, so it is not touched. Hint: move it away.")
 
 
 class OutputError(EmbridgeError, OSError):

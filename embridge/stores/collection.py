@@ -85,6 +85,11 @@ class Collection(ABC):
     vector_column: str = "vector"
     mixture: Mixture | None = None
 
+    @property
+    def metadata(self) -> dict[bytes, bytes]:
+        """What others wrote about the whole file (Parquet key-value metadata); not what embridge or Arrow write themselves."""
+        return {}
+
     @abstractmethod
     def __len__(self) -> int:
         """Rows."""

@@ -130,6 +130,36 @@ def upload(local: Path, path: str) -> None:
         raise
 
 
+def list_objects(path: str) -> list[str]:
+    """Paths of the objects below a remote path, relative to it."""
+    filesystem, inner = _resolve(path)
+    base = inner.rstrip("/") + "/"
+    try:
+        found = filesystem.get_file_info(fs.FileSelector(base, recursive=True, allow_not_found=True))
+    except OSError as e:
+        raise UnreadableFileError.at(path, "a location", e) from e
+    return sorted(info.path[len(base) :] for info in found if info.type == fs.FileType.File)
+
+
+def read_object(path: str) -> bytes:
+    """The content of a small remote file."""
+    filesystem, inner = _resolve(path)
+    try:
+        with filesystem.open_input_file(inner) as file:
+            return file.read()
+    except (pa.ArrowException, OSError) as e:
+        raise UnreadableFileError.at(path, "a file", e) from e
+
+
+def fingerprint_at(path: str) -> tuple[int, str]:
+    """Size and content hash of a remote file."""
+    filesystem, inner = _resolve(path)
+    try:
+        return filesystem.get_file_info(inner).size, fingerprint_files(filesystem, [inner])
+    except (pa.ArrowException, OSError) as e:
+        raise UnreadableFileError.at(path, "a file", e) from e
+
+
 def _resolve(path: str) -> tuple[fs.FileSystem, str]:
     try:
         return fs.FileSystem.from_uri(path) if "://" in path else (fs.LocalFileSystem(), path)

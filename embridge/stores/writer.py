@@ -6,7 +6,7 @@ import contextlib
 import io
 import json
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -23,6 +23,11 @@ from embridge.stores.thrift import Struct
 from embridge.types import Metric, Mixture, Space
 
 GROUP_BYTES = 16 << 20  # of vectors in a row group: a conversion holds about six of them, a reader one
+
+
+def rows_of_group(dim: int, dtype: np.dtype) -> int:
+    """Rows of a full row group, by width and dtype alone."""
+    return max(1, GROUP_BYTES // (dtype.itemsize * dim))
 
 
 class CollectionWriter:
@@ -52,6 +57,8 @@ class CollectionWriter:
     confidence : dict, optional
         Add columns ``predicted_error`` and ``error_bound`` (float32), which `append` must then be given; kept as metadata
         ``embridge.confidence``.
+    metadata : mapping of bytes to bytes, optional
+        More metadata of the file.
 
     Attributes
     ----------
@@ -77,6 +84,7 @@ class CollectionWriter:
         compact: bool = False,
         groups: Sequence[Struct] = (),
         confidence: dict[str, Any] | None = None,
+        metadata: Mapping[bytes, bytes] | None = None,
     ) -> None:
         if dtype not in ("float16", "float32"):
             raise ParameterError.must_be("dtype", "'float32' or 'float16'", dtype)
@@ -86,20 +94,20 @@ class CollectionWriter:
                 raise CollectionError.reserved_column("The output", column)
         self.dtype, self.space = np.dtype(dtype), space
         element = pa.field("element", pa.from_numpy_dtype(self.dtype), nullable=False)
-        metadata = {
+        ours = {
             SPACE_KEY: json.dumps(space.to_dict()),
             COLUMNS_KEY: json.dumps(dict(zip(("id", "vector"), columns, strict=True))),
             LINEAGE_KEY: json.dumps(lineage or {}),
         }
         if confidence is not None:
-            metadata[CONFIDENCE_KEY] = json.dumps(confidence)
+            ours[CONFIDENCE_KEY] = json.dumps(confidence)
         self._errors = [pa.field(name, pa.float32(), False) for name in errors]
         if mixture is not None:
-            metadata[MIXTURE_KEY] = json.dumps(asdict(mixture))
+            ours[MIXTURE_KEY] = json.dumps(asdict(mixture))
         ids, vectors = pa.field(columns[0], id_type, False), pa.field(columns[1], pa.list_(element, space.dim), False)
-        self.schema = pa.schema([ids, vectors, *payload_schema, *self._errors], metadata)
+        self.schema = pa.schema([ids, vectors, *payload_schema, *self._errors], {**(metadata or {}), **ours})
         self._others = pa.schema([ids, *payload_schema])
-        self.group_rows = max(1, GROUP_BYTES // (self.dtype.itemsize * space.dim))
+        self.group_rows = rows_of_group(space.dim, self.dtype)
         self._encoder = Encoder(self.schema, columns[1], compact=compact and self.dtype == np.float32)
         self._file = file
         self.groups = list(groups)
