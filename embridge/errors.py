@@ -116,6 +116,14 @@ class BadVectorsError(EmbridgeError, ValueError):
         return cls(f"{where} has {_rows(len(ids))} with {reason}: ids {_some(ids)}. Hint: remove or re-encode them.")
 
     @classmethod
+    def lengths(cls, where: str, lengths: Any, ids: Sequence[Any]) -> BadVectorsError:
+        return cls(
+            f"The space of {where} says that every vector has unit length (normalized), but {_rows(len(ids))} of one batch have "
+            f"lengths from {min(lengths):.4g} to {max(lengths):.4g}: ids {_some(ids)}. Hint: scale them to unit length, or "
+            "correct what says so: the metadata 'embridge.space' of the file, or the Space(normalized=True) given."
+        )
+
+    @classmethod
     def none_left(cls, where: str, count: int) -> BadVectorsError:
         return cls(f"{where} has {_rows(count)}, and none of them can be translated.")
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -10,13 +11,11 @@ from typing import Any, ClassVar
 import numpy as np
 import pyarrow as pa
 
-from embridge.arrays import check_rows, norms
+from embridge.arrays import check_rows
 from embridge.errors import BadIdsError, CollectionError, ParameterError, UndeclaredSpaceError
 from embridge.types import DeclaredSpace, Metric, Mixture, Space, resolve_space
 
 BATCH_BYTES = 32 << 20  # of float32 vectors, in a batch that nobody asked another size for
-_SAMPLE_ROWS = 1024
-_UNIT_TOLERANCE = 1e-3  # float16 keeps the length of a unit vector to about 1e-5
 
 
 @dataclass(frozen=True, eq=False)
@@ -65,9 +64,11 @@ class Collection(ABC):
     ----------
     kind : str
         ``parquet``, ``faiss`` or ``memory``.
+    is_exact : bool
+        Vectors come back as they were stored (a quantized index gives approximations). Then rows are checked, while they are
+        read, to have unit length where the file or the caller says so.
     path : str or None
         Where it lies.
-    space : Space
     id_type : pyarrow.DataType
         string or int64.
     payload_schema : pyarrow.Schema
@@ -77,13 +78,27 @@ class Collection(ABC):
     """
 
     kind: ClassVar[str]
+    is_exact: ClassVar[bool] = False
     path: str | None
-    space: Space
     id_type: pa.DataType
     payload_schema: pa.Schema
     id_column: str = "id"
     vector_column: str = "vector"
     mixture: Mixture | None = None
+
+    @functools.cached_property
+    def space(self) -> Space:
+        """The space of its vectors.
+
+        A store sets it, or computes it here: where neither the file nor the caller says whether all vectors have unit length,
+        that takes one pass over the vectors, which ends at the first that has not.
+        """
+        raise NotImplementedError
+
+    @property
+    def stated_space(self) -> Space:
+        """The space by name, width and metric, without reading rows; `normalized` is False where nobody stated it."""
+        return self.space
 
     @property
     def metadata(self) -> dict[bytes, bytes]:
@@ -106,10 +121,21 @@ class Collection(ABC):
     def fingerprint(self) -> str:
         """Content hash: 32 hexadecimal digits."""
 
+    def check_unchanged(self) -> None:  # noqa: B027 (most stores have nothing to check)
+        """Check that what was opened is still there as it was. In memory nothing can change.
+
+        Call it when all rows are read, before an output made of them gets its name.
+
+        Raises
+        ------
+        ChangedSourceError
+            A file was overwritten, replaced, added or removed since the collection was opened.
+        """
+
     @property
     def name(self) -> str:
         """How messages call it."""
-        return repr(self.path) if self.path else "the collection in memory"
+        return repr(self.path) if self.path is not None else "the collection in memory"
 
     def batches(
         self,
@@ -135,7 +161,8 @@ class Collection(ABC):
         Raises
         ------
         BadVectorsError
-            NaN or infinite values, zero vectors under cosine, missing or ragged vectors, with their ids.
+            NaN or infinite values, zero vectors under cosine, missing or ragged vectors, rows without the unit length that the
+            space states, with their ids.
         BadIdsError
             Null ids.
         UnreadableFileError
@@ -148,16 +175,17 @@ class Collection(ABC):
             if not lenient:
                 if batch.ids.null_count:
                     raise BadIdsError.null(self.name, batch.ids.null_count)
-                check_rows(batch.vectors, IdValues(batch.ids), self.name, zero_is_bad=self._zero_is_bad)
+                self._check(batch.vectors, batch.ids)
             yield batch
 
-    @property
-    def _zero_is_bad(self) -> bool:
-        return self.space.metric == Metric.COSINE
+    def _check(self, vectors: np.ndarray, ids: pa.Array, otherwise: str = "") -> None:
+        stated = self.stated_space
+        zero_is_bad, unit_length = stated.metric == Metric.COSINE, self.is_exact and stated.normalized
+        check_rows(vectors, IdValues(ids), self.name, zero_is_bad=zero_is_bad, unit_length=unit_length, otherwise=otherwise)
 
     def default_batch_rows(self) -> int:
         """Rows that hold 32 MiB of float32 vectors, 1,024 at least."""
-        return max(1024, BATCH_BYTES // (4 * self.space.dim))
+        return max(1024, BATCH_BYTES // (4 * self.stated_space.dim))
 
     def select(self, rows: np.ndarray) -> Iterator[tuple[slice, np.ndarray]]:
         """Vectors of the rows at `rows` (sorted positions), as pieces: where in `rows` they belong, and the vectors.
@@ -183,16 +211,22 @@ class Collection(ABC):
             if low < high:
                 places = rows[low:high] - batch.start
                 vectors = batch.vectors[places]
-                ids, missing = IdValues(batch.ids.take(places)), ", or without a vector of the right width"
-                check_rows(vectors, ids, self.name, zero_is_bad=self._zero_is_bad, otherwise=missing)
+                self._check(vectors, batch.ids.take(places), ", or without a vector of the right width")
                 yield slice(int(low), int(high)), vectors
 
     def take(self, rows: np.ndarray) -> np.ndarray:
         """Vectors of the rows at `rows` (sorted positions) in float32, shape (len(rows), dim)."""
-        out = np.empty((len(rows), self.space.dim), np.float32)
+        out = self._room(len(rows))
         for place, vectors in self.select(rows):
             out[place] = vectors
         return out
+
+    def _room(self, rows: int) -> np.ndarray:
+        dim = self.stated_space.dim
+        try:
+            return np.empty((rows, dim), np.float32)
+        except (MemoryError, ValueError) as e:
+            raise CollectionError(f"{self.name}: {rows:,} rows of {dim:,} dimensions do not fit into memory.") from e
 
     def id_reader(self) -> pa.RecordBatchReader:
         """All ids with their positions, as a stream of columns ``id`` and ``row``."""
@@ -207,14 +241,14 @@ class Collection(ABC):
 
     def read(self) -> tuple[np.ndarray, np.ndarray]:
         """All ids (int64, or object for strings) and all vectors (float32): for collections that fit into memory."""
-        ids, vectors = [], np.empty((len(self), self.space.dim), np.float32)
+        ids, vectors = [], self._room(len(self))
         for batch in self.batches():
             ids.append(batch.ids)
             vectors[batch.start : batch.start + len(batch)] = batch.vectors
         return pa.chunked_array(ids, self.id_type).to_numpy(), vectors
 
     def __repr__(self) -> str:
-        return f"{type(self).__name__}({self.path!r}, {len(self):,} rows of {self.space})"
+        return f"{type(self).__name__}({self.path!r}, {len(self):,} rows of {self.stated_space})"
 
 
 class IdValues(Sequence[Any]):
@@ -243,8 +277,8 @@ def normalise_ids(ids: pa.Array | pa.ChunkedArray, where: str) -> pa.Array:
         return ids
     try:
         return ids.cast(kind)
-    except pa.ArrowInvalid as e:
-        raise BadIdsError(f"{where} has ids that are not int64: {e}") from None
+    except pa.ArrowException as e:
+        raise BadIdsError(f"{where} has ids that are not {kind}: {str(e).splitlines()[0]}") from None
 
 
 def id_type_of(kind: pa.DataType, where: str) -> pa.DataType:
@@ -264,20 +298,34 @@ def declare_space(
     known: Space | None,
     dim: int,
     metric: Metric | None,
-    sample: np.ndarray,
+    *,
+    normalized: bool = False,
 ) -> Space:
-    """The space of a file: what it says itself, held against what the caller says, else detected from a sample.
+    """The space of a file: what it says itself, held against what the caller says, else what was found.
 
-    `metric` is what the file's kind dictates (a FAISS index has one), else None: cosine, unless declared otherwise.
+    Parameters
+    ----------
+    where : str
+        How messages call the file.
+    declared : Space, DeclaredSpace or str, optional
+        What the caller says.
+    known : Space, optional
+        What the file says.
+    dim : int
+        Width of its vectors.
+    metric : Metric, optional
+        What the file's kind dictates (a FAISS index has one); None is cosine, unless declared otherwise.
+    normalized : bool, default False
+        Used where neither the file nor a whole Space says it: True only where every row was seen to have unit length
+        (`embridge.arrays.all_unit`).
 
     Raises
     ------
     UndeclaredSpaceError
         Neither the file nor the caller names the space.
+    SpaceMismatchError, CollectionError
+        The caller contradicts the file, or the file its own vectors.
     """
-    lengths = norms(sample[np.isfinite(sample).all(axis=1)])
-    lengths = lengths[lengths > 0]
-    normalized = bool(lengths.size and np.abs(lengths - 1).max() < _UNIT_TOLERANCE)
     found = known or Space("?", dim, metric or Metric.COSINE, normalized)
     space = resolve_space(where, declared, found, is_known=known is not None)
     if space is None:

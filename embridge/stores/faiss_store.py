@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
+from embridge.arrays import all_unit
 from embridge.errors import BadIdsError, CollectionError, FaissIndexError, SpaceMismatchError
 from embridge.stores.collection import Batch, Collection, Needed, declare_space
 from embridge.stores.faiss_file import (
@@ -170,14 +171,12 @@ def space_of(where: str, file: IndexFile, declared: Space | DeclaredSpace | str 
     inner = file.index.metric_type == faiss.METRIC_INNER_PRODUCT
     if not inner and file.index.metric_type != faiss.METRIC_L2:
         raise FaissIndexError(f"{where} uses a FAISS metric other than inner product and L2, which embridge does not know.")
-    sample = np.empty((0, file.dim), np.float32)
+    normalized = False
     if file.space is None:
         # an index whose vectors cannot be read back can still be searched; whether they are of unit length is then not known
         with contextlib.suppress(FaissIndexError):
-            for _, vectors in stored_vectors(file.index, 1024):
-                sample = vectors
-                break
-    space = declare_space(where, declared, file.space, file.dim, None if inner else Metric.L2, sample)
+            normalized = all_unit((rows for _, rows in stored_vectors(file.index, 1 << 14)), zero_is_bad=inner)
+    space = declare_space(where, declared, file.space, file.dim, None if inner else Metric.L2, normalized=normalized)
     if file.space is None and inner and not space.normalized:
         # Inner product of vectors that are not of unit length is no cosine.
         said = DeclaredSpace.parse(declared) if isinstance(declared, str) else declared

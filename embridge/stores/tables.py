@@ -15,8 +15,8 @@ from embridge.errors import BadIdsError, CollectionError
 from embridge.files import whole_or_absent
 from embridge.records import PerQuery
 from embridge.stores.collection import normalise_ids
-from embridge.stores.locations import exists, find_files
-from embridge.stores.parquet_file import ParquetFile
+from embridge.stores.locations import exists
+from embridge.stores.parquet_file import ParquetFiles
 from embridge.types import Hits
 
 
@@ -28,8 +28,7 @@ def scan(path: str | os.PathLike[str], columns: Sequence[str], optional: Sequenc
     CollectionError
         A column that is not optional is missing.
     """
-    filesystem, names, _ = find_files(os.fspath(path))
-    files = [ParquetFile(filesystem, name, repr(name), None) for name in names]
+    files = ParquetFiles(os.fspath(path)).files
     for file in files:
         for column in columns:
             if column not in file.schema.names:
