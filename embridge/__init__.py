@@ -24,7 +24,6 @@ if TYPE_CHECKING:
     from embridge.conversion import TranslateOptions as TranslateOptions
     from embridge.conversion import convert as convert
     from embridge.conversion import translate_batch as translate_batch
-    from embridge.encoding import encode as encode
     from embridge.conversion import verify as verify
     from embridge.decoder_evaluation import evaluate_decoder as evaluate_decoder
     from embridge.decoders import Decoded as Decoded
@@ -34,6 +33,7 @@ if TYPE_CHECKING:
     from embridge.decoders import open_decoder as open_decoder
     from embridge.decoders import register_decoder as register_decoder
     from embridge.decoders import save_decoder as save_decoder
+    from embridge.encoding import encode as encode
     from embridge.errors import EmbridgeError as EmbridgeError
     from embridge.evaluation import evaluate as evaluate
     from embridge.feature_maps import FeatureMap as FeatureMap

@@ -12,10 +12,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import pyarrow.parquet as pq
 import torch
 
 from embridge.arrays import norms
-from embridge.conversion.task import check_unchanged
 from embridge.device import resolve_device
 from embridge.errors import (
     BadIdsError,
@@ -28,7 +28,7 @@ from embridge.files import writing
 from embridge.ids import check_unique
 from embridge.outputs import ENCODING, Output, claim
 from embridge.parts import Parts
-from embridge.stores.collection import Batch, Collection
+from embridge.stores.collection import Batch, Collection, check_content
 from embridge.stores.parquet import ParquetCollection
 from embridge.stores.texts import TextBatch, TextTable
 from embridge.stores.writer import write_collection
@@ -152,20 +152,24 @@ def encode(
             done = 0
             for number, batch in enumerate(_parts(table, part_rows, wanted)):
                 if parts.find(number) is None:
-                    _write_part(parts, number, batch, table, _vectors(encoder, batch.texts, batch_size, chosen["prompt"]), encoder, plan)
+                    _write_part(
+                        parts, number, batch, table, _vectors(encoder, batch.texts, batch_size, chosen["prompt"]), encoder, plan
+                    )
                 done += len(batch.ids)
                 if progress is not None:
                     progress(done, total)
             encoded = ParquetCollection(parts.folder)
             if len(encoded) != total:
-                raise OutputError(f"{encoded.name} holds {len(encoded):,} rows instead of {total:,}. Hint: --overwrite starts anew.")
+                raise OutputError(
+                    f"{encoded.name} holds {len(encoded):,} rows instead of {total:,}. Hint: --overwrite starts anew."
+                )
             lineage = {"source": plan["texts"], "model": model}
             metadata = {ENCODER_KEY: json.dumps(chosen).encode()}
             with write_collection(target, encoded.space, table.id_type, table.payload_schema, columns=(id_column, "vector"),
                                   lineage=lineage, dtype=dtype, metadata=metadata) as output:  # fmt: skip
                 for part in encoded.batches(payload=True):
                     output.write(part)
-                check_unchanged(table, plan["texts"])
+                check_content(table, plan["texts"])
             parts.remove()
     return ParquetCollection(target)
 
@@ -187,7 +191,9 @@ def _prompt(encoder: SentenceTransformer, model: str, prompt: str | None, prompt
     default = getattr(encoder, "default_prompt_name", None)
     if prompt_name is not None and prompt_name not in prompts:
         known = ", ".join(sorted(prompts)) or "none"
-        raise ParameterError(f"The model {model!r} has no prompt {prompt_name!r}. Its prompts: {known}. Hint: --prompt TEXT gives one.")
+        raise ParameterError(
+            f"The model {model!r} has no prompt {prompt_name!r}. Its prompts: {known}. Hint: --prompt TEXT gives one."
+        )
     if prompt is None and prompt_name is None:
         prompt_name = default if default in prompts else None
         if prompts:
@@ -200,6 +206,12 @@ def _prompt(encoder: SentenceTransformer, model: str, prompt: str | None, prompt
             )
     text = prompts[prompt_name] if prompt_name is not None else prompt or ""
     return {"model": model, "prompt": text, "prompt_name": prompt_name, "prompts": sorted(prompts)}
+
+
+def encoder_of(collection: Collection) -> dict[str, Any]:
+    """What a file that `encode` wrote says of its encoder: ``model``, ``prompt``, ``prompt_name``, ``prompts``."""
+    found = pq.read_schema(collection.path).metadata or {}
+    return json.loads(found[ENCODER_KEY])
 
 
 def _load(model: str, device: torch.device) -> SentenceTransformer:

@@ -230,7 +230,9 @@ def settle(old: Path, folder: Path) -> None:
         elif _is_same(old / name, folder / name):
             os.unlink(old / name)
         else:
-            raise OutputError(f"{str(old / name)!r} cannot go back to {str(folder / name)!r}, which is there already. Hint: move it.")
+            raise OutputError(
+                f"{str(old / name)!r} cannot go back to {str(folder / name)!r}, which is there already. Hint: move it."
+            )
     (old / MANIFEST).unlink(missing_ok=True)
     os.rmdir(old)
 
@@ -289,5 +291,9 @@ def check_own_folder(folder: Path, mode: int | None = None) -> None:
         It is a link or no folder, belongs to another user, or others may write into it (with `mode`: has other rights).
     """
     found = os.stat(folder, follow_symlinks=False)
-    if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.geteuid() or (mode is not None and stat.S_IMODE(found.st_mode) != mode):
+    if (
+        not stat.S_ISDIR(found.st_mode)
+        or found.st_uid != os.geteuid()
+        or (mode is not None and stat.S_IMODE(found.st_mode) != mode)
+    ):
         raise InterruptedOutputError(f"{str(folder)!r} is not a folder that embridge made for this user. Hint: move it away.")

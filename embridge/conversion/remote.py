@@ -125,7 +125,9 @@ def _convert_folder(task: Task, name: str, staging: Path) -> Conversion:
         part = replace(part, overwrite=task.overwrite, resume=task.resume or task.overwrite)
         local = staging / "files" / relative
         local.parent.mkdir(parents=True, exist_ok=True)
-        return _convert_object(part, beside(name, f"/{relative}"), local, sides / f"{number}.parquet", lists=False, may_be_empty=True)
+        return _convert_object(
+            part, beside(name, f"/{relative}"), local, sides / f"{number}.parquet", lists=False, may_be_empty=True
+        )
 
     done = each_file(task, files, one)
     check_rows(done, task)

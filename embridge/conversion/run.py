@@ -18,7 +18,7 @@ from embridge.feature_maps import Map
 from embridge.ids import check_unique
 from embridge.outputs import CONVERSION, Output, claim
 from embridge.records import Conversion
-from embridge.stores import Collection, ParquetCollection
+from embridge.stores import Collection, ParquetCollection, source_paths
 from embridge.stores.locations import is_remote
 
 
@@ -104,8 +104,7 @@ def convert(
     rest = {"compact": compact, "overwrite": overwrite, "resume": resume, "progress": progress}
     task = Task.of(source, translation, options, on_bad=on_bad, batch_rows=batch_rows, **rest)
     name = os.fspath(path)
-    base = name.partition("?")[0] if is_remote(name) else name
-    is_folder = isinstance(source, ParquetCollection) and source.is_many and not base.endswith(".parquet")
+    is_folder = makes_folder(source, name)
     if is_remote(name):
         return convert_remote(task, name, is_folder=is_folder)
     finished, make = (finished_folder, convert_folder) if is_folder else (finished_file, convert_file)
@@ -119,10 +118,7 @@ def convert(
         return replace(make(task, Path(target)), path=name)
 
 
-def source_paths(*sources: Collection | None) -> list[str]:
-    """Every local path that collections are read from."""
-    found: list[str] = []
-    for source in sources:
-        if source is not None and source.path is not None:
-            found += [str(source.path), *(source.paths if isinstance(source, ParquetCollection) else ())]
-    return [path for path in found if not is_remote(path)]
+def makes_folder(source: Collection, name: str) -> bool:
+    """Whether a source goes into a folder: it has several files, and the name of the output does not end in ``.parquet``."""
+    base = name.partition("?")[0] if is_remote(name) else name
+    return isinstance(source, ParquetCollection) and source.is_many and not base.endswith(".parquet")

@@ -12,10 +12,11 @@ import torch
 from embridge.conversion.engine import TranslateOptions
 from embridge.conversion.journal import FORMAT
 from embridge.device import resolve_devices
-from embridge.errors import ChangedSourceError, CollectionError, EmbridgeError, ParameterError, SpaceMismatchError
+from embridge.errors import CollectionError, EmbridgeError, ParameterError, SpaceMismatchError
 from embridge.feature_maps import Map
 from embridge.records import Conversion
 from embridge.stores import Collection, ParquetCollection
+from embridge.stores.collection import check_content
 from embridge.stores.parquet import ERROR_COLUMNS
 
 OnBad = Literal["stop", "skip"]
@@ -78,7 +79,9 @@ class Task:
             if column in (source.id_column, source.vector_column, *source.payload_schema.names):
                 raise CollectionError.reserved_column(source.name, column)
         devices, origin = tuple(resolve_devices(options.device)), source.fingerprint()
-        return cls(source, translation, options, devices, on_bad=on_bad, batch_rows=batch_rows, origin=origin, content=origin, **rest)
+        return cls(
+            source, translation, options, devices, on_bad=on_bad, batch_rows=batch_rows, origin=origin, content=origin, **rest
+        )
 
     def of_file(self, part: ParquetCollection, **changes: Any) -> Task:
         """The same for one file of the source."""
@@ -119,7 +122,7 @@ class Task:
         ------
         ChangedSourceError
         """
-        check_unchanged(self.source, self.content)
+        check_content(self.source, self.content)
 
     def already_done(self, path: str | os.PathLike[str]) -> Conversion | None:
         """What a run that ended just before it could report had made at `path`; None where that was made of something else."""
@@ -135,20 +138,3 @@ class Task:
         """The record of an output."""
         device = "+".join(str(device) for device in self.devices)
         return Conversion(path, rows, seconds, device, self.origin, self.translation.fingerprint, fingerprint, skipped)
-
-
-def check_unchanged(source: Collection, content: str) -> None:
-    """Check that a collection has the fingerprint that it had when reading began.
-
-    Raises
-    ------
-    ChangedSourceError
-    """
-    if hasattr(source, "check_unchanged"):
-        source.check_unchanged()
-    try:
-        found = source.fingerprint()
-    except (EmbridgeError, OSError) as e:
-        raise ChangedSourceError.of(source.name, f"it cannot be read any more ({e})") from e
-    if found != content:
-        raise ChangedSourceError.of(source.name, f"its fingerprint was {content} and is {found}")
