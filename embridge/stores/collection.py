@@ -6,13 +6,13 @@ import functools
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Protocol
 
 import numpy as np
 import pyarrow as pa
 
 from embridge.arrays import check_rows
-from embridge.errors import BadIdsError, CollectionError, ParameterError, UndeclaredSpaceError
+from embridge.errors import BadIdsError, ChangedSourceError, CollectionError, EmbridgeError, ParameterError, UndeclaredSpaceError
 from embridge.types import DeclaredSpace, Metric, Mixture, Space, resolve_space
 
 BATCH_BYTES = 32 << 20  # of float32 vectors, in a batch that nobody asked another size for
@@ -249,6 +249,29 @@ class Collection(ABC):
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self.path!r}, {len(self):,} rows of {self.stated_space})"
+
+
+class _Source(Protocol):
+    @property
+    def name(self) -> str: ...
+    def check_unchanged(self) -> None: ...
+    def fingerprint(self) -> str: ...
+
+
+def check_content(source: _Source, content: str) -> None:
+    """Check, when all rows are read, that a source still has the fingerprint `content` that it had when reading began.
+
+    Raises
+    ------
+    ChangedSourceError
+    """
+    source.check_unchanged()
+    try:
+        found = source.fingerprint()
+    except (EmbridgeError, OSError) as e:
+        raise ChangedSourceError.of(source.name, f"it cannot be read any more ({e})") from e
+    if found != content:
+        raise ChangedSourceError.of(source.name, "its content is another")
 
 
 class IdValues(Sequence[Any]):

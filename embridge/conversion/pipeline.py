@@ -9,17 +9,15 @@ import threading
 from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
-from typing import Any, Literal, TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 
 from embridge.arrays import bad_rows
-from embridge.conversion.engine import Engine
-from embridge.errors import BadVectorsError
+from embridge.conversion.engine import Engine, check_translated
 from embridge.stores import Batch, Collection
 from embridge.types import Metric
 
-OnBad = Literal["stop", "skip"]
 Bad = tuple[int, Any, str]
 Item = TypeVar("Item")
 
@@ -47,7 +45,7 @@ class Group:
     errors: np.ndarray | None = None
 
 
-def row_groups(source: Collection, group_rows: int, batch_rows: int, *, start: int = 0, on_bad: OnBad = "stop") -> Iterator[Group]:
+def row_groups(source: Collection, group_rows: int, batch_rows: int, *, start: int = 0, on_bad: str = "stop") -> Iterator[Group]:
     """Cut the rows of a collection, from position `start` on, into row groups of the output.
 
     Groups depend on the rows alone, not on the batches they are read in. Where only bad rows are left the last group is empty.
@@ -170,10 +168,9 @@ def translate_groups(
             zero, not_finite = engine.run([part.vectors for part in group.parts], out, group.errors)
         finally:
             idle.put(engine)
-        if not_finite.size:
-            _refuse(group, not_finite, where, f"a translation beyond the range of {out.dtype}")
-        if zero_is_bad and zero.size:
-            _refuse(group, zero, where, "a translation of length zero, which has no direction under cosine")
+        if not_finite.size or zero.size:
+            ids = [i for part in group.parts for i in part.ids.to_pylist()]
+            check_translated(ids, where, out.dtype, not_finite, zero if zero_is_bad else not_finite)
 
     free = list(buffers)
     pending: collections.deque[tuple[Group, np.ndarray, np.ndarray, Future[None]]] = collections.deque()
@@ -198,8 +195,3 @@ def translate_groups(
             for *_, done in pending:
                 done.cancel()
             raise
-
-
-def _refuse(group: Group, rows: np.ndarray, where: str, reason: str) -> None:
-    ids = [i for part in group.parts for i in part.ids.to_pylist()]
-    raise BadVectorsError.rows(where, reason, [ids[row] for row in rows])
