@@ -262,7 +262,7 @@ def _insert(connection: duckdb.DuckDBPyConnection, table: str, row: dict[str, An
 
 
 def _as_text(value: Any) -> Any:
-    """A text with bytes that are no UTF-8 (of a path) written as \\xff: DuckDB takes nothing else."""
+    """A text whose bytes that are not UTF-8 (in a path) are written as escapes: DuckDB takes only UTF-8."""
     return value.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace") if isinstance(value, str) else value
 
 

@@ -11,6 +11,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import duckdb
 
@@ -146,7 +147,7 @@ def connect(path: str, *, read_only: bool, patience: float, name: str = "") -> I
 
 
 def _open(path: str, name: str, read_only: bool, patience: float) -> duckdb.DuckDBPyConnection:
-    config = {"python_enable_replacements": "false"}
+    config: dict[str, Any] = {"python_enable_replacements": "false"}
     if read_only:  # a large sort must not spill beside the file
         config |= {"temp_directory": "", "autoinstall_known_extensions": "false", "autoload_known_extensions": "false"}
     deadline = time.monotonic() + patience

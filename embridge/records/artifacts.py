@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, ClassVar, Protocol
 
 from embridge.files import fingerprint
 from embridge.records.rows import Row
@@ -24,8 +24,7 @@ class _Rows(Protocol):
 
 
 class _Collection(_Rows, Protocol):
-    @property
-    def kind(self) -> str: ...
+    kind: ClassVar[str]
 
 
 class _Map(Protocol):
@@ -34,7 +33,7 @@ class _Map(Protocol):
     @property
     def target(self) -> Space: ...
     @property
-    def fingerprint(self) -> str: ...
+    def fingerprint(self) -> Any: ...  # a cached property: no str to type checkers
 
 
 class _Decoder(Protocol):
