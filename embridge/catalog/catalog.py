@@ -256,14 +256,18 @@ class Catalog:
 def _insert(connection: duckdb.DuckDBPyConnection, table: str, row: dict[str, Any], suffix: str = "") -> tuple[Any, ...] | None:
     """Insert a row by the names of its columns; lists and dictionaries become JSON."""
     columns = ", ".join(f'"{name}"' for name in row)
-    values = [json.dumps(v) if isinstance(v, dict | list | tuple) else _as_text(v) for v in row.values()]
+    values = [json.dumps(v) if isinstance(v, dict | list) else v for v in map(_as_text, row.values())]
     marks = ", ".join("?" * len(values))
     return connection.execute(f'INSERT INTO "{table}" ({columns}) VALUES ({marks}) {suffix}', values).fetchone()
 
 
 def _as_text(value: Any) -> Any:
-    """A text whose bytes that are not UTF-8 (in a path) are written as escapes: DuckDB takes only UTF-8."""
-    return value.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace") if isinstance(value, str) else value
+    """The value with texts whose bytes are not UTF-8 (paths) written as escapes: DuckDB takes only UTF-8."""
+    if isinstance(value, str):
+        return value.encode("utf-8", "backslashreplace").decode()
+    if isinstance(value, dict):
+        return {_as_text(key): _as_text(v) for key, v in value.items()}
+    return [_as_text(v) for v in value] if isinstance(value, list | tuple) else value
 
 
 def _quote(text: str) -> str:
