@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from embridge.records.quality import ConfidenceCheck
+from embridge.records.rows import Row, columns_of
 from embridge.records.telling import difference_lines, label_lines, size_lines, strategy_lines
 
 if TYPE_CHECKING:
@@ -192,6 +194,20 @@ class Evaluation:
         plain = asdict(replace(self, per_query=None))
         del plain["per_query"]
         return plain
+
+    def to_rows(self) -> Iterator[Row]:
+        """Rows of the catalog's tables."""
+        whole = {"k": self.k, "queries": self.queries, "corpus": self.corpus, "judged": self.judged}
+        whole |= {"translator": self.map, "mean_cosine": self.mean_cosine, "relative_residual": self.relative_residual}
+        for strategy in self.strategies:
+            yield "evaluation", whole | columns_of(strategy, name="strategy")
+        for one in self.by_label:
+            yield "evaluation_label", {"translator": self.map} | columns_of(one) | {"label": str(one.label)}
+        for size in self.sizes:
+            yield "evaluation_size", {"translator": self.map} | columns_of(size, overlap_low="low", overlap_high="high")
+        for difference in self.differences:
+            columns = columns_of(difference, difference_low="low", difference_high="high")
+            yield "evaluation_difference", {"translator": self.map, "other": self.against} | columns
 
     def __str__(self) -> str:
         parts = (strategy_lines, size_lines, label_lines, difference_lines)

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from embridge.records.rows import Row, columns_of
 from embridge.types import Space
 
 Interval = tuple[float, float]
@@ -190,6 +192,20 @@ class Plan:
     def to_dict(self) -> dict[str, Any]:
         """Plain values."""
         return asdict(self)
+
+    def to_rows(self) -> Iterator[Row]:
+        """Rows of the catalog's tables."""
+        whole = {"method": self.method, "anchors": self.anchors, "k": self.k, "queries": self.queries}
+        whole |= {"corpus": self.corpus, "judged": self.judged}
+        for strategy in self.strategies:
+            yield "plan", whole | {"strategy": strategy.title} | columns_of(strategy)
+        for situation, one in self.recommendations.items():
+            yield "recommendation", {"situation": situation, "strategy": one.strategy, "reason": one.reason}
+        curve = self.learning_curve
+        for anchors, overlap in zip(curve.anchors, curve.overlap, strict=True):
+            yield "learning_curve", {"anchors": anchors, "overlap": overlap, "forecast": False}
+        for anchors, overlap, (low, high) in zip(curve.forecast_anchors, curve.forecast, curve.forecast_ci, strict=True):
+            yield "learning_curve", {"anchors": anchors, "overlap": overlap, "low": low, "high": high, "forecast": True}
 
     def __str__(self) -> str:
         width = max(len(s.title) for s in self.strategies)
