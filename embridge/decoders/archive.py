@@ -100,7 +100,16 @@ def _entries(data: bytes) -> tuple[list[_Entry], int]:
         _, disk, where, disks = _LOCATOR.unpack_from(data, at - _LOCATOR.size)
         mark, length, _, _, disk64, first64, here64, count64, size64, start64 = _END64.unpack_from(data, end)
         same = (here64, count64, size64, start64) == (count, count, size, start)
-        if mark != b"PK\x06\x06" or where != end or length != _END64.size - 12 or disk or disk64 or first64 or disks > 1 or not same:
+        if (
+            mark != b"PK\x06\x06"
+            or where != end
+            or length != _END64.size - 12
+            or disk
+            or disk64
+            or first64
+            or disks > 1
+            or not same
+        ):
             raise ArchiveError("its two end records contradict each other")
     if start + size != end or count > MEMBERS:
         raise ArchiveError(f"its directory of {count:,} members does not end where its end record starts, or is too long")

@@ -25,8 +25,8 @@ JSON_BYTES = 256 << 20
 """Bytes of a JSON member: parsing takes about ten times as much memory."""
 DEPTH = 200
 """Nesting of JSON: far below Python's recursion limit (1,000), which libraries spend several frames a level on."""
-NODES = 2_000_000
-"""Values in a schema after shared parts are counted at every reference: scikit-learn's largest pipelines have thousands."""
+NODES = 500_000
+"""Values in a schema, with shared parts counted at every reference, as skops walks them: large pipelines have thousands."""
 OPERATORS = 50_000
 """Operators of a program: a transformer of 100 layers has about 5,000."""
 DIM = 1 << 20

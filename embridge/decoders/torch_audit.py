@@ -12,6 +12,7 @@ from __future__ import annotations
 import ast
 import io
 import json
+import pickletools
 import re
 from collections.abc import Collection, Iterator
 from typing import Any
@@ -24,6 +25,8 @@ from embridge.decoders.torch_operators import is_switched_on, is_tensor_operator
 from embridge.errors import DecoderError, EmbridgeError, UnreadableFileError
 
 _PROGRAM = "models/model.json"
+_SAMPLES = "data/sample_inputs/model.pt"
+_SAMPLE_MODULES = ("torch", "torch._utils", "torch._tensor", "torch.serialization", "collections")
 _TENSORS = re.compile(r"data/(weights|constants)/(weight|tensor)_\d+")
 _CONFIGS = ("data/weights/model_weights_config.json", "data/constants/model_constants_config.json")
 _LEFT_BEHIND = re.compile(
@@ -35,6 +38,7 @@ _NAMES = (
 )  # fmt: skip
 _REFUSED = ("as_operator", "as_custom_obj", "as_graph", "custom_obj", "as_complex", "as_string_to_argument", "token")
 _STATE = ("buffer_mutation", "parameter_mutation", "user_input_mutation", "loss_output", "gradient_to_parameter")
+_ROWS = re.compile(r"L\['\w{1,80}'\]\.size\(\)\[0\] (<=|>=) (\d{1,9})", re.ASCII)
 _SPECS = (None, "builtins.tuple", "builtins.list", "builtins.dict")
 
 # Shapes: everything that torch's printer (sympy's srepr) writes, and nothing that is costly to evaluate
@@ -111,7 +115,21 @@ def _members(path: str, data: bytes) -> dict[str, bytes]:
     for name in members:
         if not (name in (_PROGRAM, *_CONFIGS) or _TENSORS.fullmatch(name) or _LEFT_BEHIND.fullmatch(name)):
             raise DecoderError.unsafe(path, f"the unexpected part {name!r}")
+    _check_samples(path, members.get(_SAMPLES, b""))
     return {name: content for name, content in members.items() if not _LEFT_BEHIND.fullmatch(name)}
+
+
+def _check_samples(path: str, data: bytes) -> None:
+    """Sample inputs are never loaded; a file whose sample inputs are more than tensors is refused all the same: somebody tried."""
+    try:
+        for name, content in (read_archive(data, compressed=False) if data else {}).items():
+            operations = list(pickletools.genops(content)) if name.endswith("/data.pkl") else ()
+            for operation, argument, _ in operations:
+                named = operation.name in ("GLOBAL", "INST") and str(argument).partition(" ")[0] not in _SAMPLE_MODULES
+                if named or operation.name in ("STACK_GLOBAL", "EXT1", "EXT2", "EXT4"):
+                    raise ValueError(argument)
+    except ValueError as e:
+        raise DecoderError.unsafe(path, "sample inputs that are more than tensors") from e
 
 
 def _written(members: dict[str, bytes]) -> bytes:
@@ -119,7 +137,7 @@ def _written(members: dict[str, bytes]) -> bytes:
     with PT2ArchiveWriter(buffer) as writer:  # type: ignore[arg-type]
         for name, content in members.items():
             writer.write_bytes(name, content)
-        writer.write_bytes("data/sample_inputs/model.pt", b"")
+        writer.write_bytes(_SAMPLES, b"")
     return buffer.getvalue()
 
 
@@ -140,7 +158,7 @@ def _check_program(path: str, program: Any, trusted: Collection[str]) -> None:
     nodes = program["graph_module"]["graph"]["nodes"]
     if len(nodes) > OPERATORS:
         raise DecoderError(f"{path!r} calls {len(nodes):,} operators, and at most {OPERATORS:,} are read.")
-    if program.get("guards_code"):
+    if not all(_is_implied(guard, program["range_constraints"]) for guard in program.get("guards_code") or ()):
         raise DecoderError(
             f"{path!r} has conditions on the sizes of its input (guards). Hint: export it with a fixed number of rows, or with a "
             "torch.export.Dim of its own for the rows."
@@ -158,6 +176,18 @@ def _check_program(path: str, program: Any, trusted: Collection[str]) -> None:
                 )
     for key, value in _items(program):
         _check_item(path, key, value)
+
+
+def _is_implied(guard: str, ranges: dict[str, Any]) -> bool:
+    """True for a condition on the number of rows that the range of the program's only symbol holds anyway."""
+    found = _ROWS.fullmatch(guard)
+    if found is None or len(ranges) != 1:
+        return False
+    (span,) = ranges.values()
+    bound = int(found[2])
+    if found[1] == "<=":
+        return span["max_val"] is not None and span["max_val"] <= bound
+    return span["min_val"] is not None and span["min_val"] >= bound
 
 
 def _check_item(path: str, key: str, value: Any) -> None:
@@ -193,8 +223,8 @@ def _items(value: Any) -> Iterator[tuple[str, Any]]:
 def is_plain_shape(text: Any) -> bool:
     """True for an expression of numbers, symbols and arithmetic that is short, and cheap to evaluate.
 
-    It is what ``sympy.sympify``, an ``eval``, is given: of ASCII text in one line, of calls of listed functions by name, of numbers,
-    of names of symbols such as ``s77``, without attributes, subscripts or comprehensions; powers only of small constant exponents.
+    ``sympy.sympify``, which is an ``eval``, is given it. It is ASCII text in one line: calls of listed functions by name,
+    numbers, and symbols such as ``s77``; no attributes, subscripts or comprehensions, and no powers but those of small constant exponents.
     """
     if not isinstance(text, str) or not _TEXT.fullmatch(text):
         return False

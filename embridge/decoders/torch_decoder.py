@@ -1,4 +1,4 @@
-"""torch.export programs (``.pt2``) of one input and one output, looked through before they are opened, and measured before they run."""
+"""torch.export programs (``.pt2``) of one input and one output, audited before they are opened, measured before they run."""
 
 from __future__ import annotations
 
@@ -51,7 +51,9 @@ class TorchDecoder(Decoder):
         self._module = program.module()
         self.classes = said.classes
         tried = probe(self.space.dim)
-        _check_cost(path, self._module, max(self._rows[0], min(len(tried), self._rows[1] or len(tried))), self.space.dim, self._dtype)
+        _check_cost(
+            path, self._module, max(self._rows[0], min(len(tried), self._rows[1] or len(tried))), self.space.dim, self._dtype
+        )
         versions = self._versions()
         found = self._run(tried)
         if self._versions() != versions:
@@ -98,7 +100,9 @@ def _bounds(path: str, rows: Any, constraints: Any) -> tuple[int, int | None]:
     if not isinstance(rows, int):
         span = {str(symbol): span for symbol, span in constraints.items()}.get(str(rows))
         if span is None and not rows.node.expr.is_Symbol:
-            raise DecoderError(f"{path!r} must take any number of rows. It takes {rows} instead. Hint: export it with a fixed number.")
+            raise DecoderError(
+                f"{path!r} must take any number of rows. It takes {rows} instead. Hint: export it with a fixed number."
+            )
         if span is not None:
             least, upper = max(1, int(span.lower)), float(span.upper)
             most = int(upper) if upper < _MANY else None
@@ -144,8 +148,8 @@ def _check_cost(path: str, module: Any, rows: int, dim: int, dtype: torch.dtype)
             raise DecoderError.fails(f"The decoder {path!r}", e) from e
     if too_costly:
         raise DecoderError(
-            f"{path!r} takes more than {STEP_BYTES >> 30} GiB in one step, or {RUN_BYTES >> 30} GiB or {RUN_FLOPS:.0e} operations in "
-            f"all, for {rows:,} rows of {dim:,} values. Hint: it is no decoder of single vectors."
+            f"{path!r} takes more than {STEP_BYTES >> 30} GiB in one step, or {RUN_BYTES >> 30} GiB or {RUN_FLOPS:.0e} operations "
+            f"in all, for {rows:,} rows of {dim:,} values. Hint: it is no decoder of single vectors."
         )
 
 
