@@ -41,7 +41,7 @@ if TYPE_CHECKING:
     from embridge.maps import LinearMap as LinearMap
     from embridge.merging import merge as merge
     from embridge.moments import Moments as Moments
-    from embridge.neighbours import top_k as top_k
+    from embridge.neighbors import top_k as top_k
     from embridge.planning import plan as plan
     from embridge.planning import rows_to_reencode as rows_to_reencode
     from embridge.records import DecoderEvaluation as DecoderEvaluation
@@ -97,7 +97,7 @@ _HOMES = {
     "maps": ("LinearMap",),
     "moments": ("Moments",),
     "merging": ("merge",),
-    "neighbours": ("top_k",),
+    "neighbors": ("top_k",),
     "planning": ("plan", "rows_to_reencode"),
     "records": ("DecoderEvaluation", "Decoding", "Evaluation", "Merge", "Migration", "Plan"),
     "reporting": ("write_report",),

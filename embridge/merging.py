@@ -11,11 +11,12 @@ import numpy as np
 
 from embridge.anchors import ids_at
 from embridge.arrays import unit
-from embridge.calibration import HITS, Found, Nearest
+from embridge.calibration import HITS, Found
 from embridge.errors import CollectionError, ParameterError, SpaceMismatchError
 from embridge.feature_maps import Map
 from embridge.files import check_output, fingerprint
 from embridge.ids import check_unique, hash_ids, match_rows
+from embridge.neighbors import Nearest
 from embridge.records import Merge
 from embridge.stores.collection import Collection
 from embridge.stores.mixture import MixedRows, translated_rows

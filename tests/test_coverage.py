@@ -8,7 +8,7 @@ import pytest
 
 import embridge as eb
 from embridge.evaluation import bootstrap_interval, judge, judgements
-from embridge.neighbours import overlap, top_k
+from embridge.neighbors import overlap, top_k
 from embridge.planning.curve import _extrapolate, learning_curve
 from embridge.planning.trial import Trial
 from embridge.stores.tables import read_qrels

@@ -10,7 +10,7 @@ import numpy as np
 from embridge.anchors import Anchors
 from embridge.evaluation.intervals import resampled_means
 from embridge.evaluation.strategies import Way
-from embridge.neighbours import overlap, top_k
+from embridge.neighbors import overlap, top_k
 from embridge.records import CorpusSize
 
 SIZED = ("keep-old", "translate-documents", "translate-queries", "blend")

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from embridge.errors import ParameterError
-from embridge.neighbours import overlap
+from embridge.neighbors import overlap
 
 DEPTH = 100
 

@@ -18,7 +18,7 @@ from embridge.evaluation.judgements import Outcome, Qrels, candidate_depth, judg
 from embridge.evaluation.strategies import WITHOUT_MAP, Way, ways_of
 from embridge.feature_maps import Map
 from embridge.ids import hash_ids
-from embridge.neighbours import top_k
+from embridge.neighbors import top_k
 from embridge.records import ConfidenceCheck, CorpusSize, Evaluation
 from embridge.types import Metric
 

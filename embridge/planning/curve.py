@@ -8,7 +8,7 @@ import numpy as np
 
 from embridge.anchors import Anchors
 from embridge.maps import LinearMap
-from embridge.neighbours import overlap, top_k
+from embridge.neighbors import overlap, top_k
 from embridge.planning.trial import Trial
 from embridge.records import LearningCurve
 from embridge.translators import METHODS, Bridge, Ridge, Translator

@@ -12,7 +12,7 @@ from embridge.anchors import Anchors
 from embridge.errors import MapError, ParameterError, TooFewAnchorsError
 from embridge.evaluation import Qrels, bootstrap_intervals, figures_of, labels_of_queries, positions_of
 from embridge.maps import LinearMap
-from embridge.neighbours import top_k
+from embridge.neighbors import top_k
 from embridge.planning.advice import recommend
 from embridge.planning.curve import learning_curve
 from embridge.planning.portrait import figures_by_label, norm_distributions

@@ -8,12 +8,12 @@ import numpy as np
 
 from embridge.anchors import ids_at
 from embridge.arrays import as_vectors
-from embridge.calibration import Nearest
 from embridge.device import resolve_device
 from embridge.errors import ParameterError, SpaceMismatchError
 from embridge.evaluation import DEPTH
 from embridge.feature_maps import Map
 from embridge.ids import hash_ids
+from embridge.neighbors import Nearest
 from embridge.stores.collection import Collection
 
 if TYPE_CHECKING:

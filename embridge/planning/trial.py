@@ -12,7 +12,7 @@ import numpy as np
 from embridge.anchors import Anchors
 from embridge.evaluation import Outcome, Qrels, candidate_depth, corrected, judgements, outcome_of
 from embridge.ids import hash_ids
-from embridge.neighbours import top_k
+from embridge.neighbors import top_k
 from embridge.types import Metric
 
 REFERENCES = 1500
