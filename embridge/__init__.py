@@ -57,8 +57,8 @@ if TYPE_CHECKING:
     from embridge.retrieval import open_index as open_index
     from embridge.retrieval import search as search
     from embridge.samples import sample_path as sample_path
-    from embridge.stitching import compare_stitching as compare_stitching
-    from embridge.stitching import stitch as stitch
+    from embridge.evaluation.stitching import compare_stitching as compare_stitching
+    from embridge.evaluation.stitching import stitch as stitch
     from embridge.stores import Collection as Collection
     from embridge.stores import MemoryCollection as MemoryCollection
     from embridge.stores import open_collection as open  # noqa: A004, F401
@@ -104,7 +104,7 @@ _HOMES = {
     "representations": ("relative",),
     "retrieval": ("Index", "build_index", "open_index", "search"),
     "samples": ("sample_path",),
-    "stitching": ("compare_stitching", "stitch"),
+    "evaluation.stitching": ("compare_stitching", "stitch"),
     "stores": ("Collection", "MemoryCollection"),
     "summary": ("summarise",),
     "translators": (

@@ -53,8 +53,8 @@ def top_k(
     Returns
     -------
     Hits
-        `ids` are positions in the corpus; of rows with equal scores the first comes first. L2 scores are negated squared distances. Scores beyond float32 are its largest finite
-        value, in the right order.
+        `ids` are positions in the corpus; of rows with equal scores the first in the corpus comes first. L2 scores are negated
+        squared distances. Scores beyond float32 are clipped to its largest finite value; their order is right.
 
     Raises
     ------
@@ -68,8 +68,8 @@ def top_k(
     corpus = as_vectors(corpus, what="corpus")
     queries = as_vectors(queries, corpus.shape[1], "queries")
     room = len(corpus) - (exclude is not None)
-    k = _whole(k)
-    if not 1 <= k <= room:
+    k = check_k(k)
+    if k > room:
         raise ParameterError.must_be("k", f"between 1 and {room} (the rows there are to find)", k)
     check_rows(queries, range(len(queries)), "queries", zero_is_bad=False)
     for start in range(0, len(corpus), _CORPUS_BLOCK):
@@ -283,8 +283,18 @@ def _squared(queries: np.ndarray, corpus: np.ndarray, rows: np.ndarray, places: 
     return out
 
 
-def _whole(k: Any) -> int:
+def check_k(k: Any) -> int:
+    """A number of neighbors as an int.
+
+    Raises
+    ------
+    ParameterError
+        Not a whole number, or below 1.
+    """
     try:
-        return operator.index(k)
+        count = operator.index(k)
     except TypeError:
         raise ParameterError.must_be("k", "a whole number", k) from None
+    if count < 1:
+        raise ParameterError.must_be("k", "at least 1", count)
+    return count

@@ -31,13 +31,13 @@ from embridge.records import (
     Difference,
     Evaluation,
     FitRecord,
-    LabelStrategy,
+    LabelScore,
     LearningCurve,
     Plan,
-    PlannedStrategy,
+    CostedScore,
     Recommendation,
     Run,
-    Strategy,
+    StrategyScore,
 )
 from embridge.types import Metric, Space
 
@@ -78,8 +78,8 @@ def fit_run(fingerprint="f1", path="a.safetensors", source=OLD, target=NEW, meth
 
 def evaluate_run(fingerprint="f1", overlap=0.5, recall=None):
     strategies = (
-        Strategy("keep-old", 0.3, (0.2, 0.4)),
-        Strategy("translate-documents", overlap, (overlap - 0.1, overlap + 0.1), recall, None if recall is None else recall / 2),
+        StrategyScore("keep-old", 0.3, (0.2, 0.4)),
+        StrategyScore("translate-documents", overlap, (overlap - 0.1, overlap + 0.1), recall, None if recall is None else recall / 2),
     )
     found = Evaluation(10, 20, 30, strategies, 0.9, 0.4, fingerprint, 7)
     return Run("evaluate", {}, 1.0, (Artifact("map", "a.safetensors", fingerprint, "map"),), details=(found,))
@@ -420,9 +420,9 @@ def test_an_evaluation_is_recorded_strategy_by_strategy(path):
 
 
 def test_an_evaluation_is_recorded_in_full(path):
-    full = Strategy("blend", 0.5, (0.4, 0.6), 0.3, 0.2, 0.9, (0.25, 0.35), (0.15, 0.25), 0.22, (0.2, 0.24))
-    label = LabelStrategy(7, "blend", 12, 0.5, (0.3, 0.7), 3, 0.4, (0.2, 0.6), 0.1, (0.0, 0.2), 0.3, (0.1, 0.5))
-    bare = LabelStrategy("noun", "blend", 2, 0.5, (0.3, 0.7))
+    full = StrategyScore("blend", 0.5, (0.4, 0.6), 0.3, 0.2, 0.9, (0.25, 0.35), (0.15, 0.25), 0.22, (0.2, 0.24))
+    label = LabelScore(7, "blend", 12, 0.5, (0.3, 0.7), 3, 0.4, (0.2, 0.6), 0.1, (0.0, 0.2), 0.3, (0.1, 0.5))
+    bare = LabelScore("noun", "blend", 2, 0.5, (0.3, 0.7))
     sizes = CorpusSize("blend", 30, 0.5, (0.4, 0.6), forecast=False), CorpusSize("blend", 90, 0.4, (0.3, 0.5), forecast=True)
     change = (Difference("blend", "overlap", 0.1, (0.05, 0.15)),)
     found = Evaluation(10, 20, 30, (full,), 0.9, 0.4, "f1", 7, None, (label, bare), sizes, "f2", change)
@@ -450,7 +450,7 @@ def test_an_evaluation_is_recorded_in_full(path):
 
 
 def test_a_plan_is_recorded(path):
-    base = PlannedStrategy(
+    base = CostedScore(
         "blend", True, 0.5, (0.4, 0.6), 0.9, None, None, None, 0.1, (0.05, 0.15), None, 3, 4, None, 2.5, True, False
     )  # fmt: skip
     curve = LearningCurve((10, 20), (0.3, 0.4), (40,), (0.5,), ((0.45, 0.55),))

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-from embridge.records import Evaluation, LabelStrategy, Plan, PlannedStrategy, Strategy
+from embridge.records import Evaluation, LabelScore, Plan, CostedScore, StrategyScore
 
 
 def facts_of_evaluation(found: Evaluation, run: int) -> Iterator[tuple[str, list[Any]]]:
@@ -42,7 +42,7 @@ def facts_of_plan(found: Plan, run: int) -> Iterator[tuple[str, list[Any]]]:
         yield "learning_curve", [run, anchors, overlap, *edges, True]
 
 
-def _judged(one: Strategy | LabelStrategy | PlannedStrategy) -> list[float | None]:
+def _judged(one: StrategyScore | LabelScore | CostedScore) -> list[float | None]:
     """Recall, MRR and nDCG, each with its interval."""
     pairs = ((one.recall, one.recall_ci), (one.mrr, one.mrr_ci), (one.ndcg, one.ndcg_ci))
     return [value for mean, interval in pairs for value in (mean, *_edges(interval))]
