@@ -34,6 +34,8 @@ if TYPE_CHECKING:
     from embridge.decoders import save_decoder as save_decoder
     from embridge.errors import EmbridgeError as EmbridgeError
     from embridge.evaluation import evaluate as evaluate
+    from embridge.evaluation.stitching import compare_stitching as compare_stitching
+    from embridge.evaluation.stitching import stitch as stitch
     from embridge.feature_maps import FeatureMap as FeatureMap
     from embridge.feature_maps import load_map as load_map
     from embridge.folds import Folds as Folds
@@ -57,8 +59,6 @@ if TYPE_CHECKING:
     from embridge.retrieval import open_index as open_index
     from embridge.retrieval import search as search
     from embridge.samples import sample_path as sample_path
-    from embridge.evaluation.stitching import compare_stitching as compare_stitching
-    from embridge.evaluation.stitching import stitch as stitch
     from embridge.stores import Collection as Collection
     from embridge.stores import MemoryCollection as MemoryCollection
     from embridge.stores import open_collection as open  # noqa: A004, F401

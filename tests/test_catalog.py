@@ -25,6 +25,7 @@ from embridge.records import (
     Candidate,
     Conversion,
     CorpusSize,
+    CostedScore,
     DecoderEvaluation,
     DecoderRecord,
     DecoderStrategy,
@@ -34,7 +35,6 @@ from embridge.records import (
     LabelScore,
     LearningCurve,
     Plan,
-    CostedScore,
     Recommendation,
     Run,
     StrategyScore,
@@ -79,7 +79,9 @@ def fit_run(fingerprint="f1", path="a.safetensors", source=OLD, target=NEW, meth
 def evaluate_run(fingerprint="f1", overlap=0.5, recall=None):
     strategies = (
         StrategyScore("keep-old", 0.3, (0.2, 0.4)),
-        StrategyScore("translate-documents", overlap, (overlap - 0.1, overlap + 0.1), recall, None if recall is None else recall / 2),
+        StrategyScore(
+            "translate-documents", overlap, (overlap - 0.1, overlap + 0.1), recall, None if recall is None else recall / 2
+        ),
     )
     found = Evaluation(10, 20, 30, strategies, 0.9, 0.4, fingerprint, 7)
     return Run("evaluate", {}, 1.0, (Artifact("map", "a.safetensors", fingerprint, "map"),), details=(found,))

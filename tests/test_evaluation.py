@@ -338,7 +338,14 @@ def test_of_few_queries_an_interval_claims_little():
 
 def test_an_evaluation_prints_as_a_table_and_becomes_plain_values():
     found = Evaluation(
-        5, 10, 20, (StrategyScore("keep-old", 0.25, (0.2, 0.3), 0.5, 0.75), StrategyScore("re-encode", 1.0, (1.0, 1.0))), 0.9, 0.4, "f", 3
+        5,
+        10,
+        20,
+        (StrategyScore("keep-old", 0.25, (0.2, 0.3), 0.5, 0.75), StrategyScore("re-encode", 1.0, (1.0, 1.0))),
+        0.9,
+        0.4,
+        "f",
+        3,
     )
     lines = str(found).splitlines()
     assert lines[0].split() == ["strategy", "overlap@5", "95", "%", "interval", "recall@5", "MRR"]

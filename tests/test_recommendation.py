@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 
 from embridge.evaluation import bootstrap_interval
-from embridge.planning.recommendation import recommend
 from embridge.evaluation.bootstrap import simultaneous_intervals
+from embridge.planning.recommendation import recommend
 from embridge.records import CostedScore
 
 OF = {

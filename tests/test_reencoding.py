@@ -10,8 +10,8 @@ from click.testing import CliRunner
 import embridge as eb
 from embridge.cli.main import main
 from embridge.errors import ParameterError, SpaceMismatchError
-from embridge.ids import hash_ids
 from embridge.evaluation.metrics import by_hits
+from embridge.ids import hash_ids
 from embridge.types import Metric, Space
 
 N = 700

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-from embridge.records import Evaluation, LabelScore, Plan, CostedScore, StrategyScore
+from embridge.records import CostedScore, Evaluation, LabelScore, Plan, StrategyScore
 
 
 def facts_of_evaluation(found: Evaluation, run: int) -> Iterator[tuple[str, list[Any]]]:

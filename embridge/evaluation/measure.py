@@ -217,8 +217,8 @@ def _check(
     if reverse_map is not None and not (target.same_as(reverse_map.source) and source.same_as(reverse_map.target)):
         raise SpaceMismatchError(
             f"The reverse map translates {reverse_map.source.name!r} ({reverse_map.source.dim}) -> {reverse_map.target.name!r} "
-            f"({reverse_map.target.dim}), but a map from {target.name!r} ({target.dim}) to {source.name!r} ({source.dim}) is needed. "
-            "Hint: embridge fit --reverse-output MAP."
+            f"({reverse_map.target.dim}), but a map from {target.name!r} ({target.dim}) to {source.name!r} ({source.dim}) is "
+            "needed. Hint: embridge fit --reverse-output MAP."
         )
     if corpus_size is not None and corpus_size < 1:
         raise ParameterError.must_be("corpus_size", "at least 1", corpus_size)

@@ -108,7 +108,9 @@ class _Table:
         share = f"recovers {shares[i]:.0%} [{low:.0%}, {high:.0%}] of what re-encoding everything gains"
         encoded = f"{strategies[i].encodes:,} of {total:,} rows encoded"
         if 0.95 * total < strategies[i].encodes < total:
-            remark += f" These queries reach nearly all rows: to re-encode everything ({strategies[full].gain:+.3f}) costs the same."
+            remark += (
+                f" These queries reach nearly all rows: to re-encode everything ({strategies[full].gain:+.3f}) costs the same."
+            )
         return Recommendation(self._title(i), f"It {share} with {encoded}: {self._against(i, known[i], len(known))}.{remark}")
 
     def _place(self, title: str) -> int:

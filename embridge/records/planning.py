@@ -210,8 +210,8 @@ class Plan:
         notes, measured = query_notes(self.qrels, self.own_rows), self.judged or self.queries
         if measured < FEW_QUERIES:
             notes.append(
-                f"few queries: means over {measured:,} of them are known to about {measured**-0.5:.2f} either way, so which strategy "
-                "comes first is mostly chance; use some hundreds"
+                f"few queries: means over {measured:,} of them are known to about {measured**-0.5:.2f} either way, so which "
+                "strategy comes first is mostly chance; use some hundreds"
             )
         return notes
 
