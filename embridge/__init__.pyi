@@ -20,6 +20,8 @@ from embridge.decoders import save_decoder as save_decoder
 from embridge.encoding import encode as encode
 from embridge.errors import EmbridgeError as EmbridgeError
 from embridge.evaluation import evaluate as evaluate
+from embridge.evaluation.stitching import compare_stitching as compare_stitching
+from embridge.evaluation.stitching import stitch as stitch
 from embridge.feature_maps import FeatureMap as FeatureMap
 from embridge.feature_maps import load_map as load_map
 from embridge.folds import Folds as Folds
@@ -27,7 +29,7 @@ from embridge.indexes.migrate import migrate as migrate
 from embridge.maps import LinearMap as LinearMap
 from embridge.merging import merge as merge
 from embridge.moments import Moments as Moments
-from embridge.neighbours import top_k as top_k
+from embridge.neighbors import top_k as top_k
 from embridge.planning import plan as plan
 from embridge.planning import rows_to_reencode as rows_to_reencode
 from embridge.records import Artifact as Artifact
@@ -45,8 +47,6 @@ from embridge.retrieval import build_index as build_index
 from embridge.retrieval import open_index as open_index
 from embridge.retrieval import search as search
 from embridge.samples import sample_path as sample_path
-from embridge.stitching import compare_stitching as compare_stitching
-from embridge.stitching import stitch as stitch
 from embridge.stores import Collection as Collection
 from embridge.stores import MemoryCollection as MemoryCollection
 from embridge.stores import open_collection

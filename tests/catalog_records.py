@@ -4,7 +4,7 @@ import duckdb
 
 from embridge.catalog import Catalog
 from embridge.errors import DiskFullError as DiskFullError
-from embridge.records import AnchorRecord, Artifact, Candidate, Conversion, Evaluation, FitRecord, Run, Strategy
+from embridge.records import AnchorRecord, Artifact, Candidate, Conversion, Evaluation, FitRecord, Run
 from embridge.types import Metric, Space
 
 OLD, NEW = Space("minilm", 384, Metric.COSINE, normalized=True), Space("mpnet", 768, Metric.DOT)
@@ -36,8 +36,10 @@ def fit_run(fingerprint="f1", path="a.safetensors", source=OLD, target=NEW, meth
 
 def evaluate_run(fingerprint="f1", overlap=0.5, recall=None, queries=20, sides=("c-old", "c-new")):
     strategies = (
-        Strategy("keep-old", 0.3, (0.2, 0.4)),
-        Strategy("translate-documents", overlap, (overlap - 0.1, overlap + 0.1), recall, None if recall is None else recall / 2),
+        StrategyScore("keep-old", 0.3, (0.2, 0.4)),
+        StrategyScore(
+            "translate-documents", overlap, (overlap - 0.1, overlap + 0.1), recall, None if recall is None else recall / 2
+        ),
     )
     found = Evaluation(10, queries, 30, strategies, 0.9, 0.4, fingerprint, 7)
     inputs = [Artifact("map", "a.safetensors", fingerprint, "map")]

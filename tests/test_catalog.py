@@ -15,16 +15,16 @@ from embridge.records import (
     Artifact,
     Conversion,
     CorpusSize,
+    CostedScore,
     Difference,
     Evaluation,
     FitRecord,
-    LabelStrategy,
+    LabelScore,
     LearningCurve,
     Plan,
-    PlannedStrategy,
     Recommendation,
     Run,
-    Strategy,
+    StrategyScore,
 )
 from embridge.types import Space
 from tests.catalog_records import NEW, OLD, catalog, contents, evaluate_run, fit_run, record_story
@@ -84,9 +84,9 @@ def test_an_evaluation_is_recorded_strategy_by_strategy(path):
 
 
 def test_an_evaluation_is_recorded_in_full(path):
-    full = Strategy("blend", 0.5, (0.4, 0.6), 0.3, 0.2, 0.9, (0.25, 0.35), (0.15, 0.25), 0.22, (0.2, 0.24))
-    label = LabelStrategy(7, "blend", 12, 0.5, (0.3, 0.7), 3, 0.4, (0.2, 0.6), 0.1, (0.0, 0.2), 0.3, (0.1, 0.5))
-    bare = LabelStrategy("noun", "blend", 2, 0.5, (0.3, 0.7))
+    full = StrategyScore("blend", 0.5, (0.4, 0.6), 0.3, 0.2, 0.9, (0.25, 0.35), (0.15, 0.25), 0.22, (0.2, 0.24))
+    label = LabelScore(7, "blend", 12, 0.5, (0.3, 0.7), 3, 0.4, (0.2, 0.6), 0.1, (0.0, 0.2), 0.3, (0.1, 0.5))
+    bare = LabelScore("noun", "blend", 2, 0.5, (0.3, 0.7))
     sizes = CorpusSize("blend", 30, 0.5, (0.4, 0.6), forecast=False), CorpusSize("blend", 90, 0.4, (0.3, 0.5), forecast=True)
     change = (Difference("blend", "overlap", 0.1, (0.05, 0.15)),)
     found = Evaluation(10, 20, 30, (full,), 0.9, 0.4, "f1", 7, None, (label, bare), sizes, "f2", change)
@@ -114,7 +114,7 @@ def test_an_evaluation_is_recorded_in_full(path):
 
 
 def test_a_plan_is_recorded(path):
-    base = PlannedStrategy(
+    base = CostedScore(
         "blend", True, 0.5, (0.4, 0.6), 0.9, None, None, None, 0.1, (0.05, 0.15), None, 3, 4, None, 2.5, True, False
     )  # fmt: skip
     curve = LearningCurve((10, 20), (0.3, 0.4), (40,), (0.5,), ((0.45, 0.55),))

@@ -12,21 +12,21 @@ from embridge.records import (
     Artifact,
     Conversion,
     CorpusSize,
+    CostedScore,
     DecoderEvaluation,
     DecoderRecord,
     DecoderStrategy,
     Decoding,
     Difference,
     Evaluation,
-    LabelStrategy,
+    LabelScore,
     LearningCurve,
     Merge,
     Migration,
     Plan,
-    PlannedStrategy,
     Recommendation,
     Run,
-    Strategy,
+    StrategyScore,
 )
 from embridge.types import Space
 from tests.catalog_records import NEW, OLD, catalog, fit_run
@@ -43,13 +43,13 @@ def path(tmp_path):
 def full_records():
     """One record of each kind with every part that it can have, and the fields that no table keeps."""
     edges = (0.1, 0.2)
-    strategy = Strategy("blend", 0.5, edges, 0.3, 0.2, 0.9, edges, edges, 0.2, edges)
-    label = LabelStrategy("noun", "blend", 12, 0.5, edges, 3, 0.4, edges, 0.1, edges, 0.3, edges)
+    strategy = StrategyScore("blend", 0.5, edges, 0.3, 0.2, 0.9, edges, edges, 0.2, edges)
+    label = LabelScore("noun", "blend", 12, 0.5, edges, 3, 0.4, edges, 0.1, edges, 0.3, edges)
     size = CorpusSize("blend", 30, 0.5, edges, forecast=False)
     evaluation = Evaluation(
         10, 20, 30, (strategy,), 0.9, 0.4, "f1", 7, None, (label,), (size,), "f2", (Difference("blend", "mrr", 0.1, edges),)
     )
-    planned = PlannedStrategy(
+    planned = CostedScore(
         "blend", True, 0.5, edges, 0.9, 0.3, edges, 0.2, 0.1, edges, 0.5, 3, 4, 1.0, 2.5, True, False, edges, 0.2, edges
     )
     curve = LearningCurve((10,), (0.3,), (40,), (0.5,), (edges,))
