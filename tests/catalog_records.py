@@ -4,7 +4,7 @@ import duckdb
 
 from embridge.catalog import Catalog
 from embridge.errors import DiskFullError as DiskFullError
-from embridge.records import AnchorRecord, Artifact, Candidate, Conversion, Evaluation, FitRecord, Run
+from embridge.records import AnchorRecord, Artifact, Candidate, Conversion, Evaluation, FitRecord, Run, StrategyScore
 from embridge.types import Metric, Space
 
 OLD, NEW = Space("minilm", 384, Metric.COSINE, normalized=True), Space("mpnet", 768, Metric.DOT)

@@ -50,8 +50,9 @@ def full_records():
         10, 20, 30, (strategy,), 0.9, 0.4, "f1", 7, None, (label,), (size,), "f2", (Difference("blend", "mrr", 0.1, edges),)
     )
     planned = CostedScore(
-        "blend", True, 0.5, edges, 0.9, 0.3, edges, 0.2, 0.1, edges, 0.5, 3, 4, 1.0, 2.5, True, False, edges, 0.2, edges
-    )
+        **{f.name: getattr(strategy, f.name) for f in fields(strategy)}, hubness=True, gain=0.1, gain_ci=edges, recovered=0.5,
+        rows_changed=3, encodes=4, seconds=1.0, cost=2.5, needs_old_encoder=True, needs_texts=False,
+    )  # fmt: skip
     curve = LearningCurve((10,), (0.3,), (40,), (0.5,), (edges,))
     plan = Plan(10, 20, 0, 30, 40, "bridge", 0.5, (planned,), {"texts-available": Recommendation("blend", "Best.")}, curve)
     measured = DecoderStrategy("translated", {"accuracy": 0.5}, {"accuracy": edges})
@@ -61,8 +62,11 @@ def full_records():
     merge = Merge("m.parquet", 9, 4, 5, 1, 0.25, "pairs", 10, 20, 3, 0.1, 0.2, 0.3, 0.4, 0.5, 1.5, "c1", "c2", "c3")
     return [
         (Run.of("fit", outputs=fitted.outputs, result=fitted.details), {"sources"}),
-        (Run.of("evaluate", result=evaluation), {"confidence", "per_query"}),
-        (Run.of("plan", result=plan), {"weight", "source", "target", "norms", "labels", "unlabelled"}),
+        (Run.of("evaluate", result=evaluation), {"confidence", "per_query", "qrels", "own_rows"}),
+        (
+            Run.of("plan", result=plan),
+            {"weight", "source", "target", "norms", "labels", "unlabelled", "lazy_depths", "qrels", "own_rows"},
+        ),
         (Run.of("convert", result=Conversion("o.parquet", 100, 2.0, "cpu", "c-old", "f1", "c-out", 3)), set()),
         (Run.of("migrate", result=move), {"source_space", "space"}),
         (Run.of("merge", result=merge), set()),
