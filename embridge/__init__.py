@@ -21,8 +21,9 @@ if TYPE_CHECKING:
     from embridge.anchors import sample_rows as sample_rows
     from embridge.catalog import Catalog as Catalog
     from embridge.confidence import Confidence as Confidence
+    from embridge.conversion import TranslateOptions as TranslateOptions
     from embridge.conversion import convert as convert
-    from embridge.conversion import encode as encode
+    from embridge.conversion import translate_batch as translate_batch
     from embridge.conversion import verify as verify
     from embridge.decoder_evaluation import evaluate_decoder as evaluate_decoder
     from embridge.decoders import Decoded as Decoded
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
     from embridge.decoders import open_decoder as open_decoder
     from embridge.decoders import register_decoder as register_decoder
     from embridge.decoders import save_decoder as save_decoder
+    from embridge.encoding import encode as encode
     from embridge.errors import EmbridgeError as EmbridgeError
     from embridge.evaluation import evaluate as evaluate
     from embridge.feature_maps import FeatureMap as FeatureMap
@@ -86,9 +88,10 @@ _HOMES = {
     "anchors": ("Anchors", "match", "sample_rows"),
     "catalog": ("Catalog",),
     "confidence": ("Confidence",),
-    "conversion": ("convert", "encode", "verify"),
+    "conversion": ("TranslateOptions", "convert", "translate_batch", "verify"),
     "decoder_evaluation": ("evaluate_decoder",),
     "decoders": ("Decoded", "Decoder", "LinearHead", "decode", "open_decoder", "register_decoder", "save_decoder"),
+    "encoding": ("encode",),
     "errors": ("EmbridgeError",),
     "evaluation": ("evaluate",),
     "feature_maps": ("FeatureMap", "load_map"),

@@ -291,6 +291,14 @@ class InterruptedOutputError(EmbridgeError, FileExistsError):
     def busy(cls, path: str) -> InterruptedOutputError:
         return cls(f"Another process is writing {path!r}. Hint: wait for it, or give another output.")
 
+    @classmethod
+    def altered(cls, path: str, fault: str) -> InterruptedOutputError:
+        return cls(f"{path!r} was altered since it was written: {fault}. Hint: --overwrite (overwrite=True) starts anew.")
+
+    @classmethod
+    def not_ours(cls, path: str) -> InterruptedOutputError:
+        return cls(f"{path!r} is not what an unfinished run of embridge leaves, so it is not touched. Hint: move it away.")
+
 
 class OutputError(EmbridgeError, OSError):
     """An output that cannot be written: its folder is gone, may not be written, or the device fails."""

@@ -17,7 +17,7 @@ from click.testing import CliRunner
 
 import embridge as eb
 from embridge.cli.main import main
-from embridge.conversion import journal, single
+from embridge.conversion import file, journal
 from embridge.errors import (
     BadIdsError,
     BadVectorsError,
@@ -504,8 +504,8 @@ def test_an_upload_that_fails_leaves_no_object_and_is_done_again(remote, monkeyp
     assert remote.names() == before
     assert listing(remote.staging)
     translated = []
-    original = single.translate_groups
-    monkeypatch.setattr(single, "translate_groups", lambda *a, **k: translated.append(1) or original(*a, **k))
+    original = file.translate_groups
+    monkeypatch.setattr(file, "translate_groups", lambda *a, **k: translated.append(1) or original(*a, **k))
     eb.convert(collection, map_between(), target, resume=True)
     if source != "shards":
         assert translated == []  # it was made already

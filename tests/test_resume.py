@@ -18,7 +18,7 @@ import pyarrow.parquet as pq
 import pytest
 
 import embridge as eb
-from embridge.conversion import journal, single
+from embridge.conversion import file, journal
 from embridge.errors import BadVectorsError, DiskFullError, InterruptedOutputError, OutputExistsError
 from embridge.stores import writer
 from embridge.types import Space
@@ -566,7 +566,7 @@ def test_a_disk_that_fills_as_it_is_flushed(job, monkeypatch, call):
 @pytest.mark.parametrize(("dtype", "needed"), [("float32", 4 * ROWS * Q), ("float16", 2 * ROWS * Q)])
 def test_an_output_without_room_is_not_begun(job, monkeypatch, dtype, needed):
     def room(free):
-        monkeypatch.setattr(single.os, "statvfs", lambda path: SimpleNamespace(f_bavail=free, f_frsize=1))
+        monkeypatch.setattr(file.os, "statvfs", lambda path: SimpleNamespace(f_bavail=free, f_frsize=1))
 
     room(needed - 1)
     with pytest.raises(DiskFullError, match=r"needs about 0\.00 GB, but 0\.00 GB are free there\. Hint: .*--dtype float16"):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+import warnings
 from typing import Any
 
 import click
@@ -76,6 +77,8 @@ def info(session: Session, source: str, space: str | None, **named: str | None) 
 @click.option("--text-column", default="text", show_default=True, metavar="NAME")
 @id_option
 @click.option("--ids", metavar="IDS", help="Encode only these: Parquet with a column id (from `anchors sample`).")
+@click.option("--prompt", metavar="TEXT", help="Put before each text, for models that expect an instruction.")
+@click.option("--prompt-name", metavar="NAME", help="A prompt that the model has, such as query or document.")
 @click.option("--batch-size", type=click.IntRange(1), default=64, show_default=True, help="Texts a forward pass.")
 @click.option("--dtype", type=click.Choice(["float32", "float16"]), default="float32", show_default=True)
 @device_option
@@ -84,25 +87,35 @@ def info(session: Session, source: str, space: str | None, **named: str | None) 
 def encode(session: Session, texts: str, model: str, output: str, id_column: str | None, ids: str | None, **options: Any) -> None:
     """Encode a text column with a sentence-transformers model.
 
-    Interrupted, it goes on where it stopped when it is called again; work is kept in OUT.parts until OUT is whole.
+    Interrupted, it continues where it stopped when it is called again; work is kept in OUT.parts until OUT is whole. The file's
+    metadata embridge.encoder says which prompt was put before the texts.
 
     \b
     embridge encode texts.parquet --model all-mpnet-base-v2 -o new.parquet
+    embridge encode queries.parquet --model intfloat/e5-base --prompt-name query -o queries-new.parquet
     embridge encode texts.parquet --model ./my-model --space mine --ids ids.parquet -o new-sample.parquet
     """
     import embridge as eb
+    from embridge.encoding import PromptWarning, encoder_of
+    from embridge.outputs import ENCODING, Output
     from embridge.records import Run
     from embridge.stores.tables import read_ids
 
     started = time.perf_counter()
-    check_outputs(output, overwrite=options["overwrite"], inputs=[texts, *([ids] if ids else [])])
+    check_outputs(Output(output, ENCODING), overwrite=options["overwrite"], inputs=[texts, ids])
     only = read_ids(ids) if ids else None
-    with session.progress("encoding") as progress:
+    with session.progress("encoding") as progress, warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always", PromptWarning)
         made = eb.encode(texts, model, output, id_column=id_column or "id", only=only, progress=progress, **options)
+    for warning in caught:
+        click.echo(f"Warning: {warning.message}", err=True)
     seconds = time.perf_counter() - started
     inputs = (file_artifact("texts", texts), *([file_artifact("ids", ids)] if ids else []))
+    encoder = encoder_of(made)
     parameters = {"model": model, "text_column": options["text_column"], "dtype": options["dtype"]}
+    parameters |= {name: encoder[name] for name in ("prompt", "prompt_name", "prompts")}
     device, outputs = device_name(options["device"]), (collection_artifact("output", made),)
     session.record(Run("encode", parameters, seconds, inputs, outputs, len(made), device))
     result = {"path": output, "rows": len(made), "space": made.space.to_dict(), "seconds": seconds}
+    result |= {"prompt": encoder["prompt"], "prompt_name": encoder["prompt_name"]}
     session.emit(result, f"{output}: {len(made):,} rows of {made.space.name!r} ({made.space.dim}) in {seconds:.1f} s")

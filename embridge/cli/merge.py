@@ -54,8 +54,7 @@ def merge(
     import embridge as eb
     from embridge.records import Run
 
-    paths = [p for p in (native, translated, queries, map_path) if p]
-    check_outputs(output, overwrite=overwrite, inputs=paths)
+    check_outputs(output, overwrite=overwrite, inputs=[native, translated, queries, map_path])
     named = (space, id_column, vector_column)
     sides = [open_source(native, *named), open_source(translated, *named)]
     asked = open_source(queries, *named) if queries else None

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from embridge.catalog import Catalog
     from embridge.decoders import Decoder
     from embridge.feature_maps import Map
+    from embridge.outputs import Output
     from embridge.records import Artifact, Run
     from embridge.retrieval import Index
     from embridge.stores import Collection
@@ -153,11 +154,14 @@ def open_source(path: str, space: str | None, id_column: str | None, vector_colu
     return eb.open(path, space=space, **named)
 
 
-def check_outputs(path: str, *, overwrite: bool, inputs: Sequence[str] = ()) -> None:
-    """Refuse an output that may not be written, before work is done for it."""
-    from embridge.files import check_output
+def check_outputs(*outputs: str | Output, overwrite: bool, inputs: Sequence[str | None] = (), resume: bool = False) -> None:
+    """Refuse outputs that may not be written, before work is done for them; the catalog counts as an input."""
+    from embridge import outputs as protocol
 
-    check_output(path, overwrite=overwrite, inputs=tuple(inputs))
+    context = click.get_current_context(silent=True)
+    catalog = context.meta.get("embridge.catalog", []) if context else []
+    given = [protocol.Output(output) if isinstance(output, str) else output for output in outputs]
+    protocol.check_outputs(*given, inputs=[*inputs, *catalog], overwrite=overwrite, resume=resume)
 
 
 def device_name(device: str) -> str:

@@ -11,7 +11,8 @@ from typing import Any
 
 from embridge import __version__
 from embridge.errors import MissingDependencyError
-from embridge.files import check_output, whole_or_absent
+from embridge.files import whole_or_absent
+from embridge.outputs import Output, claim
 from embridge.records import Plan
 
 LABELS = 40  # the largest, in the heat map and its table
@@ -53,10 +54,10 @@ def write_report(plan: Plan, path: str | os.PathLike[str], *, overwrite: bool = 
         The file exists and `overwrite` is False.
     """
     check_installed()
-    target = check_output(path, overwrite=overwrite)
-    page = render(plan, date or datetime.datetime.now(datetime.UTC).date())
-    with whole_or_absent(target) as temporary:
-        temporary.write_bytes(page.encode("utf-8", "replace"))
+    with claim(Output(path), overwrite=overwrite) as [target]:
+        page = render(plan, date or datetime.datetime.now(datetime.UTC).date())
+        with whole_or_absent(target) as temporary:
+            temporary.write_bytes(page.encode("utf-8", "replace"))
 
 
 def render(plan: Plan, date: datetime.date) -> str:

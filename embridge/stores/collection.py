@@ -6,13 +6,13 @@ import functools
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Protocol
 
 import numpy as np
 import pyarrow as pa
 
-from embridge.arrays import check_rows
-from embridge.errors import BadIdsError, CollectionError, ParameterError, UndeclaredSpaceError
+from embridge.arrays import bad_rows, check_rows, not_unit
+from embridge.errors import BadIdsError, ChangedSourceError, CollectionError, EmbridgeError, ParameterError, UndeclaredSpaceError
 from embridge.types import DeclaredSpace, Metric, Mixture, Space, resolve_space
 
 BATCH_BYTES = 32 << 20  # of float32 vectors, in a batch that nobody asked another size for
@@ -183,6 +183,20 @@ class Collection(ABC):
         zero_is_bad, unit_length = stated.metric == Metric.COSINE, self.is_exact and stated.normalized
         check_rows(vectors, IdValues(ids), self.name, zero_is_bad=zero_is_bad, unit_length=unit_length, otherwise=otherwise)
 
+    def unusable(self, batch: Batch) -> dict[int, str]:
+        """Why rows of a batch that was read with `lenient` cannot be used, by their position in it, in order."""
+        stated = self.stated_space
+        zero_is_bad = stated.metric == Metric.COSINE
+        not_finite, zero = bad_rows(batch.vectors, zero_is_bad=zero_is_bad)
+        reasons = dict.fromkeys(zero.tolist(), "zero vector")
+        if self.is_exact and stated.normalized:
+            lengths = not_unit(batch.vectors, zero_is_bad=zero_is_bad)
+            reasons |= dict.fromkeys(lengths.tolist(), "not of unit length, as its space states")
+        reasons |= dict.fromkeys(not_finite.tolist(), "no vector, or NaN or infinite values")
+        if batch.ids.null_count:
+            reasons |= dict.fromkeys(np.flatnonzero(batch.ids.is_null().to_numpy(zero_copy_only=False)).tolist(), "no id")
+        return dict(sorted(reasons.items()))
+
     def default_batch_rows(self) -> int:
         """Rows that hold 32 MiB of float32 vectors, 1,024 at least."""
         return max(1024, BATCH_BYTES // (4 * self.stated_space.dim))
@@ -249,6 +263,29 @@ class Collection(ABC):
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self.path!r}, {len(self):,} rows of {self.stated_space})"
+
+
+class _Source(Protocol):
+    @property
+    def name(self) -> str: ...
+    def check_unchanged(self) -> None: ...
+    def fingerprint(self) -> str: ...
+
+
+def check_content(source: _Source, content: str) -> None:
+    """Check, when all rows are read, that a source still has the fingerprint `content` that it had when reading began.
+
+    Raises
+    ------
+    ChangedSourceError
+    """
+    source.check_unchanged()
+    try:
+        found = source.fingerprint()
+    except (EmbridgeError, OSError) as e:
+        raise ChangedSourceError.of(source.name, f"it cannot be read any more ({e})") from e
+    if found != content:
+        raise ChangedSourceError.of(source.name, "its content is another")
 
 
 class IdValues(Sequence[Any]):

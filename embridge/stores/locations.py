@@ -252,6 +252,29 @@ def upload(local: Path, path: str) -> None:
         raise
 
 
+def list_objects(path: str) -> list[str]:
+    """Paths of the objects below a remote path, relative to it."""
+    filesystem, inner = _resolve(path)
+    base = inner.rstrip("/") + "/"
+    with _wrapped(path):
+        found = filesystem.get_file_info(fs.FileSelector(base, recursive=True, allow_not_found=True))
+        return sorted(info.path[len(base) :] for info in found if info.type == fs.FileType.File)
+
+
+def read_object(path: str) -> bytes:
+    """The content of a small remote file."""
+    filesystem, inner = _resolve(path)
+    with _wrapped(path, "a file"), filesystem.open_input_file(inner) as file:
+        return file.read()
+
+
+def fingerprint_at(path: str) -> tuple[int, str]:
+    """Size and content hash of a remote file."""
+    filesystem, inner = _resolve(path)
+    with _wrapped(path, "a file"):
+        return filesystem.get_file_info(inner).size, fingerprint_files(filesystem, [inner])
+
+
 @contextlib.contextmanager
 def _wrapped(path: str, kind: str = "a location") -> Iterator[None]:
     """Whatever a file system raises about `path`, as an error of embridge."""

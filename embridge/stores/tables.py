@@ -199,6 +199,14 @@ def write_bad_rows(path: str | os.PathLike[str], bad: Sequence[tuple[int, Any, s
         pq.write_table(pa.table({"row": pa.array(rows, pa.int64()), "id": list(ids), "reason": list(reasons)}), temporary)
 
 
+def is_bad_rows(path: str | os.PathLike[str]) -> bool:
+    """True where a file is a list that `write_bad_rows` wrote, by its columns."""
+    try:
+        return os.path.isfile(path) and not os.path.islink(path) and pq.read_schema(path).names == ["row", "id", "reason"]
+    except (pa.ArrowException, OSError):
+        return False
+
+
 def join_bad_rows(path: str | os.PathLike[str], parts: Sequence[tuple[int, str | os.PathLike[str]]]) -> bool:
     """Write what `write_bad_rows` listed of several files as one list; whether there is anything to list.
 

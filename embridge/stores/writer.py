@@ -26,6 +26,11 @@ from embridge.types import Metric, Mixture, Space
 GROUP_BYTES = 16 << 20  # of vectors in a row group: a conversion holds about six of them, a reader one
 
 
+def rows_of_group(dim: int, dtype: np.dtype) -> int:
+    """Rows of a full row group, by width and dtype alone."""
+    return max(1, GROUP_BYTES // (dtype.itemsize * dim))
+
+
 class CollectionWriter:
     """Appends row groups of at most 16 MiB of vectors to a file.
 
@@ -54,8 +59,8 @@ class CollectionWriter:
         Add columns ``predicted_error`` and ``error_bound`` (float32), which `append` must then be given; kept as metadata
         ``embridge.confidence``.
     metadata : dict of bytes to bytes, optional
-        What others wrote about the source (`Collection.metadata`), kept as far as it holds for this file
-        (`embridge.stores.metadata.fitted`).
+        More metadata of the file, such as what others wrote about the source (`Collection.metadata`); kept as far as it holds for
+        this file (`embridge.stores.metadata.fitted`).
 
     Attributes
     ----------
@@ -105,7 +110,7 @@ class CollectionWriter:
         fields = [ids, vectors, *payload_schema, *self._errors]
         self.schema = pa.schema(fields, fitted(metadata or {}, [f.name for f in fields], columns[1]) | ours)
         self._others = pa.schema([ids, *payload_schema])
-        self.group_rows = max(1, GROUP_BYTES // (self.dtype.itemsize * space.dim))
+        self.group_rows = rows_of_group(space.dim, self.dtype)
         self._encoder = Encoder(self.schema, columns[1], compact=compact and self.dtype == np.float32)
         self._file = file
         self.groups = list(groups)

@@ -9,17 +9,13 @@ import threading
 from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
-from typing import Any, Literal, TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 
-from embridge.arrays import bad_rows
-from embridge.conversion.engine import Engine
-from embridge.errors import BadVectorsError
+from embridge.conversion.engine import Engine, check_translated
 from embridge.stores import Batch, Collection
-from embridge.types import Metric
 
-OnBad = Literal["stop", "skip"]
 Bad = tuple[int, Any, str]
 Item = TypeVar("Item")
 
@@ -47,7 +43,7 @@ class Group:
     errors: np.ndarray | None = None
 
 
-def row_groups(source: Collection, group_rows: int, batch_rows: int, *, start: int = 0, on_bad: OnBad = "stop") -> Iterator[Group]:
+def row_groups(source: Collection, group_rows: int, batch_rows: int, *, start: int = 0, on_bad: str = "stop") -> Iterator[Group]:
     """Cut the rows of a collection, from position `start` on, into row groups of the output.
 
     Groups depend on the rows alone, not on the batches they are read in. Where only bad rows are left the last group is empty.
@@ -61,7 +57,7 @@ def row_groups(source: Collection, group_rows: int, batch_rows: int, *, start: i
     bad: list[Bad] = []
     for batch in source.batches(batch_rows, payload=True, needed=lambda _, stop: stop > start, lenient=on_bad == "skip"):
         rows = np.arange(max(start - batch.start, 0), len(batch))
-        if on_bad == "skip" and (reasons := _reasons(batch, source)):
+        if on_bad == "skip" and (reasons := source.unusable(batch)):
             bad += [(batch.start + row, batch.ids[row].as_py(), reasons[row]) for row in rows.tolist() if row in reasons]
             rows = rows[~np.isin(rows, list(reasons))]
         while len(rows):
@@ -77,16 +73,6 @@ def row_groups(source: Collection, group_rows: int, batch_rows: int, *, start: i
     if group.rows or bad:
         group.read, group.bad = len(source), bad
         yield group
-
-
-def _reasons(batch: Batch, source: Collection) -> dict[int, str]:
-    """Why rows of a batch cannot be translated."""
-    not_finite, zero = bad_rows(batch.vectors, zero_is_bad=source.space.metric == Metric.COSINE)
-    reasons = dict.fromkeys(zero.tolist(), "zero vector")
-    reasons |= dict.fromkeys(not_finite.tolist(), "no vector, or NaN or infinite values")
-    if batch.ids.null_count:
-        reasons |= dict.fromkeys(np.flatnonzero(batch.ids.is_null().to_numpy(zero_copy_only=False)).tolist(), "no id")
-    return reasons
 
 
 def readahead(items: Iterator[Item], depth: int = 1) -> Generator[Item, None, None]:
@@ -170,10 +156,9 @@ def translate_groups(
             zero, not_finite = engine.run([part.vectors for part in group.parts], out, group.errors)
         finally:
             idle.put(engine)
-        if not_finite.size:
-            _refuse(group, not_finite, where, f"a translation beyond the range of {out.dtype}")
-        if zero_is_bad and zero.size:
-            _refuse(group, zero, where, "a translation of length zero, which has no direction under cosine")
+        if not_finite.size or zero.size:
+            ids = [i for part in group.parts for i in part.ids.to_pylist()]
+            check_translated(ids, where, out.dtype, not_finite, zero if zero_is_bad else not_finite)
 
     free = list(buffers)
     pending: collections.deque[tuple[Group, np.ndarray, np.ndarray, Future[None]]] = collections.deque()
@@ -198,8 +183,3 @@ def translate_groups(
             for *_, done in pending:
                 done.cancel()
             raise
-
-
-def _refuse(group: Group, rows: np.ndarray, where: str, reason: str) -> None:
-    ids = [i for part in group.parts for i in part.ids.to_pylist()]
-    raise BadVectorsError.rows(where, reason, [ids[row] for row in rows])
