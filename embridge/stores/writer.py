@@ -16,7 +16,7 @@ import pyarrow as pa
 from embridge.arrays import check_rows
 from embridge.errors import CollectionError, ParameterError
 from embridge.files import whole_or_absent
-from embridge.stores.collection import Batch, IdValues
+from embridge.stores.batch import Batch, IdValues
 from embridge.stores.metadata import COLUMNS_KEY, CONFIDENCE_KEY, LINEAGE_KEY, MIXTURE_KEY, SPACE_KEY, fitted
 from embridge.stores.parquet import ERROR_COLUMNS
 from embridge.stores.row_groups import MAGIC, Encoder
