@@ -11,11 +11,12 @@ import numpy as np
 
 from embridge.anchors import ids_at
 from embridge.arrays import unit
-from embridge.calibration import HITS, Found, Nearest
+from embridge.calibration import HITS, Found
 from embridge.errors import CollectionError, OutputError, ParameterError, SpaceMismatchError
 from embridge.feature_maps import Map
 from embridge.files import fingerprint
 from embridge.ids import check_unique, hash_ids, match_rows
+from embridge.neighbors import Nearest
 from embridge.outputs import Output, claim
 from embridge.records import Merge
 from embridge.stores import source_paths

@@ -151,7 +151,7 @@ def test_evaluate_tells_every_strategy(story):
     assert [s["name"] for s in found["strategies"]] == [
         "keep-old",
         "translate-documents",
-        "translate-queries",
+        "project-queries-adjoint",
         "blend",
         "re-encode",
     ]

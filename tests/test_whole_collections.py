@@ -4,6 +4,7 @@ import json
 import logging
 import os
 import time
+from types import SimpleNamespace
 
 import numpy as np
 import pyarrow as pa
@@ -197,6 +198,67 @@ def test_files_of_one_name_in_two_folders_keep_their_folders(tmp_path, table_of,
         "n=0/a.parquet",
         "n=1/a.parquet",
     ]
+
+
+@pytest.fixture
+def storage(monkeypatch):
+    """A bucket of real S3 requests: ``put(key, bytes)`` and ``uri(key)``."""
+    boto3, moto = pytest.importorskip("boto3"), pytest.importorskip("moto.server")
+    server = moto.ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+    server.start()
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+        monkeypatch.setenv(name, "test")
+    monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
+    address = "{}:{}".format(*server.get_host_and_port())
+    client = boto3.client("s3", endpoint_url=f"http://{address}", region_name="us-east-1")
+    client.create_bucket(Bucket="b")
+    yield SimpleNamespace(
+        put=lambda key, body: client.put_object(Bucket="b", Key=key, Body=body),
+        delete=lambda key: client.delete_object(Bucket="b", Key=key),
+        uri=lambda key: f"s3://b/{key}?endpoint_override={address}&scheme=http&region=us-east-1",
+    )
+    client.close()
+    server.stop()
+
+
+def file_of(table) -> bytes:
+    sink = pa.BufferOutputStream()
+    pq.write_table(table, sink)
+    return sink.getvalue().to_pybytes()
+
+
+def test_the_rule_is_the_same_in_object_storage(storage, table_of, caplog):
+    for number, name in enumerate(("h/lang=de/a.parquet", "h/lang=fr/b.PARQUET", "h/lang=fr/part-1", "h/_old/c.parquet")):
+        storage.put(name, file_of(table_of([number], UNIT[:1])))
+    storage.put("h/README.md", b"text")
+    for pattern in ("h", "h/lang=*", "h/lang=*/*", "h/**"):
+        collection = ParquetCollection(storage.uri(pattern), space="m")
+        rows = {
+            i: r["lang"]
+            for b in collection.batches(payload=True)
+            for i, r in zip(b.ids.to_pylist(), b.payload.to_pylist(), strict=True)
+        }
+        assert rows == {0: "de", 1: "fr", 2: "fr"}
+        assert collection.is_many
+    assert any("not read: README.md" in r.getMessage() for r in caplog.records)
+    assert len(ParquetCollection(storage.uri("h/*/a.parquet"), space="m")) == 1
+    with pytest.raises(CollectionError, match="holds no Parquet files"):
+        ParquetCollection(storage.uri("*.parquet"), space="m")
+
+
+@pytest.mark.parametrize("change", ["overwritten", "added", "removed"])
+def test_objects_that_change_are_noticed(storage, change, table_of):
+    for name in ("d/a.parquet", "d/b.parquet"):
+        storage.put(name, file_of(table_of([name], UNIT[:1])))
+    collection = ParquetCollection(storage.uri("d"), space="m")
+    collection.fingerprint()
+    collection.check_unchanged()
+    if change == "removed":
+        storage.delete("d/b.parquet")
+    else:  # of the same size, perhaps in the same second
+        storage.put("d/b.parquet" if change == "overwritten" else "d/c.parquet", file_of(table_of(["d/b.parquet"], UNIT[1:2])))
+    with pytest.raises(ChangedSourceError):
+        collection.check_unchanged()
 
 
 # Sources that change

@@ -12,11 +12,9 @@ from embridge.cli.session import (
     Session,
     Verb,
     check_outputs,
-    collection_artifact,
     columns,
     device_name,
     device_option,
-    file_artifact,
     id_option,
     open_source,
     overwrite_option,
@@ -31,9 +29,9 @@ from embridge.cli.session import (
 @columns
 @verb()
 def info(session: Session, source: str, space: str | None, **named: str | None) -> None:
-    """Tell what is in a collection: rows, space, norms, duplicate ids, bad rows.
+    """Show rows, space, norms, duplicate ids and bad rows.
 
-    Reads everything once. A file that does not name its space is told as it is, with the name null.
+    Reads everything once. For a file that does not name its space, the name is null.
 
     \b
     embridge info old.parquet
@@ -42,7 +40,7 @@ def info(session: Session, source: str, space: str | None, **named: str | None) 
     """
     import embridge as eb
     from embridge.errors import UndeclaredSpaceError
-    from embridge.records import Run
+    from embridge.records import Artifact, Run
 
     started = time.perf_counter()
     is_named = True
@@ -52,17 +50,17 @@ def info(session: Session, source: str, space: str | None, **named: str | None) 
         collection, is_named = open_source(source, "undeclared", **named), False
     with session.progress("reading") as progress:
         found = eb.summarise(collection, progress=progress)
-    told = collection.space.to_dict() | ({} if is_named else {"name": None})
-    result: dict[str, Any] = {"rows": found.rows, "space": told, "norm": found.norm}
+    space_found = collection.space.to_dict() | ({} if is_named else {"name": None})
+    result: dict[str, Any] = {"rows": found.rows, "space": space_found, "norm": found.norm}
     result |= {"duplicate_ids": found.duplicate_ids, "bad_rows": found.bad_rows}
     if is_named:
         seconds = time.perf_counter() - started
-        artifact = collection_artifact("source", collection)
-        session.record(Run("info", {"source": source}, seconds, inputs=(artifact,), rows=found.rows))
+        inputs, parameters = [Artifact.of_collection("source", collection)], {"source": source}
+        session.record(Run.of("info", inputs=inputs, parameters=parameters, seconds=seconds, rows=found.rows))
     lengths = ", ".join(f"{name} {value:.4f}" for name, value in found.norm.items())
     session.emit(
         result,
-        f"{source}: {found.rows:,} rows, {collection.space.dim} dimensions, space {told['name'] or '(not declared)'}, "
+        f"{source}: {found.rows:,} rows, {collection.space.dim} dimensions, space {space_found['name'] or '(not declared)'}, "
         f"{collection.space.metric}, {'normalised' if collection.space.normalized else 'not normalised'}\n"
         f"norms: {lengths}\n"
         f"ids that occur more than once: {found.duplicate_ids:,}; bad rows: {found.bad_rows:,}",
@@ -98,7 +96,7 @@ def encode(session: Session, texts: str, model: str, output: str, id_column: str
     import embridge as eb
     from embridge.encoding import PromptWarning, encoder_of
     from embridge.outputs import ENCODING, Output
-    from embridge.records import Run
+    from embridge.records import Artifact, Run
     from embridge.stores.tables import read_ids
 
     started = time.perf_counter()
@@ -110,12 +108,14 @@ def encode(session: Session, texts: str, model: str, output: str, id_column: str
     for warning in caught:
         click.echo(f"Warning: {warning.message}", err=True)
     seconds = time.perf_counter() - started
-    inputs = (file_artifact("texts", texts), *([file_artifact("ids", ids)] if ids else []))
     encoder = encoder_of(made)
+    inputs = [Artifact.of_file("texts", texts), *([Artifact.of_file("ids", ids)] if ids else [])]
     parameters = {"model": model, "text_column": options["text_column"], "dtype": options["dtype"]}
     parameters |= {name: encoder[name] for name in ("prompt", "prompt_name", "prompts")}
-    device, outputs = device_name(options["device"]), (collection_artifact("output", made),)
-    session.record(Run("encode", parameters, seconds, inputs, outputs, len(made), device))
+    device, outputs = device_name(options["device"]), [Artifact.of_collection("output", made)]
+    session.record(
+        Run.of("encode", inputs=inputs, outputs=outputs, parameters=parameters, seconds=seconds, rows=len(made), device=device)
+    )
     result = {"path": output, "rows": len(made), "space": made.space.to_dict(), "seconds": seconds}
     result |= {"prompt": encoder["prompt"], "prompt_name": encoder["prompt_name"]}
     session.emit(result, f"{output}: {len(made):,} rows of {made.space.name!r} ({made.space.dim}) in {seconds:.1f} s")

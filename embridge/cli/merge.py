@@ -73,5 +73,5 @@ def merge(
     parameters = {name: value for name, value in result.items() if name not in left_out}
     parameters |= {"dtype": dtype, "seed": seed, "max_queries": max_queries}
     outputs = (collection_artifact("output", eb.open(output)),)
-    session.record(Run("merge", parameters, done.seconds, tuple(inputs), outputs, done.rows, device))
+    session.record(Run("merge", parameters, done.seconds, tuple(inputs), outputs, done.rows, device, (done,)))
     session.emit(result, str(done))

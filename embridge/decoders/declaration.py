@@ -10,12 +10,13 @@ from typing import Any
 
 import numpy as np
 
-from embridge.decoders.base import KINDS, Kind, as_labels
+from embridge.decoders.base import KINDS, Decoder, Kind, as_classes
+from embridge.decoders.bounds import DIM, SIDECAR_BYTES, parse_json, read_bounded
 from embridge.errors import DecoderError, ParameterError, SpaceMismatchError, UndeclaredSpaceError, UnreadableFileError
-from embridge.files import check_output, fingerprint, whole_or_absent
+from embridge.files import check_output, whole_or_absent
 from embridge.types import DeclaredSpace, Metric, Space, resolve_space
 
-_FORMAT = "embridge.decoder.1"
+_FORMAT, _KIND = "embridge.decoder.1", "a declaration of a decoder"
 
 
 @dataclass(frozen=True, eq=False)
@@ -44,7 +45,7 @@ class Declaration:
             raise ParameterError.must_be("kind", f"one of {', '.join(KINDS)}", kind)
         if classes is not None and kind not in (None, "classifier"):
             raise ParameterError(f"A decoder of kind {kind!r} has no classes. Leave them out.")
-        return cls(space, kind, None if classes is None else as_labels(list(classes)))
+        return cls(space, kind, None if classes is None else as_classes(classes))
 
     def beside(self, path: str, known: Declaration) -> Declaration:
         """This declaration of a caller, held against what the file at `path` says (`known`).
@@ -76,6 +77,9 @@ class Declaration:
         space = DeclaredSpace.parse(self.space) if isinstance(self.space, str) else self.space
         if space is None:
             raise UndeclaredSpaceError.of_decoder(path)
+        stated = space.dim if isinstance(space, Space) else 1
+        if max(stated, width or 1) > DIM or min(stated, width or 1) < 1:
+            raise DecoderError(f"{path!r} takes vectors of {max(stated, width or 1):,} values. At most {DIM:,} are given.")
         if isinstance(space, DeclaredSpace):
             if width is None:
                 raise UndeclaredSpaceError(
@@ -103,26 +107,27 @@ def read_declaration(path: str, digest: str) -> Declaration:
         It was written for a file of other content than `digest`.
     """
     name = sidecar(path)
-    if not os.path.exists(name):
+    if not os.path.lexists(name):
         return Declaration()
     try:
-        with open(name, encoding="utf-8") as file:
-            values = json.load(file)
-        if values["format"] != _FORMAT:
-            raise UnreadableFileError.foreign(name, "a declaration of a decoder", f"the format {_FORMAT!r}")
-        classes = values["classes"]
-        found = Declaration.of(Space.from_dict(values["space"]), values["kind"], classes)
-    except (OSError, LookupError, TypeError, ValueError, AttributeError) as e:
+        values = parse_json(read_bounded(name, _KIND, SIDECAR_BYTES), SIDECAR_BYTES)
+        if not isinstance(values, dict) or values.get("format") != _FORMAT:
+            raise UnreadableFileError.foreign(name, _KIND, f"the format {_FORMAT!r}")
+        classes, space = values["classes"], values["space"]
+        if not isinstance(classes, list | None) or not isinstance(space["name"], str) or not isinstance(space["dim"], int):
+            raise TypeError("its space or its classes are of another type")
+        found = Declaration.of(Space.from_dict(space), values["kind"], classes)
+    except (OSError, LookupError, TypeError, ValueError, AttributeError, OverflowError) as e:
         if isinstance(e, UnreadableFileError):
             raise
-        raise UnreadableFileError.at(name, "a declaration of a decoder", e) from e
-    if values["fingerprint"] != digest:
+        raise UnreadableFileError.at(name, _KIND, e) from e
+    if values.get("fingerprint") != digest:
         raise DecoderError.changed(path)
     return found
 
 
-def write_declaration(path: str, space: Space, kind: Kind, classes: np.ndarray | None, *, overwrite: bool) -> None:
-    """Declare a decoder's space, kind and classes beside it.
+def write_declaration(path: str, decoder: Decoder, *, overwrite: bool) -> None:
+    """Declare the space, kind and classes of a decoder of `path` beside it.
 
     Raises
     ------
@@ -131,10 +136,10 @@ def write_declaration(path: str, space: Space, kind: Kind, classes: np.ndarray |
     """
     values = {
         "format": _FORMAT,
-        "space": space.to_dict(),
-        "kind": kind,
-        "classes": None if classes is None else classes.tolist(),
-        "fingerprint": fingerprint(path),
+        "space": decoder.space.to_dict(),
+        "kind": decoder.kind,
+        "classes": None if decoder.classes is None else decoder.classes.tolist(),
+        "fingerprint": decoder.fingerprint,
     }
     with whole_or_absent(check_output(sidecar(path), overwrite=overwrite)) as temporary:
         temporary.write_text(json.dumps(values, indent=1) + "\n", encoding="utf-8")

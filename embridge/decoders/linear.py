@@ -13,7 +13,8 @@ import numpy as np
 from safetensors.numpy import save_file
 
 from embridge.arrays import check_rows
-from embridge.decoders.base import KINDS, Decoded, Decoder, Kind, as_labels, as_outputs, probe, tell
+from embridge.decoders.agreement import check_decisions, check_values, columns, make_rows, quietly
+from embridge.decoders.base import KINDS, Decoded, Decoder, Kind, as_classes, tell
 from embridge.errors import DecoderError, MapError, ParameterError, SpaceMismatchError, UnreadableFileError
 from embridge.feature_maps import FeatureMap, Map
 from embridge.files import check_output, reading_tensors, whole_or_absent
@@ -106,7 +107,7 @@ class LinearHead(Decoder):
             raise ParameterError.must_be("classes", f"{expected} labels for {outputs} rows of coef", found)
         if self.link not in (None, "softmax", "sigmoid") or self.link == ("softmax" if outputs == 1 else "sigmoid"):
             raise ParameterError.must_be("link", "'sigmoid' for a single score, 'softmax' for several, or None", self.link)
-        return as_labels(self.classes)
+        return as_classes(self.classes)
 
     @cached_property
     def _product(self) -> tuple[np.ndarray, np.ndarray]:
@@ -190,7 +191,8 @@ class LinearHead(Decoder):
 
         Whatever is affine from end to end will do: LinearSVC, LogisticRegression, RidgeClassifier, Ridge, Lasso, PCA, and
         pipelines of these behind scalers. ``intercept = f(0)`` and ``coef = f(I) - f(0)``, where f is its decision function, its
-        prediction or its transformation, in float64; that it is affine, and gives the same predictions, is checked on 64 rows.
+        prediction or its transformation, in float64. That f is affine, and that the head's predictions are the estimator's own, is
+        checked on rows that reach every class and both sides of every boundary (`embridge.decoders.agreement`).
 
         Parameters
         ----------
@@ -203,7 +205,8 @@ class LinearHead(Decoder):
         Raises
         ------
         DecoderError
-            The estimator is not linear.
+            The estimator is not linear, decides by something else than the largest score (a threshold, votes), gives several
+            labels at once, or needs more than float32.
         SpaceMismatchError
             It takes vectors of another width.
         """
@@ -211,15 +214,25 @@ class LinearHead(Decoder):
         if width != space.dim:
             raise SpaceMismatchError.width(f"The estimator {type(estimator).__name__}", int(width), space.dim)
         function, found = _function(estimator, kind)
-        classes = getattr(estimator, "classes_", None) if found == "classifier" else None
-        rows = probe(space.dim).astype(np.float64)
-        intercept = _columns(function(np.zeros((1, space.dim))))[0]
-        coef = (_columns(function(np.eye(space.dim))) - intercept).T
-        expected = _columns(function(rows))
-        given = rows @ coef.T + intercept
-        if not np.allclose(given, expected, rtol=1e-4, atol=1e-4 * np.abs(expected).max(initial=1e-30)):
-            raise DecoderError.not_linear(type(estimator).__name__)
-        return cls(coef, intercept, space, found, classes, _link(estimator, rows, expected) if classes is not None else None)
+        name = type(estimator).__name__
+        classes = as_classes(estimator.classes_) if found == "classifier" else None
+        intercept = columns(quietly(function, np.zeros((1, space.dim)), name))[0]
+        coef = (columns(quietly(function, np.eye(space.dim), name)) - intercept).T
+        if not (np.isfinite(coef).all() and np.isfinite(intercept).all()):
+            raise DecoderError.not_linear(name)
+        batches = make_rows(coef, intercept)
+        if classes is None:
+            head = cls(coef, intercept, space, found)
+            check_values(estimator, batches, function, coef, intercept, head.scores)
+            return head
+        if len(coef) != (1 if len(classes) == 2 and len(coef) < 2 else len(classes)):
+            raise DecoderError(
+                f"{name} has {len(classes)} classes and {len(coef)} scores (of pairs, perhaps), so it is no linear head."
+            )
+        check_values(estimator, batches, function, coef, intercept, None)
+        head = cls(coef, intercept, space, found, classes, _link(estimator, batches, coef, intercept))
+        check_decisions(estimator, batches, coef, intercept, cast(np.ndarray, head.classes), head.decode)
+        return head
 
     @property
     def fingerprint(self) -> str:
@@ -288,16 +301,16 @@ def _function(estimator: Any, kind: Kind | None) -> tuple[Any, Kind]:
     return function, cast(Kind, found)
 
 
-def _columns(values: Any) -> np.ndarray:
-    return np.asarray(values, np.float64).reshape(len(values), -1)
-
-
-def _link(estimator: Any, rows: np.ndarray, scores: np.ndarray) -> Link | None:
+def _link(estimator: Any, batches: list[np.ndarray], coef: np.ndarray, intercept: np.ndarray) -> Link | None:
     """What makes the estimator's own probabilities of its scores, where it has any and one of the two does."""
     if not hasattr(estimator, "predict_proba"):
         return None
-    own = as_outputs(estimator.predict_proba(rows), len(rows), "The estimator")
-    if scores.shape[1] == 1:
-        return "sigmoid" if np.allclose(own[:, 1], 1 / (1 + np.exp(-scores[:, 0])), atol=1e-5) else None
-    grown = np.exp(scores - scores.max(axis=1, keepdims=True))
-    return "softmax" if np.allclose(own, grown / grown.sum(axis=1, keepdims=True), atol=1e-5) else None
+    for single in batches:
+        rows = single.astype(np.float64)
+        scores = rows @ coef.T + intercept
+        own = columns(quietly(estimator.predict_proba, rows, type(estimator).__name__))
+        scores = np.hstack([np.zeros_like(scores), scores]) if len(coef) == 1 else scores  # sigmoid(s) is softmax(0, s)
+        grown = np.exp(scores - scores.max(axis=1, keepdims=True))
+        if own.shape != grown.shape or not np.allclose(own, grown / grown.sum(axis=1, keepdims=True), atol=1e-5):
+            return None
+    return "sigmoid" if len(coef) == 1 else "softmax"

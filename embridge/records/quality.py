@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import statistics
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from typing import Any
+
+from embridge.records.rows import Row
 
 
 @dataclass(frozen=True)
@@ -155,6 +158,16 @@ class DecoderEvaluation:
     def to_dict(self) -> dict[str, Any]:
         """Plain values."""
         return asdict(self)
+
+    def to_rows(self) -> Iterator[Row]:
+        """Rows of the catalog's tables."""
+        whole = {"decoder": self.decoder, "translator": self.map, "rows": self.rows, "trained_on": self.trained_on}
+        whole |= {"padded": self.padded}
+        for strategy in self.strategies:
+            for metric, value in strategy.values.items():
+                low, high = strategy.intervals[metric]
+                values = {"strategy": strategy.name, "metric": metric, "value": value, "low": low, "high": high}
+                yield "decoder_evaluation", whole | values
 
     def __str__(self) -> str:
         metrics = list(self.strategies[0].values)

@@ -57,8 +57,8 @@ def ids_of(batch: pa.RecordBatch, column: str, where: str) -> list[Any]:
     return ids.to_pylist()
 
 
-def read_ids(path: str | os.PathLike[str]) -> np.ndarray:
-    """The column ``id`` of a table: int64, or object where ids are strings.
+def read_ids(path: str | os.PathLike[str], column: str = "id") -> np.ndarray:
+    """The column of ids of a table: int64, or object where ids are strings.
 
     Raises
     ------
@@ -66,7 +66,7 @@ def read_ids(path: str | os.PathLike[str]) -> np.ndarray:
         No such column or no rows; null ids, or of a kind other than string and int64.
     """
     where = repr(os.fspath(path))
-    found = [normalise_ids(batch.column("id"), where) for batch in scan(path, ["id"])]
+    found = [normalise_ids(batch.column(column), where) for batch in scan(path, [column])]
     if not sum(map(len, found)):
         raise CollectionError.empty(where)
     if missing := sum(part.null_count for part in found):

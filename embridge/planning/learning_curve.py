@@ -7,9 +7,9 @@ from collections.abc import Sequence
 import numpy as np
 
 from embridge.anchors import Anchors
+from embridge.evaluation.benchmark import Benchmark
 from embridge.maps import LinearMap
-from embridge.neighbours import overlap, top_k
-from embridge.planning.trial import Trial
+from embridge.neighbors import overlap
 from embridge.records import LearningCurve
 from embridge.translators import METHODS, Bridge, Ridge, Translator
 
@@ -19,24 +19,23 @@ _UNKNOWNS = 3  # of the formula
 _DRAWS = 200
 
 
-def learning_curve(translation: LinearMap, train: Anchors, trial: Trial) -> LearningCurve:
+def learning_curve(translation: LinearMap, train: Anchors, benchmark: Benchmark) -> LearningCurve:
     """Overlap at 1/16 to all of the anchors, and a forecast for twice and four times as many.
 
-    Two laws foretell (`_extrapolate`); which one holds depends on the pair and on how many anchors there are for its dimensions.
-    The forecast is the mean of both, its interval runs from the lower of their intervals over resampled queries to the higher.
+    There are two laws of growth (`_extrapolate`); which one holds depends on the pair, and on how many anchors there are for its
+    dimensions. The forecast is the mean of both; its interval goes from the lower end to the higher end of their two intervals over
+    resampled queries.
 
     Subsets are nested. Each is fitted by the method that was chosen on all anchors, with alpha in inverse proportion to their
     number, as the best strength of ridge regression is.
     """
-    some = np.arange(len(trial.asked))[:_QUERIES]
-    asked, exclude = trial.asked.at(some), None if trial.exclude is None else trial.exclude[some]
+    some = benchmark.at(np.arange(len(benchmark.queries))[:_QUERIES])
     sizes = sorted({size for share in _SHARES if (size := int(len(train) * share)) >= 8})
     scores = []
     for size in sizes:
         fitted = _method(translation, len(train) / size).fit(train.sample(size))
-        rows = fitted.apply(trial.corpus.x)
-        found = top_k(asked.y, rows, trial.k, trial.corpus.target.metric, exclude=exclude, device=trial.device).ids
-        scores.append(overlap(found, trial.truth[some]))
+        found = some.search(some.queries.y, fitted.apply(some.corpus.x), some.corpus.target.metric, k=some.k)
+        scores.append(overlap(found, some.truth))
     ahead = (2 * len(train), 4 * len(train))
     if not sizes:  # fewer than 8 anchors
         return LearningCurve((), (), (), (), ())
@@ -45,7 +44,7 @@ def learning_curve(translation: LinearMap, train: Anchors, trial: Trial) -> Lear
         return LearningCurve(tuple(sizes), tuple(table.mean(1).tolist()), (), (), ())
     points, means = np.array(sizes), table.mean(1)
     forecast = _extrapolate(points, means[None], ahead)[0].mean(axis=0)
-    draws = np.random.default_rng(0).integers(len(some), size=(_DRAWS, len(some)))
+    draws = np.random.default_rng(0).integers(table.shape[1], size=(_DRAWS, table.shape[1]))
     drawn = np.stack([table[:, draw].mean(1) for draw in draws])
     low, high = np.quantile(_extrapolate(points, drawn, ahead), [0.025, 0.975], axis=0)
     low, high = low.min(axis=0), high.max(axis=0)  # of both laws

@@ -8,29 +8,16 @@ import numpy as np
 
 from embridge.anchors import ids_at
 from embridge.arrays import as_vectors
-from embridge.calibration import Nearest
 from embridge.device import resolve_device
 from embridge.errors import ParameterError, SpaceMismatchError
-from embridge.evaluation import DEPTH
+from embridge.evaluation.metrics import DEPTH, by_hits
 from embridge.feature_maps import Map
 from embridge.ids import hash_ids
+from embridge.neighbors import Nearest
 from embridge.stores.collection import Collection
 
 if TYPE_CHECKING:
     import torch
-
-
-def by_reach(found: np.ndarray, rows: int) -> tuple[np.ndarray, np.ndarray]:
-    """Rows in the order of how many queries find them, and how many do; both of shape (rows,).
-
-    Parameters
-    ----------
-    found : ndarray of shape (n_queries, depth)
-        Positions; negative ones are passed over.
-    rows : int
-    """
-    counts = np.bincount(found[found >= 0], minlength=rows)
-    return np.argsort(-counts, kind="stable"), counts
 
 
 def rows_to_reencode(
@@ -43,8 +30,8 @@ def rows_to_reencode(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Which rows of a collection to re-encode first: those that most queries find among their 100 nearest translated rows.
 
-    `plan` measures this order as ``re-encode-1%`` and so on. Rows that the map is foretold to be worst at are no such order: what
-    nobody asks for need not be right. Vectors are read once, in batches.
+    `plan` measures this order as ``re-encode-1%`` and so on. Rows with the highest predicted errors are a worse choice: what no
+    query finds need not be right. Vectors are read once, in batches.
 
     Parameters
     ----------
@@ -56,12 +43,11 @@ def rows_to_reencode(
     known : ndarray of uint64, optional
         Hashes (`Anchors.hashes`) of ids that have a native vector already, and are left out.
     device : str, default "cpu"
-        Where is searched.
 
     Returns
     -------
     ids : ndarray of shape (n,)
-        Those that any query finds, first what most of them find.
+        Rows that any query finds, those first that most queries find.
     counts : ndarray of int64, shape (n,)
         How many find each.
 
@@ -74,15 +60,15 @@ def rows_to_reencode(
     """
     if not translation.source.same_as(source.space):
         raise SpaceMismatchError.between("The map", translation.source, source.name, source.space)
-    asked = as_vectors(queries, translation.target.dim, "queries")
-    if not len(asked):
+    vectors = as_vectors(queries, translation.target.dim, "queries")
+    if not len(vectors):
         raise ParameterError.must_be("queries", "at least one", 0)
-    nearest = Nearest(asked, DEPTH, translation.target.metric, str(resolve_device(device)))
+    nearest = Nearest(vectors, DEPTH, translation.target.metric, str(resolve_device(device)))
     start = 0
     for batch in source.batches():
         nearest.offer(translation.apply(batch.vectors), np.arange(start, start + len(batch)))
         start += len(batch)
-    order, counts = by_reach(nearest.rows, start)
+    order, counts = by_hits(nearest.rows, start)
     reached = order[: np.count_nonzero(counts)]
     places = np.sort(reached)
     ids = ids_at(source, places)[np.searchsorted(places, reached)]

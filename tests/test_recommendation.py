@@ -4,15 +4,15 @@ import numpy as np
 import pytest
 
 from embridge.evaluation import bootstrap_interval
-from embridge.planning.advice import recommend
-from embridge.planning.inference import simultaneous_intervals
-from embridge.records import PlannedStrategy
+from embridge.evaluation.bootstrap import simultaneous_intervals
+from embridge.planning.recommendation import recommend
+from embridge.records import CostedScore
 
 OF = {
     "keep-old": (0, 0, True, False),  # encodes, rows changed, needs the old encoder, needs texts
     "translate-documents": (0, 1000, False, False),
-    "translate-queries": (0, 0, False, False),
-    "adjoint": (0, 0, False, False),
+    "project-queries": (0, 0, False, False),
+    "project-queries-adjoint": (0, 0, False, False),
     "blend": (0, 0, True, False),
     "other": (0, 0, True, False),
     "another": (0, 0, True, False),
@@ -25,7 +25,7 @@ OF = {
 def strategy(title, gains, interval=(0.0, 0.0)):
     name, flag, _ = title.partition("+")
     encodes, changed, old, texts = OF[name]
-    return PlannedStrategy(
+    return CostedScore(
         name=name, hubness=bool(flag), overlap=0.5, overlap_ci=(0.4, 0.6), candidate_recall=0.9, recall=0.5, recall_ci=(0.4, 0.6),
         mrr=0.3, gain=float(gains.mean()), gain_ci=interval, recovered=None, rows_changed=changed, encodes=encodes, seconds=None,
         cost=None, needs_old_encoder=old, needs_texts=texts,
@@ -35,7 +35,7 @@ def strategy(title, gains, interval=(0.0, 0.0)):
 def advise(table, *, full=(-1.0, 1.0)):
     """Recommendations from ``{title: gains}``; `full` is the interval of re-encoding everything."""
     n = len(next(iter(table.values())))
-    table = {"keep-old": np.zeros(n), "re-encode": np.zeros(n), "translate-queries": np.full(n, -1.0)} | table
+    table = {"keep-old": np.zeros(n), "re-encode": np.zeros(n), "project-queries": np.full(n, -1.0)} | table
     rows = [strategy(title, gains, full if title == "re-encode" else (0, 0)) for title, gains in table.items()]
     return recommend(rows, np.array(list(table.values())), judged=True)
 
@@ -133,7 +133,7 @@ def test_the_reason_has_the_corrected_interval():
     table = {name: rng.normal(0.0, 0.5, 400) for name in FREE}
     table["blend"] += 0.2
     found = advise(table)["both-encoders"]
-    free = ["translate-queries", *(name for name in table if name != "translate-queries")]
+    free = ["project-queries", *(name for name in table if name != "project-queries")]
     low, high = simultaneous_intervals(np.array([table[name] for name in free]))[free.index("blend")]
     assert found.strategy == "blend"
     assert f"[{low:+.3f}, {high:+.3f}]" in found.reason

@@ -10,8 +10,8 @@ from click.testing import CliRunner
 import embridge as eb
 from embridge.cli.main import main
 from embridge.errors import ParameterError, SpaceMismatchError
+from embridge.evaluation.metrics import by_hits
 from embridge.ids import hash_ids
-from embridge.planning.reach import by_reach
 from embridge.types import Metric, Space
 
 N = 700
@@ -72,7 +72,7 @@ def test_what_is_refused(case):
 
 
 def test_places_that_stayed_empty_count_for_no_row():
-    order, counts = by_reach(np.array([[2, 0], [2, -1]]), 4)
+    order, counts = by_hits(np.array([[2, 0], [2, -1]]), 4)
     assert counts.tolist() == [1, 0, 2, 0]
     assert order.tolist() == [2, 0, 1, 3]
 

@@ -1,17 +1,17 @@
-"""What two spaces look like beside their strategies: lengths of their rows and of translations, and figures label by label."""
+"""Descriptives of a plan: lengths of rows and of translations, and scores by label."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
 from embridge.anchors import Anchors
-from embridge.evaluation import labels_of_queries, members_of
+from embridge.evaluation.benchmark import Benchmark
+from embridge.evaluation.metrics import members_of
 from embridge.maps import LinearMap
-from embridge.planning.trial import Trial
 from embridge.records import LabelFigures, NormDistribution
 
 _BINS = 40
@@ -50,21 +50,21 @@ def distribution(name: str, lengths: np.ndarray) -> NormDistribution:
 
 
 def figures_by_label(
-    trial: Trial, values: Mapping[str, np.ndarray], labels: Mapping[Any, Any]
+    benchmark: Benchmark, values: Mapping[str, np.ndarray], labels: Sequence[Any]
 ) -> tuple[tuple[LabelFigures, ...], int]:
-    """Means of per-query values for each label, most queries first, and how many queries have no label.
+    """Means of scores by query for each label, most queries first, and how many queries have no label.
 
     Parameters
     ----------
-    trial : Trial
+    benchmark : Benchmark
     values : mapping of strategy title to ndarray
-        What strategies are compared by (`Trial.measure`).
-    labels : mapping of id to label
-        Of queries, or of the rows that are relevant to them.
+        What strategies are compared by (`Benchmark.measure`).
+    labels : sequence
+        Of each query; None where it has none.
     """
-    known = labels_of_queries(trial.asked.ids, trial.relevant, trial.corpus.ids, labels)
-    if trial.judged:  # then only queries that have a relevant row are measured
-        known = [label for label, rows in zip(known, trial.relevant, strict=True) if len(rows)]
+    known = list(labels)
+    if benchmark.judged.any():  # then only queries that have a relevant row are measured
+        known = [known[place] for place in np.flatnonzero(benchmark.judged)]
     found = [
         LabelFigures(label, len(places), {title: float(each[places].mean()) for title, each in values.items()})
         for label, places in sorted(members_of(known).items(), key=lambda item: (-len(item[1]), str(item[0])))

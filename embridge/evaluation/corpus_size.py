@@ -3,30 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple
 
 import numpy as np
 
-from embridge.anchors import Anchors
-from embridge.evaluation.intervals import resampled_means
-from embridge.evaluation.strategies import Way
-from embridge.neighbours import overlap, top_k
+from embridge.evaluation.benchmark import Benchmark
+from embridge.evaluation.bootstrap import resampled_means
+from embridge.evaluation.runner import Runner
+from embridge.evaluation.strategies import StrategyRun
+from embridge.neighbors import overlap
 from embridge.records import CorpusSize
 
-SIZED = ("keep-old", "translate-documents", "translate-queries", "blend")
+SIZED = ("keep-old", "translate-documents", "project-queries", "project-queries-adjoint", "blend")
 _HALVINGS = 5
 _LEAST_ROWS = 50  # 2 k of them at least, else a large share is found by chance
 _LEAST_SIZES = 4  # to fit three unknowns
 _POWERS = np.linspace(0.1, 1.5, 29)
 _FORMULA = 0.025  # half of the interval that the formula itself is worth, for each doubling beyond the corpus
-
-
-class Subset(NamedTuple):
-    """The first rows of a corpus in random order: how many, whom each query may not find, its native neighbours among them."""
-
-    rows: int
-    exclude: np.ndarray | None
-    truth: np.ndarray
 
 
 def extrapolate(sizes: np.ndarray, values: np.ndarray, ahead: Sequence[int]) -> np.ndarray:
@@ -59,21 +51,17 @@ def extrapolate(sizes: np.ndarray, values: np.ndarray, ahead: Sequence[int]) -> 
     return best if values.ndim > 1 else best[0]
 
 
-def subsets_of(corpus: Anchors, asked: Anchors, exclude: np.ndarray | None, k: int, device: Any) -> list[Subset]:
-    """Nested subsets of a corpus whose rows are in random order: 1/32 to 1/2 of it, none under 50 or 2 k rows."""
-    sizes = [n for i in range(_HALVINGS, 0, -1) if (n := len(corpus) >> i) >= max(_LEAST_ROWS, 2 * k)]
-    found = []
-    for n in sizes:
-        absent = None if exclude is None else np.where(exclude < n, exclude, -1)
-        truth = top_k(asked.y, corpus.y[:n], k, corpus.target.metric, exclude=absent, device=device).ids
-        found.append(Subset(n, absent, truth))
-    return found
+def parts_of(benchmark: Benchmark) -> list[Benchmark]:
+    """Nested parts of a benchmark: 1/32 to 1/2 of its corpus, none under 50 or 2 k rows."""
+    rows = len(benchmark.corpus)
+    sizes = [n for i in range(_HALVINGS, 0, -1) if (n := rows >> i) >= max(_LEAST_ROWS, 2 * benchmark.k)]
+    return [benchmark.part(n) for n in sizes]
 
 
-def sizes_of(
-    way: Way, whole: np.ndarray, corpus_rows: int, subsets: Sequence[Subset], corpus_size: int | None, seed: int, device: Any
+def corpus_sizes(
+    runner: Runner, run: StrategyRun, parts: Sequence[Benchmark], corpus_size: int | None, seed: int
 ) -> list[CorpusSize]:
-    """Overlap of a strategy in each subset and in the whole corpus, and a forecast for a larger one.
+    """Overlap of a strategy in each part of the corpus and in all of it, and a forecast for a larger one.
 
     The forecast is ``a + b n^-c`` fitted to the measured sizes, chosen among six formulas (constant, linear and quadratic in log n,
     linear in log and in logit of the overlap) for the smallest error. Its interval is that of resampled queries, with 0.025 for
@@ -82,34 +70,36 @@ def sizes_of(
 
     Parameters
     ----------
-    way : Way
-    whole : ndarray of shape (n_queries,)
-        Its overlap in the whole corpus, by query.
-    corpus_rows : int
-    subsets : sequence of Subset
+    runner : Runner
+    run : StrategyRun
+        Of the strategy in the whole corpus, without hubness correction.
+    parts : sequence of Benchmark
+        Of `parts_of`.
     corpus_size : int or None
-        Forecast where it is above `corpus_rows` and there are four sizes at least.
+        Forecast where it is above the rows of the corpus and there are four sizes at least.
     seed : int
-    device : str
     """
+    strategy, corpus_rows = run.strategy, len(runner.benchmark.corpus)
+    vectors, rows = runner.vectors(strategy.queries), runner.rows(strategy.rows)
+    metric = runner.metric(strategy)
     columns = []
-    for part in subsets:
-        k = part.truth.shape[1]
-        found = top_k(way.queries, way.rows[: part.rows], k, way.metric, exclude=part.exclude, device=device).ids
+    for part in parts:
+        found = part.search(vectors, rows[: len(part.corpus)], metric, k=part.k)
         columns.append(overlap(found, part.truth))
-    values, sizes = np.stack([*columns, whole], 1), [*(part.rows for part in subsets), corpus_rows]
+    values = np.stack([*columns, run.scores.overlap], 1)
+    sizes = [*(len(part.corpus) for part in parts), corpus_rows]
     drawn = resampled_means(values, seed=seed)
     edges = np.quantile(drawn, [0.025, 0.975], axis=0)
-    rows = [
-        CorpusSize(way.name, n, float(mean), (float(low), float(high)), forecast=False)
+    measured = [
+        CorpusSize(strategy.name, n, float(mean), (float(low), float(high)), forecast=False)
         for n, mean, low, high in zip(sizes, values.mean(0), *edges, strict=True)
     ]
     if corpus_size is None or corpus_size <= corpus_rows or len(sizes) < _LEAST_SIZES:
-        return rows
+        return measured
     means = np.concatenate([values.mean(0)[None], drawn])
     forecast = extrapolate(np.array(sizes), means, (corpus_size,))[:, 0]
     middle, (low, high) = float(forecast[0]), np.quantile(forecast[1:], [0.025, 0.975])
     own = _FORMULA * np.log2(corpus_size / corpus_rows)
-    top = rows[-1].overlap_ci[1]  # it was not seen to rise again
+    top = measured[-1].overlap_ci[1]  # it was not seen to rise again
     interval = (max(0.0, float(middle - np.hypot(middle - low, own))), min(top, float(middle + np.hypot(high - middle, own))))
-    return [*rows, CorpusSize(way.name, corpus_size, middle, interval, forecast=True)]
+    return [*measured, CorpusSize(strategy.name, corpus_size, middle, interval, forecast=True)]
