@@ -3,6 +3,8 @@
 import json
 import os
 import struct
+import subprocess
+import sys
 
 import numpy as np
 import pyarrow as pa
@@ -191,6 +193,19 @@ def test_names_that_are_no_text_are_refused_by_name(tmp_path, table_of, write):
     os.rename(path, os.fsencode(path).replace(b"a.parquet", b"\xff.parquet"))
     with pytest.raises(UnreadableFileError, match=r"xff|udcff"):
         ParquetCollection(tmp_path / "d", space="m")
+
+
+@pytest.mark.parametrize("path", ["gs://bucket/a.parquet", "s3://bucket/a.parquet", "s3://bucket/a.parquet?region=eu-west-1"])
+def test_object_storage_without_a_network_answers_within_ten_seconds(path):
+    # Every name lookup fails, as without a network; proxies of the environment are left out.
+    hide = {k: "" for k in os.environ if k.lower().endswith("_proxy")}
+    code = f"import embridge as eb; eb.open({path!r}, space='m')"
+    unshare = ["unshare", "--net", "--map-root-user"]
+    if subprocess.run([*unshare, "true"], capture_output=True).returncode:
+        unshare = []  # no rights to take the network away: this machine has none, or storage refuses
+    done = subprocess.run([*unshare, sys.executable, "-c", code], env=os.environ | hide, capture_output=True, text=True, timeout=40)
+    assert "UnreadableFileError" in done.stderr
+    assert "bucket" in done.stderr.splitlines()[-1]
 
 
 def test_credentials_of_a_location_are_not_shown():

@@ -109,7 +109,7 @@ def _write_groups(task: Task, journal: Journal, sample: Sample) -> list[Bad]:
     held = schedule(
         free_bytes=free_memory(),
         group_rows=writer.group_rows,
-        dim_source=source.space.dim,
+        dim_source=source.stated_space.dim,
         dim_target=translation.target.dim,
         itemsize=writer.dtype.itemsize,
         devices=len(task.devices),

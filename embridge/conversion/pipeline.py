@@ -13,10 +13,8 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from embridge.arrays import bad_rows
 from embridge.conversion.engine import Engine, check_translated
 from embridge.stores import Batch, Collection
-from embridge.types import Metric
 
 Bad = tuple[int, Any, str]
 Item = TypeVar("Item")
@@ -59,7 +57,7 @@ def row_groups(source: Collection, group_rows: int, batch_rows: int, *, start: i
     bad: list[Bad] = []
     for batch in source.batches(batch_rows, payload=True, needed=lambda _, stop: stop > start, lenient=on_bad == "skip"):
         rows = np.arange(max(start - batch.start, 0), len(batch))
-        if on_bad == "skip" and (reasons := _reasons(batch, source)):
+        if on_bad == "skip" and (reasons := source.unusable(batch)):
             bad += [(batch.start + row, batch.ids[row].as_py(), reasons[row]) for row in rows.tolist() if row in reasons]
             rows = rows[~np.isin(rows, list(reasons))]
         while len(rows):
@@ -75,16 +73,6 @@ def row_groups(source: Collection, group_rows: int, batch_rows: int, *, start: i
     if group.rows or bad:
         group.read, group.bad = len(source), bad
         yield group
-
-
-def _reasons(batch: Batch, source: Collection) -> dict[int, str]:
-    """Why rows of a batch cannot be translated."""
-    not_finite, zero = bad_rows(batch.vectors, zero_is_bad=source.space.metric == Metric.COSINE)
-    reasons = dict.fromkeys(zero.tolist(), "zero vector")
-    reasons |= dict.fromkeys(not_finite.tolist(), "no vector, or NaN or infinite values")
-    if batch.ids.null_count:
-        reasons |= dict.fromkeys(np.flatnonzero(batch.ids.is_null().to_numpy(zero_copy_only=False)).tolist(), "no id")
-    return reasons
 
 
 def readahead(items: Iterator[Item], depth: int = 1) -> Generator[Item, None, None]:

@@ -68,7 +68,7 @@ class Task:
         ------
         SpaceMismatchError, ParameterError, MapError, CollectionError, DeviceError
         """
-        if not translation.source.same_as(source.space):
+        if not translation.source.same_as(source.stated_space):
             raise SpaceMismatchError.between("The map", translation.source, source.name, source.space)
         options.check(translation)
         if on_bad not in ("stop", "skip"):

@@ -90,7 +90,7 @@ def decode(
         origin = source.fingerprint()
         lineage = {"source": origin, "decoder": decoder.fingerprint} | ({"map": via.fingerprint} if via else {})
         run = step.to(place)
-        rows = batch_rows or max(256, BATCH_BYTES // (4 * source.space.dim))
+        rows = batch_rows or max(256, BATCH_BYTES // (4 * source.stated_space.dim))
         done = 0
         with write_predictions(target, source, lineage) as writer:
             for batch in source.batches(rows, payload=True):
@@ -143,10 +143,10 @@ def prepare(decoder: Decoder, source: Collection, via: Map | None) -> Decoder:
         The collection, the map and the decoder do not go together.
     """
     if via is None:
-        if not decoder.space.same_as(source.space):
+        if not decoder.space.same_as(source.stated_space):
             raise SpaceMismatchError.decoder(decoder.name, decoder.space, source.name, source.space)
         return decoder
-    if not via.source.same_as(source.space):
+    if not via.source.same_as(source.stated_space):
         raise SpaceMismatchError.between("The map", via.source, source.name, source.space)
     if not via.target.same_as(decoder.space):
         raise SpaceMismatchError.decoder(decoder.name, decoder.space, "the map's target", via.target)

@@ -49,7 +49,7 @@ def open_collection(
         Columns of a wrong type.
     """
     name = os.fspath(path)
-    if name.endswith((".faiss", ".index")):
+    if name.lower().endswith((".faiss", ".index")):
         if id_column or vector_column:
             raise ParameterError(f"{name!r} is a FAISS index, which has no columns. Leave id_column and vector_column out.")
         from embridge.stores.faiss_store import FaissCollection  # loads FAISS, which a Parquet user may not have

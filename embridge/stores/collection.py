@@ -4,52 +4,18 @@ from __future__ import annotations
 
 import functools
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
-from typing import Any, ClassVar, Protocol
+from collections.abc import Callable, Iterator
+from typing import ClassVar, Protocol
 
 import numpy as np
 import pyarrow as pa
 
-from embridge.arrays import check_rows
+from embridge.arrays import bad_rows, check_rows, not_unit
 from embridge.errors import BadIdsError, ChangedSourceError, CollectionError, EmbridgeError, ParameterError, UndeclaredSpaceError
+from embridge.stores.batch import Batch, IdValues
 from embridge.types import DeclaredSpace, Metric, Mixture, Space, resolve_space
 
 BATCH_BYTES = 32 << 20  # of float32 vectors, in a batch that nobody asked another size for
-
-
-@dataclass(frozen=True, eq=False)
-class Batch:
-    """Consecutive rows of a collection.
-
-    Attributes
-    ----------
-    start : int
-        Position of the first row in the collection.
-    ids : pyarrow.Array
-        string or int64.
-    vectors : ndarray of shape (n, dim)
-        float16, float32 or float64, as stored; without a copy where the store allows.
-    payload : pyarrow.RecordBatch
-        The other columns; without columns where they were not asked for.
-    """
-
-    start: int
-    ids: pa.Array
-    vectors: np.ndarray
-    payload: pa.RecordBatch
-
-    def __len__(self) -> int:
-        return len(self.ids)
-
-    def at(self, rows: np.ndarray) -> Batch:
-        """Some of its rows, at least one, by sorted positions; consecutive ones without a copy."""
-        first, count = int(rows[0]), len(rows)
-        if rows[-1] - first == count - 1:
-            span = slice(first, first + count)
-            return Batch(self.start + first, self.ids[span], self.vectors[span], self.payload.slice(first, count))
-        places = pa.array(rows)
-        return Batch(self.start + first, self.ids.take(places), self.vectors[rows], self.payload.take(places))
 
 
 Needed = Callable[[int, int], bool]
@@ -65,8 +31,7 @@ class Collection(ABC):
     kind : str
         ``parquet``, ``faiss`` or ``memory``.
     is_exact : bool
-        Vectors come back as they were stored (a quantized index gives approximations). Then rows are checked, while they are
-        read, to have unit length where the file or the caller says so.
+        Vectors come back as they were stored. Then they are checked to have unit length where the file or the caller says so.
     path : str or None
         Where it lies.
     id_type : pyarrow.DataType
@@ -88,10 +53,9 @@ class Collection(ABC):
 
     @functools.cached_property
     def space(self) -> Space:
-        """The space of its vectors.
+        """The space of its vectors. A store sets it, or computes it here.
 
-        A store sets it, or computes it here: where neither the file nor the caller says whether all vectors have unit length,
-        that takes one pass over the vectors, which ends at the first that has not.
+        Where neither the file nor the caller says whether all vectors have unit length, a pass over them finds out.
         """
         raise NotImplementedError
 
@@ -102,7 +66,7 @@ class Collection(ABC):
 
     @property
     def metadata(self) -> dict[bytes, bytes]:
-        """What others wrote about the whole file (Parquet key-value metadata); not what embridge or Arrow write themselves."""
+        """What others wrote about the whole file, as key-value metadata of Parquet; not what embridge and Arrow wrote."""
         return {}
 
     @abstractmethod
@@ -122,9 +86,7 @@ class Collection(ABC):
         """Content hash: 32 hexadecimal digits."""
 
     def check_unchanged(self) -> None:  # noqa: B027 (most stores have nothing to check)
-        """Check that what was opened is still there as it was. In memory nothing can change.
-
-        Call it when all rows are read, before an output made of them gets its name.
+        """Check, when all rows are read, that what was opened is still there as it was. In memory nothing can change.
 
         Raises
         ------
@@ -183,6 +145,20 @@ class Collection(ABC):
         zero_is_bad, unit_length = stated.metric == Metric.COSINE, self.is_exact and stated.normalized
         check_rows(vectors, IdValues(ids), self.name, zero_is_bad=zero_is_bad, unit_length=unit_length, otherwise=otherwise)
 
+    def unusable(self, batch: Batch) -> dict[int, str]:
+        """Why rows of a batch that was read with `lenient` cannot be used, by their position in it, in order."""
+        stated = self.stated_space
+        zero_is_bad = stated.metric == Metric.COSINE
+        not_finite, zero = bad_rows(batch.vectors, zero_is_bad=zero_is_bad)
+        reasons = dict.fromkeys(zero.tolist(), "zero vector")
+        if self.is_exact and stated.normalized:
+            lengths = not_unit(batch.vectors, zero_is_bad=zero_is_bad)
+            reasons |= dict.fromkeys(lengths.tolist(), "not of unit length, as its space states")
+        reasons |= dict.fromkeys(not_finite.tolist(), "no vector, or NaN or infinite values")
+        if batch.ids.null_count:
+            reasons |= dict.fromkeys(np.flatnonzero(batch.ids.is_null().to_numpy(zero_copy_only=False)).tolist(), "no id")
+        return dict(sorted(reasons.items()))
+
     def default_batch_rows(self) -> int:
         """Rows that hold 32 MiB of float32 vectors, 1,024 at least."""
         return max(1024, BATCH_BYTES // (4 * self.stated_space.dim))
@@ -222,11 +198,10 @@ class Collection(ABC):
         return out
 
     def _room(self, rows: int) -> np.ndarray:
-        dim = self.stated_space.dim
         try:
-            return np.empty((rows, dim), np.float32)
+            return np.empty((rows, self.stated_space.dim), np.float32)
         except (MemoryError, ValueError) as e:
-            raise CollectionError(f"{self.name}: {rows:,} rows of {dim:,} dimensions do not fit into memory.") from e
+            raise CollectionError(f"{self.name}: {rows:,} rows do not fit into memory.") from e
 
     def id_reader(self) -> pa.RecordBatchReader:
         """All ids with their positions, as a stream of columns ``id`` and ``row``."""
@@ -274,19 +249,6 @@ def check_content(source: _Source, content: str) -> None:
         raise ChangedSourceError.of(source.name, "its content is another")
 
 
-class IdValues(Sequence[Any]):
-    """Ids of an Arrow array as Python values, made only when an error message asks for them."""
-
-    def __init__(self, ids: pa.Array) -> None:
-        self._ids = ids
-
-    def __len__(self) -> int:
-        return len(self._ids)
-
-    def __getitem__(self, i: Any) -> Any:
-        return self._ids[int(i)].as_py()
-
-
 def normalise_ids(ids: pa.Array | pa.ChunkedArray, where: str) -> pa.Array:
     """Ids as string or int64; other string and integer types are cast.
 
@@ -313,29 +275,6 @@ def id_type_of(kind: pa.DataType, where: str) -> pa.DataType:
     if pa.types.is_integer(kind):
         return pa.int64()
     raise BadIdsError.kind(where, kind)
-
-
-def cast_column(column: pa.Array, field: pa.Field, where: str) -> pa.Array:
-    """A column in the type that it has in all files together.
-
-    Raises
-    ------
-    CollectionError
-        A value would change: an integer beyond 2^53 as a float.
-    """
-    kind = field.type
-    if column.type == kind:
-        return column
-    try:
-        if pa.types.is_dictionary(kind) and not pa.types.is_dictionary(column.type):
-            return column.cast(kind.value_type).dictionary_encode().cast(kind)
-        return column.cast(kind)
-    except pa.ArrowException as e:
-        reason = str(e).splitlines()[0]
-        raise CollectionError(
-            f"Column {field.name!r} of {where} is {column.type}, in other files it is {kind}, and not every value can be kept: "
-            f"{reason}. Hint: write the column with one type in all files."
-        ) from e
 
 
 def declare_space(

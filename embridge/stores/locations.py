@@ -18,21 +18,19 @@ import fnmatch
 import glob
 import hashlib
 import os
-import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
-from urllib.parse import parse_qsl, unquote, urlsplit
+from typing import NamedTuple
 
 import pyarrow as pa
 from pyarrow import fs
 
-from embridge.errors import CollectionError, EmbridgeError, MissingFileError, ParameterError, UnreadableFileError
+from embridge.errors import CollectionError, MissingFileError, UnreadableFileError
 from embridge.files import hash_content
+from embridge.stores.filesystems import resolve, shown, wrapped
 
 _PART = 16 << 20  # bytes of a part of a multipart upload
 _MAGIC = (b"PAR1", b"PARE")
-_PATIENCE = 5  # seconds that object storage has to answer, tried again at most twice: without a network that is within 10 s
 
 
 class Found(NamedTuple):
@@ -67,8 +65,8 @@ def find_files(path: str) -> Found:
     CollectionError
         A folder or glob without Parquet files.
     """
-    filesystem, inner = _resolve(path)
-    with _wrapped(path):
+    filesystem, inner = resolve(path)
+    with wrapped(path):
         info = filesystem.get_file_info(inner)
         if info.type == fs.FileType.File:
             return Found(filesystem, [inner], None, [])
@@ -188,11 +186,6 @@ def file_identity(filesystem: fs.FileSystem, path: str) -> tuple[int, *tuple[obj
     return info.size or 0, info.type, info.mtime_ns
 
 
-def shown(path: str) -> str:
-    """A path as messages may show it: without credentials."""
-    return re.sub(r"(?<=://)[^/@]*:[^/]*@", "", path)
-
-
 def is_remote(path: str) -> bool:
     """True for object storage: ``s3://``, ``gs://``."""
     return "://" in path and not path.startswith("file://")
@@ -200,8 +193,8 @@ def is_remote(path: str) -> bool:
 
 def exists(path: str) -> bool:
     """True where there is a file at a remote path."""
-    filesystem, inner = _resolve(path)
-    with _wrapped(path):
+    filesystem, inner = resolve(path)
+    with wrapped(path):
         return filesystem.get_file_info(inner).type == fs.FileType.File
 
 
@@ -218,14 +211,14 @@ def same_place(one: str, other: str) -> bool:
 
 def inner_path(path: str) -> str:
     """A path as its file system has it: for ``s3://``, bucket and key."""
-    return _resolve(path)[1]
+    return resolve(path)[1]
 
 
 def remove(path: str) -> None:
     """Delete a remote file, if there is one."""
     if exists(path):
-        filesystem, inner = _resolve(path)
-        with _wrapped(path):
+        filesystem, inner = resolve(path)
+        with wrapped(path):
             filesystem.delete_file(inner)
 
 
@@ -237,7 +230,7 @@ def upload(local: Path, path: str) -> None:
     UnreadableFileError
         The storage does not answer or refuses.
     """
-    filesystem, inner = _resolve(path)
+    filesystem, inner = resolve(path)
     try:
         with open(local, "rb") as source, filesystem.open_output_stream(inner, buffer_size=None) as sink:
             while block := source.read(_PART):
@@ -254,75 +247,22 @@ def upload(local: Path, path: str) -> None:
 
 def list_objects(path: str) -> list[str]:
     """Paths of the objects below a remote path, relative to it."""
-    filesystem, inner = _resolve(path)
+    filesystem, inner = resolve(path)
     base = inner.rstrip("/") + "/"
-    with _wrapped(path):
+    with wrapped(path):
         found = filesystem.get_file_info(fs.FileSelector(base, recursive=True, allow_not_found=True))
         return sorted(info.path[len(base) :] for info in found if info.type == fs.FileType.File)
 
 
 def read_object(path: str) -> bytes:
     """The content of a small remote file."""
-    filesystem, inner = _resolve(path)
-    with _wrapped(path, "a file"), filesystem.open_input_file(inner) as file:
+    filesystem, inner = resolve(path)
+    with wrapped(path, "a file"), filesystem.open_input_file(inner) as file:
         return file.read()
 
 
 def fingerprint_at(path: str) -> tuple[int, str]:
     """Size and content hash of a remote file."""
-    filesystem, inner = _resolve(path)
-    with _wrapped(path, "a file"):
+    filesystem, inner = resolve(path)
+    with wrapped(path, "a file"):
         return filesystem.get_file_info(inner).size, fingerprint_files(filesystem, [inner])
-
-
-@contextlib.contextmanager
-def _wrapped(path: str, kind: str = "a location") -> Iterator[None]:
-    """Whatever a file system raises about `path`, as an error of embridge."""
-    try:
-        yield
-    except EmbridgeError:
-        raise
-    except (pa.ArrowException, OSError, ValueError) as e:  # ValueError: a name that is no text, or has a NUL in it
-        raise UnreadableFileError.at(shown(path), kind, e) from e
-
-
-def _resolve(path: str) -> tuple[fs.FileSystem, str]:
-    """The file system of a path, and the path within it."""
-    if not isinstance(path, str):
-        raise ParameterError.must_be("path", "text", path)
-    if "://" not in path:
-        return fs.LocalFileSystem(), path
-    scheme = path.partition("://")[0]
-    with _wrapped(path):
-        if scheme == "file":
-            return fs.FileSystem.from_uri(path)
-        if scheme in ("gs", "gcs"):
-            mark = "&" if "?" in path else "?"
-            limit = "" if "retry_limit_seconds=" in path else f"{mark}retry_limit_seconds={_PATIENCE}"
-            found = fs.FileSystem.from_uri(path + limit)
-        elif scheme == "s3":
-            found = _s3(path)
-        else:
-            raise UnreadableFileError.at(shown(path), "a location", f"{scheme}:// is not one of file://, s3://, gs://")
-    if not found[1].strip("/"):
-        raise UnreadableFileError.at(shown(path), "a location", "it names no bucket")
-    return found
-
-
-def _s3(path: str) -> tuple[fs.FileSystem, str]:
-    """As `pyarrow.fs.FileSystem.from_uri`, which knows no limits of time."""
-    url = urlsplit(path)
-    options: dict[str, Any] = dict(parse_qsl(url.query, strict_parsing=bool(url.query)))
-    for flag in ("allow_bucket_creation", "allow_bucket_deletion", "force_virtual_addressing"):
-        if flag in options:
-            options[flag] = options[flag].lower() == "true"
-    known = {"region", "scheme", "endpoint_override", "allow_bucket_creation", "allow_bucket_deletion", "force_virtual_addressing"}
-    if unknown := sorted(set(options) - known):
-        raise ValueError(f"unknown option {unknown[0]!r}; known are {', '.join(sorted(known))}")
-    if url.username:
-        options |= {"access_key": unquote(url.username), "secret_key": unquote(url.password or "")}
-    bucket = url.netloc.rpartition("@")[2]
-    if "region" not in options and "endpoint_override" not in options and bucket:
-        options["region"] = fs.resolve_s3_region(bucket)
-    limits = {"connect_timeout": _PATIENCE / 2, "request_timeout": 60, "retry_strategy": fs.AwsStandardS3RetryStrategy(3)}
-    return fs.S3FileSystem(**options, **limits), unquote(f"{bucket}{url.path}").rstrip("/")

@@ -89,7 +89,7 @@ def fitted(metadata: dict[bytes, bytes], columns: list[str], vector_column: str)
     What pandas and Hugging Face say of single columns is kept for columns that are in the output. Hugging Face also states the
     width of vectors, which is another one, so that entry is left out. What cannot be read is left out.
     """
-    found = {k: v for k, v in metadata.items() if not k.startswith(_OURS) and k != _ARROW}
+    found = dict(metadata)
     for key, fit in ((_PANDAS, _fit_pandas), (_HUGGINGFACE, _fit_huggingface)):
         if key in found:
             try:

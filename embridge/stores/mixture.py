@@ -12,7 +12,8 @@ import numpy as np
 import pyarrow as pa
 
 from embridge.errors import CollectionError
-from embridge.stores.collection import Batch, Collection, cast_column
+from embridge.stores.batch import Batch, cast_column
+from embridge.stores.collection import Collection
 from embridge.stores.parquet import ERROR_COLUMNS
 
 NATIVE, TRANSLATED = "native", "translated"

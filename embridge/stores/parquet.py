@@ -22,8 +22,9 @@ from embridge.errors import (
     SpaceMismatchError,
     UndeclaredSpaceError,
 )
-from embridge.stores.collection import Batch, Collection, Needed, cast_column, declare_space, id_type_of, normalise_ids
-from embridge.stores.locations import shown
+from embridge.stores.batch import Batch, cast_column
+from embridge.stores.collection import Collection, Needed, declare_space, id_type_of, normalise_ids
+from embridge.stores.filesystems import shown
 from embridge.stores.memory import empty_payload
 from embridge.stores.metadata import (
     COLUMNS_KEY,

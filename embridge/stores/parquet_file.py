@@ -23,7 +23,8 @@ from embridge.errors import (
 )
 from embridge.stores import thrift
 from embridge.stores.collection import Needed
-from embridge.stores.locations import file_identity, find_files, fingerprint_files, left_out_message, shown
+from embridge.stores.filesystems import shown
+from embridge.stores.locations import file_identity, find_files, fingerprint_files, left_out_message
 
 _LOG = logging.getLogger("embridge")
 _NULL_FOLDER = "__HIVE_DEFAULT_PARTITION__"

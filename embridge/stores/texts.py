@@ -10,8 +10,9 @@ import numpy as np
 import pyarrow as pa
 
 from embridge.errors import BadIdsError, CollectionError
-from embridge.stores.collection import cast_column, id_type_of, normalise_ids
-from embridge.stores.locations import shown
+from embridge.stores.batch import cast_column
+from embridge.stores.collection import id_type_of, normalise_ids
+from embridge.stores.filesystems import shown
 from embridge.stores.parquet_file import ParquetFile, ParquetFiles
 
 

@@ -16,7 +16,7 @@ import pyarrow as pa
 from embridge.arrays import check_rows
 from embridge.errors import CollectionError, ParameterError
 from embridge.files import whole_or_absent
-from embridge.stores.collection import Batch, IdValues
+from embridge.stores.batch import Batch, IdValues
 from embridge.stores.metadata import COLUMNS_KEY, CONFIDENCE_KEY, LINEAGE_KEY, MIXTURE_KEY, SPACE_KEY, fitted
 from embridge.stores.parquet import ERROR_COLUMNS
 from embridge.stores.row_groups import MAGIC, Encoder
@@ -59,8 +59,8 @@ class CollectionWriter:
         Add columns ``predicted_error`` and ``error_bound`` (float32), which `append` must then be given; kept as metadata
         ``embridge.confidence``.
     metadata : dict of bytes to bytes, optional
-        What others wrote about the source (`Collection.metadata`), kept as far as it holds for this file
-        (`embridge.stores.metadata.fitted`).
+        More metadata of the file, such as what others wrote about the source (`Collection.metadata`); kept as far as it holds for
+        this file (`embridge.stores.metadata.fitted`).
 
     Attributes
     ----------
