@@ -121,7 +121,7 @@ def test_a_run_takes_what_its_result_knows():
 
 def test_maps_and_records_of_fits_are_one_to_one(path):
     two = replace(fit_run(), outputs=fit_run().outputs * 2)
-    with pytest.raises(CatalogError, match="2 outputs of kind 'map', and 1 records"):
+    with pytest.raises(CatalogError, match="names 2 maps and has 1 records"):
         catalog(path).record(two)
     assert not path.exists()
 

@@ -96,7 +96,7 @@ def test_a_catalog_whose_maker_was_killed_at_any_step_can_be_used(tmp_path, orde
     whole = killed(tmp_path / "whole.duckdb", 0)
     steps = int(whole.stdout)
     assert steps > 20, whole.stderr
-    for when in range(1, steps + 1, 2 if order == "before" else 5):
+    for when in range(1, steps + 1, 3 if order == "before" else 7):
         folder = tmp_path / f"{order}-{when}"
         folder.mkdir()
         path = folder / "embridge.duckdb"

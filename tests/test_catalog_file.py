@@ -77,7 +77,7 @@ def test_a_catalog_of_the_first_version_learns_of_decoders(path):
     ways = (DecoderStrategy("translated", {"accuracy": 0.5, "macro_f1": 0.4}, {"accuracy": (0.4, 0.6), "macro_f1": (0.3, 0.5)}),)
     now.record(Run("decoder evaluate", {}, 0.1, details=(DecoderEvaluation("classifier", 10, 5, 1, ways, "d1", "f1"),)))
     assert [(d["metric"], d["value"]) for d in now.decoders()] == [("accuracy", 0.5)]
-    with pytest.raises(CatalogError, match="0 outputs of kind 'decoder', and 1 records"):
+    with pytest.raises(CatalogError, match="names 0 decoders and has 1 records"):
         now.record(Run("decoder register", {}, 0.1, details=(DecoderRecord("lost", "skops", "classifier"),)))
 
 

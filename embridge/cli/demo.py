@@ -160,7 +160,7 @@ def _search(job: _Demo, translation: Map, converted: Collection) -> list[dict[st
     examples = []
     for query in differing[:: max(len(differing) // _EXAMPLES, 1)][:_EXAMPLES]:
         rows = {name: [{"lemma": lemmas[i], "relevant": i in judged[query]} for i in found[query]] for name, found in hits.items()}
-        examples.append({"query": words[query], "hits": rows})
+        examples.append({"query_id": query, "query": words[query], "hits": rows})
     job.say(_text(examples))
     return examples
 

@@ -126,6 +126,7 @@ def verb(*, catalog: bool = True) -> Callable[[Callable[..., None]], Callable[..
         @functools.wraps(function)
         def run(as_json: bool, quiet: bool, **options: Any) -> None:
             found = None
+            _check_text(options)
             if catalog:
                 path, no_catalog = options.pop("catalog_path"), options.pop("no_catalog")
                 if not no_catalog:
@@ -150,14 +151,26 @@ def verb(*, catalog: bool = True) -> Callable[[Callable[..., None]], Callable[..
     return decorate
 
 
+def _texts(options: dict[str, Any]) -> list[str]:
+    return [v for value in options.values() for v in (value if isinstance(value, tuple) else [value]) if isinstance(v, str)]
+
+
+def _check_text(options: dict[str, Any]) -> None:
+    """Refuse names that are not UTF-8, before any work: Arrow, FAISS and DuckDB take no others."""
+    from embridge.errors import ParameterError
+
+    for text in _texts(options):
+        if text.encode("utf-8", "replace").decode() != text:
+            raise ParameterError(f"{text!r} is not valid UTF-8. Hint: rename the file.")
+
+
 def _check_apart(catalog: str, options: dict[str, Any]) -> None:
     """Refuse a catalog that is also an input or output of the verb, and keep its name for `check_outputs`."""
     from embridge.errors import OutputExistsError
     from embridge.files import one_file
 
-    given = [v for value in options.values() for v in (value if isinstance(value, tuple) else [value]) if isinstance(v, str)]
     files = [catalog, f"{catalog}.wal"]
-    for path in given:
+    for path in _texts(options):
         if any(one_file(path, file) for file in files):
             raise OutputExistsError(f"{path!r} is the catalog, or its log. Hint: name another file, or another --catalog.")
     click.get_current_context().meta[_CATALOG] = files

@@ -109,7 +109,8 @@ class Run:
         for record, kind in _OF_AN_OUTPUT.items():
             count = sum(type(detail) is record for detail in self.details)
             if count not in (0, len(made[kind])):
-                raise CatalogError(f"The run {self.verb!r} has {len(made[kind])} outputs of kind {kind!r}, and {count} records.")
+                named = len(made[kind])
+                raise CatalogError(f"The run {self.verb!r} names {named} {kind}s and has {count} records of them; each needs one.")
         for detail in self.details:
             if isinstance(detail, FitRecord | DecoderRecord):
                 yield from detail.to_rows(made[_OF_AN_OUTPUT[type(detail)]].pop(0))
