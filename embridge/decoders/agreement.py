@@ -9,12 +9,14 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
 from embridge.decoders.base import Decoded, as_labels
 from embridge.errors import DecoderError, EmbridgeError
+
+Link = Literal["softmax", "sigmoid"]
 
 _LENGTHS = (0.01, 0.1, 1.0, 10.0, 100.0, 1000.0)
 _DISTANCES = (1e-6, 1e-5, 1e-4, 1e-3, 1e-2, 0.1, 0.3, 1.0, 3.0, 10.0, 100.0)
@@ -158,6 +160,21 @@ def check_values(
             wrong = np.abs(decode(single) - expected).max(axis=1, initial=0) > 1e-3 * max(spread, np.abs(coef).max(initial=0))
             if wrong.any():
                 raise _inexact(name, int(wrong.sum()), len(rows))
+
+
+def link_of(estimator: Any, batches: list[np.ndarray], coef: np.ndarray, intercept: np.ndarray) -> Link | None:
+    """What makes the estimator's own probabilities of its scores, where it has any and one of the two does."""
+    if not hasattr(estimator, "predict_proba"):
+        return None
+    for single in batches:
+        rows = single.astype(np.float64)
+        scores = rows @ coef.T + intercept
+        own = columns(quietly(estimator.predict_proba, rows, type(estimator).__name__))
+        scores = np.hstack([np.zeros_like(scores), scores]) if len(coef) == 1 else scores  # sigmoid(s) is softmax(0, s)
+        grown = np.exp(scores - scores.max(axis=1, keepdims=True))
+        if own.shape != grown.shape or not np.allclose(own, grown / grown.sum(axis=1, keepdims=True), atol=1e-5):
+            return None
+    return "sigmoid" if len(coef) == 1 else "softmax"
 
 
 def _inexact(name: str, wrong: int, rows: int) -> DecoderError:

@@ -113,17 +113,29 @@ def read_declaration(path: str, digest: str) -> Declaration:
         values = parse_json(read_bounded(name, _KIND, SIDECAR_BYTES), SIDECAR_BYTES)
         if not isinstance(values, dict) or values.get("format") != _FORMAT:
             raise UnreadableFileError.foreign(name, _KIND, f"the format {_FORMAT!r}")
-        classes, space = values["classes"], values["space"]
-        if not isinstance(classes, list | None) or not isinstance(space["name"], str) or not isinstance(space["dim"], int):
-            raise TypeError("its space or its classes are of another type")
-        found = Declaration.of(Space.from_dict(space), values["kind"], classes)
-    except (OSError, LookupError, TypeError, ValueError, AttributeError, OverflowError) as e:
+        found = Declaration.of(stored_space(values["space"]), values["kind"], stored_classes(values["classes"]))
+    except (OSError, LookupError, TypeError, ValueError, AttributeError) as e:
         if isinstance(e, UnreadableFileError):
             raise
         raise UnreadableFileError.at(name, _KIND, e) from e
     if values.get("fingerprint") != digest:
         raise DecoderError.changed(path)
     return found
+
+
+def stored_space(values: Any) -> Space:
+    """A space from its plain values in a file; a TypeError where they are of other types."""
+    named = isinstance(values, dict) and isinstance(values.get("name"), str) and isinstance(values.get("normalized"), bool)
+    if not named or type(values.get("dim")) is not int:
+        raise TypeError("its space is not described by a name, a width, a metric and a flag")
+    return Space.from_dict(values)
+
+
+def stored_classes(values: Any) -> list[Any] | None:
+    """Names of classes from their plain values in a file; a TypeError where they are no list."""
+    if not isinstance(values, list | None):
+        raise TypeError("its classes are no list")
+    return values
 
 
 def write_declaration(path: str, decoder: Decoder, *, overwrite: bool) -> None:

@@ -173,9 +173,7 @@ def save_decoder(
     if _suffix(name) == ".skops":
         data = dump_skops(model)
     elif _suffix(name) == ".pt2":
-        from embridge.decoders.torch_decoder import dump_program
-
-        data = dump_program(model)
+        data = _torch().dump_program(model)
     else:
         raise ParameterError.must_be("path", "*.skops, *.pt2 or *.safetensors", name)
     check_output(sidecar(name), overwrite=overwrite)
@@ -196,6 +194,19 @@ def _open(name: str, data: bytes, said: Declaration, trusted: Sequence[str]) -> 
         return open_skops(name, data, digest, said, trusted)
     if _suffix(name) == ".onnx":
         return open_onnx(name, data, digest, said, trusted)
-    from embridge.decoders.torch_decoder import open_program  # torch.export is slow to load
+    return _torch().open_program(name, data, digest, said, trusted)
 
-    return open_program(name, data, digest, said, trusted)
+
+def _torch() -> Any:
+    """What reads and writes torch.export programs: loaded late, since torch.export is slow to load.
+
+    Raises
+    ------
+    DecoderError
+        torch is too old for the format.
+    """
+    try:
+        from embridge.decoders import torch_decoder
+    except ImportError as e:
+        raise DecoderError(f"A .pt2 decoder needs a torch that has torch.export.pt2_archive (2.8 and later): {e}.") from e
+    return torch_decoder

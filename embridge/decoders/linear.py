@@ -7,20 +7,21 @@ import json
 import os
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, ClassVar, Literal, Self, cast
+from typing import Any, ClassVar, Self, cast
 
 import numpy as np
 from safetensors.numpy import save_file
 
 from embridge.arrays import check_rows
-from embridge.decoders.agreement import check_decisions, check_values, columns, make_rows, quietly
+from embridge.decoders.agreement import Link, check_decisions, check_values, columns, link_of, make_rows, quietly
 from embridge.decoders.base import KINDS, Decoded, Decoder, Kind, as_classes, tell
+from embridge.decoders.bounds import SIDECAR_BYTES, parse_json
+from embridge.decoders.declaration import stored_classes, stored_space
 from embridge.errors import DecoderError, MapError, ParameterError, SpaceMismatchError, UnreadableFileError
 from embridge.feature_maps import FeatureMap, Map
 from embridge.files import check_output, reading_tensors, whole_or_absent
 from embridge.types import Space
 
-Link = Literal["softmax", "sigmoid"]
 _FORMAT = "embridge.head.1"
 
 
@@ -230,7 +231,7 @@ class LinearHead(Decoder):
                 f"{name} has {len(classes)} classes and {len(coef)} scores (of pairs, perhaps), so it is no linear head."
             )
         check_values(estimator, batches, function, coef, intercept, None)
-        head = cls(coef, intercept, space, found, classes, _link(estimator, batches, coef, intercept))
+        head = cls(coef, intercept, space, found, classes, link_of(estimator, batches, coef, intercept))
         check_decisions(estimator, batches, coef, intercept, cast(np.ndarray, head.classes), head.decode)
         return head
 
@@ -280,9 +281,10 @@ class LinearHead(Decoder):
         """
         name = os.fspath(path)
         with reading_tensors(name, _FORMAT, "a linear head") as (metadata, arrays):
-            facts = json.loads(metadata["head"])
-            facts["space"] = Space.from_dict(facts["space"])
-            loaded = cls(**arrays, **facts, path=name)
+            facts = parse_json(metadata["head"], SIDECAR_BYTES)
+            stated = {"space": stored_space(facts["space"]), "classes": stored_classes(facts["classes"])}
+            with np.errstate(over="ignore"):  # beyond float32 is infinite, and refused
+                loaded = cls(**arrays, kind=facts["kind"], link=facts["link"], **stated, path=name)
         if loaded.fingerprint != metadata.get("fingerprint"):
             raise UnreadableFileError.altered(name)
         return loaded
@@ -299,18 +301,3 @@ def _function(estimator: Any, kind: Kind | None) -> tuple[Any, Kind]:
     if function is None:
         raise DecoderError.not_linear(type(estimator).__name__)
     return function, cast(Kind, found)
-
-
-def _link(estimator: Any, batches: list[np.ndarray], coef: np.ndarray, intercept: np.ndarray) -> Link | None:
-    """What makes the estimator's own probabilities of its scores, where it has any and one of the two does."""
-    if not hasattr(estimator, "predict_proba"):
-        return None
-    for single in batches:
-        rows = single.astype(np.float64)
-        scores = rows @ coef.T + intercept
-        own = columns(quietly(estimator.predict_proba, rows, type(estimator).__name__))
-        scores = np.hstack([np.zeros_like(scores), scores]) if len(coef) == 1 else scores  # sigmoid(s) is softmax(0, s)
-        grown = np.exp(scores - scores.max(axis=1, keepdims=True))
-        if own.shape != grown.shape or not np.allclose(own, grown / grown.sum(axis=1, keepdims=True), atol=1e-5):
-            return None
-    return "sigmoid" if len(coef) == 1 else "softmax"

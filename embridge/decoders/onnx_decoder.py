@@ -20,7 +20,7 @@ from embridge.decoders.base import (
     tell,
 )
 from embridge.decoders.bounds import SIDECAR_BYTES, parse_json
-from embridge.decoders.declaration import Declaration
+from embridge.decoders.declaration import Declaration, stored_classes, stored_space
 from embridge.decoders.onnx_audit import audited_onnx, try_program
 from embridge.errors import DecoderError, EmbridgeError, MissingDependencyError, UnreadableFileError
 from embridge.types import Space
@@ -146,8 +146,8 @@ def open_onnx(path: str, data: bytes, fingerprint: str, said: Declaration, trust
 def _own(path: str, metadata: dict[str, str]) -> Declaration:
     """What a program says of itself in its metadata."""
     try:
-        space = Space.from_dict(parse_json(metadata[SPACE_KEY], SIDECAR_BYTES)) if SPACE_KEY in metadata else None
-        classes = parse_json(metadata[CLASSES_KEY], SIDECAR_BYTES) if CLASSES_KEY in metadata else None
+        space = stored_space(parse_json(metadata[SPACE_KEY], SIDECAR_BYTES)) if SPACE_KEY in metadata else None
+        classes = stored_classes(parse_json(metadata[CLASSES_KEY], SIDECAR_BYTES)) if CLASSES_KEY in metadata else None
         return Declaration.of(space, metadata.get(KIND_KEY), classes)  # type: ignore[arg-type]
     except (LookupError, TypeError, ValueError, AttributeError) as e:
         raise UnreadableFileError.at(path, "an ONNX program with a declaration of embridge", e) from e

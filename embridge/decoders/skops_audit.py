@@ -129,14 +129,22 @@ def _contradiction(part: Any) -> str:
             return f"{name} is not of {width} columns"
     if "NeighborsBase" in names and "classes_" in values and not _are_places(values.get("_y"), len(values["classes_"]), values):
         return "_y are no places in classes_"
-    if "BaseLibSVM" not in names:
-        return ""
+    return _svm_contradiction(part, values, int(width)) if "BaseLibSVM" in names else ""
+
+
+def _svm_contradiction(machine: Any, values: dict[str, Any], width: int) -> str:
+    """What libsvm would take on trust: sizes of arrays that it follows by numbers of other arrays."""
     if values.get("kernel") == "precomputed" or values.get("_sparse"):
         return "its kernel is precomputed, or its vectors are sparse"
-    counts = values.get("_n_support")
-    if not isinstance(counts, np.ndarray) or counts.ndim != 1 or counts.dtype.kind != "i" or (counts < 0).any():
-        return "_n_support are no numbers of vectors"
-    classes, total = len(counts), int(counts.sum())
+    counts, vectors = values.get("_n_support"), values.get("support_vectors_")
+    if not isinstance(counts, np.ndarray) or counts.ndim != 1 or counts.dtype.kind != "i" or not isinstance(vectors, np.ndarray):
+        return "_n_support or support_vectors_ are no arrays"
+    classes, total = len(counts), len(vectors)
+    if machine._impl in ("c_svc", "nu_svc"):
+        if (counts < 0).any() or int(counts.sum(dtype=np.int64)) != total:
+            return f"_n_support are no numbers of {total} vectors"
+    elif classes != 2:
+        return "_n_support is not of shape (2,)"
     pairs = classes * (classes - 1) // 2
     shapes = {
         "support_": (total,),

@@ -224,7 +224,7 @@ def is_plain_shape(text: Any) -> bool:
     """True for an expression of numbers, symbols and arithmetic that is short, and cheap to evaluate.
 
     ``sympy.sympify``, which is an ``eval``, is given it. It is ASCII text in one line: calls of listed functions by name,
-    numbers, and symbols such as ``s77``; no attributes, subscripts or comprehensions, and no powers but those of small constant exponents.
+    numbers, and symbols such as ``s77``; no attributes, subscripts or comprehensions; powers only of small constant exponents.
     """
     if not isinstance(text, str) or not _TEXT.fullmatch(text):
         return False

@@ -187,7 +187,16 @@ def open_program(path: str, data: bytes, fingerprint: str, said: Declaration, tr
 
 
 def dump_program(program: torch.export.ExportedProgram) -> bytes:
-    """A program as the content of a file."""
+    """A program as the content of a file.
+
+    Raises
+    ------
+    DecoderError
+        No program, or one that torch cannot save.
+    """
     buffer = io.BytesIO()
-    torch.export.save(program, buffer)
+    try:
+        torch.export.save(program, buffer)
+    except Exception as e:  # whatever torch meets in it
+        raise DecoderError(f"torch.export cannot save a {type(program).__name__}: {str(e).strip() or type(e).__name__}") from e
     return buffer.getvalue()
