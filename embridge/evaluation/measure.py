@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     import torch
 
 _LEAST_ROWS = 50  # to check predicted errors on
+_CHUNK = 8192
 
 
 def evaluate(
@@ -145,14 +146,13 @@ def _evaluation(
         if title in runs:
             sizes += corpus_sizes(runner, runs[title], parts, corpus_size, seed)
     cosines = np.einsum("ij,ij->i", unit(translated), unit(corpus.y))
-    spread = np.linalg.norm(corpus.y - corpus.y.mean(0))
     return Evaluation(
         k=benchmark.k,
         queries=len(benchmark.queries),
         corpus=len(corpus),
         strategies=mean_scores(scores, seed),
         mean_cosine=float(cosines.mean()),
-        relative_residual=float(np.linalg.norm(translated - corpus.y) / spread) if spread else 0.0,
+        relative_residual=_relative_residual(translated, corpus.y),
         map=maps.translation.fingerprint,
         judged=int(benchmark.judged.sum()),
         confidence=check_confidence(maps.translation, corpus),
@@ -166,6 +166,16 @@ def _evaluation(
         qrels=benchmark.coverage,
         own_rows=benchmark.own_rows,
     )
+
+
+def _relative_residual(translated: np.ndarray, native: np.ndarray) -> float:
+    """``||translated - native|| / ||native - mean(native)||``, in float64: squares of long rows overflow float32."""
+    mean, residual, spread = native.mean(axis=0, dtype=np.float64), 0.0, 0.0
+    for start in range(0, len(native), _CHUNK):
+        rows = native[start : start + _CHUNK].astype(np.float64)
+        residual += float(np.square(translated[start : start + _CHUNK] - rows).sum())
+        spread += float(np.square(rows - mean).sum())
+    return float(np.sqrt(residual / spread)) if spread else 0.0
 
 
 def _todo(runner: Runner, hubness: bool) -> list[tuple[Strategy, bool]]:

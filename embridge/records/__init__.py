@@ -1,7 +1,7 @@
-"""What every verb leaves behind: frozen records, plain enough for JSON and for the catalog."""
+"""Results of every verb: frozen records that turn into JSON and into rows of the catalog."""
 
 from embridge.records.artifacts import Artifact, Summary
-from embridge.records.evaluation import CorpusSize, Difference, Evaluation, LabelScore, PerQuery, QrelsCoverage, StrategyScore
+from embridge.records.evaluation import CorpusSize, Difference, Evaluation, LabelScore, PerQuery, StrategyScore
 from embridge.records.fitting import AnchorRecord, Candidate, FitRecord
 from embridge.records.outputs import Conversion, DecoderRecord, Decoding, Merge, Migration
 from embridge.records.planning import (
@@ -18,10 +18,10 @@ from embridge.records.quality import (
     ConfidenceCheck,
     DecoderEvaluation,
     DecoderStrategy,
-    Stitching,
-    StitchingScore,
 )
+from embridge.records.queries import QrelsCoverage
 from embridge.records.runs import Run
+from embridge.records.stitching import Stitching, StitchingScore
 
 __all__ = [
     "FEW_QUERIES",

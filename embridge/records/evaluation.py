@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from embridge.records.quality import ConfidenceCheck
+from embridge.records.queries import QrelsCoverage, query_notes
 from embridge.records.rows import Row, columns_of
 from embridge.records.text import aligned, cell
 
@@ -78,30 +79,6 @@ class LabelScore:
     mrr_ci: Interval | None = None
     ndcg: float | None = None
     ndcg_ci: Interval | None = None
-
-
-@dataclass(frozen=True)
-class QrelsCoverage:
-    """How much of the relevance judgements concerns the queries and rows at hand.
-
-    Attributes
-    ----------
-    queries, queries_found : int
-        Queries with a relevant document, and how many of them were searched with.
-    documents, documents_found : int
-        Documents that are relevant to these, and how many of them are rows of the corpus.
-    """
-
-    queries: int
-    queries_found: int
-    documents: int
-    documents_found: int
-
-    def __str__(self) -> str:
-        return (
-            f"judgements: {self.queries_found:,} of {self.queries:,} judged queries are among the queries, "
-            f"{self.documents_found:,} of their {self.documents:,} relevant documents are in the corpus"
-        )
 
 
 @dataclass(frozen=True)
@@ -252,14 +229,6 @@ class Evaluation:
         for part in (_size_lines, _label_lines, _difference_lines):
             lines += part(self)
         return "\n".join(line.rstrip() for line in lines)
-
-
-def query_notes(qrels: QrelsCoverage | None, own_rows: int) -> list[str]:
-    """What a reader must know of the queries and their judgements."""
-    notes = [] if qrels is None else [str(qrels)]
-    if own_rows:
-        notes.append(f"{own_rows:,} of the queries are rows of the corpus (same id, same vector); they do not find themselves")
-    return notes
 
 
 def _strategy_lines(found: Evaluation) -> list[str]:

@@ -6,7 +6,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from embridge.records.evaluation import QrelsCoverage, StrategyScore, query_notes
+from embridge.records.evaluation import StrategyScore
+from embridge.records.queries import QrelsCoverage, query_notes
 from embridge.records.rows import Row, columns_of
 from embridge.records.text import aligned
 from embridge.types import Space
