@@ -96,7 +96,7 @@ def read_manifest(folder: Path) -> Manifest | None:
 
 
 def entries(folder: Path, below: str = "") -> Iterator[tuple[str, bool]]:
-    """All that is in a folder as (path below it, whether it is a folder); links are not followed, folders come after their content."""
+    """All that is in a folder as (path, whether it is a folder), folders after their content; links are not followed."""
     with os.scandir(folder / below) as found:
         names = sorted((entry.name, entry.is_dir(follow_symlinks=False)) for entry in found)
     for name, is_folder in names:
