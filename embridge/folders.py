@@ -89,9 +89,10 @@ def read_manifest(folder: Path) -> Manifest | None:
         return None
     except OSError as e:
         raise UnreadableFileError.at(str(folder / MANIFEST), "a manifest of embridge", e) from e
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
+        raise UnreadableFileError.at(str(folder / MANIFEST), "a manifest of embridge", "it is not a regular file")
     with open(descriptor, "rb") as file:
-        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
-            raise UnreadableFileError.at(str(folder / MANIFEST), "a manifest of embridge", "it is not a regular file")
         return Manifest.loads(file.read(), str(folder / MANIFEST))
 
 
