@@ -89,14 +89,15 @@ def read_manifest(folder: Path) -> Manifest | None:
         return None
     except OSError as e:
         raise UnreadableFileError.at(str(folder / MANIFEST), "a manifest of embridge", e) from e
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
+        raise UnreadableFileError.at(str(folder / MANIFEST), "a manifest of embridge", "it is not a regular file")
     with open(descriptor, "rb") as file:
-        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
-            raise UnreadableFileError.at(str(folder / MANIFEST), "a manifest of embridge", "it is not a regular file")
         return Manifest.loads(file.read(), str(folder / MANIFEST))
 
 
 def entries(folder: Path, below: str = "") -> Iterator[tuple[str, bool]]:
-    """All that is in a folder as (path below it, whether it is a folder); links are not followed, folders come after their content."""
+    """All that is in a folder as (path, whether it is a folder), folders after their content; links are not followed."""
     with os.scandir(folder / below) as found:
         names = sorted((entry.name, entry.is_dir(follow_symlinks=False)) for entry in found)
     for name, is_folder in names:

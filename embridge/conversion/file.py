@@ -15,7 +15,7 @@ from embridge.conversion.schedule import schedule
 from embridge.conversion.task import Task
 from embridge.conversion.verify import Sample, check_sample
 from embridge.device import free_memory
-from embridge.errors import BadIdsError, BadVectorsError, DiskFullError, OutputExistsError
+from embridge.errors import BadIdsError, BadVectorsError, DiskFullError, MissingFileError, OutputError, OutputExistsError
 from embridge.files import fingerprint, writing
 from embridge.records import Conversion
 from embridge.stores.tables import is_bad_rows, write_bad_rows
@@ -140,7 +140,10 @@ def _write_groups(task: Task, journal: Journal, sample: Sample) -> list[Bad]:
 
 def _check_sample(task: Task, path: Path, rows: int, sample: Sample) -> None:
     options = task.options
-    check_sample(path, rows, sample, task.translation, precision=options.precision, coverage=options.confidence)
+    try:
+        check_sample(path, rows, sample, task.translation, precision=options.precision, coverage=options.confidence)
+    except MissingFileError as e:
+        raise OutputError(f"{str(path)!r} cannot be written: it, or its folder, is gone.") from e
 
 
 def check_room(task: Task, target: Path) -> None:

@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Iterable
 from concurrent.futures import FIRST_EXCEPTION, CancelledError, ThreadPoolExecutor, wait
 from pathlib import Path
+from typing import cast
 
 from embridge.conversion.file import bad_rows_path, check_bad_rows, convert_file, finished_file
 from embridge.conversion.journal import Log, append_to, begin, journal_path, partial_path, read_log, start
@@ -24,9 +25,12 @@ Files = list[tuple[str, ParquetCollection]]
 
 
 def convert_folder(task: Task, target: Path) -> Conversion:
-    """Into ``OUT.partial``, which gets the name when all files are there; ``OUT.journal`` holds the plan. The caller has claimed it."""
+    """Into ``OUT.partial``, which gets the name when all files are there; ``OUT.journal`` holds the plan.
+
+    The caller has claimed the output.
+    """
     started = time.perf_counter()
-    files = _files(task)
+    files = files_of(task)
     names = [name for name, _ in files]
     partial, sides = partial_path(target), _sides(target)
     check_bad_rows(bad_rows_path(target))
@@ -60,7 +64,7 @@ def convert_folder(task: Task, target: Path) -> Conversion:
 
 def finished_folder(task: Task, target: Path) -> Conversion | None:
     """What an earlier run of the same task has finished, without what a kill just before its end left beside it."""
-    names = [name for name, _ in _files(task)]
+    names = [name for name, _ in files_of(task)]
     with writing(target):
         _recover(target)
         found = task.already_done(target) if target.exists() else None
@@ -71,9 +75,9 @@ def finished_folder(task: Task, target: Path) -> Conversion | None:
     return found
 
 
-def _files(task: Task) -> Files:
-    assert isinstance(task.source, ParquetCollection)
-    return task.source.split_files()
+def files_of(task: Task) -> Files:
+    """Each file of the source, with its path below the folder."""
+    return cast(ParquetCollection, task.source).split_files()
 
 
 def _begin(task: Task, target: Path, names: list[str]) -> Log:

@@ -135,13 +135,13 @@ class Lines:
     """Appends to a journal lines of which each carries the digest of itself and of the line before."""
 
     def __init__(self, file: io.FileIO, mark: str) -> None:
-        self._file, self._mark = file, mark
+        self._file, self.mark = file, mark
 
     def add(self, values: dict[str, Any]) -> None:
         """Append a line, and flush it."""
         text = json.dumps(values)
-        self._mark = _digest(self._mark, text.encode())
-        view = memoryview(f"{self._mark} {text}\n".encode())
+        self.mark = _digest(self.mark, text.encode())
+        view = memoryview(f"{self.mark} {text}\n".encode())
         while view:  # whole, even where the system takes it in pieces
             view = view[self._file.write(view) :]
         os.fdatasync(self._file.fileno())
@@ -222,10 +222,9 @@ def begin(target: Path, plan: dict[str, Any], *, resume: bool, overwrite: bool) 
 def start(target: Path, plan: dict[str, Any]) -> Log:
     """A new journal with the plan as its first line, in the place of one that is there."""
     with whole_or_absent(journal_path(target)) as temporary, open(temporary, "wb", buffering=0) as file:
-        Lines(file, "").add(plan)
-    fresh = read_log(target)
-    assert fresh is not None
-    return fresh
+        lines = Lines(file, "")
+        lines.add(plan)
+        return Log(plan, [], end=file.tell(), mark=lines.mark)
 
 
 @contextlib.contextmanager

@@ -13,7 +13,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from embridge.conversion.file import convert_file, finished_file
-from embridge.conversion.folder import Files, bad_lists, check_rows, each_file, sum_of
+from embridge.conversion.folder import bad_lists, check_rows, each_file, files_of, sum_of
 from embridge.conversion.journal import discard
 from embridge.conversion.task import Task
 from embridge.errors import OutputExistsError, ParameterError
@@ -112,8 +112,7 @@ def _put_list(path: Path, to: str) -> None:
 
 def _convert_folder(task: Task, name: str, staging: Path) -> Conversion:
     started = time.perf_counter()
-    assert isinstance(task.source, ParquetCollection)
-    files: Files = task.source.split_files()
+    files = files_of(task)
     names = [relative for relative, _ in files]
     before = _check_objects(task, name, names)
     _put_manifest(Manifest(dict.fromkeys({*names, *before.files}, _UNKNOWN) | dict(before.files), task.lineage), name, staging)
