@@ -14,9 +14,18 @@ from embridge.indexes.hubness import augment
 from embridge.stores.faiss_file import IndexFile
 from embridge.types import Metric, Space
 
+_LARGEST = float(np.finfo(np.float32).max)
+
 
 def ask(
-    file: IndexFile, space: Space, queries: np.ndarray, k: int, *, index: Any = None, as_they_are: bool = False
+    file: IndexFile,
+    space: Space,
+    queries: np.ndarray,
+    k: int,
+    *,
+    index: Any = None,
+    parameters: Any = None,
+    as_they_are: bool = False,
 ) -> tuple[np.ndarray, np.ndarray]:
     """Scores and labels of the k nearest rows.
 
@@ -28,6 +37,8 @@ def ask(
     k : int
     index : faiss.Index, optional
         Searched in place of the file's own, such as its copy on a GPU.
+    parameters : faiss.SearchParameters, optional
+        Of this search alone, see `embridge.indexes.parameters`.
     as_they_are : bool, default False
         Do not make queries unit, whatever the metric: for queries that were pulled back.
 
@@ -36,30 +47,50 @@ def ask(
     scores, labels : ndarray of shape (n_queries, k)
         Cosine or inner product, L2 as negated squared distance, with a hubness bias ``2 <q, x> - r(x)``, of translated rows in a
         calibrated index with its offset (see `embridge.indexes.calibration`). Behind a map in front of
-        the index (`notes["scores"]`) they are those of the translated rows.
+        the index (`notes["scores"]`) they are those of the translated rows. A place that stays empty has the score ``-inf``, which
+        no row has, and the label -1, which no row has either where labels are ids (`read_index_file` refuses such an index).
     """
-    hub, calibration = "hubness" in file.notes, file.notes.get("calibration")
+    hub = "hubness" in file.notes
     as_they_are = as_they_are or file.notes.get("raw_queries", False)
     asked = np.ascontiguousarray(queries, np.float32) if as_they_are else unit(queries) if hub else prepare(queries, space.metric)
     extended = augment(asked) if hub and file.biased else with_length(asked, space.metric) if file.biased else asked
-    found, labels = (index or file.index).search(extended, k)
-    correction = file.notes.get("scores", {})
-    l2 = file.index.metric_type == faiss.METRIC_L2
-    found[labels < 0] = np.inf if l2 else -np.inf  # places that stayed empty
-    if not l2:
+    found, labels = _search(index or file.index, extended, k, parameters)
+    empty = labels == -1  # as FAISS gives them, before labels become ids
+    found[empty] = 0
+    with np.errstate(over="ignore", invalid="ignore"):
+        scores = _scores(file, space, asked, found)
+    scores = np.clip(np.nan_to_num(scores, nan=-_LARGEST), -_LARGEST, _LARGEST)  # of a row, however far it is
+    scores[empty] = -np.inf
+    return scores, labels
+
+
+def _search(index: Any, queries: np.ndarray, k: int, parameters: Any) -> tuple[np.ndarray, np.ndarray]:
+    """FAISS's own distances and labels, padded where there are fewer vectors than k."""
+    there = min(k, index.ntotal)
+    found, labels = np.zeros((len(queries), k), np.float32), np.full((len(queries), k), -1, np.int64)
+    if there and len(queries):
+        options = {} if parameters is None else {"params": parameters}
+        found[:, :there], labels[:, :there] = index.search(queries, there, **options)
+    return found, labels
+
+
+def _scores(file: IndexFile, space: Space, asked: np.ndarray, found: np.ndarray) -> np.ndarray:
+    """What FAISS found as scores of the space: a higher one is closer."""
+    correction, calibration = file.notes.get("scores", {}), file.notes.get("calibration")
+    if file.index.metric_type != faiss.METRIC_L2:
         if "offset" in correction:
             offset = asked @ np.asarray(correction["offset"], np.float32)
-            found += (2 * offset if hub else offset)[:, None]
-        return found, labels
+            found = found + (2 * offset if "hubness" in file.notes else offset)[:, None]
+        return found
     if calibration:
-        found -= max(calibration["offset"], 0)
+        found = found - max(calibration["offset"], 0)
     if "scale" in correction:
         centred = asked - np.asarray(correction["centre"], np.float32)
         pulled = _first_transform(file.index).apply(asked)
         rest = np.einsum("ij,ij->i", centred, centred) - correction["scale"] * np.einsum("ij,ij->i", pulled, pulled)
         found = (correction["scale"] * found + rest[:, None]).astype(np.float32)
     # An L2 index of unit vectors may serve a cosine space: |q - x|^2 = 2 - 2 cos.
-    return (1 - found / 2 if space.metric == Metric.COSINE else -found), labels
+    return 1 - found / 2 if space.metric == Metric.COSINE else -found
 
 
 def _first_transform(index: Any) -> Any:
