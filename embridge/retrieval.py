@@ -208,7 +208,7 @@ class Index:
             check_rows(old, range(len(old)), "old_queries", zero_is_bad=cosine)
             asked, offset = blend(old, asked, weight, self.space.metric), np.zeros_like(offset)
         scores, labels = self._search(asked, k, parameters)
-        return Hits(self._ids(labels), scores + offset[:, None])
+        return Hits(self._ids(labels, scores == -np.inf), scores + offset[:, None])
 
     def _checked(self, k: int) -> int:
         try:
@@ -242,10 +242,9 @@ class Index:
                 raise FaissIndexError.parameters(parameters, faiss_reason(e)) from e
             raise FaissIndexError(f"{self.path!r} cannot be searched: {faiss_reason(e)}") from e
 
-    def _ids(self, labels: np.ndarray) -> np.ndarray:
+    def _ids(self, labels: np.ndarray, empty: np.ndarray) -> np.ndarray:
         if self._file.ids is None:
             return labels
-        empty = labels == -1
         found = external_ids(self._file, np.where(empty, 0, labels).ravel(), repr(self.path)).to_numpy(zero_copy_only=False)
         out = found.reshape(labels.shape).copy()
         out[empty] = None if found.dtype == object else -1

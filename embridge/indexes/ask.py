@@ -48,15 +48,13 @@ def ask(
         Cosine or inner product, L2 as negated squared distance, with a hubness bias ``2 <q, x> - r(x)``, of translated rows in a
         calibrated index with its offset (see `embridge.indexes.calibration`). Behind a map in front of
         the index (`notes["scores"]`) they are those of the translated rows. A place that stays empty has the score ``-inf``, which
-        no row has, and the label -1, which no row has either where labels are ids (`read_index_file` refuses such an index).
+        no row has; its label is -1, which may also be the id of a row.
     """
     hub = "hubness" in file.notes
     as_they_are = as_they_are or file.notes.get("raw_queries", False)
     asked = np.ascontiguousarray(queries, np.float32) if as_they_are else unit(queries) if hub else prepare(queries, space.metric)
     extended = augment(asked) if hub and file.biased else with_length(asked, space.metric) if file.biased else asked
-    found, labels = _search(index or file.index, extended, k, parameters)
-    empty = labels == -1  # as FAISS gives them, before labels become ids
-    found[empty] = 0
+    found, labels, empty = _search(index or file.index, extended, k, parameters)
     with np.errstate(over="ignore", invalid="ignore"):
         scores = _scores(file, space, asked, found)
     scores = np.clip(np.nan_to_num(scores, nan=-_LARGEST), -_LARGEST, _LARGEST)  # of a row, however far it is
@@ -64,14 +62,30 @@ def ask(
     return scores, labels
 
 
-def _search(index: Any, queries: np.ndarray, k: int, parameters: Any) -> tuple[np.ndarray, np.ndarray]:
-    """FAISS's own distances and labels, padded where there are fewer vectors than k."""
-    there = min(k, index.ntotal)
-    found, labels = np.zeros((len(queries), k), np.float32), np.full((len(queries), k), -1, np.int64)
+def _search(index: Any, queries: np.ndarray, k: int, parameters: Any) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """FAISS's own distances and labels, and which places stayed empty, padded where there are fewer vectors than k."""
+    shape, there = (len(queries), k), min(k, index.ntotal)
+    found, labels, empty = np.zeros(shape, np.float32), np.full(shape, -1, np.int64), np.ones(shape, bool)
     if there and len(queries):
-        options = {} if parameters is None else {"params": parameters}
-        found[:, :there], labels[:, :there] = index.search(queries, there, **options)
-    return found, labels
+        part = slice(None), slice(there)
+        found[part], labels[part], empty[part] = _mapped(index, queries, there, parameters)
+        found[empty] = 0
+    return found, labels, empty
+
+
+def _mapped(index: Any, queries: np.ndarray, k: int, parameters: Any) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """A search whose empty places are told by FAISS's -1 before an id map makes labels, -1 among them, of positions."""
+    part = faiss.downcast_index(index)
+    if isinstance(part, faiss.IndexPreTransform) and isinstance(faiss.downcast_index(part.index), faiss.IndexIDMap):
+        for i in range(part.chain.size()):
+            queries = faiss.downcast_VectorTransform(part.chain.at(i)).apply(queries)
+        return _mapped(part.index, queries, k, None if parameters is None else parameters.index_params)
+    if isinstance(part, faiss.IndexIDMap):
+        found, positions, empty = _mapped(part.index, queries, k, parameters)
+        ids = faiss.rev_swig_ptr(part.id_map.data(), part.id_map.size())
+        return found, np.where(empty, -1, ids[np.where(empty, 0, positions)]), empty
+    found, labels = index.search(queries, k, **({} if parameters is None else {"params": parameters}))
+    return found, labels, labels == -1
 
 
 def _scores(file: IndexFile, space: Space, asked: np.ndarray, found: np.ndarray) -> np.ndarray:

@@ -8,7 +8,6 @@ from typing import Any
 import faiss
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 
 from embridge.arrays import as_vectors, unit
 from embridge.errors import EmbridgeError, FaissIndexError
@@ -40,7 +39,7 @@ def build(
     """Train an index on a sample of a collection and add all of it.
 
     Vectors of a cosine space are scaled to unit length and searched by inner product. int64 ids become the index's own
-    labels (in an IDMap2 where the type has none of its own); string ids, and int64 ids of which one is negative, stay beside it, by
+    labels (in an IDMap2 where the type has none of its own); string ids, and int64 ids with -1 among them, stay beside it, by
     position. With `references`, queries
     of the same space, each row carries its hubness bias as one more dimension (see `embridge.indexes.hubness`). Translated rows
     of a merged collection carry their offset in the same way, unless `calibrated` is False. `settings` are those of another
@@ -70,7 +69,7 @@ def build(
         return with_offset(rows, translated[places], mixture.offset, space.metric) if mixture else rows
 
     metric = faiss.METRIC_L2 if space.metric == Metric.L2 else faiss.METRIC_INNER_PRODUCT
-    own_ids = collection.id_type == pa.int64() and not _has_negative_ids(collection)  # FAISS takes -1 for an empty place
+    own_ids = collection.id_type == pa.int64() and not _has_empty_label(collection)
     held: list[pa.Array] = []
     try:
         index = faiss.index_factory(space.dim + (references is not None or mixture is not None), factory, metric)
@@ -104,8 +103,9 @@ def build(
     return IndexFile(index, space, ids, {"source": collection.fingerprint()}, notes)
 
 
-def _has_negative_ids(collection: Collection) -> bool:
-    return any(len(ids) and (pc.min(ids).as_py() or 0) < 0 for ids in (part.column("id") for part in collection.id_reader()))
+def _has_empty_label(collection: Collection) -> bool:
+    """True where -1 is an id: FAISS takes it for an empty place."""
+    return any((part.column("id").to_numpy(zero_copy_only=False) == -1).any() for part in collection.id_reader())
 
 
 def prepare(vectors: np.ndarray, metric: Metric) -> np.ndarray:

@@ -11,7 +11,7 @@ from embridge.errors import BadIdsError, EmbridgeError, FaissIndexError, SpaceMi
 from embridge.ids import check_unique
 from embridge.indexes.build import prepare
 from embridge.stores.collection import Collection
-from embridge.stores.faiss_decode import external_lists_of, keeps_labels, labels_of
+from embridge.stores.faiss_decode import external_lists_of, holds_lists, keeps_labels, labels_of
 from embridge.stores.faiss_file import FAISS_ERRORS, IndexFile, faiss_reason, read_index_file
 from embridge.types import Metric, Space
 
@@ -67,8 +67,10 @@ def extend(file: IndexFile, space: Space, collection: Collection, path: str) -> 
                 repeated = np.intersect1d(fresh, present)  # type: ignore[arg-type]
                 if repeated.size:
                     raise BadIdsError.duplicate(where, repeated.tolist())
-                if (fresh == -1).any():
-                    raise BadIdsError(f"{collection.name} has the id -1, which is how FAISS marks an empty place.")
+                if (fresh == -1).any() and holds_lists(index):
+                    raise BadIdsError(
+                        f"{collection.name} has the id -1, which is how FAISS marks an empty place in inverted lists."
+                    )
                 if not labelled:
                     raise FaissIndexError.no_additions(where, "its ids are positions, and it holds no labels")
                 index.add_with_ids(vectors, fresh)

@@ -31,6 +31,8 @@ def _faults(index: Any, *, positions: bool) -> Faults:
     if n < 0 or not 1 <= part.d <= _MOST:
         yield f"its {kind} claims {n:,} vectors of {part.d:,} dimensions"
         return
+    if n and not part.is_trained:
+        yield f"its {kind} is not trained"
     for check in _CHECKS[kind]:
         for fault in check(part, positions):
             yield fault if fault.startswith("it") else f"its {kind} {fault}"
@@ -72,7 +74,7 @@ def _transformed(part: Any, positions: bool) -> Faults:
 
 def _transform(transform: Any) -> Faults:
     kind, d_in, d_out = type(transform).__name__, transform.d_in, transform.d_out
-    if not (1 <= d_in <= _MOST and 1 <= d_out <= _MOST):
+    if not transform.is_trained or not (1 <= d_in <= _MOST and 1 <= d_out <= _MOST):
         yield f"has a {kind} from {d_in:,} to {d_out:,} dimensions"
     elif isinstance(transform, faiss.LinearTransform):
         if transform.A.size() != d_in * d_out or (transform.have_bias and transform.b.size() != d_out):
@@ -189,6 +191,11 @@ def _product_fault(quantizer: Any, dim: int) -> Faults:
 def _additive(part: Any, _: bool) -> Faults:
     quantizer = next(getattr(part, name) for name in ("rq", "lsq", "prq", "plsq") if hasattr(part, name))
     bits = faiss.vector_to_array(quantizer.nbits)
+    splits = [quantizer.subquantizer(i) for i in range(getattr(quantizer, "nsplits", 0))]
+    inner = np.concatenate([faiss.vector_to_array(q.nbits) for q in splits]) if splits else bits
+    if not all(q.is_trained for q in (quantizer, *splits)) or not np.array_equal(inner, bits):
+        yield "has an additive quantizer that is not trained"
+        return
     if quantizer.d != part.d or not len(bits) or bits.min() < 1 or bits.max() > 24:
         yield "has an additive quantizer that does not fit it"
         return

@@ -162,6 +162,12 @@ def keeps_labels(index: Any) -> bool:
     return isinstance(index, faiss.IndexIVF | faiss.IndexIDMap) and not isinstance(index, faiss.IndexIVFPQR)
 
 
+def holds_lists(index: Any) -> bool:
+    """True where the labels of an index stand in its inverted lists, not in an id map around them."""
+    index = faiss.downcast_index(index)
+    return holds_lists(index.index) if isinstance(index, faiss.IndexPreTransform) else isinstance(index, faiss.IndexIVF)
+
+
 def external_lists_of(index: Any) -> str | None:
     """The file in which an index keeps its inverted lists, where that is not its own."""
     index = faiss.downcast_index(index)
@@ -187,4 +193,4 @@ def holds_codes(index: Any) -> bool:
     return not isinstance(index, faiss.IndexFlat | faiss.IndexIVFFlat)
 
 
-__all__ = ["external_lists_of", "holds_codes", "keeps_labels", "labels_of", "stored_vectors"]
+__all__ = ["external_lists_of", "holds_codes", "holds_lists", "keeps_labels", "labels_of", "stored_vectors"]

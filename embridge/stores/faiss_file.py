@@ -30,7 +30,7 @@ except ImportError as e:
     raise MissingDependencyError.of("FAISS", "This", "cpu]' or 'embridge[gpu") from e
 
 from embridge.stores.faiss_checks import inconsistency
-from embridge.stores.faiss_decode import keeps_labels, labels_of
+from embridge.stores.faiss_decode import holds_lists, keeps_labels, labels_of
 from embridge.stores.faiss_lists import check_external_lists
 from embridge.stores.faiss_sidecars import (
     Sidecars,
@@ -171,15 +171,15 @@ def open_index_file(path: str, *, mapped: bool = False, external_lists: bool = F
 
 
 def _check_labels(path: str, index: Any, sidecars: Sidecars) -> None:
-    """Labels must lead into the id table; -1 is what FAISS gives for an empty place."""
+    """Labels must lead into the id table, and FAISS's own lists may not hold -1, which it takes for an empty place."""
     if sidecars.count is not None and sidecars.count != index.ntotal:
         raise FaissIndexError(f"The sidecars of {path!r} are of {sidecars.count:,} vectors, but the index holds {index.ntotal:,}.")
     labelled = keeps_labels(index)
     if sidecars.ids is None:
-        if labelled and (labels_of(index) == -1).any():
+        if labelled and holds_lists(index) and (labels_of(index) == -1).any():
             raise FaissIndexError(
-                f"{path!r} has a vector of id -1, which is how FAISS marks an empty place, so searches would lose it. "
-                "Hint: give that vector another id."
+                f"{path!r} has a vector of id -1 in its inverted lists, which is how FAISS marks an empty place, so searches would "
+                "lose it. Hint: give that vector another id."
             )
         return
     if len(sidecars.ids) < index.ntotal or (len(sidecars.ids) > index.ntotal and not labelled):
