@@ -7,10 +7,10 @@ import os
 import re
 import stat
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import pyarrow as pa
 
@@ -34,12 +34,14 @@ from embridge.stores.faiss_decode import holds_lists, keeps_labels, labels_of
 from embridge.stores.faiss_lists import check_external_lists
 from embridge.stores.faiss_sidecars import (
     Sidecars,
-    current_ids_path,
+    current_ids_paths,
+    is_pending,
     read_sidecars,
     settle,
     write_sidecars,
 )
 
+_Read = TypeVar("_Read")
 _TABLE_BYTES = 2 << 30
 _MAPPED_FROM = 64 << 20  # smaller files are loaded: FAISS maps no better, and crashes where a mapped file ends within its header
 _TRIES = 20  # of reading an index that is being replaced
@@ -109,13 +111,21 @@ def read_index_file(path: str, *, mapped: bool = False, external_lists: bool = F
         The sidecars belong to another index, or hold other ids than the index has vectors; or its inverted lists lie in a file
         that is not what the index claims.
     """
-    for _ in range(_TRIES):
-        before = _identity(path)
+    return _unchanged(path, lambda: _read_once(path, mapped=mapped, external_lists=external_lists))
+
+
+def _unchanged(path: str, read: Callable[[], _Read]) -> _Read:
+    """What `read` gives while the index stays the same file; a reader never sees two generations."""
+    for attempt in range(_TRIES):
+        before, pending = _identity(path), is_pending(path)
         try:
-            found = _read_once(path, mapped=mapped, external_lists=external_lists)
-        except EmbridgeError:
-            if _identity(path) == before:
-                raise
+            found = read()
+        except (EmbridgeError, OSError) as e:
+            # sidecars that were getting their own names are found at the second try; those that a killed writer left stay
+            if _identity(path) == before and (not pending or attempt > 1):
+                if isinstance(e, EmbridgeError):
+                    raise
+                raise UnreadableFileError.at(path, "a FAISS index", e.strerror or e) from e
         else:
             if _identity(path) == before:
                 return found
@@ -133,13 +143,8 @@ def _identity(path: str) -> tuple[int, ...]:
 
 
 def _read_once(path: str, *, mapped: bool, external_lists: bool) -> IndexFile:
-    try:
-        index = open_index_file(path, mapped=mapped, external_lists=external_lists)
-        sidecars = read_sidecars(path)
-    except OSError as e:
-        if isinstance(e, EmbridgeError):
-            raise
-        raise UnreadableFileError.at(path, "a FAISS index", e.strerror or e) from e
+    index = open_index_file(path, mapped=mapped, external_lists=external_lists)
+    sidecars = read_sidecars(path)
     _check_labels(path, index, sidecars)
     return IndexFile(index, sidecars.space, sidecars.ids, sidecars.lineage, sidecars.notes, sidecars.bound)
 
@@ -301,5 +306,4 @@ def restore_transforms(index: Any) -> None:
 
 def index_fingerprint(path: str) -> str:
     """Content hash of an index and its ids."""
-    ids = current_ids_path(path)
-    return fingerprint(path, *([ids] if ids else []))
+    return _unchanged(path, lambda: fingerprint(path, *current_ids_paths(path)))

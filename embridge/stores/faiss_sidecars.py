@@ -8,6 +8,7 @@ count of the index they belong to, the first also the fingerprint of the second.
 from __future__ import annotations
 
 import contextlib
+import glob
 import json
 import os
 import stat
@@ -100,12 +101,18 @@ def read_sidecars(path: str) -> Sidecars:
     return Sidecars(space, ids, manifest.get("lineage", {}), notes, count, bound)
 
 
-def current_ids_path(path: str) -> Path | None:
-    """Where the ids of an index lie, or None where it has none beside it."""
+def current_ids_paths(path: str) -> list[Path]:
+    """Where the ids of an index lie; empty where it has none beside it."""
     if not _there(path):
-        return None
+        return []
     own = fingerprint(path)
-    return _id_table(path, own, _manifest(path, own)[0].get("index"))
+    table = _id_table(path, own, _manifest(path, own)[0].get("index"))
+    return [] if table is None else [table]
+
+
+def is_pending(path: str) -> bool:
+    """True while new sidecars have not got their own names."""
+    return any(os.path.lexists(_next(name)) for name in (json_path(path), ids_path(path)))
 
 
 def _there(path: str) -> bool:
@@ -168,13 +175,11 @@ def _id_table(path: str, own: str, binding: dict[str, Any] | None) -> Path | Non
             try:
                 metadata = pq.read_metadata(_regular(name)).metadata or {}
                 found = json.loads(metadata.get(_KEY, b"{}"))
-                named = found.get("fingerprint") == own
+                if found.get("fingerprint") == own and (binding is None or binding["ids"] == fingerprint(name)):
+                    return name
             except (pa.ArrowException, OSError, ValueError, AttributeError, RecursionError) as e:
-                if name != ids_path(path):
-                    continue
-                raise UnreadableFileError.at(str(name), "the ids of an index", e) from e
-            if named and (binding is None or binding["ids"] == fingerprint(name)):
-                return name
+                if name == ids_path(path):  # the other one may be unfinished, or have its own name by now
+                    raise UnreadableFileError.at(str(name), "the ids of an index", e) from e
     return None
 
 
@@ -226,9 +231,13 @@ def write_sidecars(path: str, own: str, count: int, content: IndexFile) -> None:
 def settle(path: str) -> None:
     """Give new sidecars their names where their index stands there already; else remove them, since it never came.
 
-    Done by the writer after its commit, or by the next one after a kill; each step leaves what a reader can match.
+    Done by the writer after its commit, or by the next one after a kill; each step leaves what a reader can match. The caller
+    holds the lock of the output, so every temporary file of a sidecar is of a writer that was killed.
     """
     pending, pending_ids = _next(json_path(path)), _next(ids_path(path))
+    for name in (pending, pending_ids):
+        for left in name.parent.glob(f".{glob.escape(name.name)}.*-*.tmp"):
+            left.unlink(missing_ok=True)
     if not os.path.lexists(pending) and not os.path.lexists(pending_ids):
         return
     manifest: dict[str, Any] = {}
@@ -248,4 +257,4 @@ def settle(path: str) -> None:
         sync_folder(Path(path).parent)
 
 
-__all__ = ["Sidecars", "current_ids_path", "ids_path", "json_path", "read_sidecars", "settle", "write_sidecars"]
+__all__ = ["Sidecars", "current_ids_paths", "ids_path", "is_pending", "json_path", "read_sidecars", "settle", "write_sidecars"]
