@@ -141,7 +141,7 @@ class Index:
             The index stays as it was.
         """
         with claim(Output(self.path, INDEX), inputs=(collection.path,), overwrite=True):
-            file = extend(self._file, self.space, collection, self.path)
+            file = extend(self._file, self.space, collection, self.path, external_lists=self._external_lists)
             write_index_file(self.path, file)
         self._take(file, self.space)
 
@@ -234,7 +234,8 @@ class Index:
         try:
             return ask(self._file, self.space, queries, k, index=index, parameters=options)
         except MemoryError as e:
-            raise ParameterError(f"{len(queries):,} queries with k {k:,} take more memory than there is. Hint: a smaller k.") from e
+            what = f"{len(queries):,} queries with k {k:,} over {self.path!r}"
+            raise ParameterError(f"{what} take more memory than there is. Hint: a smaller k.") from e
         except FAISS_ERRORS as e:
             if isinstance(e, EmbridgeError):
                 raise

@@ -25,7 +25,7 @@ from embridge.errors import (
 )
 from embridge.files import fingerprint
 from embridge.outputs import INDEX, Output, claim
-from embridge.stores.faiss_file import read_index_file
+from embridge.stores.faiss_file import read_index_file, write_index_file
 from embridge.stores.faiss_sidecars import ids_path, json_path
 from embridge.types import Space
 
@@ -107,7 +107,8 @@ def test_sidecars_of_another_index_are_refused_by_every_verb(tmp_path, monkeypat
         with pytest.raises(EmbridgeError, match=r"a\.faiss.*(Hint|holds)"):
             read("a.faiss")
     for line in (
-        "search a.faiss b.faiss", "convert a.faiss map.safetensors o.parquet", "info a.faiss", "migrate a.faiss map.safetensors n.faiss",
+        "search a.faiss b.faiss", "convert a.faiss map.safetensors o.parquet", "info a.faiss",
+        "migrate a.faiss map.safetensors n.faiss",
         "verify converted.parquet --source a.faiss --map map.safetensors",
     ):  # fmt: skip
         done = CliRunner().invoke(main, [*line.split(), *([] if line.startswith("info") else ["--no-catalog"])])
@@ -136,8 +137,6 @@ def test_labels_that_are_no_positions_may_have_gaps(tmp_path):
     build(path, factory="IVF4,Flat")
     file = read_index_file(str(path))
     file.index.remove_ids(np.arange(3))
-    from embridge.stores.faiss_file import write_index_file
-
     write_index_file(str(path), file)
     found = eb.open_index(path).search(X[3:], 1, parameters="nprobe=4").ids.ravel()
     assert found.tolist() == NAMES[3:].tolist()
@@ -160,7 +159,8 @@ def test_a_bare_index_opens_with_positions_and_a_sidecar_may_declare_its_space(t
 
 @pytest.mark.parametrize(
     "text",
-    ["[" * 100_000, '{"space": {}}', '{"space": null}', '{"lineage": {}}', '{"space": {"name": "m", "dim": 1e999}}', "\\ud800", "NaN",
+    ["[" * 100_000, '{"space": {}}', '{"space": null}', '{"lineage": {}}', '{"space": {"name": "m", "dim": 1e999}}', "\\ud800",
+     "NaN",
      '{"space": {"name": "m", "dim": 6, "metric": "dot", "normalized": false}, "index": {"count": "x"}}',
      '{"space": {"name": "m", "dim": 6, "metric": "dot", "normalized": false}, "scores": {"offset": [1]}}'],
 )  # fmt: skip
@@ -341,5 +341,5 @@ def test_an_id_map_of_another_tool_may_hold_minus_one_and_lists_may_not(tmp_path
     lists.train(X)
     lists.add_with_ids(X, ids)
     faiss.write_index(lists, str(tmp_path / "b.faiss"))
-    with pytest.raises(FaissIndexError, match="has a vector of id -1 in its inverted lists.*Hint: give that vector another id"):
+    with pytest.raises(FaissIndexError, match=r"has a vector of id -1 in its inverted lists.*Hint: give that vector another id"):
         eb.open_index(tmp_path / "b.faiss", space="old:dot")

@@ -16,7 +16,7 @@ from embridge.stores.faiss_file import FAISS_ERRORS, IndexFile, faiss_reason, re
 from embridge.types import Metric, Space
 
 
-def extend(file: IndexFile, space: Space, collection: Collection, path: str) -> IndexFile:
+def extend(file: IndexFile, space: Space, collection: Collection, path: str, *, external_lists: bool = False) -> IndexFile:
     """A copy of the index with the rows of a collection added.
 
     Raises
@@ -31,7 +31,7 @@ def extend(file: IndexFile, space: Space, collection: Collection, path: str) -> 
     where, opened = repr(path), file
     # Read anew: FAISS clones not every transform, what fails half way must leave the open index as it is, and another process may
     # have added rows.
-    file = read_index_file(path)
+    file = read_index_file(path, external_lists=external_lists)
     if (file.space, file.notes) != (opened.space, opened.notes):
         raise FaissIndexError.no_additions(where, "it was replaced by another index since it was opened")
     if "hubness" in file.notes:
