@@ -2,31 +2,34 @@
 
 from __future__ import annotations
 
+import operator
 import os
+import threading
 from collections.abc import Callable
+from typing import Any
 
-import faiss
 import numpy as np
 
 from embridge.arrays import as_vectors, check_rows, unit
-from embridge.errors import BadIdsError, FaissIndexError, ParameterError, SpaceMismatchError
+from embridge.errors import BadIdsError, EmbridgeError, FaissIndexError, ParameterError, SpaceMismatchError
 from embridge.feature_maps import Map
-from embridge.files import check_output
 from embridge.ids import check_unique, match_rows
 from embridge.indexes.ask import ask
 from embridge.indexes.build import build
 from embridge.indexes.extend import extend
 from embridge.indexes.gpu import GPU_LIMIT, on_gpu
+from embridge.indexes.parameters import in_force, search_parameters, stateful
+from embridge.outputs import INDEX, Output, claim
 from embridge.stores.collection import Collection
-from embridge.stores.faiss_store import (
+from embridge.stores.faiss_file import (
+    FAISS_ERRORS,
     IndexFile,
-    external_ids,
     faiss_reason,
     index_fingerprint,
     read_index_file,
-    space_of,
     write_index_file,
 )
+from embridge.stores.faiss_store import external_ids, space_of
 from embridge.types import DeclaredSpace, Hits, Metric, Space
 
 
@@ -80,6 +83,9 @@ def blend(old: np.ndarray, carried: np.ndarray, weight: float = 0.5, metric: Met
     return (1 - np.float32(weight)) * unit(old) + np.float32(weight) * unit(carried)
 
 
+_MOST_EMPTY = 1 << 16  # k beyond the vectors that an index holds: each place that stays empty takes memory
+
+
 class Index:
     """An open FAISS index with its sidecars.
 
@@ -92,12 +98,24 @@ class Index:
         Fingerprints of what it was built from.
     """
 
-    def __init__(self, path: str | os.PathLike[str], *, space: Space | DeclaredSpace | str | None = None) -> None:
+    def __init__(
+        self,
+        path: str | os.PathLike[str],
+        *,
+        space: Space | DeclaredSpace | str | None = None,
+        external_lists: bool = False,
+    ) -> None:
         self.path = os.fspath(path)
-        self._file: IndexFile = read_index_file(self.path)
-        self.space = space_of(repr(self.path), self._file, space)
-        self.lineage = self._file.lineage
-        self._searched = on_gpu(self._file.index)
+        self._external_lists = external_lists
+        self._lock = threading.Lock()
+        self._take(read_index_file(self.path, external_lists=external_lists), space)
+
+    def _take(self, file: IndexFile, space: Space | DeclaredSpace | str | None) -> None:
+        self._file = file
+        self.space = space_of(repr(self.path), file, space)
+        self.lineage = file.lineage
+        self._searched = on_gpu(file.index)
+        self._stateful = bool(stateful(file.index))
 
     def __len__(self) -> int:
         return self._file.index.ntotal
@@ -122,9 +140,10 @@ class Index:
         SpaceMismatchError, BadVectorsError, BadIdsError
             The index stays as it was.
         """
-        self._file = extend(self._file, self.space, collection, self.path)
-        write_index_file(self.path, self._file)
-        self._searched = on_gpu(self._file.index)
+        with claim(Output(self.path, INDEX), inputs=(collection.path,), overwrite=True):
+            file = extend(self._file, self.space, collection, self.path, external_lists=self._external_lists)
+            write_index_file(self.path, file)
+        self._take(file, self.space)
 
     def search(
         self,
@@ -143,6 +162,7 @@ class Index:
         queries : ndarray of shape (n_queries, dim)
             Of the index's own space, or of the other end of `via`.
         k : int, default 10
+            More than the index holds leaves places empty; at most 65,536 then.
         via : LinearMap or FeatureMap, optional
             Between the space of the queries and that of the index, in either direction (see `carry`).
         old_queries : ndarray of shape (n_queries, index dim), optional
@@ -150,7 +170,8 @@ class Index:
         weight : float, default 0.5
             Of the carried queries in the blend.
         parameters : str, optional
-            Of the FAISS index, such as ``"nprobe=32"`` or ``"efSearch=128"``. They stay in force until others are given.
+            Of the FAISS index, such as ``"nprobe=32"`` or ``"efSearch=128"``, for this call alone. Searches of other threads keep
+            theirs. With parameters the search runs on the CPU.
 
         Returns
         -------
@@ -168,8 +189,7 @@ class Index:
         FaissIndexError
             Parameters that the index does not take.
         """
-        if k < 1:
-            raise ParameterError.must_be("k", "at least 1", k)
+        k = self._checked(k)
         asked = as_vectors(queries, None if via else self.space.dim, "queries")
         cosine = self.space.metric == Metric.COSINE
         check_rows(asked, range(len(asked)), "queries", zero_is_bad=cosine)
@@ -188,39 +208,68 @@ class Index:
             check_rows(old, range(len(old)), "old_queries", zero_is_bad=cosine)
             asked, offset = blend(old, asked, weight, self.space.metric), np.zeros_like(offset)
         scores, labels = self._search(asked, k, parameters)
-        scores[labels < 0] = -np.inf
-        return Hits(self._ids(labels), scores + offset[:, None])
+        return Hits(self._ids(labels, scores == -np.inf), scores + offset[:, None])
+
+    def _checked(self, k: int) -> int:
+        try:
+            k = operator.index(k)
+        except TypeError:
+            raise ParameterError.must_be("k", "an integer", k) from None
+        if k < 1:
+            raise ParameterError.must_be("k", "at least 1", k)
+        if k > max(len(self), _MOST_EMPTY):
+            raise ParameterError.must_be(
+                "k", f"at most {max(len(self), _MOST_EMPTY):,} ({self.path!r} holds {len(self):,} vectors)", k
+            )
+        return k
 
     def _search(self, queries: np.ndarray, k: int, parameters: str) -> tuple[np.ndarray, np.ndarray]:
-        index = self._file.index if k > GPU_LIMIT else self._searched
-        if parameters:
-            index = self._file.index
-            try:
-                faiss.ParameterSpace().set_index_parameters(index, parameters)
-            except RuntimeError as e:
-                raise FaissIndexError.parameters(parameters, faiss_reason(e)) from e
-        try:
-            return ask(self._file, self.space, queries, k, index=index)
-        except RuntimeError as e:  # values that only the search itself looks at, such as nprobe=0
-            raise FaissIndexError.parameters(parameters, faiss_reason(e)) from e
+        if not self._stateful:
+            return self._ask(queries, k, search_parameters(self._file.index, parameters), parameters)
+        with self._lock, in_force(self._file.index, parameters) as rest:
+            return self._ask(queries, k, search_parameters(self._file.index, rest), parameters)
 
-    def _ids(self, labels: np.ndarray) -> np.ndarray:
+    def _ask(self, queries: np.ndarray, k: int, options: Any, parameters: str) -> tuple[np.ndarray, np.ndarray]:
+        index = self._file.index if k > GPU_LIMIT or parameters else self._searched
+        try:
+            return ask(self._file, self.space, queries, k, index=index, parameters=options)
+        except MemoryError as e:
+            what = f"{len(queries):,} queries with k {k:,} over {self.path!r}"
+            raise ParameterError(f"{what} take more memory than there is. Hint: a smaller k.") from e
+        except FAISS_ERRORS as e:
+            if isinstance(e, EmbridgeError):
+                raise
+            if parameters:
+                raise FaissIndexError.parameters(parameters, faiss_reason(e)) from e
+            raise FaissIndexError(f"{self.path!r} cannot be searched: {faiss_reason(e)}") from e
+
+    def _ids(self, labels: np.ndarray, empty: np.ndarray) -> np.ndarray:
         if self._file.ids is None:
             return labels
-        found = external_ids(self._file, np.maximum(labels.ravel(), 0), repr(self.path)).to_numpy(zero_copy_only=False)
+        found = external_ids(self._file, np.where(empty, 0, labels).ravel(), repr(self.path)).to_numpy(zero_copy_only=False)
         out = found.reshape(labels.shape).copy()
-        out[labels < 0] = None if found.dtype == object else -1
+        out[empty] = None if found.dtype == object else -1
         return out
 
 
-def open_index(path: str | os.PathLike[str], *, space: Space | DeclaredSpace | str | None = None) -> Index:
+def open_index(
+    path: str | os.PathLike[str], *, space: Space | DeclaredSpace | str | None = None, external_lists: bool = False
+) -> Index:
     """Open a FAISS index to search it; a bare file from elsewhere needs its `space` named.
+
+    Parameters
+    ----------
+    path : str or path-like
+    space : Space, DeclaredSpace or str, optional
+    external_lists : bool, default False
+        Inverted lists in another file may lie outside the folder of the index. FAISS maps them as they are, so allow that only
+        for an index that you trust.
 
     Raises
     ------
     MissingFileError, UnreadableFileError, FaissIndexError, UndeclaredSpaceError, SpaceMismatchError
     """
-    return Index(path, space=space)
+    return Index(path, space=space, external_lists=external_lists)
 
 
 def build_index(
@@ -262,17 +311,20 @@ def build_index(
     ------
     FaissIndexError
         FAISS does not take the factory string.
-    OutputExistsError, BadVectorsError, BadIdsError
+    OutputExistsError, InterruptedOutputError
+        It exists, or another call is writing it.
+    BadVectorsError, BadIdsError
         Nothing is written.
     """
-    target = str(check_output(path, overwrite=overwrite, inputs=(collection.path,)))
-    check_unique(collection)
-    references = None if hubness is None else _references(hubness, collection.space)
-    made = build(collection, factory, references=references, calibrated=calibrated, seed=seed, progress=progress)
-    if hubness is not None:
-        made.lineage["hubness"] = hubness.fingerprint()
-    write_index_file(target, made)
-    return Index(target)
+    inputs = (collection.path, None if hubness is None else hubness.path)
+    with claim(Output(path, INDEX), inputs=inputs, overwrite=overwrite):
+        check_unique(collection)
+        references = None if hubness is None else _references(hubness, collection.space)
+        made = build(collection, factory, references=references, calibrated=calibrated, seed=seed, progress=progress)
+        if hubness is not None:
+            made.lineage["hubness"] = hubness.fingerprint()
+        write_index_file(os.fspath(path), made)
+    return Index(path)
 
 
 def _references(queries: Collection, space: Space) -> np.ndarray:

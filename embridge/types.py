@@ -168,7 +168,8 @@ class Hits:
     ids : ndarray of shape (n_queries, k)
         int64, or object where ids are strings. Where fewer than k were found the rest is -1 (None for strings).
     scores : ndarray of shape (n_queries, k), float32
-        Higher is closer: cosine, inner product, or the negated squared distance under L2.
+        Higher is closer: cosine, inner product, or the negated squared distance under L2. ``-inf`` marks an empty place, whatever
+        its id; no row has that score.
     """
 
     ids: np.ndarray
@@ -183,5 +184,5 @@ class Hits:
 
     def row(self, i: int) -> tuple[list[Any], list[float]]:
         """Ids and scores of query `i`, without the places that stayed empty."""
-        found = np.isfinite(self.scores[i])
+        found = self.scores[i] > -np.inf
         return self.ids[i][found].tolist(), [float(s) for s in self.scores[i][found]]

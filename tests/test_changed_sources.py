@@ -35,7 +35,7 @@ class Stub:
     """In a model's place: vectors made of the characters of a text."""
 
     similarity_fn_name = "cosine"
-    prompts, default_prompt_name = {}, None  # noqa: RUF012
+    prompts, default_prompt_name = {}, None
 
     def encode(self, texts, **_):
         return np.array([[len(t), t.count("1") + 1, t.count("2"), 1] for t in texts], np.float32)

@@ -29,7 +29,7 @@ from embridge.errors import (
     UnreadableFileError,
 )
 from embridge.stores import writer
-from embridge.stores.faiss_store import IndexFile, write_index_file
+from embridge.stores.faiss_file import IndexFile, write_index_file
 from embridge.types import Metric, Space
 
 P, Q, N = 6, 9, 100

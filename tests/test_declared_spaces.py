@@ -11,7 +11,7 @@ from embridge.errors import (
     UndeclaredSpaceError,
 )
 from embridge.stores import ParquetCollection, open_collection
-from embridge.stores.faiss_store import IndexFile, write_index_file
+from embridge.stores.faiss_file import IndexFile, write_index_file
 from embridge.stores.parquet import SPACE_KEY
 from embridge.types import DeclaredSpace, Metric, Space
 

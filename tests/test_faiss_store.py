@@ -1,5 +1,6 @@
 """FAISS indexes as strangers write them, and their sidecars."""
 
+import json
 import subprocess
 import sys
 
@@ -18,8 +19,11 @@ from embridge.errors import (
     UndeclaredSpaceError,
     UnreadableFileError,
 )
+from embridge.files import fingerprint
 from embridge.stores import open_collection
-from embridge.stores.faiss_store import FaissCollection, IndexFile, ids_path, json_path, write_index_file
+from embridge.stores.faiss_file import IndexFile, write_index_file
+from embridge.stores.faiss_sidecars import ids_path, json_path
+from embridge.stores.faiss_store import FaissCollection
 from embridge.types import DeclaredSpace, Metric, Space
 
 IP, L2 = faiss.METRIC_INNER_PRODUCT, faiss.METRIC_L2
@@ -81,22 +85,15 @@ def test_sidecars_are_read(tmp_path, index_of):
 
 def test_no_sidecar_of_an_earlier_index_is_left(tmp_path, index_of):
     path = str(tmp_path / "a.faiss")
-    index = index_of("Flat", VECTORS.astype(np.float32))
-    write_index_file(path, IndexFile(index, Space("m", DIM), pa.array([f"d{i}" for i in range(ROWS)])))
-    write_index_file(path, IndexFile(index, None, None))
-    assert [p.name for p in tmp_path.iterdir()] == ["a.faiss"]
-    assert open_collection(path, space="other").space.name == "other"
+    vectors = VECTORS.astype(np.float32)
+    write_index_file(path, IndexFile(index_of("Flat", vectors), Space("m", DIM), pa.array([f"d{i}" for i in range(ROWS)])))
+    write_index_file(path, IndexFile(index_of("IDMap2,Flat", vectors, range(ROWS)), Space("other", DIM), None))
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["a.faiss", "a.faiss.json"]
+    collection = open_collection(path)
+    assert (collection.space.name, collection.id_type) == ("other", pa.int64())
 
 
-def test_ids_of_a_sidecar_beyond_the_index_are_allowed_but_not_fewer(tmp_path, index_of):
-    path = str(tmp_path / "a.faiss")
-    write_index_file(path, IndexFile(index_of("Flat", VECTORS.astype(np.float32)), Space("m", DIM), pa.array(range(ROWS))))
-    pq.write_table(pa.table({"id": list(range(5))}), ids_path(path))
-    with pytest.raises(FaissIndexError, match=r"sidecar of .*a.faiss' holds 5 ids, but the index holds 20 vectors"):
-        FaissCollection(path)
-
-
-def test_labels_without_an_id_are_told(tmp_path, index_of):
+def test_labels_without_an_id_are_reported(tmp_path, index_of):
     path = str(tmp_path / "a.faiss")
     labels = [*range(ROWS - 2), 77, -5]
     write_index_file(
@@ -104,6 +101,13 @@ def test_labels_without_an_id_are_told(tmp_path, index_of):
     )
     with pytest.raises(BadIdsError, match="names ids that are not there: 77, -5"):
         FaissCollection(path).read()
+
+
+def bind(path):
+    """Name the id table that lies there in the JSON sidecar."""
+    sidecar = json.loads(json_path(path).read_text())
+    sidecar["index"]["ids"] = fingerprint(ids_path(path))
+    json_path(path).write_text(json.dumps(sidecar))
 
 
 @pytest.mark.parametrize(
@@ -114,8 +118,10 @@ def test_labels_without_an_id_are_told(tmp_path, index_of):
 def test_damaged_sidecars_are_refused(tmp_path, content, sidecar, index_of):
     path = str(tmp_path / "a.faiss")
     write_index_file(path, IndexFile(index_of("Flat", VECTORS.astype(np.float32)), Space("m", DIM), pa.array(range(ROWS))))
-    if content is None:
-        pq.write_table(pa.table({"key": [1]}), sidecar(path))
+    if content is None:  # its metadata still binds it to the index
+        metadata = pq.read_schema(sidecar(path)).metadata
+        pq.write_table(pa.table({"key": [1]}).replace_schema_metadata(metadata), sidecar(path))
+        bind(path)
     else:
         sidecar(path).write_bytes(content)
     with pytest.raises(UnreadableFileError, match=f"{sidecar(path).name}' cannot be read as the (sidecar|ids) of an index"):

@@ -7,9 +7,9 @@ import click
 from embridge.cli.session import (
     Session,
     Verb,
-    check_outputs,
     collection_artifact,
     columns,
+    external_lists_option,
     map_artifact,
     open_source,
     overwrite_option,
@@ -37,14 +37,15 @@ from embridge.cli.session import (
 @click.option("--hubness", metavar="REFERENCES", help="Queries of the new space: rebuild with a bias against rows near to all.")
 @click.option("--space", metavar="NAME[:METRIC]", help="Space of OLD.faiss, where no sidecar says it.")
 @click.option("--query-space", metavar="NAME[:METRIC]", help="Space of QUERIES and REFERENCES, where the files do not say it.")
+@external_lists_option
 @columns
 @seed_option
 @overwrite_option
 @verb()
 def migrate(
     session: Session, index_path: str, map_path: str, output: str, mode: str, min_recall: float | None, queries: str | None,
-    verify_queries: int, hubness: str | None, space: str | None, query_space: str | None, id_column: str | None,
-    vector_column: str | None, seed: int, overwrite: bool,
+    verify_queries: int, hubness: str | None, space: str | None, query_space: str | None, external_lists: bool,
+    id_column: str | None, vector_column: str | None, seed: int, overwrite: bool,
 ) -> None:  # fmt: skip
     """Move a FAISS index to the space at the other end of a map; ids, deletions and search settings stay.
 
@@ -60,9 +61,10 @@ def migrate(
     """
     import embridge as eb
     from embridge.errors import SpaceMismatchError
+    from embridge.outputs import INDEX, Output, check_outputs
     from embridge.records import Artifact, Run
 
-    check_outputs(output, overwrite=overwrite, inputs=[p for p in (index_path, map_path, queries, hubness) if p])
+    check_outputs(Output(output, INDEX), overwrite=overwrite, inputs=[index_path, map_path, queries, hubness])
     translation = eb.load_map(map_path)
     inputs, vectors = [], []
     for role, path in (("queries", queries), ("reference queries", hubness)):
@@ -75,7 +77,8 @@ def migrate(
     with session.progress("rebuilding") as progress:
         done = eb.migrate(
             index_path, translation, output, mode=mode, space=space, min_recall=min_recall, queries=vectors[0],
-            hubness=vectors[1], verify_queries=verify_queries, overwrite=overwrite, seed=seed, progress=progress,
+            hubness=vectors[1], verify_queries=verify_queries, external_lists=external_lists, overwrite=overwrite, seed=seed,
+            progress=progress,
         )  # fmt: skip
     old = Artifact("index", index_path, done.source, "faiss", done.rows, done.source_space)
     new = Artifact("index", output, done.fingerprint, "faiss", done.rows, done.space)

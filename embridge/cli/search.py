@@ -10,9 +10,9 @@ import click
 from embridge.cli.session import (
     Session,
     Verb,
-    check_outputs,
     collection_artifact,
     columns,
+    external_lists_option,
     file_artifact,
     index_artifact,
     map_artifact,
@@ -49,10 +49,11 @@ def index(
     embridge index old-in-new.parquet old-in-new.faiss --hubness queries-new.parquet
     """
     import embridge as eb
+    from embridge.outputs import INDEX, Output, check_outputs
     from embridge.records import Run
 
     started = time.perf_counter()
-    check_outputs(output, overwrite=overwrite, inputs=[source, *([hubness] if hubness else [])])
+    check_outputs(Output(output, INDEX), overwrite=overwrite, inputs=[source, hubness])
     collection = open_source(source, space, id_column, vector_column)
     references = open_source(hubness, space, id_column, vector_column) if hubness else None
     with session.progress("adding") as progress:
@@ -78,14 +79,15 @@ def index(
 @click.option("--params", default="", help='Of the FAISS index: "nprobe=32", "efSearch=128".')
 @click.option("--space", metavar="NAME[:METRIC]", help="Space of QUERIES, where the file does not say it.")
 @click.option("--index-space", metavar="NAME[:METRIC]", help="Space of a bare INDEX from elsewhere.")
+@external_lists_option
 @columns
 @click.option("-o", "--output", metavar="FILE.parquet", help="Write hits as rows: query_id, rank, id, score.")
 @overwrite_option
 @verb()
 def search(
     session: Session, index_path: str, queries: str, k: int, via: str | None, blend: str | None, weight: float, params: str,
-    space: str | None, index_space: str | None, id_column: str | None, vector_column: str | None, output: str | None,
-    overwrite: bool,
+    space: str | None, index_space: str | None, external_lists: bool, id_column: str | None, vector_column: str | None,
+    output: str | None, overwrite: bool,
 ) -> None:  # fmt: skip
     """Search an index with a file of queries, of its own space or, through a map, of another.
 
@@ -98,20 +100,24 @@ def search(
     embridge search old.faiss queries-new.parquet --via map.safetensors --blend queries-old.parquet -o hits.parquet
     """
     import embridge as eb
+    from embridge.outputs import Output, check_outputs, claim
     from embridge.records import Run
     from embridge.stores.tables import write_hits
 
     started = time.perf_counter()
+    given = [index_path, queries, via, blend]
     if output:
-        check_outputs(output, overwrite=overwrite, inputs=[p for p in (index_path, queries, via, blend) if p])
-    opened = eb.open_index(index_path, space=index_space)
+        check_outputs(Output(output), overwrite=overwrite, inputs=given)
+    opened = eb.open_index(index_path, space=index_space, external_lists=external_lists)
     asked = open_source(queries, space, id_column, vector_column)
     translation = eb.load_map(via) if via else None
     old = open_source(blend, opened.space.name, id_column, vector_column) if blend else None
     with session.status("searching"):
-        ids, hits = eb.search(opened, asked, k, via=translation, old_queries=old, weight=weight, parameters=params)
+        most = min(k, max(len(opened), 1))
+        ids, hits = eb.search(opened, asked, most, via=translation, old_queries=old, weight=weight, parameters=params)
     if output:
-        write_hits(output, ids, hits)
+        with claim(Output(output), inputs=given, overwrite=overwrite):
+            write_hits(output, ids, hits)
     seconds = time.perf_counter() - started
     inputs = [index_artifact("index", opened), collection_artifact("queries", asked)]
     inputs += [map_artifact("map", via, translation)] if via and translation else []

@@ -186,6 +186,9 @@ vector_option = click.option(
 space_option = click.option("--space", metavar="NAME[:METRIC]", help="Space of a file that does not say it itself.")
 source_space_option = click.option("--source-space", metavar="NAME[:METRIC]", help="Space of SRC, where the file does not say it.")
 target_space_option = click.option("--target-space", metavar="NAME[:METRIC]", help="Space of TGT, where the file does not say it.")
+external_lists_option = click.option(
+    "--external-lists", is_flag=True, help="Allow inverted lists of the index to lie outside its folder, if you trust it."
+)
 overwrite_option = click.option("--overwrite", is_flag=True, help="Replace an output that exists.")
 seed_option = click.option("--seed", type=click.IntRange(0, 2**31 - 1), default=0, show_default=True, help="Of everything random.")
 device_option = click.option("--device", default="auto", show_default=True, help="cpu, cuda, cuda:1 ...; auto takes CUDA.")

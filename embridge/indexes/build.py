@@ -10,13 +10,14 @@ import numpy as np
 import pyarrow as pa
 
 from embridge.arrays import as_vectors, unit
-from embridge.errors import FaissIndexError
+from embridge.errors import EmbridgeError, FaissIndexError
 from embridge.indexes.calibration import with_offset
 from embridge.indexes.describe import apply_settings
 from embridge.indexes.gpu import on_gpu
 from embridge.indexes.hubness import NEIGHBOURS, with_bias
 from embridge.stores.collection import Collection
-from embridge.stores.faiss_file import IndexFile, faiss_reason
+from embridge.stores.faiss_decode import keeps_labels
+from embridge.stores.faiss_file import FAISS_ERRORS, IndexFile, faiss_reason
 from embridge.stores.mixture import translated_rows
 from embridge.types import Metric
 
@@ -38,7 +39,8 @@ def build(
     """Train an index on a sample of a collection and add all of it.
 
     Vectors of a cosine space are scaled to unit length and searched by inner product. int64 ids become the index's own
-    labels (in an IDMap2 where the type has none of its own); string ids stay beside it, by position. With `references`, queries
+    labels (in an IDMap2 where the type has none of its own); string ids, and int64 ids with -1 among them, stay beside it, by
+    position. With `references`, queries
     of the same space, each row carries its hubness bias as one more dimension (see `embridge.indexes.hubness`). Translated rows
     of a merged collection carry their offset in the same way, unless `calibrated` is False. `settings` are those of another
     index (`settings_of`).
@@ -67,7 +69,7 @@ def build(
         return with_offset(rows, translated[places], mixture.offset, space.metric) if mixture else rows
 
     metric = faiss.METRIC_L2 if space.metric == Metric.L2 else faiss.METRIC_INNER_PRODUCT
-    own_ids = collection.id_type == pa.int64()
+    own_ids = collection.id_type == pa.int64() and not _has_empty_label(collection)
     held: list[pa.Array] = []
     try:
         index = faiss.index_factory(space.dim + (references is not None or mixture is not None), factory, metric)
@@ -82,16 +84,15 @@ def build(
         for batch in collection.batches():
             vectors = rows_of(batch.vectors, slice(batch.start, batch.start + len(batch)))
             if own_ids:
-                labels = batch.ids.to_numpy()
-                if labels.min() < 0:
-                    raise FaissIndexError(f"{collection.name} has the id {labels.min()}; FAISS has no room for negative ids.")
-                index.add_with_ids(vectors, labels)
+                index.add_with_ids(vectors, batch.ids.to_numpy())
             else:
                 index.add(vectors)
                 held.append(batch.ids)
             if progress is not None:
                 progress(batch.start + len(batch), len(collection))
-    except RuntimeError as e:
+    except FAISS_ERRORS as e:
+        if isinstance(e, EmbridgeError):
+            raise
         raise FaissIndexError.factory(factory, faiss_reason(e)) from e
     ids = None if own_ids else pa.chunked_array(held, collection.id_type).combine_chunks()
     notes: dict[str, Any] = {}
@@ -100,6 +101,11 @@ def build(
     if mixture is not None:
         notes["calibration"] = {"offset": mixture.offset, "k": mixture.k}
     return IndexFile(index, space, ids, {"source": collection.fingerprint()}, notes)
+
+
+def _has_empty_label(collection: Collection) -> bool:
+    """True where -1 is an id: FAISS takes it for an empty place."""
+    return any((part.column("id").to_numpy(zero_copy_only=False) == -1).any() for part in collection.id_reader())
 
 
 def prepare(vectors: np.ndarray, metric: Metric) -> np.ndarray:
@@ -117,11 +123,3 @@ def _train(
     placed = on_gpu(index) if gpu else index
     placed.train(sample)
     return index if placed is index else faiss.index_gpu_to_cpu(placed)
-
-
-def keeps_labels(index: Any) -> bool:
-    """True where the index stores a label of its own with each vector."""
-    index = faiss.downcast_index(index)
-    if isinstance(index, faiss.IndexPreTransform):
-        return keeps_labels(index.index)
-    return isinstance(index, faiss.IndexIVF | faiss.IndexIDMap)

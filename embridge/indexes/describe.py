@@ -131,18 +131,6 @@ def _sum_of_codewords(quantizer: Any, name: str) -> str:
     return text + _NORMS.get(quantizer.search_type, "")
 
 
-def holds_codes(index: Any) -> bool:
-    """True where vectors are stored as codes, which decode to something near them."""
-    index = faiss.downcast_index(index)
-    if isinstance(index, faiss.IndexIDMap | faiss.IndexPreTransform):
-        return holds_codes(index.index)
-    if isinstance(index, faiss.IndexRefine):
-        return holds_codes(index.refine_index)
-    if isinstance(index, faiss.IndexHNSW | faiss.IndexNSG):
-        return holds_codes(index.storage)
-    return not isinstance(index, faiss.IndexFlat | faiss.IndexIVFFlat)
-
-
 _SETTINGS = ("nprobe", "max_codes", "efSearch", "efConstruction", "k_factor", "search_L")
 
 

@@ -18,8 +18,9 @@ from embridge.indexes.passage import Passage
 from embridge.maps import LinearMap
 from embridge.neighbors import Nearest, overlap
 from embridge.stores.collection import BATCH_BYTES
+from embridge.stores.faiss_decode import stored_vectors
 from embridge.stores.faiss_file import IndexFile
-from embridge.stores.faiss_store import external_ids, stored_vectors
+from embridge.stores.faiss_store import external_ids
 from embridge.types import Metric, Space
 
 K = 10

@@ -3,20 +3,20 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Any
 
-import faiss
 import numpy as np
 import pyarrow as pa
 
-from embridge.errors import BadIdsError, FaissIndexError, SpaceMismatchError
-from embridge.indexes.build import keeps_labels, prepare
+from embridge.errors import BadIdsError, EmbridgeError, FaissIndexError, SpaceMismatchError
+from embridge.ids import check_unique
+from embridge.indexes.build import prepare
 from embridge.stores.collection import Collection
-from embridge.stores.faiss_file import IndexFile, faiss_reason, read_index_file
+from embridge.stores.faiss_decode import external_lists_of, holds_lists, keeps_labels, labels_of
+from embridge.stores.faiss_file import FAISS_ERRORS, IndexFile, faiss_reason, read_index_file
 from embridge.types import Metric, Space
 
 
-def extend(file: IndexFile, space: Space, collection: Collection, path: str) -> IndexFile:
+def extend(file: IndexFile, space: Space, collection: Collection, path: str, *, external_lists: bool = False) -> IndexFile:
     """A copy of the index with the rows of a collection added.
 
     Raises
@@ -28,7 +28,12 @@ def extend(file: IndexFile, space: Space, collection: Collection, path: str) -> 
     BadIdsError
         Ids of another kind, or ids that the index has already.
     """
-    where = repr(path)
+    where, opened = repr(path), file
+    # Read anew: FAISS clones not every transform, what fails half way must leave the open index as it is, and another process may
+    # have added rows.
+    file = read_index_file(path, external_lists=external_lists)
+    if (file.space, file.notes) != (opened.space, opened.notes):
+        raise FaissIndexError.no_additions(where, "it was replaced by another index since it was opened")
     if "hubness" in file.notes:
         raise FaissIndexError.no_additions(where, "each row carries a hubness bias, whose reference queries are not stored")
     if "calibration" in file.notes:
@@ -37,12 +42,14 @@ def extend(file: IndexFile, space: Space, collection: Collection, path: str) -> 
         raise FaissIndexError.no_additions(where, "the map in front of it is right for queries, not for vectors")
     if not collection.space.same_as(space):
         raise SpaceMismatchError.between("The index", space, collection.name, collection.space)
+    if lists := external_lists_of(file.index):
+        raise FaissIndexError.no_additions(where, f"its inverted lists lie in another file ({lists}), which is only read")
     labelled = keeps_labels(file.index)
     own_kind = pa.int64() if file.ids is None else file.ids.type
     if collection.id_type != own_kind:
         raise BadIdsError.kinds_differ(where, str(own_kind), collection.name, str(collection.id_type))
-    # read anew: FAISS clones not every transform, and what fails half way must leave the open index as it is
-    index, ids = read_index_file(path).index, file.ids
+    check_unique(collection)
+    index, ids = file.index, file.ids
     present = None if ids is not None else labels_of(index)
     for batch in collection.batches():
         metric = Metric.DOT if file.notes.get("raw_queries") else space.metric
@@ -60,10 +67,16 @@ def extend(file: IndexFile, space: Space, collection: Collection, path: str) -> 
                 repeated = np.intersect1d(fresh, present)  # type: ignore[arg-type]
                 if repeated.size:
                     raise BadIdsError.duplicate(where, repeated.tolist())
+                if (fresh == -1).any() and holds_lists(index):
+                    raise BadIdsError(
+                        f"{collection.name} has the id -1, which is how FAISS marks an empty place in inverted lists."
+                    )
                 if not labelled:
                     raise FaissIndexError.no_additions(where, "its ids are positions, and it holds no labels")
                 index.add_with_ids(vectors, fresh)
-        except RuntimeError as e:
+        except FAISS_ERRORS as e:
+            if isinstance(e, EmbridgeError):
+                raise
             raise FaissIndexError.no_additions(where, faiss_reason(e)) from e
     return replace(file, index=index, ids=ids, lineage=file.lineage | {"added": collection.fingerprint()})
 
@@ -72,18 +85,3 @@ def _refuse_repeated(where: str, fresh: pa.Array, ids: pa.Array) -> None:
     repeated = sorted(set(fresh.to_pylist()) & set(ids.to_pylist()))
     if repeated:
         raise BadIdsError.duplicate(where, repeated)
-
-
-def labels_of(index: Any) -> np.ndarray:
-    """Every label that an index holds, int64."""
-    index = faiss.downcast_index(index)
-    if isinstance(index, faiss.IndexPreTransform):
-        return labels_of(index.index)
-    if isinstance(index, faiss.IndexIDMap):
-        return faiss.vector_to_array(index.id_map)
-    if isinstance(index, faiss.IndexIVF):
-        lists: Any = index.invlists
-        sizes = [lists.list_size(number) for number in range(index.nlist)]
-        held = [faiss.rev_swig_ptr(lists.get_ids(number), size).copy() for number, size in enumerate(sizes) if size]
-        return np.concatenate(held) if held else np.empty(0, np.int64)
-    return np.arange(index.ntotal)

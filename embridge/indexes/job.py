@@ -5,21 +5,20 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 import faiss
 import numpy as np
 
 from embridge.arrays import as_vectors
 from embridge.errors import CollectionError, FaissIndexError, SpaceMismatchError
-from embridge.indexes.describe import holds_codes
 from embridge.indexes.move import folds, loses, move, obstacle
 from embridge.indexes.passage import Extent, Passage, extent, passage
 from embridge.indexes.rebuild import TranslatedRows, rebuild
 from embridge.indexes.wrap import wrap
 from embridge.maps import LinearMap
+from embridge.stores.faiss_decode import external_lists_of, holds_codes, stored_vectors
 from embridge.stores.faiss_file import IndexFile, index_fingerprint, read_index_file
-from embridge.stores.faiss_store import space_of, stored_vectors
+from embridge.stores.faiss_store import space_of
 from embridge.types import DeclaredSpace, Space
 
 _CONDITION = 1e4  # beyond it a map flattens directions that a graph or lists were built on
@@ -35,10 +34,11 @@ class Job:
     seed: int
     references: np.ndarray | None
     progress: Callable[[int, int], None] | None
+    external_lists: bool = False
 
     def __post_init__(self) -> None:
         self.started = time.perf_counter()
-        self.file: IndexFile = read_index_file(self.path)
+        self.file: IndexFile = self._read()
         self.space = space_of(repr(self.path), self.file, self.declared)
         if not any(end.same_as(self.space) for end in (self.translation.source, self.translation.target)):
             raise SpaceMismatchError.between("The map", self.translation.source, repr(self.path), self.space)
@@ -54,6 +54,9 @@ class Job:
         if self.references is not None:
             self.references = as_vectors(self.references, self.passage.space.dim, "reference queries")
         self._untouched = True
+
+    def _read(self) -> IndexFile:
+        return read_index_file(self.path, external_lists=self.external_lists)
 
     def _extent(self) -> Extent:
         if not self.translation.source.same_as(self.space):
@@ -82,7 +85,7 @@ class Job:
             return "a hubness bias is a new dimension, which needs a rebuild"
         if "scores" in self.file.notes:
             return "a map stands in front of it already; join the maps (LinearMap.then) and migrate the first index"
-        if lists := _foreign_lists(self.file.index):
+        if lists := external_lists_of(self.file.index):
             return f"its inverted lists lie in another file ({lists}), which two indexes would share"
         if mode == "wrap":
             return None if self.passage.queries is not None else self.passage.reason
@@ -96,13 +99,13 @@ class Job:
         """The migrated index, whether it should be exact, and why."""
         lineage = {"source": self.fingerprint, "map": self.translation.fingerprint}
         if mode == "rebuild":
-            file = self.file if self._untouched else read_index_file(self.path)
+            file = self.file if self._untouched else self._read()
             rows = TranslatedRows(file, self.path, self.fingerprint, self.translation, self.passage.space)
             made, factory = rebuild(rows, file.index, references=self.references, seed=self.seed, progress=self.progress)
             exact = factory == "Flat"
             reason = f"{factory} built over translated vectors" + ("" if exact else ", as good as such an index is")
             return IndexFile(made.index, made.space, made.ids, lineage, made.notes), exact, reason
-        file = self.file if self._untouched else read_index_file(self.path)
+        file = self.file if self._untouched else self._read()
         self._untouched = False
         notes = {key: file.notes[key] for key in ("hubness",) if key in file.notes}
         adds = file.notes.get("adds", True)
@@ -126,16 +129,3 @@ class Job:
         if not self.passage.forward:
             notes["raw_queries"] = True  # the map takes them as the new model gives them, and makes them unit itself
         return IndexFile(index, self.passage.space, file.ids, lineage, notes), exact, reason
-
-
-def _foreign_lists(index: Any) -> str | None:
-    """The file in which an index keeps its inverted lists, where that is not its own."""
-    index = faiss.downcast_index(index)
-    if isinstance(index, faiss.IndexIDMap | faiss.IndexPreTransform):
-        return _foreign_lists(index.index)
-    if isinstance(index, faiss.IndexRefine):
-        return _foreign_lists(index.base_index)
-    if isinstance(index, faiss.IndexIVF) and hasattr(faiss, "OnDiskInvertedLists"):
-        lists = faiss.downcast_InvertedLists(index.invlists)
-        return str(lists.filename) if isinstance(lists, faiss.OnDiskInvertedLists) else None
-    return None

@@ -18,12 +18,12 @@ from embridge.errors import (
     UnreadableFileError,
 )
 from embridge.feature_maps import Map
-from embridge.files import check_output
 from embridge.indexes.exam import AGREES, Exam, Marks
 from embridge.indexes.job import Job
 from embridge.maps import LinearMap
+from embridge.outputs import INDEX, Output, claim
 from embridge.records import Migration
-from embridge.stores.faiss_file import IndexFile, faiss_reason, index_fingerprint, write_index_file
+from embridge.stores.faiss_file import FAISS_ERRORS, IndexFile, faiss_reason, index_fingerprint, write_index_file
 from embridge.types import DeclaredSpace, Space
 
 MODES = ("auto", "wrap", "move", "rebuild")
@@ -41,6 +41,7 @@ def migrate(
     queries: np.ndarray | None = None,
     hubness: np.ndarray | None = None,
     verify_queries: int = 100,
+    external_lists: bool = False,
     overwrite: bool = False,
     seed: int = 0,
     progress: Callable[[int, int], None] | None = None,
@@ -72,6 +73,8 @@ def migrate(
     hubness : ndarray of shape (n, dim_new), optional
         Reference queries of the new space: rows then carry a hubness bias (rebuilt, inner product and cosine only).
     verify_queries : int, default 100
+    external_lists : bool, default False
+        Inverted lists in another file may lie outside the folder of the index.
     overwrite : bool, default False
     seed : int, default 0
     progress : callable, optional
@@ -89,7 +92,7 @@ def migrate(
         The map is of other spaces.
     MapError
         It has kernel features.
-    UnreadableFileError, MissingFileError, OutputExistsError, UndeclaredSpaceError
+    UnreadableFileError, MissingFileError, OutputExistsError, InterruptedOutputError, UndeclaredSpaceError
     """
     if mode not in MODES:
         raise ParameterError.must_be("mode", f"one of {', '.join(MODES)}", mode)
@@ -99,16 +102,16 @@ def migrate(
         raise ParameterError.must_be("verify_queries", "at least 1", verify_queries)
     if not isinstance(translation, LinearMap):
         raise MapError.not_affine("no index moves through it; convert the collection and build one over it")
-    target = str(check_output(output, overwrite=overwrite, inputs=(os.fspath(path),)))
-    job = Job(os.fspath(path), translation, space, seed, hubness, progress)
-    if queries is not None:
-        queries = as_vectors(queries, job.passage.space.dim, "queries")[:verify_queries]
-    try:
-        return _migrate(job, target, mode, min_recall, queries, verify_queries)
-    except (RuntimeError, MemoryError) as e:  # FAISS read the file, and finds only now that it makes no sense
-        if isinstance(e, EmbridgeError):
-            raise
-        raise UnreadableFileError.at(job.path, "a FAISS index", faiss_reason(e)) from e
+    with claim(Output(output, INDEX), inputs=(path,), overwrite=overwrite):
+        job = Job(os.fspath(path), translation, space, seed, hubness, progress, external_lists)
+        if queries is not None:
+            queries = as_vectors(queries, job.passage.space.dim, "queries")[:verify_queries]
+        try:
+            return _migrate(job, os.fspath(output), mode, min_recall, queries, verify_queries)
+        except FAISS_ERRORS as e:  # FAISS read the file, and finds only now that it makes no sense
+            if isinstance(e, EmbridgeError):
+                raise
+            raise UnreadableFileError.at(job.path, "a FAISS index", faiss_reason(e)) from e
 
 
 def _migrate(

@@ -12,8 +12,9 @@ from embridge.indexes.build import build
 from embridge.indexes.describe import factory_of, settings_of
 from embridge.maps import LinearMap
 from embridge.stores.collection import Batch, Collection, Needed
+from embridge.stores.faiss_decode import stored_vectors
 from embridge.stores.faiss_file import IndexFile
-from embridge.stores.faiss_store import external_ids, stored_vectors
+from embridge.stores.faiss_store import external_ids
 from embridge.stores.memory import empty_payload
 from embridge.types import Space
 

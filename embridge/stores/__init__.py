@@ -20,6 +20,7 @@ def open_collection(
     space: Space | DeclaredSpace | str | None = None,
     id_column: str | None = None,
     vector_column: str | None = None,
+    external_lists: bool = False,
 ) -> Collection:
     """Open a collection: Parquet (a file, a folder or a glob, local, ``s3://`` or ``gs://``) or a FAISS index.
 
@@ -32,6 +33,9 @@ def open_collection(
         a whole Space. Width is read; the metric is the index's, else cosine; whether vectors are normalised is detected.
     id_column, vector_column : str, optional
         Default: what the file's metadata says, else ``id`` and ``vector``. Parquet only.
+
+    external_lists : bool, default False
+        FAISS only: inverted lists in another file may lie outside the folder of the index.
 
     Returns
     -------
@@ -54,7 +58,7 @@ def open_collection(
             raise ParameterError(f"{name!r} is a FAISS index, which has no columns. Leave id_column and vector_column out.")
         from embridge.stores.faiss_store import FaissCollection  # loads FAISS, which a Parquet user may not have
 
-        return FaissCollection(name, space=space)
+        return FaissCollection(name, space=space, external_lists=external_lists)
     return ParquetCollection(name, space=space, id_column=id_column, vector_column=vector_column)
 
 
