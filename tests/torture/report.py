@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import collections
 import dataclasses
+import re
 import sys
 import time
+
+SHOWN = 3  # failures of one class that are printed in full
 
 
 class BrokenLawError(Exception):
@@ -22,19 +25,22 @@ class Report:
         ``kills``, ``mutations``, ``races`` or ``disks``: the word of the command line.
     counts : Counter
         How many of what was done.
-    failures : list of (command that shows it again, what is wrong)
+    failures : dict
+        By class (the message without its numbers): the arguments that show each again, with the message.
     """
 
     kind: str
     verbose: bool = False
     counts: collections.Counter[str] = dataclasses.field(default_factory=collections.Counter)
-    failures: list[tuple[str, str]] = dataclasses.field(default_factory=list)
+    failures: dict[str, list[tuple[str, str]]] = dataclasses.field(default_factory=dict)
     started: float = dataclasses.field(default_factory=time.monotonic)
 
     def fail(self, again: str, what: str) -> None:
-        """Print and keep a failure; `again` are the arguments that show it again."""
-        self.failures.append((again, what))
-        print(f"FAILED  python -m tests.torture {self.kind} {again}\n        {what}", flush=True)
+        """Keep a failure, and print it unless enough of its class were; `again` are the arguments that show it again."""
+        same = self.failures.setdefault(class_of(what), [])
+        same.append((again, what))
+        if len(same) <= SHOWN or self.verbose:
+            print(f"FAILED  python -m tests.torture {self.kind} {again}\n        {what}", flush=True)
 
     def note(self, text: str) -> None:
         """Say how far it is, where a person watches."""
@@ -42,8 +48,18 @@ class Report:
             print(text, file=sys.stderr, flush=True)
 
     def close(self) -> int:
-        """Print the counts; how many failures there were."""
+        """Print the counts, and the seeds of every class of failures; how many failures there were."""
+        for what, same in sorted(self.failures.items(), key=lambda item: -len(item[1])):
+            print(f"{len(same):5,} x {what[:200]}\n        {'; '.join(again for again, _ in same[:20])}")
+        failed = sum(map(len, self.failures.values()))
         done = ", ".join(f"{number:,} {what}" for what, number in sorted(self.counts.items()))
         seconds = time.monotonic() - self.started
-        print(f"{self.kind}: {done or 'nothing done'}; {len(self.failures):,} failures; {seconds:,.0f} s", flush=True)
-        return len(self.failures)
+        print(f"{self.kind}: {done or 'nothing done'}; {failed:,} failures; {seconds:,.0f} s", flush=True)
+        return failed
+
+
+def class_of(what: str) -> str:
+    """The message without numbers, paths and names of temporary files."""
+    first = what.splitlines()[0].rpartition(" [")[0] or what.splitlines()[0]
+    status = re.sub(r"status -(\d+)", lambda m: f"signal {chr(64 + int(m[1]))}", first)
+    return re.sub(r"'[^']*'|\"[^\"]*\"|/\S+|\.[\w.]+\.\d+-[0-9a-f]+\.tmp|[0-9a-f]{8,}|\d+", "_", status)[:300]
