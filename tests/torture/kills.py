@@ -61,7 +61,7 @@ def kill(torturer: Torturer, planned: Kill, report: Report) -> None:
             torturer.check_whole(case)
             torturer.runs_recorded()
         except BrokenLawError as e:
-            raise BrokenLawError(f"{at}: {e}") from e
+            raise BrokenLawError(e.fact, at) from e
     try:
         end = torturer.run(case, *again)
         check_end(end, allowed=(0,))
@@ -70,7 +70,7 @@ def kill(torturer: Torturer, planned: Kill, report: Report) -> None:
         if case.catalog and not known < torturer.runs_recorded() <= known + len(planned.points) + 1:
             raise BrokenLawError(f"the catalog holds {torturer.runs_recorded()} runs")
     except BrokenLawError as e:
-        raise BrokenLawError(f"repeated with {' '.join(again) or 'the same command'} {at}: {e}") from e
+        raise BrokenLawError(e.fact, f"repeated with {' '.join(again) or 'the same command'} {at}") from e
 
 
 def _killed(torturer: Torturer, case: Case, options: Sequence[str], point: int) -> str:
@@ -95,4 +95,4 @@ def torture(torturer: Torturer, report: Report, *, seeds: Sequence[int], only: S
             report.note(f"{seed}: {planned.case.name}{' replacing' * planned.replacing} at {planned.points}")
             kill(torturer, planned, report)
         except BrokenLawError as e:
-            report.fail(chosen, f"{cases[seed % len(cases)].name}: {e}")
+            report.fail(chosen, e.fact, f"{cases[seed % len(cases)].name} {str(e).removesuffix(e.fact).rstrip(': ')}")

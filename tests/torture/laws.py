@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
+import re
+import shutil
+import time
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 from tests.torture.processes import End, Run, run
 from tests.torture.report import BrokenLawError
@@ -44,10 +48,6 @@ class Torturer:
 
     def fresh(self, case: Case, start: Files | None = None) -> None:
         """The sandbox as it is before a run: `start` are the files that stand there."""
-        self.states(case)  # learned by runs in the sandbox, so before it is laid out
-        self._lay_out(case, start)
-
-    def _lay_out(self, case: Case, start: Files | None) -> None:
         new_catalog = case.name in ("catalog", "record")
         self.box.fresh(case, self.world, start, catalog=None if new_catalog else self._catalog)
 
@@ -68,17 +68,19 @@ class Torturer:
         BrokenLawError
             It fails, or leaves something unfinished.
         """
-        self._lay_out(case, self.truth(case, other=True).files if replacing else None)
+        start = self.truth(case, other=True).files if replacing else None
         calls = 0
         options = ["--overwrite"] if replacing else []
-        with self.begin(case, *options, line=case.other if other else "") as one:
-            for call in one.calls():
-                calls += 1
-                call.allow()
-            end = one.end()
+        with self._aside():
+            self.fresh(case, start)
+            with self.begin(case, *options, line=case.other if other else "") as one:
+                for call in one.calls():
+                    calls += 1
+                    call.allow()
+                end = one.end()
+            files = files_of(self.box.out)
         if end.status:
             raise BrokenLawError(f"{case.name}, undisturbed: {end}\n{end.trace}")
-        files = files_of(self.box.out)
         if left := [name for name in files if name.endswith(_UNFINISHED)]:
             raise BrokenLawError(f"{case.name}, undisturbed, leaves {', '.join(left)}")
         return Truth(files, calls, end)
@@ -143,17 +145,26 @@ class Torturer:
 
     @functools.cache  # noqa: B019
     def views(self, case: Case) -> dict[str, str | None]:
-        """What a reader sees of each whole state; the sandbox is left as it was."""
-        kept, found = files_of(self.box.folder), {}
-        for name, files in self.states(case).items():
-            self._lay_out(case, files)
-            found[name] = self.view(case)
-        self._lay_out(case, None)
-        for name, data in kept.items():
-            path = self.box.folder / name
-            path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_bytes(data)
+        """What a reader sees of each whole state."""
+        states, found = self.states(case), {}
+        with self._aside():
+            for name, files in states.items():
+                self.fresh(case, files)
+                found[name] = self.view(case)
         return found
+
+    @contextlib.contextmanager
+    def _aside(self) -> Iterator[None]:
+        """The sandbox for something else for a while; then it is as it was."""
+        kept = self.box.folder.with_name(f"kept-{time.monotonic_ns()}")
+        if self.box.folder.exists():
+            self.box.folder.rename(kept)
+        try:
+            yield
+        finally:
+            shutil.rmtree(self.box.folder, ignore_errors=True)
+            if kept.exists():
+                kept.rename(self.box.folder)
 
     def _differences(self, there: Files, states: dict[str, Files], group: tuple[str, ...]) -> str:
         lines = []
@@ -225,6 +236,6 @@ def check_end(end: End, *, allowed: tuple[int, ...] = (0, 1), world: Path | None
 
 
 def _place(end: End) -> str:
-    """The last line of our code in a trace."""
-    lines: list[Any] = [line.strip() for line in end.trace.splitlines() if "/embridge/" in line]
-    return f" [{lines[-1].split('/embridge/', 1)[1]}]" if lines else ""
+    """The last function of ours in a trace."""
+    found = re.findall(r'File "[^"]*/embridge/[^"]*?(\w+)\.py", line \d+, in (\w+)', end.trace)
+    return f" (in {'.'.join(found[-1])})" if found else ""

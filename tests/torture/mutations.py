@@ -32,6 +32,7 @@ class Outcome:
     seed: int
     verdict: str
     what: str = ""
+    how: str = ""
 
 
 def damaged(seed: int, kind: Any, samples: Sequence[Any]) -> tuple[Any, dict[str, bytes], str]:
@@ -98,9 +99,9 @@ def try_one(seed: int, kind: Any, samples: Sequence[Any], place: Path, inputs: P
         at = f"{Path(ours[-1].filename).stem}.{ours[-1].name}" if ours else "?"
         if os.environ.get("TORTURE_STDERR"):
             traceback.print_exc()
-        return Outcome(seed, type(e).__name__, f"{type(e).__name__} at {at}: {str(e)[:300]} [{how}]")
+        return Outcome(seed, type(e).__name__, f"{type(e).__name__} at {at}: {str(e)[:300]}", how)
     if kind.equal and found != expected.get(sample.name) and sample.files != files:
-        return Outcome(seed, "changed", f"accepted, but it now means something else [{how}]")
+        return Outcome(seed, "changed", "accepted, but it now means something else", how)
     return Outcome(seed, "read")
 
 
@@ -129,7 +130,7 @@ def outcomes(kind: Any, samples: Path, world: Path, folder: Path, seeds: Sequenc
             left.remove(begun)
             ends = "hang" if isinstance(e, TimeoutError) else f"the process ended with status {process.exitcode}"
             how = damaged(begun, kind, pickle.loads(samples.read_bytes()))[2]  # noqa: S301
-            yield Outcome(begun, ends, f"{ends} [{how}]")
+            yield Outcome(begun, ends, ends, how)
         finally:
             process.close()
             ours.close()
@@ -177,6 +178,6 @@ def torture(torturer: Torturer, report: Report, *, seeds: Sequence[int], only: S
             report.counts["mutations"] += 1
             report.counts[outcome.verdict if outcome.verdict in ("read", "refused") else "wrong"] += 1
             if outcome.what:
-                report.fail(f"--only {kind.name} --seed {outcome.seed}", f"{kind.name}: {outcome.what}")
+                report.fail(f"--only {kind.name} --seed {outcome.seed}", outcome.what, f"{kind.name}, {outcome.how}")
         report.note(f"{kind.name}: {found} in {time.monotonic() - begun:.0f} s")
     torturer.check_inputs()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import collections
 import dataclasses
 import re
+import signal
 import sys
 import time
 
@@ -12,7 +13,11 @@ SHOWN = 3  # failures of one class that are printed in full
 
 
 class BrokenLawError(Exception):
-    """Something that must hold does not."""
+    """Something that must hold does not: `fact`, and `where` it was seen."""
+
+    def __init__(self, fact: str, where: str = "") -> None:
+        super().__init__(f"{where}: {fact}" if where else fact)
+        self.fact = fact
 
 
 @dataclasses.dataclass
@@ -35,12 +40,12 @@ class Report:
     failures: dict[str, list[tuple[str, str]]] = dataclasses.field(default_factory=dict)
     started: float = dataclasses.field(default_factory=time.monotonic)
 
-    def fail(self, again: str, what: str) -> None:
+    def fail(self, again: str, fact: str, where: str) -> None:
         """Keep a failure, and print it unless enough of its class were; `again` are the arguments that show it again."""
-        same = self.failures.setdefault(class_of(what), [])
-        same.append((again, what))
+        same = self.failures.setdefault(class_of(fact), [])
+        same.append((again, f"{where}: {fact}"))
         if len(same) <= SHOWN or self.verbose:
-            print(f"FAILED  python -m tests.torture {self.kind} {again}\n        {what}", flush=True)
+            print(f"FAILED  python -m tests.torture {self.kind} {again}\n        {where}: {fact}", flush=True)
 
     def note(self, text: str) -> None:
         """Say how far it is, where a person watches."""
@@ -58,8 +63,7 @@ class Report:
         return failed
 
 
-def class_of(what: str) -> str:
-    """The message without numbers, paths and names of temporary files."""
-    first = what.splitlines()[0].rpartition(" [")[0] or what.splitlines()[0]
-    status = re.sub(r"status -(\d+)", lambda m: f"signal {chr(64 + int(m[1]))}", first)
-    return re.sub(r"'[^']*'|\"[^\"]*\"|/\S+|\.[\w.]+\.\d+-[0-9a-f]+\.tmp|[0-9a-f]{8,}|\d+", "_", status)[:300]
+def class_of(fact: str) -> str:
+    """A fact without its numbers, paths and names of temporary files."""
+    first = re.sub(r"status -(\d+)", lambda found: f"signal {signal.Signals(int(found[1])).name}", fact.splitlines()[0])
+    return re.sub(r"'[^']*'|\"[^\"]*\"|/\S+|\.+\S+\.\d+-[0-9a-f]+\.tmp|[0-9a-f]{8,}|\d+", "_", first)[:300]

@@ -65,7 +65,7 @@ CASES = (
     Case("index", "index IN/small.parquet out/i.faiss --factory Flat", "index IN/old-l2.parquet out/i.faiss --factory HNSW8"),
     Case("index-numbers", "index IN/numbers.parquet out/i.faiss --factory HNSW8", "index IN/small.parquet out/i.faiss --factory Flat"),
     Case("migrate", "migrate IN/small.faiss IN/rotation.safetensors out/i.faiss --mode rebuild",
-         "index IN/small.parquet out/i.faiss --factory HNSW8"),
+         "migrate IN/small.faiss IN/rotation.safetensors out/i.faiss --mode wrap"),
     Case("migrate-wrap", "migrate IN/small.faiss IN/rotation.safetensors out/i.faiss --mode wrap"),
     Case("merge", "merge IN/native.parquet IN/translated.parquet -o out/o.parquet --queries IN/queries-new.parquet",
          "merge IN/native.parquet IN/translated.parquet -o out/o.parquet --dtype float16"),
