@@ -15,6 +15,8 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.pop("EMBRIDGE_CATALOG", None)
 
 COUNTS = {"kills": 500, "mutations": 20_000, "races": 120, "disks": 300}
+SAMPLE = {"kills": 12, "mutations": 300, "races": 8, "disks": 8}  # in about a minute, for `make check`
+SLOW = ("encode", "fit-kernel", "plan", "parts")  # cases and formats that a sample leaves out
 
 
 def main() -> int:
@@ -22,6 +24,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.torture", description=__doc__)
     parser.add_argument("kinds", nargs="*", metavar="KIND", help="kills, mutations, races, disks; default: all of them")
     parser.add_argument("--count", type=int, help=f"how many of each kind; default: {COUNTS}")
+    parser.add_argument("--sample", action="store_true", help=f"a minute of it: {SAMPLE}, without {', '.join(SLOW)}")
     parser.add_argument("--seed", type=int, help="only this one, as a failure names it")
     parser.add_argument("--first", type=int, default=0, help="the first seed")
     parser.add_argument("--only", action="append", default=[], metavar="NAME", help="a case, or a format of mutations")
@@ -45,21 +48,25 @@ def main() -> int:
 
 def _all(kinds: list[str], options: argparse.Namespace, base: Path) -> int:
     from tests.torture import processes
+    from tests.torture.formats import BY_NAME as FORMATS
     from tests.torture.laws import Torturer
     from tests.torture.report import Report
+    from tests.torture.verbs import BY_NAME as CASES
     from tests.torture.world import make_world
 
-    processes.preload("sentence_transformers")
+    processes.preload(*([] if options.sample else ["sentence_transformers"]))
     world = base / "in"
     base.mkdir(parents=True, exist_ok=True)
     make_world(world, processes.must(base, base / "notes"))
+    quick = [name for name in (*CASES, *FORMATS) if name not in SLOW] if options.sample else []
+    only = options.only or quick
     failures = 0
     for kind in kinds:
         report = Report(kind, options.verbose)
-        count = options.count if options.count is not None else COUNTS[kind]
+        count = options.count if options.count is not None else (SAMPLE if options.sample else COUNTS)[kind]
         seeds = [options.seed] if options.seed is not None else range(options.first, options.first + count)
         torture = importlib.import_module(f"tests.torture.{kind}").torture
-        torture(Torturer(base / kind, world), report, seeds=seeds, only=options.only)
+        torture(Torturer(base / kind, world), report, seeds=seeds, only=only)
         failures += report.close()
     return failures
 
