@@ -559,11 +559,21 @@ def test_two_processes_do_not_write_one_output(job):
     assert eb.verify(job.out, source=eb.open(job.source), translation=map_between()).compared == ROWS
 
 
+@pytest.fixture(params=[signal.SIG_IGN, signal.default_int_handler], ids=["ignored", "handled"])
+def inherited(request):
+    """What a child inherits for SIGINT: a shell that runs the tests in the background passes it ignored."""
+    before = signal.signal(signal.SIGINT, request.param)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("inherited")
 @pytest.mark.parametrize(("name", "out"), [("old.parquet", "new.parquet"), ("shards", "new")])
 def test_ctrl_c_ends_cleanly_and_says_how_to_go_on(small, name, out):
     target = small.folder / "out" / out
     at = target if out.endswith(".parquet") else target.with_name("new.partial") / "a.parquet"
-    code = f"import embridge.stores.writer as w; w.GROUP_BYTES = {GROUP_BYTES}; from embridge.cli.main import main; main()"
+    code = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)\n"  # as in a terminal, whatever is inherited
+    code += f"import embridge.stores.writer as w; w.GROUP_BYTES = {GROUP_BYTES}; from embridge.cli.main import main; main()"
     line = ["convert", str(small.folder / name), str(small.map), str(target), "--on-bad", "skip", "--no-catalog", "--quiet"]
     command = [sys.executable, "-c", code, *line]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
