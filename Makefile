@@ -4,7 +4,7 @@ BIN := .venv/bin
 # Tests run in two processes; one OpenMP thread each keeps them from fighting over two cores.
 ONE_THREAD := OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 HF_HUB_OFFLINE=1
 
-.PHONY: setup demo test check bench notebooks format clean
+.PHONY: setup demo test check docs bench notebooks format clean
 
 setup: .venv/ready
 
@@ -24,7 +24,11 @@ check: setup
 	$(BIN)/ruff format --check .
 	$(BIN)/pyright --pythonpath $(BIN)/python
 	$(BIN)/lint-imports
+	$(MAKE) docs
 	$(MAKE) test
+
+docs: setup
+	$(BIN)/zensical build --strict --clean
 
 bench: setup
 	$(BIN)/python -m tests.benchmarks $(BENCH)
