@@ -301,7 +301,9 @@ _JSON = (*GENERIC, *[mutate.json_text] * 18)
 _TENSORS = (*GENERIC, *[mutate.tensors] * 9)
 _ZIP = (*GENERIC, *[mutate.members] * 12)
 FORMATS = (
-    Format("parquet", _alone("small.parquet", "numbers.parquet", "holes.parquet", "translated.parquet"), read_collection, _TABLE, 14),
+    Format(
+        "parquet", _alone("small.parquet", "numbers.parquet", "holes.parquet", "translated.parquet"), read_collection, _TABLE, 14
+    ),
     Format("source", _alone("small.parquet", "numbers.parquet", "holes.parquet"), convert_collection, _TABLE, 5),
     Format("qrels", _alone("qrels.parquet"), read_qrels, _TABLE, 4),
     Format("labels", _alone("labels.parquet"), read_labels, _TABLE, 4),

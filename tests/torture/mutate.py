@@ -79,7 +79,17 @@ def splice(chance: random.Random, data: bytes, other: bytes) -> bytes:
     return data[:at] + other[chance.choice((at, _place(chance, len(other)))) :]
 
 
-GENERIC: tuple[Damage, ...] = (flip_bits, flip_bits, set_bytes, maximise_number, maximise_number, truncate, extend, move_blocks, splice)
+GENERIC: tuple[Damage, ...] = (
+    flip_bits,
+    flip_bits,
+    set_bytes,
+    maximise_number,
+    maximise_number,
+    truncate,
+    extend,
+    move_blocks,
+    splice,
+)
 _EVIL: tuple[Callable[[random.Random], Any], ...] = (
     lambda c: None, lambda c: [], lambda c: {}, lambda c: "", lambda c: -1, lambda c: 0, lambda c: 1, lambda c: True, lambda c: 0.5,
     lambda c: 10**c.choice((9, 18, 19, 40, 400)), lambda c: -(10**c.choice((9, 19))), lambda c: float("nan"), lambda c: float("inf"),
@@ -237,7 +247,9 @@ def _column(chance: random.Random, column: pa.ChunkedArray) -> pa.Array:
     values = column.to_pylist()
     some = chance.sample(range(n), min(n, chance.choice((1, 3))))
     if isinstance(values[0] if values else None, list) and chance.random() < 0.6:
-        odd = chance.choice(([], None, [float("nan")], [0.0], [1e38] * len(values[0]), [None] * len(values[0]), [0.0] * len(values[0])))
+        odd = chance.choice(
+            ([], None, [float("nan")], [0.0], [1e38] * len(values[0]), [None] * len(values[0]), [0.0] * len(values[0]))
+        )
         for row in some:
             values[row] = odd if odd is None or len(odd) == len(values[row]) else [*odd, *values[row][len(odd) :]] if odd else odd
         return pa.array(values)
@@ -269,12 +281,14 @@ def program(chance: random.Random, data: bytes, other: bytes) -> bytes:
 
     try:
         model = onnx.load_from_string(data)
-    except Exception:  # noqa: BLE001 (protobuf's DecodeError is of a module that changes its name)
+    except Exception:
         return flip_bits(chance, data, other)
     graph = model.graph
     what = chance.randrange(8)
     if what == 0 and graph.node:
-        chance.choice(graph.node).op_type = chance.choice(("Loop", "If", "Scan", "Identity", "MatMul", "Reshape", "Nothing", "Tile"))
+        chance.choice(graph.node).op_type = chance.choice(
+            ("Loop", "If", "Scan", "Identity", "MatMul", "Reshape", "Nothing", "Tile")
+        )
     elif what == 1 and graph.initializer:
         tensor = chance.choice(graph.initializer)
         tensor.data_location = onnx.TensorProto.EXTERNAL
@@ -291,7 +305,9 @@ def program(chance: random.Random, data: bytes, other: bytes) -> bytes:
         names = [*node.input, *node.output] or [""]
         (node.input or node.output)[0] = chance.choice((*names, "", "none"))
     elif what == 5:
-        model.metadata_props.add(key="embridge.space", value=json_text(chance, b'{"name": "new", "dim": 16}', other).decode("utf-8", "replace"))
+        model.metadata_props.add(
+            key="embridge.space", value=json_text(chance, b'{"name": "new", "dim": 16}', other).decode("utf-8", "replace")
+        )
     elif what == 6 and graph.node:
         node = chance.choice(graph.node)
         for attribute in node.attribute:

@@ -94,7 +94,7 @@ def try_one(seed: int, kind: Any, samples: Sequence[Any], place: Path, inputs: P
         found = kind.read(first, inputs)
     except EmbridgeError:
         return Outcome(seed, "refused")
-    except BaseException as e:  # noqa: BLE001 (whatever comes out of it is what is looked for)
+    except BaseException as e:
         ours = [f for f in traceback.extract_tb(e.__traceback__) if f"{os.sep}embridge{os.sep}" in f.filename]
         at = f"{Path(ours[-1].filename).stem}.{ours[-1].name}" if ours else "?"
         if os.environ.get("TORTURE_STDERR"):

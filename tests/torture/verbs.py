@@ -49,7 +49,9 @@ def _model() -> str:
     return str(importlib.import_module(ENCODER).get_model_path())
 
 
-_FIT = "fit IN/old.parquet IN/new.parquet -o out/m.safetensors --reverse-output out/r.safetensors --moments out/a.moments.safetensors"
+_FIT = (
+    "fit IN/old.parquet IN/new.parquet -o out/m.safetensors --reverse-output out/r.safetensors --moments out/a.moments.safetensors"
+)
 CASES = (
     Case("fit", f"{_FIT} --method ridge --alpha 0.1", f"{_FIT} --method ridge --alpha 2.0"),
     Case("fit-kernel", "fit IN/old.parquet IN/new.parquet -o out/m.safetensors --method kernel --landmarks 40"),
