@@ -30,6 +30,7 @@ check: setup
 # Kills, mutations, races and full disks, about an hour on one core: make torture TORTURE="kills --count 500"
 torture: setup
 	$(ONE_THREAD) $(BIN)/python -m tests.torture $(TORTURE)
+
 docs: setup
 	$(BIN)/zensical build --strict --clean
 
