@@ -336,7 +336,7 @@ def test_prompts_on_the_command_line(texts, prompted, tmp_path):
 
 
 def test_prompts_that_cannot_be_are_refused(texts, prompted, tmp_path):
-    with pytest.raises(ParameterError, match="has no prompt 'title'. Its prompts: document, query"):
+    with pytest.raises(ParameterError, match=r"has no prompt 'title'\. Its prompts: document, query"):
         eb.encode(texts, "m", tmp_path / "out.parquet", prompt_name="title")
     with pytest.raises(ParameterError, match="not by both"):
         eb.encode(texts, "m", tmp_path / "out.parquet", prompt_name="query", prompt="x")

@@ -20,6 +20,7 @@ import embridge as eb
 from embridge.cli.main import main
 from embridge.conversion import file, journal
 from embridge.conversion import remote as remote_module
+from embridge.conversion.log import FORMAT
 from embridge.errors import (
     BadIdsError,
     BadVectorsError,
@@ -238,7 +239,7 @@ def test_a_folder_is_replaced_only_when_told(shards, out):
 def test_a_folder_that_is_finished_is_resumed_at_once(shards, out):
     first = eb.convert(eb.open(shards.path), map_between(), out)
     stamps = {name: (out / name).stat().st_mtime_ns for name in shards.names}
-    journal.start(out, {"format": journal.FORMAT, "files": []})
+    journal.start(out, {"format": FORMAT, "files": []})
     again = eb.convert(eb.open(shards.path), map_between(), out, resume=True)
     assert (again.rows, again.fingerprint) == (first.rows, first.fingerprint)
     assert {name: (out / name).stat().st_mtime_ns for name in shards.names} == stamps
@@ -504,7 +505,7 @@ def test_an_upload_that_fails_leaves_no_object_and_is_done_again(remote, monkeyp
     collection = eb.open(remote.shards.path.parent / source)
     target = remote.uri("out/new" if source == "shards" else "out/new.parquet")
     with monkeypatch.context() as broken:
-        fails = lambda path, mode: Failing(path, mode, error) if path.suffix == ".parquet" else open(path, mode)  # noqa: E731
+        fails = lambda path, mode: Failing(path, mode, error) if path.suffix == ".parquet" else open(path, mode)  # noqa: E731, SIM115
         broken.setattr(locations, "open", fails, raising=False)
         with pytest.raises(told):
             eb.convert(collection, map_between(), target)
@@ -807,11 +808,12 @@ def test_a_remote_folder_without_a_manifest_is_refused(remote):
 
 
 @pytest.mark.parametrize(
-    ("source", "target"), [("shards", "shards/new"), ("shards/a.parquet", "shards"), ("shards", "shards"), ("shards/year=*", "shards")]
+    ("source", "target"),
+    [("shards", "shards/new"), ("shards/a.parquet", "shards"), ("shards", "shards"), ("shards/year=*", "shards")],
 )
 def test_remote_inputs_and_outputs_do_not_overlap(remote, source, target):
     before = remote.names()
-    with pytest.raises(OutputExistsError, match="one in the other|both input and output|no manifest|exists already"):
+    with pytest.raises(OutputExistsError, match=r"one in the other|both input and output|no manifest|exists already"):
         eb.convert(eb.open(remote.uri(source)), map_between(), remote.uri(target), overwrite=True)
     assert remote.names() == before
 
@@ -836,6 +838,6 @@ def test_a_staging_folder_of_somebody_else_is_not_used(remote, tmp_path, monkeyp
         staging.symlink_to(tmp_path / "victim")
     else:
         staging.mkdir(mode=0o755)
-    with pytest.raises(EmbridgeError, match="is not a folder|is a file"):
+    with pytest.raises(EmbridgeError, match=r"is not a folder|is a file"):
         eb.convert(eb.open(remote.shards.path / "a.parquet"), map_between(), remote.uri("x.parquet"), overwrite=True)
     assert list((tmp_path / "victim").iterdir()) == []

@@ -68,7 +68,9 @@ def test_columns_of_other_names_stay_in_their_places(rows, table_of):
 
 
 def test_no_rows_make_no_rows(table_of, rows):
-    batch = table_of(pa.array([], pa.int64()), rows[:0]).to_batches() or [pa.RecordBatch.from_pylist([], table_of([1], rows[:1]).schema)]
+    batch = table_of(pa.array([], pa.int64()), rows[:0]).to_batches() or [
+        pa.RecordBatch.from_pylist([], table_of([1], rows[:1]).schema)
+    ]
     found = eb.translate_batch(batch[0], map_between())
     assert (len(found), found.schema.field("vector").type.list_size) == (0, 9)
 
