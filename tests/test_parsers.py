@@ -21,9 +21,7 @@ from embridge.types import DeclaredSpace, Space
 
 OLD, NEW = Space("old", 4), Space("new", 3)
 # The same examples every time, as CI must find nothing new in old code; folders are emptied by each example itself.
-bounded = settings(
-    max_examples=60, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture]
-)
+bounded = settings(max_examples=60, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture])
 TEXT = st.text(st.characters(codec=None, exclude_categories=[]), max_size=8)
 VALUE = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | TEXT | st.sampled_from([10**400, -1, 2**63, "cosine", "1"]),
@@ -256,7 +254,9 @@ def test_journals_that_say_something_else(unfinished, data):
 
 
 @pytest.mark.parametrize(
-    "group", [b"\x1c" * 50_000, b"\x16" + b"\x80" * 50_000, b"", b"\x00", b"\xff" * 40], ids=["deep", "long", "no", "empty", "noise"]
+    "group",
+    [b"\x1c" * 50_000, b"\x16" + b"\x80" * 50_000, b"", b"\x00", b"\xff" * 40],
+    ids=["deep", "long", "no", "empty", "noise"],
 )
 def test_journals_with_row_groups_that_are_none(unfinished, group):
     *_, files, expected = unfinished

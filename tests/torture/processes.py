@@ -190,7 +190,7 @@ def call_verb(arguments: list[str]) -> tuple[int, dict[str, Any]]:
 
     try:
         status = main([*arguments, "--debug"], standalone_mode=False, prog_name="embridge")
-    except BaseException as e:  # noqa: BLE001 (whatever it is)
+    except BaseException as e:
         said = {"kind": type(e).__name__, "known": isinstance(e, EmbridgeError), "message": str(e)[:2000]}
         return 1, said | {"trace": traceback.format_exc()[-4000:]}
     return int(status or 0), {}

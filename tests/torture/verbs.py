@@ -49,7 +49,9 @@ def _model() -> str:
     return str(importlib.import_module(ENCODER).get_model_path())
 
 
-_FIT = "fit IN/old.parquet IN/new.parquet -o out/m.safetensors --reverse-output out/r.safetensors --moments out/a.moments.safetensors"
+_FIT = (
+    "fit IN/old.parquet IN/new.parquet -o out/m.safetensors --reverse-output out/r.safetensors --moments out/a.moments.safetensors"
+)
 CASES = (
     Case("fit", f"{_FIT} --method ridge --alpha 0.1", f"{_FIT} --method ridge --alpha 2.0"),
     Case("fit-kernel", "fit IN/old.parquet IN/new.parquet -o out/m.safetensors --method kernel --landmarks 40"),
@@ -63,18 +65,20 @@ CASES = (
     Case("encode", "encode IN/texts.parquet --model MODEL -o out/o.parquet --device cpu",
          "encode IN/texts-2.parquet --model MODEL -o out/o.parquet --device cpu", again="--overwrite"),
     Case("index", "index IN/small.parquet out/i.faiss --factory Flat", "index IN/old-l2.parquet out/i.faiss --factory HNSW8"),
-    Case("index-numbers", "index IN/numbers.parquet out/i.faiss --factory HNSW8", "index IN/small.parquet out/i.faiss --factory Flat"),
+    Case("index-numbers", "index IN/numbers.parquet out/i.faiss --factory HNSW8",
+         "index IN/small.parquet out/i.faiss --factory Flat"),
     Case("migrate", "migrate IN/small.faiss IN/rotation.safetensors out/i.faiss --mode rebuild",
          "migrate IN/small.faiss IN/rotation.safetensors out/i.faiss --mode wrap"),
     Case("migrate-wrap", "migrate IN/small.faiss IN/rotation.safetensors out/i.faiss --mode wrap"),
     Case("merge", "merge IN/native.parquet IN/translated.parquet -o out/o.parquet --queries IN/queries-new.parquet",
          "merge IN/native.parquet IN/translated.parquet -o out/o.parquet --dtype float16"),
     Case("decode", "decode IN/small.parquet --decoder IN/head.safetensors --via IN/map.safetensors -o out/o.parquet",
-         "decode IN/holes.parquet --decoder IN/model.skops --via IN/map.safetensors -o out/o.parquet".replace("holes", "numbers")),
+         "decode IN/numbers.parquet --decoder IN/model.skops --via IN/map.safetensors -o out/o.parquet"),
     Case("decode-skops", "decode IN/small.parquet --decoder IN/model.skops --via IN/map.safetensors -o out/o.parquet"),
     Case("register", "decoder register out/bare-model.skops --space new", "decoder register out/bare-model.skops --space other:dot",
          copies=("bare-model.skops",)),
-    Case("sample", "anchors sample IN/old.parquet -n 50 -o out/o.parquet", "anchors sample IN/old.parquet -n 50 --seed 1 -o out/o.parquet"),
+    Case("sample", "anchors sample IN/old.parquet -n 50 -o out/o.parquet",
+         "anchors sample IN/old.parquet -n 50 --seed 1 -o out/o.parquet"),
     Case("evaluate", "evaluate IN/map.safetensors IN/old.parquet IN/new.parquet --per-query out/o.parquet",
          "evaluate IN/map-2.safetensors IN/old.parquet IN/new.parquet --per-query out/o.parquet"),
     Case("plan", "plan IN/old.parquet IN/new.parquet --report out/o.html --rows-to-re-encode out/n.parquet --max-queries 40",
