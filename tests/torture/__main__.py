@@ -15,7 +15,7 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.pop("EMBRIDGE_CATALOG", None)
 
 COUNTS = {"kills": 500, "mutations": 20_000, "races": 120, "disks": 300}
-SAMPLE = {"kills": 12, "mutations": 300, "races": 8, "disks": 8}  # in about a minute, for `make check`
+SAMPLE = {"kills": 10, "mutations": 200, "races": 6, "disks": 6}  # in about a minute, for `make check`
 SLOW = ("encode", "fit-kernel", "plan", "parts")  # cases and formats that a sample leaves out
 
 
@@ -62,7 +62,7 @@ def _all(kinds: list[str], options: argparse.Namespace, base: Path) -> int:
     only = options.only or quick
     failures = 0
     for kind in kinds:
-        report = Report(kind, options.verbose)
+        report = Report(kind, "--sample" if options.sample else " ".join(f"--only {name}" for name in only), options.verbose)
         count = options.count if options.count is not None else (SAMPLE if options.sample else COUNTS)[kind]
         seeds = [options.seed] if options.seed is not None else range(options.first, options.first + count)
         torture = importlib.import_module(f"tests.torture.{kind}").torture

@@ -48,9 +48,7 @@ _AT_FDCWD = -100
 def why_not() -> str | None:
     """Why processes cannot be held at a gate on this machine, or None."""
     if platform.system() != "Linux" or platform.machine() not in _NUMBERS:
-        return (
-            f"seccomp listeners are used on Linux on x86_64 and aarch64 only; this is {platform.system()} on {platform.machine()}"
-        )
+        return f"seccomp listeners are used on Linux, x86_64 or aarch64; this is {platform.system()} on {platform.machine()}"
     child = os.fork()
     if child == 0:
         try:

@@ -89,10 +89,9 @@ def torture(torturer: Torturer, report: Report, *, seeds: Sequence[int], only: S
     """Kills of many seeds."""
     cases = [case for case in CASES if not only or case.name in only]
     for seed in seeds:
-        chosen = f"--seed {seed}" + "".join(f" --only {name}" for name in only)
         try:
             planned = plan(seed, torturer, cases)
             report.note(f"{seed}: {planned.case.name}{' replacing' * planned.replacing} at {planned.points}")
             kill(torturer, planned, report)
         except BrokenLawError as e:
-            report.fail(chosen, e.fact, f"{cases[seed % len(cases)].name} {str(e).removesuffix(e.fact).rstrip(': ')}")
+            report.fail(seed, e.fact, f"{cases[seed % len(cases)].name} {str(e).removesuffix(e.fact).rstrip(': ')}")

@@ -1,4 +1,4 @@
-"""Files of every format are damaged, by the thousand, and read in forked processes: each is read, or refused by an EmbridgeError."""
+"""Files of every format are damaged and read in forked processes: each is read, or refused by an EmbridgeError."""
 
 from __future__ import annotations
 
@@ -94,7 +94,7 @@ def try_one(seed: int, kind: Any, samples: Sequence[Any], place: Path, inputs: P
         found = kind.read(first, inputs)
     except EmbridgeError:
         return Outcome(seed, "refused")
-    except BaseException as e:
+    except BaseException as e:  # whatever comes out of it is what is looked for
         ours = [f for f in traceback.extract_tb(e.__traceback__) if f"{os.sep}embridge{os.sep}" in f.filename]
         at = f"{Path(ours[-1].filename).stem}.{ours[-1].name}" if ours else "?"
         if os.environ.get("TORTURE_STDERR"):
@@ -178,6 +178,6 @@ def torture(torturer: Torturer, report: Report, *, seeds: Sequence[int], only: S
             report.counts["mutations"] += 1
             report.counts[outcome.verdict if outcome.verdict in ("read", "refused") else "wrong"] += 1
             if outcome.what:
-                report.fail(f"--only {kind.name} --seed {outcome.seed}", outcome.what, f"{kind.name}, {outcome.how}")
+                report.fail(outcome.seed, outcome.what, f"{kind.name}, {outcome.how}", chosen=f"--only {kind.name}")
         report.note(f"{kind.name}: {found} in {time.monotonic() - begun:.0f} s")
     torturer.check_inputs()

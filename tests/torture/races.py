@@ -160,5 +160,4 @@ def torture(torturer: Torturer, report: Report, *, seeds: Sequence[int], only: S
         try:
             race(torturer, planned, report)
         except BrokenLawError as e:
-            again = f"--seed {seed}" + "".join(f" --only {name}" for name in only)
-            report.fail(again, e.fact, f"{planned.case.name} {str(e).removesuffix(e.fact).rstrip(': ')}")
+            report.fail(seed, e.fact, f"{planned.case.name} {str(e).removesuffix(e.fact).rstrip(': ')}")

@@ -28,6 +28,8 @@ class Report:
     ----------
     kind : str
         ``kills``, ``mutations``, ``races`` or ``disks``: the word of the command line.
+    chosen : str
+        Options that a seed depends on, ``--only ...`` or ``--sample``.
     counts : Counter
         How many of what was done.
     failures : dict
@@ -35,13 +37,15 @@ class Report:
     """
 
     kind: str
+    chosen: str = ""
     verbose: bool = False
     counts: collections.Counter[str] = dataclasses.field(default_factory=collections.Counter)
     failures: dict[str, list[tuple[str, str]]] = dataclasses.field(default_factory=dict)
     started: float = dataclasses.field(default_factory=time.monotonic)
 
-    def fail(self, again: str, fact: str, where: str) -> None:
-        """Keep a failure, and print it unless enough of its class were; `again` are the arguments that show it again."""
+    def fail(self, seed: int, fact: str, where: str, *, chosen: str = "") -> None:
+        """Keep a failure, and print it with what shows it again, unless enough of its class were."""
+        again = f"{chosen or self.chosen} --seed {seed}".strip()
         same = self.failures.setdefault(class_of(fact), [])
         same.append((again, f"{where}: {fact}"))
         if len(same) <= SHOWN or self.verbose:

@@ -16,28 +16,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 OLD_DIM, NEW_DIM, ROWS, SHARED = 12, 16, 1300, 1200
-WORDS = [
-    "bridge",
-    "river",
-    "stone",
-    "arch",
-    "rope",
-    "iron",
-    "steel",
-    "cable",
-    "truss",
-    "span",
-    "pier",
-    "deck",
-    "toll",
-    "ferry",
-    "ford",
-    "canal",
-    "lock",
-    "weir",
-    "dam",
-    "bank",
-]
+WORDS = ["bridge", "river", "stone", "arch", "rope", "iron", "steel", "cable", "truss", "span"]
+WORDS += ["pier", "deck", "toll", "ferry", "ford", "canal", "lock", "weir", "dam", "bank"]
 Verb = Callable[[list[str]], object]
 
 
