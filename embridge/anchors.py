@@ -256,8 +256,10 @@ def sample_rows(
     Raises
     ------
     ParameterError
-        n is out of range, or no such strategy.
+        n or the seed is out of range, or no such strategy.
     """
+    if seed < 0:
+        raise ParameterError.must_be("seed", "at least 0", seed)
     if not 1 <= n <= len(collection):
         raise ParameterError.must_be("n", f"between 1 and {len(collection):,} (the rows of {collection.name})", n)
     if strategy not in ("uniform", "kmeans"):
@@ -276,7 +278,9 @@ def _nearest_to_centres(vectors: np.ndarray, n: int, metric: Metric, seed: int) 
     except ImportError as e:
         raise MissingDependencyError.of("FAISS", "Sampling by k-means", "cpu") from e
     rows = vectors if metric == Metric.L2 else unit(vectors)
-    kmeans = faiss.Kmeans(rows.shape[1], n, niter=10, seed=seed, spherical=metric != Metric.L2, min_points_per_centroid=1)
+    kmeans = faiss.Kmeans(
+        rows.shape[1], int(n), niter=10, seed=int(seed) % 2**31, spherical=metric != Metric.L2, min_points_per_centroid=1
+    )
     kmeans.train(rows)
     distances, centres = kmeans.assign(rows)
     if metric != Metric.L2:

@@ -1,8 +1,8 @@
-"""The one gate by which vectors enter: shape, kind and values."""
+"""All vectors are validated here: shape, kind and values."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -10,6 +10,7 @@ import numpy as np
 from embridge.errors import BadVectorsError, SpaceMismatchError
 
 FLOATS = (np.float16, np.float32, np.float64)
+UNIT_TOLERANCE = 1e-3  # float16 keeps the length of a unit vector to about 5e-4
 
 
 def as_vectors(values: Any, dim: int | None = None, what: str = "vectors") -> np.ndarray:
@@ -31,8 +32,9 @@ def as_vectors(values: Any, dim: int | None = None, what: str = "vectors") -> np
         Of another width.
     """
     try:
-        array = np.asarray(values)
-    except ValueError as e:
+        # A masked value is not there, so it is none to calculate with.
+        array = values.filled(np.nan) if isinstance(values, np.ma.MaskedArray) else np.asarray(values)
+    except Exception as e:  # ragged lists, tensors of other devices or kinds: each library has its own errors
         raise BadVectorsError(f"{what} must be vectors of shape (n, dim): {e}") from None
     if array.ndim != 2:
         raise BadVectorsError.shape(what, array.shape)
@@ -42,6 +44,8 @@ def as_vectors(values: Any, dim: int | None = None, what: str = "vectors") -> np
         array = array.astype(np.float32)
     if not array.dtype.isnative:
         array = array.astype(array.dtype.newbyteorder("="))
+    if any(stride < 0 or stride % array.itemsize for stride in array.strides):
+        array = np.ascontiguousarray(array)  # torch takes neither reversed rows nor fields of records
     if dim is not None and array.shape[1] != dim:
         raise SpaceMismatchError.width(what, dim, array.shape[1])
     return array
@@ -67,21 +71,57 @@ def bad_rows(vectors: np.ndarray, *, zero_is_bad: bool) -> tuple[np.ndarray, np.
     return not_finite, zero
 
 
-def check_rows(vectors: np.ndarray, ids: Sequence[Any], where: str, *, zero_is_bad: bool, otherwise: str = "") -> None:
-    """Refuse rows that no metric can rank.
+def not_unit(vectors: np.ndarray, *, zero_is_bad: bool) -> np.ndarray:
+    """Positions of rows whose length is not 1 within `UNIT_TOLERANCE`.
+
+    Rows that `bad_rows` reports (NaN, infinite, zero where `zero_is_bad`) are not among them.
+    """
+    lengths = norms(vectors)
+    with np.errstate(invalid="ignore"):
+        other = np.flatnonzero(~(np.abs(lengths - 1) < UNIT_TOLERANCE))
+    if not other.size:
+        return other
+    return np.delete(other, np.flatnonzero(np.isin(other, np.concatenate(bad_rows(vectors, zero_is_bad=zero_is_bad)))))
+
+
+def all_unit(parts: Iterable[np.ndarray], *, zero_is_bad: bool) -> bool:
+    """True where every usable row has unit length, and there is one; the first part with another row ends the reading.
+
+    Parameters
+    ----------
+    parts : iterable of ndarray of shape (n, dim)
+        All rows, part by part. What `bad_rows` reports does not count.
+    zero_is_bad : bool
+        A zero row is no row (cosine); else it is one of another length.
+    """
+    usable = 0
+    for vectors in parts:
+        if not_unit(vectors, zero_is_bad=zero_is_bad).size:
+            return False
+        usable += len(vectors) - sum(map(len, bad_rows(vectors, zero_is_bad=zero_is_bad)))
+    return usable > 0
+
+
+def check_rows(
+    vectors: np.ndarray, ids: Sequence[Any], where: str, *, zero_is_bad: bool, unit_length: bool = False, otherwise: str = ""
+) -> None:
+    """Refuse rows that no metric can rank, and (where `unit_length`) rows that do not have the length that their space states.
 
     `otherwise` says what else NaN can stand for, where rows were read leniently.
 
     Raises
     ------
     BadVectorsError
-        Names the ids of rows with NaN or infinite values, or of zero vectors where `zero_is_bad` (cosine).
+        Names the ids of rows with NaN or infinite values, of zero vectors where `zero_is_bad` (cosine), or of rows whose length
+        is not 1 where `unit_length`.
     """
     not_finite, zero = bad_rows(vectors, zero_is_bad=zero_is_bad)
     if not_finite.size:
         raise BadVectorsError.rows(where, f"NaN or infinite values{otherwise}", [ids[i] for i in not_finite])
     if zero.size:
         raise BadVectorsError.rows(where, "a zero vector, which has no direction under cosine", [ids[i] for i in zero])
+    if unit_length and (other := not_unit(vectors, zero_is_bad=zero_is_bad)).size:
+        raise BadVectorsError.lengths(where, norms(vectors[other]), [ids[i] for i in other])
 
 
 def norms(vectors: np.ndarray) -> np.ndarray:

@@ -15,40 +15,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from embridge.neighbours import top_k
-from embridge.types import Metric
+from embridge.neighbors import Nearest
 
 HITS = 100  # places that pairs must hold before an offset is taken from them: a standard error of about a tenth
-
-
-class Nearest:
-    """The best rows of each query so far, over any number of blocks of rows.
-
-    Attributes
-    ----------
-    scores : ndarray of shape (n_queries, k), best first, minus infinity where there are fewer
-    rows : ndarray of int64, same shape
-    """
-
-    def __init__(self, queries: np.ndarray, k: int, metric: Metric, device: str = "cpu") -> None:
-        self._queries, self._k, self._metric, self._device = queries, k, metric, device
-        self.scores = np.full((len(queries), k), -np.inf, np.float32)
-        self.rows = np.full((len(queries), k), -1, np.int64)
-
-    def offer(self, vectors: np.ndarray, rows: np.ndarray) -> None:
-        """Look at a block of rows, which are called `rows`."""
-        if not len(vectors) or not len(self._queries):
-            return
-        hits = top_k(self._queries, vectors, min(self._k, len(vectors)), self._metric, device=self._device)
-        self._keep(np.hstack([self.scores, hits.scores]), np.hstack([self.rows, rows[hits.ids]]))
-
-    def without(self, own: np.ndarray) -> None:
-        """Leave the row `own[i]` out of what query i found."""
-        self._keep(np.where(self.rows == own[:, None], -np.inf, self.scores), self.rows)
-
-    def _keep(self, scores: np.ndarray, rows: np.ndarray) -> None:
-        order = np.argsort(-scores, axis=1, kind="stable")[:, : self._k]
-        self.scores, self.rows = np.take_along_axis(scores, order, 1), np.take_along_axis(rows, order, 1)
 
 
 @dataclass(frozen=True)

@@ -116,6 +116,14 @@ class BadVectorsError(EmbridgeError, ValueError):
         return cls(f"{where} has {_rows(len(ids))} with {reason}: ids {_some(ids)}. Hint: remove or re-encode them.")
 
     @classmethod
+    def lengths(cls, where: str, lengths: Any, ids: Sequence[Any]) -> BadVectorsError:
+        return cls(
+            f"The space of {where} says that every vector has unit length (normalized), but {_rows(len(ids))} of one batch have "
+            f"lengths from {min(lengths):.4g} to {max(lengths):.4g}: ids {_some(ids)}. Hint: scale them to unit length, or "
+            "correct what says so: the metadata 'embridge.space' of the file, or the Space(normalized=True) given."
+        )
+
+    @classmethod
     def none_left(cls, where: str, count: int) -> BadVectorsError:
         return cls(f"{where} has {_rows(count)}, and none of them can be translated.")
 
@@ -226,6 +234,14 @@ class UnreadableFileError(EmbridgeError, OSError):
         return cls(f"{path!r} was altered: its content does not match its fingerprint.")
 
 
+class ChangedSourceError(EmbridgeError, RuntimeError):
+    """An input changed while it was read."""
+
+    @classmethod
+    def of(cls, where: str, how: str) -> ChangedSourceError:
+        return cls(f"{where} changed while it was read: {how}. Hint: run again when nothing writes there any more.")
+
+
 class OutputExistsError(EmbridgeError, FileExistsError):
     """The output is there already."""
 
@@ -274,6 +290,14 @@ class InterruptedOutputError(EmbridgeError, FileExistsError):
     @classmethod
     def busy(cls, path: str) -> InterruptedOutputError:
         return cls(f"Another process is writing {path!r}. Hint: wait for it, or give another output.")
+
+    @classmethod
+    def altered(cls, path: str, fault: str) -> InterruptedOutputError:
+        return cls(f"{path!r} was altered since it was written: {fault}. Hint: --overwrite (overwrite=True) starts anew.")
+
+    @classmethod
+    def not_ours(cls, path: str) -> InterruptedOutputError:
+        return cls(f"{path!r} is not what an unfinished run of embridge leaves, so it is not touched. Hint: move it away.")
 
 
 class OutputError(EmbridgeError, OSError):
@@ -558,41 +582,3 @@ class CatalogError(EmbridgeError, RuntimeError):
             f"The catalog {path!r} is held by another process ({holder}); waited {seconds:.0f} s. "
             "Hint: end it, or use --no-catalog or another --catalog."
         )
-
-    @classmethod
-    def newer(cls, path: str, found: int, known: int) -> CatalogError:
-        return cls(
-            f"The catalog {path!r} is at migration {found}, but this embridge knows only {known}. Hint: upgrade embridge, "
-            "or use another --catalog."
-        )
-
-    @classmethod
-    def behind(cls, path: str, found: int, known: int) -> CatalogError:
-        return cls(
-            f"The catalog {path!r} is at migration {found}, but this embridge needs {known}. "
-            "Hint: run `embridge catalog migrate` (keep a copy of the file first)."
-        )
-
-    @classmethod
-    def foreign(cls, path: str, reason: Any) -> CatalogError:
-        return cls(f"{path!r} is not an embridge catalog: {str(reason).splitlines()[0]}")
-
-    @classmethod
-    def edited(cls, name: str) -> CatalogError:
-        return cls(f"Migration {name!r} differs from the one that was applied to this catalog. Migrations are never edited.")
-
-    @classmethod
-    def migration_failed(cls, name: str, reason: Any) -> CatalogError:
-        return cls(f"Migration {name!r} failed and was rolled back: {str(reason).splitlines()[0]}")
-
-    @classmethod
-    def sql(cls, reason: Any) -> CatalogError:
-        return cls(f"The query failed: {str(reason).strip()}")
-
-    @classmethod
-    def missing(cls, path: str) -> CatalogError:
-        return cls(f"There is no catalog at {path!r}. Hint: any verb makes one, or `embridge catalog migrate`.")
-
-    @classmethod
-    def nothing_called(cls, name: str) -> CatalogError:
-        return cls(f"The catalog knows no path or fingerprint that starts with {name!r}. Hint: `embridge catalog list`.")

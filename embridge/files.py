@@ -64,22 +64,19 @@ def open_exclusively(path: str | os.PathLike[str]) -> int:
 def whole_or_absent(path: str | os.PathLike[str]) -> Iterator[Path]:
     """Give a temporary name beside `path`; on leaving, flush it to the disk and rename it, or remove it after an error.
 
-    The temporary file is made here, exclusively, and locked while it is in use: one that is not locked was left by a process
-    that was killed, and is removed by the next writer of `path`.
+    The temporary file is created exclusively and stays locked while it is in use. Files that killed processes left are removed
+    by the next writer of `path`.
 
     Raises
     ------
     DiskFullError, OutputError
-        Whatever keeps the file from being written, whichever library says so (see `writing`).
+        Whatever keeps the file from being written, whichever library reports it (see `writing`).
     """
     target = Path(path)
     with writing(target):
-        for dead in target.parent.glob(f".{glob.escape(target.name)}.*-*.tmp"):
-            _remove_dead(dead)
-        temporary = target.with_name(f".{target.name}.{os.getpid()}-{secrets.token_hex(4)}.tmp")
-        descriptor = open_exclusively(temporary)
+        remove_dead(target)
+        temporary, descriptor = _temporary(target)
         try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX)
             yield temporary
             if not os.stat(temporary).st_size:
                 raise OutputError(f"{os.fspath(path)!r} is not written: its writer wrote nothing.")
@@ -92,17 +89,41 @@ def whole_or_absent(path: str | os.PathLike[str]) -> Iterator[Path]:
             os.close(descriptor)
 
 
-def _remove_dead(path: Path) -> None:
-    """Remove a temporary file whose process is gone: it holds no lock, and its number is not that of a living process."""
-    with contextlib.suppress(OSError, ValueError):
-        if _is_alive(int(path.name.rsplit(".", 2)[1].partition("-")[0])):
-            return  # it may be about to take its lock
-        descriptor = os.open(path, os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC)
+def _temporary(target: Path) -> tuple[Path, int]:
+    """A new file beside `target` that carries the mark of this process, and a descriptor that holds its lock."""
+    while True:
+        mark = f"{os.getpid()}-{_started(os.getpid())}-{secrets.token_hex(4)}"
+        temporary = target.with_name(f".{target.name}.{mark}.tmp")
+        descriptor = open_exclusively(temporary)
         try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            path.unlink(missing_ok=True)
-        finally:
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+            if os.path.samestat(os.stat(temporary, follow_symlinks=False), os.fstat(descriptor)):
+                return temporary, descriptor
+        except FileNotFoundError:  # removed between its creation and its lock, as if it were dead
+            pass
+        except BaseException:
+            temporary.unlink(missing_ok=True)
             os.close(descriptor)
+            raise
+        os.close(descriptor)
+
+
+def remove_dead(target: Path) -> None:
+    """Remove the temporary files of `target` whose process is gone.
+
+    A library may replace the locked file by one of its own, so a living process with the right mark counts as well as a lock.
+    """
+    for path in target.parent.glob(f".{glob.escape(target.name)}.*-*.tmp"):
+        with contextlib.suppress(OSError, ValueError):
+            process, *rest = path.name[len(target.name) + 2 : -len(".tmp")].split("-")
+            if _is_alive(int(process)) and (len(rest) < 2 or rest[0] == _started(int(process))):
+                continue
+            descriptor = os.open(path, os.O_RDWR | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                path.unlink(missing_ok=True)
+            finally:
+                os.close(descriptor)
 
 
 def _is_alive(process: int) -> bool:
@@ -113,6 +134,15 @@ def _is_alive(process: int) -> bool:
     except PermissionError:
         pass
     return True
+
+
+def _started(process: int) -> str:
+    """When a process started, in ticks since the system did: numbers of processes are used again. "0" where it is not known."""
+    try:
+        with open(f"/proc/{process}/stat", "rb") as file:
+            return file.read().rpartition(b")")[2].split()[19].decode()
+    except (OSError, IndexError):
+        return "0"
 
 
 @contextlib.contextmanager

@@ -1,4 +1,4 @@
-"""What is asked of ids alone, at any size: which are shared, which are repeated, and a hash that never changes.
+"""What is computed of ids alone, at any size: which are shared, which are repeated, and a hash that never changes.
 
 Ids stream into DuckDB, which joins and groups out of core; vectors are never touched here.
 """
@@ -14,7 +14,7 @@ from typing import Any
 import duckdb
 import numpy as np
 
-from embridge.errors import BadIdsError, EmbridgeError
+from embridge.errors import BadIdsError, CollectionError, EmbridgeError, ParameterError
 from embridge.stores.collection import Collection
 
 _MEMORY = "256MB"  # beyond this DuckDB spills to the temporary folder
@@ -40,10 +40,11 @@ def _database(**collections: Collection) -> Iterator[duckdb.DuckDBPyConnection]:
                 connection.register(name, _noting(collection.id_reader(), failures))
             try:
                 yield connection
-            except duckdb.Error:
+            except duckdb.Error as e:
                 if failures:
                     raise failures[0] from None
-                raise
+                names = " and ".join(collection.name for collection in collections.values())
+                raise CollectionError(f"The ids of {names} cannot be compared: {str(e).splitlines()[0]}") from e
 
 
 def _noting(reader: Any, failures: list[EmbridgeError]) -> Any:
@@ -125,11 +126,21 @@ def hash_ids(ids: np.ndarray, purpose: str = "", seed: int = 0) -> np.ndarray:
     purpose : str
         Hashes of different purposes are independent of each other (at most 16 bytes).
     seed : int
+        At most 64 characters long.
 
     Returns
     -------
     ndarray of uint64, shape (n,)
+
+    Raises
+    ------
+    ParameterError
+        `seed` is longer.
     """
+    if len(str(seed)) > hashlib.blake2b.MAX_KEY_SIZE:
+        raise ParameterError.must_be(
+            "seed", f"an integer of at most {hashlib.blake2b.MAX_KEY_SIZE} digits", f"{len(str(seed))} digits"
+        )
     start = hashlib.blake2b(digest_size=8, person=purpose.encode(), key=str(seed).encode())
     out = bytearray()
     for i in ids.tolist():

@@ -11,13 +11,16 @@ import numpy as np
 
 from embridge.anchors import ids_at
 from embridge.arrays import unit
-from embridge.calibration import HITS, Found, Nearest
-from embridge.errors import CollectionError, ParameterError, SpaceMismatchError
+from embridge.calibration import HITS, Found
+from embridge.errors import CollectionError, OutputError, ParameterError, SpaceMismatchError
 from embridge.feature_maps import Map
-from embridge.files import check_output, fingerprint
+from embridge.files import fingerprint
 from embridge.ids import check_unique, hash_ids, match_rows
+from embridge.neighbors import Nearest
+from embridge.outputs import Output, claim
 from embridge.records import Merge
-from embridge.stores.collection import Collection
+from embridge.stores import source_paths
+from embridge.stores.collection import Collection, check_content
 from embridge.stores.mixture import MixedRows, translated_rows
 from embridge.stores.writer import write_collection
 from embridge.types import Metric, Mixture, Space
@@ -83,35 +86,43 @@ def merge(
         An id occurs twice on one side, or ids are of different types.
     CollectionError
         Columns of one name and different types, a column ``provenance`` that no merge wrote, or a native side that was converted.
-    BadVectorsError, OutputExistsError, ParameterError
+    ChangedSourceError
+        A side or the queries changed while they were read.
+    BadVectorsError, OutputExistsError, InterruptedOutputError, ParameterError
         Nothing is written.
     """
     started = time.perf_counter()
     for name, value in (("k", k), ("max_queries", max_queries)):
         if value < 1:
             raise ParameterError.must_be(name, "at least 1", value)
-    inputs = tuple(side.path for side in (native, translated, queries) if side is not None)
-    target = check_output(path, overwrite=overwrite, inputs=inputs)
-    space = _one_space(native, translated, queries, translation)
-    check_unique(native)
-    check_unique(translated)
-    sides = _Sides.of(native, translated, translation, has_queries=queries is not None)
-    rows = MixedRows(native, translated, sides.native_rows, sides.translated_rows, sides.is_translated, Mixture(0, k).column)
-    found, own = _ask(sides, queries, k, max_queries, seed, device)
-    measured = hash_ids(own, "measure", seed) % np.uint64(2) == 0
-    offset, reason = _offset(found.at(~measured), sides, queries)
-    mixture, exam = Mixture(offset, k), found.at(measured)
-    before, after = exam.places(0.0), exam.places(offset)
-    lineage = {"native": native.fingerprint(), "translated": translated.fingerprint()}
-    lineage |= {"map": translation.fingerprint} if translation else {}
-    options = {"columns": (native.id_column, native.vector_column), "lineage": lineage, "mixture": mixture, "dtype": dtype}
-    with write_collection(target, space, native.id_type, rows.payload_schema, **options) as writer:
-        done = 0
-        for batch in rows.batches():
-            writer.write(batch)
-            done += len(batch)
-            if progress is not None:
-                progress(done, len(rows))
+    with claim(Output(path), inputs=source_paths(native, translated, queries), overwrite=overwrite) as [target]:
+        space = _one_space(native, translated, queries, translation)
+        contents = [(side, side.fingerprint()) for side in (native, translated, queries) if side is not None]
+        check_unique(native)
+        check_unique(translated)
+        sides = _Sides.of(native, translated, translation, has_queries=queries is not None)
+        rows = MixedRows(native, translated, sides.native_rows, sides.translated_rows, sides.is_translated, Mixture(0, k).column)
+        found, own = _ask(sides, queries, k, max_queries, seed, device)
+        measured = hash_ids(own, "measure", seed) % np.uint64(2) == 0
+        offset, reason = _offset(found.at(~measured), sides, queries)
+        mixture, exam = Mixture(offset, k), found.at(measured)
+        before, after = exam.places(0.0), exam.places(offset)
+        lineage = {"native": contents[0][1], "translated": contents[1][1]}
+        lineage |= {"map": translation.fingerprint} if translation else {}
+        options = {"columns": (native.id_column, native.vector_column), "lineage": lineage, "mixture": mixture, "dtype": dtype}
+        options["metadata"] = translated.metadata | native.metadata
+        with write_collection(target, space, native.id_type, rows.payload_schema, **options) as writer:
+            done = 0
+            for batch in rows.batches():
+                writer.write(batch)
+                done += len(batch)
+                if progress is not None:
+                    progress(done, len(rows))
+            if done != len(rows):
+                raise OutputError(f"The sides gave {done:,} rows instead of {len(rows):,}; nothing is written.")
+            for side, content in contents:
+                check_content(side, content)
+        made = fingerprint(target)
     kept = int(sides.is_translated.sum()) - int(sides.is_translated[sides.translated_rows].sum())
     asked = len(exam) > 0
     return Merge(
@@ -133,7 +144,7 @@ def merge(
         seconds=time.perf_counter() - started,
         native_source=lineage["native"],
         translated_source=lineage["translated"],
-        fingerprint=fingerprint(target),
+        fingerprint=made,
     )
 
 
@@ -181,7 +192,9 @@ def _one_space(native: Collection, translated: Collection, queries: Collection |
         raise CollectionError.not_native(native.name, "it holds translated rows itself")
     if "map" in getattr(native, "lineage", {}):
         raise CollectionError.not_native(native.name, "it was converted with a map")
-    return replace(space, normalized=space.normalized and translated.space.normalized)
+    # What a quantized index gives back has about the length of what went in.
+    normalized = all(side.is_exact and side.space.normalized for side in (native, translated))
+    return replace(space, normalized=normalized)
 
 
 def _ask(sides: _Sides, queries: Collection | None, k: int, max_queries: int, seed: int, device: str) -> tuple[Found, np.ndarray]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import bisect
 import contextlib
 import fcntl
 import fnmatch
@@ -13,7 +14,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from embridge.errors import InterruptedOutputError, MissingFileError, OutputExistsError, ParameterError
-from embridge.files import open_exclusively, writing
+from embridge.files import open_exclusively, remove_dead, writing
+from embridge.folders import check_replaceable
 
 # Side files by kind of output: suffixes of the output's own name. Whatever writes another one names it here.
 FILE: tuple[str, ...] = ()
@@ -22,6 +24,7 @@ DECODER = (".json",)
 CONVERSION = (".bad.parquet", ".journal", ".partial", ".partial.bad", ".partial.old")
 ENCODING = (".parts",)
 _WORKING = (*CONVERSION[1:], *ENCODING)  # of an unfinished run, which resuming and overwriting judge by its journal
+_SIDECARS = (*INDEX, ".wal")  # of an input: an index's, and the log of a DuckDB file
 _TRIES = 50
 
 
@@ -83,12 +86,14 @@ def check_outputs(
     for output in outputs:
         _check_name(output)
     _check_apart(outputs)
-    found = [one for path in inputs if path is not None for one in _input_paths(os.fspath(path))]
-    patterns = [os.fspath(path) for path in inputs if path is not None and glob.has_magic(os.fspath(path))]
+    given = [os.fspath(path) for path in inputs if path is not None]
+    found = _Inputs.of(given)
+    patterns = [path for path in given if glob.has_magic(path) and not os.path.exists(path) and "://" not in path]
     for output in outputs:
         for touched in output.touched:
-            _check_input(touched, found)
-        if any(fnmatch.fnmatch(os.path.abspath(output.path), os.path.abspath(pattern)) for pattern in patterns):
+            found.check(touched)
+        names = os.path.realpath(output.path).split("/")
+        if any(_matches(os.path.realpath(pattern).split("/"), names, output.folder) for pattern in patterns):
             raise OutputExistsError(f"{str(output.path)!r} would become part of its own input. Hint: write it elsewhere.")
         _check_existing(output, overwrite=overwrite, resume=resume)
 
@@ -116,6 +121,8 @@ def claim(
     with contextlib.ExitStack() as stack:
         for target in sorted(output.target for output in outputs):
             stack.enter_context(_locked(target))
+        for path in {path for output in outputs for path in output.touched}:
+            remove_dead(path)
         check_outputs(*outputs, inputs=inputs, overwrite=overwrite, resume=resume)
         yield [output.target for output in outputs]
 
@@ -138,7 +145,10 @@ def _locked(target: Path) -> Iterator[None]:
 
 def _lock(path: Path, target: Path) -> int:
     for _ in range(_TRIES):
-        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o666)
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, 0o666)
+        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+            os.close(descriptor)
+            raise OutputExistsError(f"{str(path)!r} is not a regular file, and a lock is needed there. Hint: move it away.")
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
             if os.path.samestat(os.stat(path, follow_symlinks=False), os.fstat(descriptor)):
@@ -156,7 +166,7 @@ def _check_name(output: Output) -> None:
     path = os.fspath(output.path)
     if "://" in path:
         raise ParameterError(f"{path!r} is a remote location, and this output is a local file. Hint: give a local path.")
-    if "\0" in path or not output.target.name or output.target.name == "..":
+    if not _is_path(path) or not output.target.name or output.target.name == "..":
         raise ParameterError(f"An output needs a file name. Got {path!r} instead.")
     if not output.target.parent.is_dir():
         raise MissingFileError.at(str(output.target.parent))
@@ -173,23 +183,50 @@ def _check_apart(outputs: tuple[Output, ...]) -> None:
         seen.extend(own)
 
 
-def _check_input(touched: Path, inputs: list[str]) -> None:
-    real = os.path.realpath(touched)
-    for path in inputs:
-        other = os.path.realpath(path)
-        if real == other or (os.path.exists(real) and os.path.exists(other) and os.path.samefile(real, other)):
+@dataclass(frozen=True)
+class _Inputs:
+    """All paths that a verb reads, links resolved."""
+
+    names: dict[str, str]
+    files: dict[tuple[int, int], str]
+    in_order: list[str]
+
+    @classmethod
+    def of(cls, given: Iterable[str]) -> _Inputs:
+        found = {os.path.realpath(one): one for path in given for one in _input_paths(path)}
+        marks = {(s.st_dev, s.st_ino): one for path, one in found.items() if os.path.isfile(path) for s in [os.stat(path)]}
+        return cls(found, marks, sorted(found))
+
+    def check(self, touched: Path) -> None:
+        """Refuse a path that is an input, contains one or lies in one, or shares a file with one."""
+        real = os.path.realpath(touched)
+        if real in self.names:
             raise OutputExistsError.is_input(str(touched))
-        if _overlap(real, other):
-            raise OutputExistsError(
-                f"The output {str(touched)!r} and the input {path!r} lie one in the other. Hint: write it elsewhere."
-            )
-    if os.path.isdir(real):
-        files = {(s.st_dev, s.st_ino): path for path in inputs if os.path.isfile(path) for s in [os.stat(path)]}
-        for folder, _, names in os.walk(real):
-            for name in names:
-                found = os.stat(os.path.join(folder, name), follow_symlinks=False)
-                if (found.st_dev, found.st_ino) in files:
-                    raise OutputExistsError.is_input(os.path.join(folder, name))
+        below = bisect.bisect_left(self.in_order, real.rstrip("/") + "/")
+        inside = self.in_order[below : below + 1]
+        for other in (*(str(parent) for parent in Path(real).parents), *inside):
+            if other in self.names and _overlap(real, other):
+                raise OutputExistsError(
+                    f"The output {str(touched)!r} and the input {self.names[other]!r} lie one in the other. "
+                    "Hint: write it elsewhere."
+                )
+        inside = (os.path.join(folder, name) for folder, _, names in os.walk(real) for name in names)
+        for path in inside if os.path.isdir(real) else (real,):
+            with contextlib.suppress(FileNotFoundError, NotADirectoryError):
+                found = os.stat(path, follow_symlinks=False)
+                if (found.st_dev, found.st_ino) in self.files:
+                    raise OutputExistsError.is_input(path)
+
+
+def _matches(pattern: list[str], names: list[str], is_folder: bool) -> bool:
+    """True where a glob finds a path, or may find something in it, by their parts."""
+    if not names:
+        return is_folder or all(part == "**" for part in pattern)
+    if not pattern:
+        return False
+    if pattern[0] == "**":
+        return any(_matches(pattern[1:], names[i:], is_folder) for i in range(len(names) + 1))
+    return fnmatch.fnmatchcase(names[0], pattern[0]) and _matches(pattern[1:], names[1:], is_folder)
 
 
 def _overlap(one: str, other: str) -> bool:
@@ -197,16 +234,24 @@ def _overlap(one: str, other: str) -> bool:
     return one == other or one.startswith(other.rstrip("/") + "/") or other.startswith(one.rstrip("/") + "/")
 
 
+def _is_path(path: str) -> bool:
+    """True where the system can have a file of that name."""
+    try:
+        return b"\0" not in os.fsencode(path)
+    except UnicodeError:
+        return False
+
+
 def _input_paths(path: str) -> list[str]:
     """A local input as paths: itself, the files behind a glob or in a folder, and sidecars."""
-    if "://" in path and not path.startswith("file://"):
+    if not _is_path(path) or ("://" in path and not path.startswith("file://")):
         return []
     path = path.removeprefix("file://")
     if not os.path.exists(path) and glob.has_magic(path):
         return [one for match in glob.glob(path, recursive=True) for one in _input_paths(match)]
     if os.path.isdir(path):
         return [path, *(os.path.join(folder, name) for folder, _, names in os.walk(path) for name in names)]
-    return [path, *(path + suffix for suffix in INDEX if os.path.exists(path + suffix))]
+    return [path, *(path + suffix for suffix in _SIDECARS if os.path.exists(path + suffix))]
 
 
 def _check_existing(output: Output, *, overwrite: bool, resume: bool) -> None:
@@ -215,6 +260,8 @@ def _check_existing(output: Output, *, overwrite: bool, resume: bool) -> None:
         raise OutputExistsError.is_folder(str(output.path))
     if os.path.lexists(target) and not target.is_dir() and output.folder:
         raise OutputExistsError(f"{str(output.path)!r} is a file, and the output is a folder. Hint: give another name.")
+    if output.folder and overwrite and target.is_dir():
+        check_replaceable(target)
     for path in (target, *(target.with_name(target.name + suffix) for suffix in output.sides if suffix not in _WORKING)):
         if not os.path.lexists(path):
             continue

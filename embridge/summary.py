@@ -11,7 +11,6 @@ from embridge.arrays import bad_rows, norms
 from embridge.ids import count_repeated
 from embridge.records import Summary
 from embridge.stores.collection import Collection
-from embridge.types import Metric
 
 
 def summarise(collection: Collection, *, progress: Callable[[int, int], None] | None = None) -> Summary:
@@ -27,15 +26,13 @@ def summarise(collection: Collection, *, progress: Callable[[int, int], None] | 
     -------
     Summary
         Norms are over the rows that have one. A row is bad whose vector is missing, ragged, NaN or infinite, zero under cosine,
-        or which has no id.
+        not of unit length although the file or the caller says so, or which has no id.
     """
     bad, n, mean, square = 0, 0, 0.0, 0.0
     low, high = math.inf, -math.inf
     for batch in collection.batches(lenient=True):
-        not_finite, zero = bad_rows(batch.vectors, zero_is_bad=collection.space.metric == Metric.COSINE)
-        unusable = np.zeros(len(batch), bool)
-        unusable[not_finite] = True
-        lengths = norms(batch.vectors[~unusable]).astype(np.float64)
+        not_finite, _ = bad_rows(batch.vectors, zero_is_bad=False)
+        lengths = norms(np.delete(batch.vectors, not_finite, axis=0)).astype(np.float64)
         if len(lengths):
             # Chan's formula for a mean and a sum of squares, batch by batch
             delta, total = lengths.mean() - mean, n + len(lengths)
@@ -43,9 +40,7 @@ def summarise(collection: Collection, *, progress: Callable[[int, int], None] | 
             mean += delta * len(lengths) / total
             n = total
             low, high = min(low, float(lengths.min())), max(high, float(lengths.max()))
-        unusable[zero] = True
-        unusable |= batch.ids.is_null().to_numpy(zero_copy_only=False)
-        bad += int(unusable.sum())
+        bad += len(collection.unusable(batch))
         if progress is not None:
             progress(batch.start + len(batch), len(collection))
     values = (float(mean), math.sqrt(square / n), low, high) if n else (math.nan,) * 4

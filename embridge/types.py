@@ -48,7 +48,7 @@ class Space:
     normalized: bool = False
 
     def __post_init__(self) -> None:
-        if not self.name:
+        if not self.name or not isinstance(self.name, str) or not _is_text(self.name):
             raise ParameterError.must_be("Space.name", "a non-empty string", self.name)
         try:
             object.__setattr__(self, "dim", operator.index(self.dim))  # a NumPy integer is no JSON
@@ -72,13 +72,21 @@ class Space:
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> Space:
-        """The inverse of `to_dict`."""
-        return cls(str(values["name"]), int(values["dim"]), Metric(values["metric"]), bool(values["normalized"]))
+        """The inverse of `to_dict`. Values of another kind are a TypeError: a file that holds them was not written by embridge."""
+        for key, kind in (("name", str), ("dim", int), ("metric", str), ("normalized", bool)):
+            if type(values[key]) is not kind:
+                raise TypeError(f"{key} must be of type {kind.__name__}")
+        return cls(values["name"], values["dim"], Metric(values["metric"]), values["normalized"])
+
+
+def _is_text(value: str) -> bool:
+    """False for half a surrogate pair, which can be neither printed nor written."""
+    return value.isascii() or not any("\ud800" <= c <= "\udfff" for c in value)
 
 
 @dataclass(frozen=True)
 class DeclaredSpace:
-    """What a caller says of a stranger's file: a name, perhaps a metric; width and norms are read from the data."""
+    """What a caller says of a file without metadata: a name, perhaps a metric; width and norms are read from the data."""
 
     name: str
     metric: Metric | None = None
@@ -139,6 +147,16 @@ class Mixture:
     def __post_init__(self) -> None:
         if not math.isfinite(self.offset):
             raise ParameterError.must_be("Mixture.offset", "finite", self.offset)
+        if self.k < 1:
+            raise ParameterError.must_be("Mixture.k", "at least 1", self.k)
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> Mixture:
+        """The inverse of `dataclasses.asdict`; values of another kind are a TypeError."""
+        offset, k, column = values["offset"], values["k"], values["column"]
+        if type(offset) not in (int, float) or type(k) is not int or type(column) is not str:
+            raise TypeError("offset must be a number, k an integer, column a name")
+        return cls(float(offset), k, column)
 
 
 @dataclass(frozen=True, eq=False)

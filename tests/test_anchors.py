@@ -361,3 +361,12 @@ def test_unit_scales_rows_of_both_sides_and_says_so():
     assert found.target.normalized
     assert found.source.same_as(anchors.source)
     assert found.ids is anchors.ids
+
+
+@pytest.mark.parametrize("strategy", ["uniform", "kmeans"])
+def test_any_seed_that_is_not_negative_chooses_rows(clusters, strategy):
+    collection = clusters(Metric.COSINE)[0]
+    for seed in (0, np.int64(7), 2**31, 2**40):
+        assert len(sample_rows(collection, np.int64(10), strategy=strategy, seed=seed)) == 10
+    with pytest.raises(ParameterError, match=r"seed must be at least 0. Got -1 instead"):
+        sample_rows(collection, 10, strategy=strategy, seed=-1)

@@ -16,7 +16,7 @@ from embridge.errors import (
     UnreadableFileError,
 )
 from embridge.stores import MemoryCollection, ParquetCollection, open_collection
-from embridge.stores.parquet import find_files
+from embridge.stores.locations import find_files
 from embridge.types import Space
 
 ROWS, DIM = 20, 4
@@ -46,7 +46,7 @@ BAD_VECTORS = {
         BadVectorsError,
         "has 1 row without a vector",
     ),
-    "no vector at all": (listed([None, [], None]), BadVectorsError, "begins with 3 rows without a vector"),
+    "no vector at all": (listed([None, [], None]), BadVectorsError, "has 3 rows, all without a vector"),
     "null value": (listed([[1, 2], [1, None], [1, 2]]), BadVectorsError, "has null values within vectors, between rows 0 and 3"),
     "null float16 value": (
         listed([[1, 2], [1, None], [1, 2]], pa.list_(pa.float16(), 2)),

@@ -8,7 +8,7 @@ import pytest
 from embridge.errors import TooFewAnchorsError
 from embridge.folds import Folds
 from embridge.maps import LinearMap
-from embridge.neighbours import overlap, top_k
+from embridge.neighbors import overlap, top_k
 from embridge.testing.translators import planted_anchors, textlike_anchors
 from embridge.translators import Bridge, Isometry, Ridge, fit
 from embridge.translators.bridge import ALPHAS, SHARES, _negated_errors, _overlaps

@@ -151,7 +151,7 @@ def test_evaluate_tells_every_strategy(story):
     assert [s["name"] for s in found["strategies"]] == [
         "keep-old",
         "translate-documents",
-        "translate-queries",
+        "project-queries-adjoint",
         "blend",
         "re-encode",
     ]
@@ -721,6 +721,25 @@ def test_a_real_process_ends_with_the_right_status(pair):
     assert "MissingFileError" in done.stderr
 
 
+def nearest_lemmas(query):
+    """Of the three rows nearest to a query of the new model, best first, by brute force."""
+    queries, new = (eb.open(eb.sample_path(name)) for name in ("mpnet.queries", "mpnet"))
+    ids, vectors = queries.read()
+    hits = eb.top_k(vectors[ids == query], new.read()[1], 3, Metric.COSINE)
+    lemmas = [text.split(", ")[0] for batch in new.batches(payload=True) for text in batch.payload["lemma"].to_pylist()]
+    return [lemmas[i] for i in hits.ids[0]]
+
+
+def test_demo_shows_four_strategies_side_by_side(tmp_path):
+    result = run("demo -o play", cwd=tmp_path)
+    assert result.exit_code == 0, result.output
+    lines = result.stdout.split("Best hits of 6 queries")[1].splitlines()
+    assert lines[2].split() == ["old", "translated", "blended", "native"]
+    rows = lines[3 : 3 + 18]
+    assert [bool(row[3:20].strip()) for row in rows] == [True, False, False] * 6  # best first, three ranks a query
+    assert "*" in "".join(rows)
+
+
 def test_demo_does_the_whole_job(tmp_path):
     result = run("demo -o play --json", cwd=tmp_path)
     assert result.exit_code == 0, result.output + repr(result.exception)
@@ -731,9 +750,14 @@ def test_demo_does_the_whole_job(tmp_path):
     by_name = {s["name"]: s for s in found["evaluation"]["strategies"]}
     assert by_name["re-encode"]["overlap"] == 1
     assert by_name["translate-documents"]["overlap"] > 0.4
+    strategies = ["keep-old", "translate-documents", "blend", "re-encode"]
     assert len(found["examples"]) == 6
+    for example in found["examples"]:
+        hits = {name: [hit["lemma"] for hit in example["hits"][name]] for name in strategies}
+        assert [len(lemmas) for lemmas in hits.values()] == [3, 3, 3, 3]
+        assert hits["re-encode"] == nearest_lemmas(example["query_id"])
     made = Catalog(tmp_path / "play" / "embridge.duckdb")
     assert made.sql("SELECT shared, anchors, held_out FROM anchor_set") == [{"shared": 3000, "anchors": 1000, "held_out": 2000}]
     runs = made.sql("SELECT verb FROM run ORDER BY id")
-    assert [row["verb"] for row in runs] == ["fit", "evaluate", "convert", "index"]
+    assert [row["verb"] for row in runs] == ["fit", "evaluate", "convert", "index", "index", "index"]
     assert told("catalog lineage play/old-in-new.faiss --catalog play/embridge.duckdb --json", cwd=tmp_path)[0]["depth"] == 1

@@ -582,7 +582,7 @@ def test_fit_calibrates_on_half_of_what_it_holds_out(tmp_path):
     assert found["rows"] == told["held_out"] - told["calibrated"]
     assert found["worst_tenth"] > 1
     code, out, _ = run("evaluate", tmp_path / "map.safetensors", old, new)
-    assert "confidence: the tenth of the rows foretold worst has" in out
+    assert "confidence: the 10 % of rows with the highest predicted error have" in out
 
 
 def test_fit_says_where_too_few_rows_are_held_out(tmp_path):

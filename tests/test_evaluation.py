@@ -5,8 +5,9 @@ import pytest
 
 import embridge as eb
 from embridge.errors import ParameterError, SpaceMismatchError, TooFewAnchorsError
-from embridge.evaluation import bootstrap_interval, labels_of_queries
-from embridge.records import Evaluation, Strategy
+from embridge.evaluation import bootstrap_interval
+from embridge.evaluation.metrics import labels_of_queries
+from embridge.records import Evaluation, StrategyScore
 from embridge.types import Metric, Space
 
 N, K = 120, 5
@@ -57,7 +58,7 @@ def by_hand(rows, asked, translation, k, metric, weight, *, self_excluded):
     }
     if metric != Metric.L2 or translation.isometry_scale is not None:
         back = (asked.y - b) @ coef / translation.isometry_scale**2 if metric == Metric.L2 else asked.y @ coef
-        plans["translate-queries"] = (back, rows.x)
+        plans["project-queries-adjoint"] = (back, rows.x)
         parts = (asked.x, back) if metric == Metric.L2 else (unit(asked.x), unit(back))  # under L2 lengths have a meaning
         plans["blend"] = ((1 - weight) * parts[0] + weight * parts[1], rows.x)
     if rows.x.shape[1] == rows.y.shape[1]:
@@ -99,7 +100,7 @@ def test_a_perfect_map_keeps_every_neighbour(planted, metric):
     Q = np.linalg.qr(W.T)[0]
     rows = anchors_of(ids, x, x @ Q.T, source, target)
     found = eb.evaluate(eb.LinearMap(Q, np.zeros(9), source, target), rows, k=K)
-    for name in ("translate-documents", "translate-queries", "keep-old", "re-encode"):
+    for name in ("translate-documents", "project-queries-adjoint", "keep-old", "re-encode"):
         assert found[name].overlap == 1, name
     assert found.mean_cosine == pytest.approx(1, abs=1e-6)
     assert found.relative_residual == pytest.approx(0, abs=1e-6)
@@ -188,18 +189,32 @@ def test_recall_and_reciprocal_rank_by_hand():
         assert s.mrr == pytest.approx((1 + 1 / 3 + 1 + 0) / 4)
 
 
-@pytest.mark.parametrize("qrels", [{}, {"q1": []}, {"q1": [-1]}])
-def test_judgements_that_concern_no_row_leave_recall_open(pair, asked, qrels):
+@pytest.mark.parametrize(
+    ("qrels", "message"),
+    [
+        ({}, "of 0 queries name no relevant document"),
+        ({"q1": [], "q2": {5: 0}}, "of 2 queries name no relevant document"),
+        ({"q1": [-1]}, "None of the 1 documents .* is among the 120 rows of the corpus. Ids are such as -1 in the judgements"),
+        ({"q1": ["5"], "q2": ["6"]}, "None of the 2 documents .* strings or integers"),
+        ({1: [5]}, "None of the 30 queries is among the 1 .* strings or as integers"),
+    ],
+)
+def test_judgements_that_concern_nothing_are_refused(pair, asked, qrels, message):
     rows, translation = pair()
+    with pytest.raises(ParameterError, match=message):
+        eb.evaluate(translation, rows, queries=asked, qrels=qrels, k=K)
+    with pytest.raises(ParameterError, match=message.replace("120", "60")):
+        eb.plan(rows, queries=asked, qrels=qrels, k=K, anchors=60)
+
+
+def test_judgements_that_concern_some_rows_are_counted(pair, asked):
+    rows, translation = pair()
+    ids = rows.ids.tolist()
+    qrels = {"q0": {ids[0]: 1, ids[1]: 2, "elsewhere": 1}, "q1": {ids[0]: 3, ids[5]: 0}, "q2": ["nowhere"], "other": [ids[3]]}
     found = eb.evaluate(translation, rows, queries=asked, qrels=qrels, k=K)
-    assert found.judged == 0
-    assert {(s.recall, s.mrr) for s in found.strategies} == {(None, None)}
-
-
-def test_judgements_of_other_queries_are_refused(pair, asked):
-    rows, translation = pair()
-    with pytest.raises(ParameterError, match="strings or as integers"):
-        eb.evaluate(translation, rows, queries=asked, qrels={1: [5]}, k=K)
+    assert found.to_dict()["qrels"] == {"queries": 4, "queries_found": 3, "documents": 4, "documents_found": 2}
+    assert found.judged == 2
+    assert "3 of 4 judged queries are among the queries, 2 of their 4 relevant documents are in the corpus" in str(found)
 
 
 def test_of_many_queries_a_sample_asks_that_the_seed_chooses(pair):
@@ -237,7 +252,7 @@ def test_no_translation_needs_equal_widths(pair, p, q, there):
     rows, translation = pair(p, q)
     names = [s.name for s in eb.evaluate(translation, rows, k=K).strategies]
     assert ("no-translation" in names) == there
-    order = ["keep-old", "no-translation", "translate-documents", "translate-queries", "blend", "re-encode"]
+    order = ["keep-old", "no-translation", "translate-documents", "project-queries-adjoint", "blend", "re-encode"]
     assert names == [n for n in order if n in names]
     assert len(names) == 5 + there
 
@@ -246,7 +261,7 @@ def test_under_l2_only_an_isometry_carries_queries_back(pair):
     rows, translation = pair(metric=Metric.L2)
     assert [s.name for s in eb.evaluate(translation, rows, k=K).strategies] == ["keep-old", "translate-documents", "re-encode"]
     rows, translation = pair(metric=Metric.L2, kind="isometry")
-    assert "translate-queries" in [s.name for s in eb.evaluate(translation, rows, k=K).strategies]
+    assert "project-queries-adjoint" in [s.name for s in eb.evaluate(translation, rows, k=K).strategies]
 
 
 def test_each_side_is_ranked_by_its_own_metric(planted):
@@ -323,7 +338,14 @@ def test_of_few_queries_an_interval_claims_little():
 
 def test_an_evaluation_prints_as_a_table_and_becomes_plain_values():
     found = Evaluation(
-        5, 10, 20, (Strategy("keep-old", 0.25, (0.2, 0.3), 0.5, 0.75), Strategy("re-encode", 1.0, (1.0, 1.0))), 0.9, 0.4, "f", 3
+        5,
+        10,
+        20,
+        (StrategyScore("keep-old", 0.25, (0.2, 0.3), 0.5, 0.75), StrategyScore("re-encode", 1.0, (1.0, 1.0))),
+        0.9,
+        0.4,
+        "f",
+        3,
     )
     lines = str(found).splitlines()
     assert lines[0].split() == ["strategy", "overlap@5", "95", "%", "interval", "recall@5", "MRR"]

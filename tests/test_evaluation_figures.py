@@ -14,8 +14,10 @@ from sklearn.metrics import ndcg_score
 import embridge as eb
 from embridge.cli.main import main
 from embridge.errors import ParameterError, SpaceMismatchError
-from embridge.evaluation import bootstrap_interval, bootstrap_intervals, candidate_depth, extrapolate, judge, judgements, ndcg
-from embridge.evaluation.intervals import resampled_means
+from embridge.evaluation import bootstrap_interval, bootstrap_intervals
+from embridge.evaluation.bootstrap import resampled_means
+from embridge.evaluation.corpus_size import extrapolate
+from embridge.evaluation.metrics import candidate_depth, ndcg, recall_and_mrr, relevance
 from embridge.stores.tables import read_graded_qrels, read_qrels, write_per_query
 from embridge.types import Metric, Space
 
@@ -67,19 +69,19 @@ def test_laws_of_ndcg():
 
 def test_grades_of_one_are_what_a_sequence_says():
     corpus, queries = np.array([5, 6, 7]), np.array([1, 2, 3])
-    plain = judgements(corpus, queries, {1: [6, 5, 6], 2: [9]})
-    graded = judgements(corpus, queries, {1: {6: 1, 5: 1.0, 7: 0}, 2: {9: 4}, 3: {5: -1, 6: None, 7: float("nan")}})
+    plain = relevance(corpus, queries, {1: [6, 5, 6], 2: [9]})
+    graded = relevance(corpus, queries, {1: {6: 1, 5: 1.0, 7: 0}, 2: {9: 4}, 3: {5: -1, 6: None, 7: float("nan")}})
     for mine, theirs in zip(plain, graded, strict=True):
         assert [m.tolist() for m in mine] == [t.tolist() for t in theirs]
     with pytest.raises(ParameterError, match="grades of query 1 must be finite"):
-        judgements(corpus, queries, {1: {5: np.inf}})
+        relevance(corpus, queries, {1: {5: np.inf}})
 
 
-def test_judge_is_its_definition():
+def test_recall_and_mrr_are_their_definitions():
     rng = np.random.default_rng(2)
     found = np.array([rng.permutation(30)[:8] for _ in range(40)])
     relevant = [np.sort(rng.permutation(30)[: rng.integers(0, 5)]) for _ in range(40)]
-    recalls, ranks = judge(found, relevant)
+    recalls, ranks = recall_and_mrr(found, relevant)
     places = [
         [n for n, i in enumerate(row.tolist(), 1) if i in set(want.tolist())] for row, want in zip(found, relevant, strict=True)
     ]
@@ -100,7 +102,7 @@ def test_columns_are_resampled_together_and_as_one_by_one():
 def test_resamples_come_in_blocks_that_change_nothing(monkeypatch):
     values = np.random.default_rng(3).random((101, 2))
     whole = resampled_means(values)
-    monkeypatch.setattr("embridge.evaluation.intervals._BLOCK", 1000)
+    monkeypatch.setattr("embridge.evaluation.bootstrap._BLOCK", 1000)
     assert resampled_means(values) == pytest.approx(whole)
 
 
@@ -216,7 +218,7 @@ def test_overlap_in_a_part_of_the_corpus_is_that_of_an_evaluation_on_it(data):
     for size in found.sizes:
         part = eb.evaluate(good, rows.at(order[: size.corpus]), queries=asked, k=5)
         assert size.overlap == pytest.approx(part[size.strategy].overlap, abs=5e-3)
-    assert {s.strategy for s in found.sizes} == {"keep-old", "translate-documents", "translate-queries", "blend"}
+    assert {s.strategy for s in found.sizes} == {"keep-old", "translate-documents", "project-queries-adjoint", "blend"}
     whole = {s.strategy: s for s in found.sizes if s.corpus == 400}
     for name, size in whole.items():
         assert (size.overlap, *size.overlap_ci) == pytest.approx((found[name].overlap, *found[name].overlap_ci))
@@ -286,7 +288,7 @@ def test_the_difference_to_another_map_is_paired_by_query(data):
     alone, other = (eb.evaluate(m, rows, queries=asked, qrels=qrels, k=5) for m in (good, worse))
     assert found.strategies == alone.strategies
     assert found.against == worse.fingerprint
-    assert {d.strategy for d in found.differences} == {"translate-documents", "translate-queries", "blend"}
+    assert {d.strategy for d in found.differences} == {"translate-documents", "project-queries-adjoint", "blend"}
     named = {"overlap": "overlap", "recall": "recall", "mrr": "reciprocal_rank", "ndcg": "ndcg"}
     assert len(found.differences) == 3 * len(named)
     for d in found.differences:
@@ -398,7 +400,7 @@ def test_the_command_line_tells_all_of_it(files):
     found = json.loads(done.stdout)
     assert set(found) == {
         "k", "queries", "corpus", "strategies", "mean_cosine", "relative_residual", "map", "judged", "confidence", "by_label",
-        "sizes", "against", "differences",
+        "sizes", "against", "differences", "weight", "reverse_map", "qrels", "own_rows",
     }  # fmt: skip
     assert found["corpus"] == 175
     assert {one["label"] for one in found["by_label"]} == {0, 1, 2}

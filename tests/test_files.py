@@ -168,7 +168,7 @@ def test_a_planted_temporary_link_is_not_followed(tmp_path, monkeypatch):
     monkeypatch.setattr(files.secrets, "token_hex", lambda n: "00" * n)
     victim = tmp_path / "victim"
     victim.write_text("mine")
-    (tmp_path / f".out.bin.{os.getpid()}-00000000.tmp").symlink_to(victim)
+    (tmp_path / f".out.bin.{os.getpid()}-{files._started(os.getpid())}-00000000.tmp").symlink_to(victim)
     with pytest.raises(OutputError), whole_or_absent(tmp_path / "out.bin") as temporary:
         temporary.write_text("redirected")
     assert victim.read_text() == "mine"
@@ -189,6 +189,16 @@ def test_what_a_killed_writer_left_is_removed_and_what_a_living_one_writes_is_no
         assert (tmp_path / "out.bin").read_text() == "other"
     assert (tmp_path / "out.bin").read_text() == "one"
     assert [p.name for p in tmp_path.iterdir()] == ["out.bin"]
+
+
+def test_a_process_number_that_is_used_again_does_not_keep_a_dead_file(tmp_path):
+    """In containers numbers are small, and the next process often has the same one."""
+    (tmp_path / f".out.bin.{os.getpid()}-1-00000000.tmp").write_text("half")
+    mine = tmp_path / f".out.bin.{os.getpid()}-{files._started(os.getpid())}-00000000.tmp"
+    mine.write_text("of this process, by a library that replaced the locked file")
+    with whole_or_absent(tmp_path / "out.bin") as temporary:
+        temporary.write_text("whole")
+    assert {p.name for p in tmp_path.iterdir()} == {"out.bin", mine.name}
 
 
 @pytest.mark.parametrize(

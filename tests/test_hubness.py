@@ -179,10 +179,12 @@ def test_an_evaluation_measures_it(planted, make_space):
         "keep-old",
         "translate-documents",
         "translate-documents+hubness",
-        "translate-queries",
+        "project-queries-adjoint",
+        "project-queries-adjoint+hubness",
         "blend",
         "blend+hubness",
         "re-encode",
+        "re-encode+hubness",
     ]
     truth = unit(y) @ unit(y).T
     scores = corrected(y, translation.apply(x), REFS_NEW, Metric.COSINE)

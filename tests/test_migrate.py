@@ -672,35 +672,17 @@ def test_gpu_answers_and_rebuilds_as_the_cpu_does(build, tmp_path):
     assert gpu.on_gpu(file.index) is file.index
 
 
-def test_brute_force_goes_to_the_gpu_where_there_is_one_and_k_allows(monkeypatch):
-    """Without a device: which of the two functions is asked, and with what."""
-    asked = []
-
-    def knn(resources, q, rows, k, metric):
-        asked.append((k, metric))
-        return faiss.knn(q, rows, k, metric=metric)
-
-    monkeypatch.setattr(gpu, "gpu_count", lambda: 1)
-    monkeypatch.setattr(faiss, "knn_gpu", knn, raising=False)
-    monkeypatch.setattr(faiss, "StandardGpuResources", lambda: None, raising=False)
-    scores, places = gpu.nearest(X[:5], X, 3, l2=True)
-    assert places[:, 0].tolist() == list(range(5))
-    assert (scores[:, 0] > scores[:, 1]).all()
-    gpu.nearest(X[:1], np.tile(X, (10, 1)), gpu.GPU_LIMIT + 1, l2=False)
-    assert asked == [(3, faiss.METRIC_L2)]
-
-
-@pytest.mark.parametrize("l2", [True, False])
-def test_brute_force_in_batches_is_brute_force(l2):
-    asked = queries(P)
-    whole, places = gpu.nearest(asked, X, K, l2=l2)
-    order, scores = best(asked, X, Metric.L2 if l2 else Metric.DOT)
-    assert np.sort(places, axis=1).tolist() == np.sort(order, axis=1).tolist()
-    np.testing.assert_allclose(-np.sort(-whole, axis=1), scores, rtol=1e-4, atol=1e-4)
-    floor = np.sort(whole, axis=1)[:, 4]
-    above, where = gpu.nearest(asked, X, K, l2=l2, floor=floor)
-    assert (np.isfinite(above).sum(1) == K - 5).all()
-    assert all(set(w[np.isfinite(a)]) == set(o[: K - 5]) for a, w, o in zip(above, where, order, strict=True))
+def test_an_exact_move_of_rows_with_a_large_common_part_is_not_refused(index_of, tmp_path):
+    rng = np.random.default_rng(0)
+    rows = rng.normal(size=(600, P)).astype(np.float32)
+    rows[:, -1] += 3000
+    rotation = np.linalg.qr(rng.normal(size=(P, P)))[0]
+    old = index_of("Flat", rows, metric=faiss.METRIC_L2)
+    faiss.write_index(old, str(tmp_path / "old.faiss"))
+    spaces = [Space(name, P, Metric.L2) for name in ("old", "new")]
+    translation = eb.LinearMap(rotation, np.zeros(P), *spaces)
+    done = eb.migrate(tmp_path / "old.faiss", translation, tmp_path / "new.faiss", space=spaces[0], min_recall=0.99)
+    assert done.exact
 
 
 def test_an_index_with_a_sidecar_of_notes_is_written_as_it_was_read(index_of, tmp_path):

@@ -17,7 +17,7 @@ from click.testing import CliRunner
 
 import embridge as eb
 from embridge.cli.main import main
-from embridge.conversion import journal, single
+from embridge.conversion import file, journal
 from embridge.errors import (
     BadIdsError,
     BadVectorsError,
@@ -30,6 +30,7 @@ from embridge.errors import (
     UnreadableFileError,
     VerificationError,
 )
+from embridge.outputs import Output, claim
 from embridge.stores import locations, writer
 from embridge.stores.faiss_store import IndexFile, write_index_file
 from embridge.types import Metric, Space
@@ -98,7 +99,7 @@ def test_a_folder_keeps_its_files(shards, out, rows):
     ids, x = rows
     translation, source, seen = map_between(), eb.open(shards.path), []
     done = eb.convert(source, translation, out, progress=lambda *n: seen.append(n))
-    assert listing(out.parent) == [f"new/{name}" for name in shards.names]
+    assert listing(out.parent) == ["new/_embridge.json", *[f"new/{name}" for name in shards.names]]
     made = eb.open(out)
     assert (done.path, done.rows, done.skipped, done.fingerprint) == (str(out), ROWS, 0, made.fingerprint())
     assert (done.source, done.map) == (source.fingerprint(), translation.fingerprint)
@@ -136,14 +137,13 @@ def test_a_folder_becomes_one_file_where_the_name_says_so(shards, out, rows):
 
 def test_a_glob_goes_into_a_folder_by_the_names_of_its_files(shards, out, rows):
     eb.convert(eb.open(f"{shards.path}/*.parquet"), map_between(), out)
-    assert listing(out) == ["a.parquet"]
+    assert listing(out) == ["_embridge.json", "a.parquet"]
     assert eb.open(out).read()[0].tolist() == rows[0][:30]
 
 
-def test_files_of_one_name_are_refused(shards, out):
-    with pytest.raises(CollectionError, match=r"several files of one name\. Hint: convert the folder above them"):
-        eb.convert(eb.open(f"{shards.path}/year=*/*.parquet"), map_between(), out)
-    assert listing(out.parent) == []
+def test_files_of_one_name_keep_their_folders(shards, out):
+    eb.convert(eb.open(f"{shards.path}/year=*/*.parquet"), map_between(), out)
+    assert listing(out) == ["_embridge.json", "year=2024/a.parquet", "year=2025/a.parquet"]
 
 
 def test_a_file_that_fails_leaves_the_others_to_be_gone_on_with(shards, out):
@@ -160,7 +160,7 @@ def test_a_file_that_fails_leaves_the_others_to_be_gone_on_with(shards, out):
     stamps = {p: p.stat().st_mtime_ns for p in (out.parent / "new.partial").rglob("*.parquet")}
     assert stamps  # two are converted at a time, so one was finished when the third began
     eb.convert(eb.open(shards.path), map_between(), out, resume=True, on_bad="skip")
-    assert listing(out.parent) == ["new.bad.parquet", *[f"new/{name}" for name in shards.names]]
+    assert listing(out.parent) == ["new.bad.parquet", "new/_embridge.json", *[f"new/{name}" for name in shards.names]]
     for path, stamp in stamps.items():  # finished files are left alone
         assert (out / path.relative_to(out.parent / "new.partial")).stat().st_mtime_ns == stamp
     expected = [i for i in eb.open(shards.at / "first").read()[0] if i != "d85"]
@@ -220,20 +220,23 @@ def test_an_error_ends_the_other_files_at_their_next_row_group(shards, out):
 
 def test_a_folder_is_replaced_only_when_told(shards, out):
     eb.convert(eb.open(shards.path), map_between(seed=6), out)
-    (out / "stale.parquet").write_bytes((out / "a.parquet").read_bytes())
+    pq.write_table(table_of(["s"], np.ones((1, P), np.float32), n=[0]), shards.path / "stale.parquet")
+    eb.convert(eb.open(shards.path), map_between(seed=6), out, overwrite=True)
+    assert "stale.parquet" in listing(out)
+    (shards.path / "stale.parquet").unlink()
     with pytest.raises(OutputExistsError, match="exists already"):
         eb.convert(eb.open(shards.path), map_between(), out)
     with pytest.raises(OutputExistsError, match="exists already"):
         eb.convert(eb.open(shards.path), map_between(), out, resume=True)
     eb.convert(eb.open(shards.path), map_between(), out, overwrite=True)
-    assert listing(out.parent) == [f"new/{name}" for name in shards.names]
+    assert listing(out.parent) == ["new/_embridge.json", *[f"new/{name}" for name in shards.names]]
     assert eb.open(out).lineage["map"] == map_between().fingerprint
 
 
 def test_a_folder_that_is_finished_is_resumed_at_once(shards, out):
     first = eb.convert(eb.open(shards.path), map_between(), out)
     stamps = {name: (out / name).stat().st_mtime_ns for name in shards.names}
-    journal.journal_path(out).write_text("{}\n")
+    journal.start(out, {"format": journal.FORMAT, "files": []})
     again = eb.convert(eb.open(shards.path), map_between(), out, resume=True)
     assert (again.rows, again.fingerprint) == (first.rows, first.fingerprint)
     assert {name: (out / name).stat().st_mtime_ns for name in shards.names} == stamps
@@ -253,20 +256,20 @@ def test_what_is_no_unfinished_output_is_not_touched(shards, out):
     partial = out.parent / "new.partial"
     partial.mkdir()
     (partial / "precious").write_text("mine")
-    for resume in (False, True):
-        with pytest.raises(InterruptedOutputError, match="--overwrite replaces it"):
-            eb.convert(eb.open(shards.path), map_between(), out, resume=resume)
+    for options in ({}, {"resume": True}, {"overwrite": True}):
+        with pytest.raises(InterruptedOutputError, match=r"new\.partial' is not what an unfinished run .* Hint: move it away"):
+            eb.convert(eb.open(shards.path), map_between(), out, **options)
     assert listing(out.parent) == ["new.partial/precious"]
     with pytest.raises(MissingFileError, match="nowhere"):
         eb.convert(eb.open(shards.path), map_between(), out.parent / "nowhere" / "new")
 
 
 def test_two_processes_do_not_write_one_folder(shards, out):
-    with journal.locked(out):
+    with claim(Output(out, folder=True)):
         for options in ({}, {"resume": True}, {"overwrite": True}):
             with pytest.raises(InterruptedOutputError, match="Another process is writing"):
                 eb.convert(eb.open(shards.path), map_between(), out, **options)
-    assert listing(out.parent) == ["new.journal"]
+    assert listing(out.parent) == []
 
 
 def test_shards_without_a_row_stay_shards_without_a_row(shards, out, rows):
@@ -275,7 +278,7 @@ def test_shards_without_a_row_stay_shards_without_a_row(shards, out, rows):
     puncture(shards.path / "a.parquet", slice(None))
     done = eb.convert(eb.open(shards.path), map_between(), out, on_bad="skip")
     assert (done.rows, done.skipped) == (ROWS - 30, 30)
-    assert listing(out) == sorted([*shards.names, "empty.parquet"])
+    assert listing(out) == sorted([*shards.names, "_embridge.json", "empty.parquet"])
     assert [pq.read_metadata(out / name).num_rows for name in ("a.parquet", "empty.parquet")] == [0, 0]
     assert eb.verify(out, source=eb.open(shards.path), translation=map_between()).compared == ROWS - 30
 
@@ -336,7 +339,7 @@ def test_bad_rows_of_a_folder_are_listed_by_their_place_in_all_of_it(shards, out
     puncture(shards.path / "year=2025/a.parquet", [0])
     done = eb.convert(eb.open(shards.path), map_between(), out, on_bad="skip")
     assert (done.rows, done.skipped) == (ROWS - 3, 3)
-    assert listing(out.parent) == ["new.bad.parquet", *[f"new/{name}" for name in shards.names]]
+    assert listing(out.parent) == ["new.bad.parquet", "new/_embridge.json", *[f"new/{name}" for name in shards.names]]
     listed = pq.read_table(f"{out}.bad.parquet")
     assert listed["row"].to_pylist() == [3, 29, 90]
     assert listed["id"].to_pylist() == ["d3", "d29", "d90"]
@@ -344,7 +347,7 @@ def test_bad_rows_of_a_folder_are_listed_by_their_place_in_all_of_it(shards, out
     puncture(shards.path / "a.parquet", [3, 29], 1.0)
     puncture(shards.path / "year=2025/a.parquet", [0], 1.0)
     eb.convert(eb.open(shards.path), map_between(), out, on_bad="skip", overwrite=True)
-    assert listing(out.parent) == [f"new/{name}" for name in shards.names]
+    assert listing(out.parent) == ["new/_embridge.json", *[f"new/{name}" for name in shards.names]]
 
 
 # FAISS
@@ -445,7 +448,8 @@ def test_a_folder_goes_to_object_storage_file_by_file(remote, out, source):
     collection = eb.open(remote.shards.path if source == "here" else remote.uri("shards"))
     done = eb.convert(collection, map_between(), remote.uri("out/new"))
     eb.convert(eb.open(remote.shards.path), map_between(), out)
-    assert remote.names() == sorted([*before, *[f"out/new/{name}" for name in remote.shards.names]])
+    assert remote.names() == sorted([*before, "out/new/_embridge.json", *[f"out/new/{name}" for name in remote.shards.names]])
+    assert remote.get("out/new/_embridge.json") == (out / "_embridge.json").read_bytes()
     for name in remote.shards.names:
         assert remote.get(f"out/new/{name}") == (out / name).read_bytes()
     assert done.rows == ROWS
@@ -498,14 +502,16 @@ def test_an_upload_that_fails_leaves_no_object_and_is_done_again(remote, monkeyp
     collection = eb.open(remote.shards.path.parent / source)
     target = remote.uri("out/new" if source == "shards" else "out/new.parquet")
     with monkeypatch.context() as broken:
-        broken.setattr(locations, "open", lambda path, mode: Failing(path, mode, error), raising=False)
+        fails = lambda path, mode: Failing(path, mode, error) if path.suffix == ".parquet" else open(path, mode)  # noqa: E731
+        broken.setattr(locations, "open", fails, raising=False)
         with pytest.raises(told):
             eb.convert(collection, map_between(), target)
-    assert remote.names() == before
+    begun = ["out/new/_embridge.json"] if source == "shards" else []  # which objects are ours, if a later run finds them
+    assert remote.names() == sorted([*before, *begun])
     assert listing(remote.staging)
     translated = []
-    original = single.translate_groups
-    monkeypatch.setattr(single, "translate_groups", lambda *a, **k: translated.append(1) or original(*a, **k))
+    original = file.translate_groups
+    monkeypatch.setattr(file, "translate_groups", lambda *a, **k: translated.append(1) or original(*a, **k))
     eb.convert(collection, map_between(), target, resume=True)
     if source != "shards":
         assert translated == []  # it was made already
@@ -754,6 +760,6 @@ def test_an_output_within_its_own_input_is_refused(tmp_path, rows, name):
     for part in range(2):
         pq.write_table(table_of(ids[part::2], vectors[part::2]), folder / f"{part}.parquet")
     before = listing(tmp_path)
-    with pytest.raises(OutputExistsError, match="lies in its own input"):
+    with pytest.raises(OutputExistsError, match="lie one in the other"):
         eb.convert(eb.open(folder), map_between(), folder / name)
     assert listing(tmp_path) == before

@@ -1,5 +1,6 @@
 """What a user sees of the package before doing anything with it: its names, its weight, its sample."""
 
+import ast
 import importlib
 import json
 import os
@@ -50,21 +51,31 @@ def test_every_public_name_resolves_and_says_what_it_is(name):
     assert getattr(eb, name) is found  # and is the same the next time
 
 
-def test_names_come_from_where_the_table_says():
-    for home, names in eb._HOMES.items():
-        module = importlib.import_module(f"embridge.{home}")
-        for name in names:
-            assert getattr(module, name) is getattr(eb, name)
+def test_the_names_are_sorted_and_each_stands_once():
     assert set(dir(eb)) == set(eb.__all__)
     assert eb.__all__ == ["__version__", *sorted(eb.__all__[1:])]
     assert len(set(eb.__all__)) == len(eb.__all__)
 
 
 def test_type_checkers_see_the_same_names():
-    """The block under TYPE_CHECKING cannot be run, so it is read."""
-    lines = Path(eb.__file__).read_text().splitlines()
-    seen = {line.split("  #")[0].split(" as ")[1].strip() for line in lines if line.startswith("    from embridge.")}
-    assert seen == set(eb.__all__) - {"__version__"}
+    """The stub as Python's grammar has it: public are ``import A as A`` and what is assigned or declared."""
+    public = {}
+    for statement in ast.parse(Path(eb.__file__).with_suffix(".pyi").read_text()).body:
+        if isinstance(statement, ast.ImportFrom):
+            for name in statement.names:
+                public[name.asname or f"_{name.name}"] = (statement.module, name.name)
+        elif isinstance(statement, ast.Assign):
+            (target,) = statement.targets
+            public[target.id] = public[f"_{statement.value.id}"]
+        elif isinstance(statement, ast.AnnAssign):
+            public[statement.target.id] = None
+    public = {name: home for name, home in public.items() if not name.startswith("_") or name == "__version__"}
+    assert set(public) == set(eb.__all__)
+    for name, home in public.items():
+        if home is not None:
+            module, attribute = home
+            assert getattr(importlib.import_module(module), attribute) is getattr(eb, name)
+    assert Path(eb.__file__).with_name("py.typed").exists()
 
 
 def test_an_unknown_name_is_told():

@@ -17,8 +17,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 import embridge as eb
 from embridge.conversion import engine as engine_module
 from embridge.conversion.engine import Engine, as_tensor, chunks
+from embridge.conversion.pipeline import Group, readahead, row_groups, translate_groups
 from embridge.conversion.schedule import schedule
-from embridge.conversion.stream import Group, readahead, row_groups, translate_groups
 from embridge.errors import BadIdsError, BadVectorsError
 from embridge.types import Metric, Space
 

@@ -13,14 +13,14 @@ from embridge import match as match_
 from embridge import open as open_
 from embridge.cli.main import main
 from embridge.errors import ParameterError, TooFewAnchorsError
-from embridge.planning.advice import recommend
+from embridge.planning.recommendation import recommend
 from embridge.stores.tables import read_qrels
 from embridge.testing.translators import planted_anchors
 from embridge.translators.select import one_standard_error
 
 TITLES = {
-    "keep-old", "translate-documents", "translate-documents-kernel", "translate-queries", "adjoint", "blend", "re-encode",
-    "re-encode-1%", "re-encode-5%", "re-encode-20%", "lazy-re-encode", "lazy-re-encode-blend",
+    "keep-old", "translate-documents", "translate-documents-kernel", "project-queries", "project-queries-adjoint", "blend",
+    "re-encode", "re-encode-1%", "re-encode-5%", "re-encode-20%", "lazy-re-encode", "lazy-re-encode-blend",
 }  # fmt: skip
 
 

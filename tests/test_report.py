@@ -19,8 +19,8 @@ from click.testing import CliRunner
 import embridge as eb
 from embridge.cli.main import main
 from embridge.errors import MissingDependencyError, MissingFileError, OutputExistsError
-from embridge.evaluation import judge, judgements
-from embridge.planning.portrait import distribution, norm_distributions
+from embridge.evaluation.metrics import recall_and_mrr, relevance
+from embridge.planning.descriptives import distribution, norm_distributions
 from embridge.records import LearningCurve
 from embridge.testing.translators import planted_anchors
 from embridge.types import Metric, Space
@@ -317,12 +317,12 @@ def test_a_labels_figure_is_the_mean_of_its_queries():
     corpus, asked = shared.without(train.hashes()), queries.sample(5000)
     qrels[int(queries.ids[1])] = [next(int(i) for i in corpus.ids if int(i) not in labels)]
     found = eb.plan(shared, queries=queries, qrels=qrels, labels=labels, anchors=200)
-    relevant, _ = judgements(corpus.ids, asked.ids, qrels)
+    relevant, _ = relevance(corpus.ids, asked.ids, qrels)
     hits = eb.top_k(asked.x, corpus.x, 10, Metric.COSINE).ids
     judged = [n for n, places in enumerate(relevant) if len(places)]
     assert found.judged == len(judged)
     wanted: dict[str, list[float]] = {}
-    for place, value in zip(judged, judge(hits, relevant)[0], strict=True):
+    for place, value in zip(judged, recall_and_mrr(hits, relevant)[0], strict=True):
         names = [*(labels.get(int(corpus.ids[p])) for p in relevant[place]), labels.get(int(asked.ids[place]))]
         wanted.setdefault(next((name for name in names if name), "-"), []).append(value)
     assert found.unlabelled == len(wanted.pop("-", []))

@@ -6,6 +6,7 @@ import json
 import multiprocessing
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -18,7 +19,7 @@ import pyarrow.parquet as pq
 import pytest
 
 import embridge as eb
-from embridge.conversion import journal, single
+from embridge.conversion import file, journal
 from embridge.errors import BadVectorsError, DiskFullError, InterruptedOutputError, OutputExistsError
 from embridge.stores import writer
 from embridge.types import Space
@@ -191,8 +192,11 @@ def test_killed_at_random_moments_and_resumed(job, name, options):
     assert halfway > 6  # most of them in the midst of the work, however fast the machine is
 
 
-FILE = {("journal.py", name) for name in ("Journal.add", "Journal.finish", "open_journal", "begin")}
-FOLDER = {("folder.py", name) for name in ("convert_folder", "convert_folder.<locals>.one")} | {("journal.py", "discard")}
+FILE = {("journal.py", name) for name in ("Journal.add", "Journal.finish", "Lines.add", "open_journal", "begin", "start")}
+FILE |= {("outputs.py", "_locked"), ("file.py", "convert_file")}
+FOLDER = {("folder.py", name) for name in ("convert_folder", "_begin", "_one", "_discard")} | {("file.py", "finished_file")}
+REPLACED = {("folders.py", name) for name in ("adopt", "exchange", "settle", "remove_known")}
+REPLACED |= {("folder.py", name) for name in ("convert_folder", "_discard", "_begin", "_recover")}
 
 
 @pytest.fixture
@@ -208,37 +212,58 @@ def small(job):
 
 
 @pytest.mark.parametrize(
-    ("name", "out", "where", "overwrite", "stride"),
-    [
-        ("small.parquet", "new.parquet", FILE, False, 1),
-        ("shards", "new", FOLDER, False, 4),
-        ("shards", "new", FOLDER, True, 2),
-    ],
-    ids=["file", "folder", "folder-replaced"],
+    ("name", "out", "where", "stride"),
+    [("small.parquet", "new.parquet", FILE, 5), ("shards", "new", FOLDER, 13)],
+    ids=["file", "folder"],
 )
-def test_killed_before_every_step_and_resumed(small, name, out, where, overwrite, stride):
+def test_killed_before_every_step_and_resumed(small, name, out, where, stride):
     """Also in the moments that chance would hardly hit: between two renames, or before the journal is taken away."""
     once, target = small.folder / "once" / out, small.folder / "out" / out
     once.parent.mkdir()
     small.convert(name, once, on_bad="skip")
     expected = {p: (once.parent / p).read_bytes() for p in listing(once.parent)}
-    options = ["--on-bad", "skip", *(["--overwrite"] if overwrite else [])]
     step, status = 1 - stride, None
     while status != 0:
         step += stride
-        if overwrite:
-            target.mkdir()
-            (target / "old.parquet").write_bytes(small.source.read_bytes())
-        status = ends(small.folder / name, small.map, target, *options, dies=step, where=where)
+        status = ends(small.folder / name, small.map, target, "--on-bad", "skip", dies=step, where=where)
         assert status in (0, -signal.SIGKILL)
         there = {f"{out}/{p}" for p in listing(target)} if target.is_dir() else {out} & set(listing(target.parent))
-        assert there in (set(), {"new/old.parquet"}, {p for p in expected if "bad" not in p})  # whole or absent
-        done = small.convert(name, target, on_bad="skip", resume=True, overwrite=overwrite)
+        assert there in (set(), {p for p in expected if "bad" not in p})  # whole or absent
+        again = {"resume": True} if step // stride % 2 else {"overwrite": True}
+        done = small.convert(name, target, on_bad="skip", **again)
         assert done.rows + done.skipped == len(eb.open(small.folder / name))
         assert {p: (target.parent / p).read_bytes() for p in listing(target.parent)} == expected
         for path in sorted(target.parent.rglob("*"), reverse=True):
             path.rmdir() if path.is_dir() else path.unlink()
     assert step > 20
+
+
+def test_killed_before_every_step_of_replacing_a_folder(small):
+    """Files of others are in their place at every moment, the output is the old or the new one, and no working file stays."""
+    before, after, target = small.folder / "before", small.folder / "after", small.folder / "out" / "new"
+    eb.convert(eb.open(small.folder / "shards"), map_between(6), before, on_bad="skip")
+    small.convert("shards", after, on_bad="skip")
+    foreign = {"notes.txt": b"mine", "b/deep/data.bin": bytes(999), "_embridge.json.bak": b"{}"}
+    outputs = [{p: (folder / p).read_bytes() for p in listing(folder)} for folder in (before, after)]
+    options = ["--on-bad", "skip", "--overwrite"]
+    step, status = 0, None
+    while status != 0:
+        step += 7
+        shutil.copytree(before, target)
+        for name, content in foreign.items():
+            (target / name).parent.mkdir(exist_ok=True)
+            (target / name).write_bytes(content)
+        (target / "empty").mkdir()
+        status = ends(small.folder / "shards", small.map, target, *options, dies=step, where=REPLACED)
+        assert status in (0, -signal.SIGKILL)
+        assert {p: (target / p).read_bytes() for p in listing(target)} in [output | foreign for output in outputs]
+        small.convert("shards", target, on_bad="skip", overwrite=True, resume=bool(step % 2))
+        assert {p: (target / p).read_bytes() for p in listing(target)} == outputs[1] | foreign
+        assert (target / "empty").is_dir()
+        assert sorted(p.name for p in target.parent.iterdir()) == ["new", "new.bad.parquet"]
+        shutil.rmtree(target.parent)
+        target.parent.mkdir()
+    assert step > 60
 
 
 # What is there is looked at closely
@@ -260,15 +285,8 @@ def append(path, data):
         (lambda log, partial: shorten(log, 100), 24),
         (lambda log, partial: append(log, b'{"read": 416, "off'), 25),
         (lambda log, partial: append(log, b"\0" * 4096), 25),  # what some file systems leave after a power cut
-        (lambda log, partial: append(log, b'{"read": 416, "offset": 9, "group": "AAAA", "bad": 3}\n'), 25),
         (lambda log, partial: append(partial, b"more than the journal knows"), 25),
-        (lambda log, partial: shorten(partial, 1), 0),
-        (lambda log, partial: partial.write_bytes(b""), 0),
         (lambda log, partial: partial.unlink(), 0),
-        (lambda log, partial: log.write_bytes(b""), 0),
-        (lambda log, partial: log.write_bytes(log.read_bytes()[:40]), 0),
-        (lambda log, partial: log.write_bytes(b"[1, 2]\n"), 0),
-        (lambda log, partial: log.unlink(), 0),
     ],
 )
 def test_what_a_crash_leaves_is_gone_on_with_as_far_as_it_is_whole(job, damage, kept):
@@ -280,6 +298,99 @@ def test_what_a_crash_leaves_is_gone_on_with_as_far_as_it_is_whole(job, damage, 
     assert seen == list(range((kept + 1) * GROUP_ROWS, ROWS + 1, GROUP_ROWS))
     assert listing(job.out.parent) == ["new.parquet"]
     assert job.out.read_bytes() == (job.folder / "once.parquet").read_bytes()
+
+
+def flip(path, at):
+    data = bytearray(path.read_bytes())
+    data[at] ^= 1
+    path.write_bytes(data)
+
+
+def lines_of(log, change):
+    """Change the lines of a journal."""
+    log.write_bytes(b"".join(change(log.read_bytes().splitlines(keepends=True))))
+
+
+@pytest.mark.parametrize(
+    ("damage", "named"),
+    [
+        (lambda log, partial: shorten(partial, 1), "partial"),
+        (lambda log, partial: partial.write_bytes(b""), "partial"),
+        (lambda log, partial: flip(partial, 10), "partial"),
+        (lambda log, partial: flip(partial, 10_000), "partial"),
+        (lambda log, partial: flip(log, 100), "journal"),
+        (lambda log, partial: flip(log, -100), "journal"),
+        (lambda log, partial: lines_of(log, lambda lines: lines[:5] + lines[6:]), "journal"),
+        (lambda log, partial: lines_of(log, lambda lines: [lines[0], *lines[2:]]), "journal"),
+        (lambda log, partial: lines_of(log, lambda lines: [*lines[:4], lines[5], lines[4], *lines[6:]]), "journal"),
+        (lambda log, partial: lines_of(log, lambda lines: [*lines, lines[-1]]), "journal"),
+        (lambda log, partial: append(log, b'{"read": 416, "offset": 9, "group": "AAAA", "bad": 3}\n'), "journal"),
+        (lambda log, partial: log.write_bytes(log.read_bytes()[:40]), "journal"),
+    ],
+)
+def test_what_was_altered_between_kill_and_resume_is_refused(job, damage, named):
+    interrupt(job)
+    damage(journal.journal_path(job.out), journal.partial_path(job.out))
+    before = {p: (job.out.parent / p).read_bytes() for p in listing(job.out.parent)}
+    for options in ({"resume": True}, {}) if named == "journal" else ({"resume": True},):
+        with pytest.raises(InterruptedOutputError, match=rf"\.{named}' was altered since it was written: .*--overwrite"):
+            job.convert(**options)
+    assert {p: (job.out.parent / p).read_bytes() for p in listing(job.out.parent)} == before
+    job.convert(overwrite=True)
+    assert listing(job.out.parent) == ["new.parquet"]
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        {"read": "416"},
+        {"offset": "9"},
+        {"checksum": None},
+        {"read": 1.5},
+        {"read": True},
+        {"read": -1},
+        {"group": 7},
+        {"group": "AAAA"},
+        {"bad": 3},
+        {"bad": [[1]]},
+        {"bad": [["x", 1, "y"]]},
+    ],
+)
+def test_a_journal_whose_checksums_are_right_and_whose_values_are_not_is_refused(job, values):
+    interrupt(job)
+    found = journal.read_log(job.out)
+    last = found.entries[-1]
+    line = {"read": last.read + 1, "offset": last.offset + 1, "checksum": 0, "group": "", "bad": []} | values
+    with journal.append_to(job.out, found) as lines:
+        lines.add(line)
+    with pytest.raises(InterruptedOutputError, match=r"\.journal' was altered"):
+        job.convert(resume=True)
+
+
+@pytest.mark.parametrize("content", [b"", b"[1, 2]\n", b"my diary\n", b"{}\n", b"\0\xff" * 50])
+@pytest.mark.parametrize("kind", ["journal", "partial"])
+def test_files_of_somebody_else_are_never_touched(job, kind, content):
+    path = job.out.with_name(f"new.parquet.{kind}")
+    path.write_bytes(content)
+    for options in ({}, {"resume": True}, {"overwrite": True}):
+        with pytest.raises(InterruptedOutputError, match="Hint: move it away"):
+            job.convert(**options)
+    assert path.read_bytes() == content
+    assert listing(job.out.parent) == [path.name]
+
+
+@pytest.mark.parametrize("kind", ["journal", "partial"])
+@pytest.mark.parametrize("plant", [os.symlink, os.link, lambda _, path: os.mkfifo(path), lambda _, path: os.mkdir(path)])
+def test_what_is_planted_under_a_working_name_is_not_followed(job, kind, plant):
+    interrupt(job)
+    victim, path = job.folder / "victim", job.out.with_name(f"new.parquet.{kind}")
+    path.rename(victim)
+    before = victim.read_bytes()
+    plant(victim, path)
+    for options in ({"resume": True}, {"overwrite": True}):
+        with pytest.raises(InterruptedOutputError, match=rf"\.{kind}' is not what an unfinished run of embridge leaves"):
+            job.convert(**options)
+    assert victim.read_bytes() == before
 
 
 def test_a_torn_line_does_not_spoil_the_lines_after_it(job):
@@ -303,7 +414,7 @@ def test_a_journal_names_only_what_is_on_the_disk(job, monkeypatch):
 
     monkeypatch.setattr(os, "fdatasync", note)
     job.convert()
-    assert calls == ["journal"] + ["partial", "journal"] * GROUPS
+    assert calls == ["tmp"] + ["partial", "journal"] * GROUPS  # the plan gets its name when it is whole
 
 
 @pytest.mark.parametrize(
@@ -343,7 +454,7 @@ def test_without_resume_an_unfinished_output_is_in_the_way(job):
 
 
 def test_what_has_finished_nothing_is_not_in_the_way(job):
-    journal.journal_path(job.out).write_text('{"another": "plan"}\n')
+    journal.start(job.out, {"format": journal.FORMAT, "another": "plan"})
     journal.partial_path(job.out).write_text("PAR1 and half a row group")
     job.convert()
     assert listing(job.out.parent) == ["new.parquet"]
@@ -352,7 +463,7 @@ def test_what_has_finished_nothing_is_not_in_the_way(job):
 def test_a_finished_output_is_resumed_at_once(job):
     job.convert()
     stamp = job.out.stat().st_mtime_ns
-    journal.journal_path(job.out).write_text("{}\n")  # killed between the rename and this
+    journal.start(job.out, {"format": journal.FORMAT})  # killed between the rename and its removal
     seen = []
     done = job.convert(resume=True, progress=lambda *rows: seen.append(rows))
     assert (done.rows, done.skipped, done.fingerprint) == (ROWS, 0, eb.open(job.out).fingerprint())
@@ -446,21 +557,6 @@ def test_two_processes_do_not_write_one_output(job):
         process.join(60)
         assert process.exitcode == 0
     assert eb.verify(job.out, source=eb.open(job.source), translation=map_between()).compared == ROWS
-
-
-def test_a_journal_taken_away_while_it_was_opened_is_no_journal(job, monkeypatch):
-    """The other process ended, and removed its journal, between our opening and locking it."""
-    flock = journal.fcntl.flock
-
-    def late(*arguments):
-        journal.journal_path(job.out).unlink()
-        flock(*arguments)
-
-    monkeypatch.setattr(journal.fcntl, "flock", late)
-    with pytest.raises(InterruptedOutputError, match="Another process"):
-        job.convert()
-    monkeypatch.undo()
-    job.convert()
 
 
 @pytest.mark.parametrize(("name", "out"), [("old.parquet", "new.parquet"), ("shards", "new")])
@@ -566,7 +662,7 @@ def test_a_disk_that_fills_as_it_is_flushed(job, monkeypatch, call):
 @pytest.mark.parametrize(("dtype", "needed"), [("float32", 4 * ROWS * Q), ("float16", 2 * ROWS * Q)])
 def test_an_output_without_room_is_not_begun(job, monkeypatch, dtype, needed):
     def room(free):
-        monkeypatch.setattr(single.os, "statvfs", lambda path: SimpleNamespace(f_bavail=free, f_frsize=1))
+        monkeypatch.setattr(file.os, "statvfs", lambda path: SimpleNamespace(f_bavail=free, f_frsize=1))
 
     room(needed - 1)
     with pytest.raises(DiskFullError, match=r"needs about 0\.00 GB, but 0\.00 GB are free there\. Hint: .*--dtype float16"):

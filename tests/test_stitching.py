@@ -7,8 +7,8 @@ import pytest
 
 import embridge as eb
 from embridge.errors import BadVectorsError, ParameterError, SpaceMismatchError, TooFewAnchorsError
+from embridge.evaluation.stitching import METHODS_COMPARED, compare_stitching, stitch
 from embridge.records import StitchingScore
-from embridge.stitching import METHODS_COMPARED, compare_stitching, stitch
 from embridge.testing.translators import planted_anchors, textlike_anchors
 from embridge.translators import METHODS, fit
 

@@ -1,7 +1,8 @@
-"""Numbered SQL files, forward only: each is applied in one transaction with the record of it, and never edited after."""
+"""Numbered SQL files, forward only: all that are missing are applied in one transaction, and never edited after."""
 
 from __future__ import annotations
 
+import contextlib
 import datetime
 import hashlib
 import re
@@ -79,34 +80,39 @@ def check(path: str, connection: duckdb.DuckDBPyConnection, known: list[Migratio
     """
     had = applied(path, connection)
     if len(had) > len(known):
-        raise CatalogError.newer(path, len(had), len(known))
+        raise CatalogError(
+            f"The catalog {path!r} is at migration {len(had)}, but this embridge knows only {len(known)}. Hint: upgrade embridge, "
+            "or use another --catalog."
+        )
     for (_, name, sha256), migration in zip(had, known, strict=False):
         if sha256 != migration.sha256:
-            raise CatalogError.edited(name)
+            raise CatalogError(
+                f"Migration {name!r} differs from the one that was applied to {path!r}. Hint: install the embridge that made it; "
+                "a migration is never edited."
+            )
     return len(had)
 
 
 def migrate(path: str, connection: duckdb.DuckDBPyConnection, known: list[Migration]) -> list[str]:
-    """Apply what is missing, one transaction a file; names of what was applied.
+    """Apply what is missing, in one transaction; names of what was applied.
 
     Raises
     ------
     CatalogError
-        As `check`, or a migration failed: it left no trace, and those before it stay.
+        As `check`, or a migration failed: none of them leaves a trace.
     """
-    start = check(path, connection, known)
-    names = []
-    for migration in known[start:]:
-        connection.execute("BEGIN")
+    missing = known[check(path, connection, known) :]
+    connection.execute("BEGIN")
+    connection.execute(_TABLE)
+    for migration in missing:
         try:
-            connection.execute(_TABLE)
             connection.execute(migration.sql)
-            connection.execute(
-                "INSERT INTO migration VALUES (?, ?, ?, ?)", [migration.version, migration.name, migration.sha256, utc_now()]
-            )
-            connection.execute("COMMIT")
-        except duckdb.Error as e:
-            connection.execute("ROLLBACK")
-            raise CatalogError.migration_failed(migration.name, e) from e
-        names.append(migration.name)
-    return names
+        except (duckdb.ProgrammingError, duckdb.DataError, duckdb.IntegrityError) as e:
+            with contextlib.suppress(duckdb.Error):
+                connection.execute("ROLLBACK")
+            reason = str(e).splitlines()[0]
+            raise CatalogError(f"Migration {migration.name!r} failed, and {path!r} is as before: {reason}") from e
+        values = [migration.version, migration.name, migration.sha256, utc_now()]
+        connection.execute("INSERT INTO migration (version, name, sha256, applied_at) VALUES (?, ?, ?, ?)", values)
+    connection.execute("COMMIT")
+    return [migration.name for migration in missing]

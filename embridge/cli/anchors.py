@@ -11,9 +11,7 @@ from embridge.cli.session import (
     Session,
     Verb,
     check_outputs,
-    collection_artifact,
     columns,
-    file_artifact,
     open_source,
     overwrite_option,
     seed_option,
@@ -26,7 +24,7 @@ from embridge.cli.session import (
 
 @click.group()
 def anchors() -> None:
-    """Rows that two collections share: choose which to re-encode, count which are there.
+    """Choose rows to re-encode, and count rows that two collections share.
 
     \b
     embridge anchors sample old.parquet -n 5000 -o ids.parquet
@@ -62,19 +60,22 @@ def sample(
     """
     import embridge as eb
     from embridge.anchors import ids_at
-    from embridge.records import Run
+    from embridge.outputs import Output, claim
+    from embridge.records import Artifact, Run
     from embridge.stores.tables import write_ids
 
     started = time.perf_counter()
     check_outputs(output, overwrite=overwrite, inputs=[source])
-    collection = open_source(source, space, **named)
-    with session.status("choosing rows"):
-        ids = ids_at(collection, eb.sample_rows(collection, size, strategy=strategy, seed=seed))
-    write_ids(output, ids)
+    with claim(Output(output), inputs=[source], overwrite=overwrite):
+        collection = open_source(source, space, **named)
+        with session.status("choosing rows"):
+            ids = ids_at(collection, eb.sample_rows(collection, size, strategy=strategy, seed=seed))
+        collection.check_unchanged()
+        write_ids(output, ids)
     seconds = time.perf_counter() - started
     parameters = {"n": size, "strategy": strategy, "seed": seed}
-    inputs, outputs = (collection_artifact("source", collection),), (file_artifact("ids", output),)
-    session.record(Run("anchors sample", parameters, seconds, inputs, outputs, size))
+    inputs, outputs = [Artifact.of_collection("source", collection)], [Artifact.of_file("ids", output)]
+    session.record(Run.of("anchors sample", inputs=inputs, outputs=outputs, parameters=parameters, seconds=seconds, rows=size))
     result = {"path": output, "ids": size, "rows": len(collection), "strategy": strategy, "seconds": seconds}
     session.emit(result, f"{output}: {size:,} of {len(collection):,} ids ({strategy})")
 
@@ -95,14 +96,14 @@ def match_(
     embridge anchors match old.parquet new-sample.parquet
     """
     from embridge.ids import match_rows
-    from embridge.records import Run
+    from embridge.records import Artifact, Run
 
     started = time.perf_counter()
     old, new = open_source(source, source_space, **named), open_source(target, target_space, **named)
     with session.status("matching ids"):
         shared = len(match_rows(old, new)[0])
     seconds = time.perf_counter() - started
-    inputs = (collection_artifact("source", old), collection_artifact("target", new))
-    session.record(Run("anchors match", {}, seconds, inputs, rows=shared))
+    inputs = [Artifact.of_collection("source", old), Artifact.of_collection("target", new)]
+    session.record(Run.of("anchors match", inputs=inputs, seconds=seconds, rows=shared))
     result = {"shared": shared, "source_rows": len(old), "target_rows": len(new), "seconds": seconds}
     session.emit(result, f"{shared:,} shared ids; {source} has {len(old):,} rows, {target} has {len(new):,}")

@@ -9,11 +9,13 @@ from embridge.cli.session import Session, Verb, catalog_option, table, verb
 
 @click.group()
 def catalog() -> None:
-    """Ask the DuckDB catalog what happened.
+    """Query the DuckDB catalog of runs.
 
     Tables: run, artifact, space, collection, anchor_set, translator, evaluation, evaluation_label, evaluation_size,
-    evaluation_difference, plan, recommendation, learning_curve, conversion, decoder, decoder_evaluation, decoding.
-    Views: lineage, best_translator, candidate.
+    evaluation_difference, plan, recommendation, learning_curve, conversion, index_migration, merge, decoder,
+    decoder_evaluation, decoding, migration (of the catalog itself). Views: lineage, benchmark, best_translator, candidate.
+
+    best_translator has a row for each pair of spaces and each benchmark: figures of two benchmarks are not compared.
 
     \b
     embridge catalog list
@@ -25,7 +27,7 @@ def catalog() -> None:
 @catalog_option
 @verb(catalog=False)
 def list_(session: Session, catalog_path: str | None) -> None:
-    """Collections, translators and runs that are known.
+    """List collections, translators and runs.
 
     \b
     embridge catalog list
@@ -42,7 +44,9 @@ def list_(session: Session, catalog_path: str | None) -> None:
 @catalog_option
 @verb(catalog=False)
 def show(session: Session, name: str, catalog_path: str | None) -> None:
-    """Every fact about a file (NAME: its path or the beginning of its fingerprint) or a run (its number).
+    """Show all rows about a file or a run.
+
+    NAME is a path, the beginning of a fingerprint, or the number of a run.
 
     \b
     embridge catalog show map.safetensors
@@ -59,7 +63,7 @@ def show(session: Session, name: str, catalog_path: str | None) -> None:
 @catalog_option
 @verb(catalog=False)
 def lineage(session: Session, name: str, catalog_path: str | None) -> None:
-    """What a file was made of, and what that was made of.
+    """Show what a file was made of, and what that was made of.
 
     \b
     embridge catalog lineage old-in-new.faiss
@@ -73,11 +77,14 @@ def lineage(session: Session, name: str, catalog_path: str | None) -> None:
 
 @catalog.command(cls=Verb)
 @click.argument("query")
-@click.option("--write", is_flag=True, help="Let the query change the catalog and touch other files.")
+@click.option("--write", is_flag=True, help="Allow every statement: changes of the catalog, other files, extensions.")
 @catalog_option
 @verb(catalog=False)
 def sql(session: Session, query: str, write: bool, catalog_path: str | None) -> None:
-    """Run a query; read-only unless --write is given.
+    """Run an SQL query.
+
+    Without --write the catalog is opened read-only: one SELECT or EXPLAIN, which cannot touch other files, of at most a million
+    rows.
 
     \b
     embridge catalog sql "SELECT strategy, overlap FROM evaluation ORDER BY overlap DESC"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+import warnings
 from typing import Any
 
 import click
@@ -11,11 +12,9 @@ from embridge.cli.session import (
     Session,
     Verb,
     check_outputs,
-    collection_artifact,
     columns,
     device_name,
     device_option,
-    file_artifact,
     id_option,
     open_source,
     overwrite_option,
@@ -30,9 +29,9 @@ from embridge.cli.session import (
 @columns
 @verb()
 def info(session: Session, source: str, space: str | None, **named: str | None) -> None:
-    """Tell what is in a collection: rows, space, norms, duplicate ids, bad rows.
+    """Show rows, space, norms, duplicate ids and bad rows.
 
-    Reads everything once. A file that does not name its space is told as it is, with the name null.
+    Reads everything once. For a file that does not name its space, the name is null.
 
     \b
     embridge info old.parquet
@@ -41,7 +40,7 @@ def info(session: Session, source: str, space: str | None, **named: str | None) 
     """
     import embridge as eb
     from embridge.errors import UndeclaredSpaceError
-    from embridge.records import Run
+    from embridge.records import Artifact, Run
 
     started = time.perf_counter()
     is_named = True
@@ -51,17 +50,17 @@ def info(session: Session, source: str, space: str | None, **named: str | None) 
         collection, is_named = open_source(source, "undeclared", **named), False
     with session.progress("reading") as progress:
         found = eb.summarise(collection, progress=progress)
-    told = collection.space.to_dict() | ({} if is_named else {"name": None})
-    result: dict[str, Any] = {"rows": found.rows, "space": told, "norm": found.norm}
+    space_found = collection.space.to_dict() | ({} if is_named else {"name": None})
+    result: dict[str, Any] = {"rows": found.rows, "space": space_found, "norm": found.norm}
     result |= {"duplicate_ids": found.duplicate_ids, "bad_rows": found.bad_rows}
     if is_named:
         seconds = time.perf_counter() - started
-        artifact = collection_artifact("source", collection)
-        session.record(Run("info", {"source": source}, seconds, inputs=(artifact,), rows=found.rows))
+        inputs, parameters = [Artifact.of_collection("source", collection)], {"source": source}
+        session.record(Run.of("info", inputs=inputs, parameters=parameters, seconds=seconds, rows=found.rows))
     lengths = ", ".join(f"{name} {value:.4f}" for name, value in found.norm.items())
     session.emit(
         result,
-        f"{source}: {found.rows:,} rows, {collection.space.dim} dimensions, space {told['name'] or '(not declared)'}, "
+        f"{source}: {found.rows:,} rows, {collection.space.dim} dimensions, space {space_found['name'] or '(not declared)'}, "
         f"{collection.space.metric}, {'normalised' if collection.space.normalized else 'not normalised'}\n"
         f"norms: {lengths}\n"
         f"ids that occur more than once: {found.duplicate_ids:,}; bad rows: {found.bad_rows:,}",
@@ -76,6 +75,8 @@ def info(session: Session, source: str, space: str | None, **named: str | None) 
 @click.option("--text-column", default="text", show_default=True, metavar="NAME")
 @id_option
 @click.option("--ids", metavar="IDS", help="Encode only these: Parquet with a column id (from `anchors sample`).")
+@click.option("--prompt", metavar="TEXT", help="Put before each text, for models that expect an instruction.")
+@click.option("--prompt-name", metavar="NAME", help="A prompt that the model has, such as query or document.")
 @click.option("--batch-size", type=click.IntRange(1), default=64, show_default=True, help="Texts a forward pass.")
 @click.option("--dtype", type=click.Choice(["float32", "float16"]), default="float32", show_default=True)
 @device_option
@@ -84,25 +85,37 @@ def info(session: Session, source: str, space: str | None, **named: str | None) 
 def encode(session: Session, texts: str, model: str, output: str, id_column: str | None, ids: str | None, **options: Any) -> None:
     """Encode a text column with a sentence-transformers model.
 
-    Interrupted, it goes on where it stopped when it is called again; work is kept in OUT.parts until OUT is whole.
+    Interrupted, it continues where it stopped when it is called again; work is kept in OUT.parts until OUT is whole. The file's
+    metadata embridge.encoder says which prompt was put before the texts.
 
     \b
     embridge encode texts.parquet --model all-mpnet-base-v2 -o new.parquet
+    embridge encode queries.parquet --model intfloat/e5-base --prompt-name query -o queries-new.parquet
     embridge encode texts.parquet --model ./my-model --space mine --ids ids.parquet -o new-sample.parquet
     """
     import embridge as eb
-    from embridge.records import Run
+    from embridge.encoding import PromptWarning, encoder_of
+    from embridge.outputs import ENCODING, Output
+    from embridge.records import Artifact, Run
     from embridge.stores.tables import read_ids
 
     started = time.perf_counter()
-    check_outputs(output, overwrite=options["overwrite"], inputs=[texts, *([ids] if ids else [])])
+    check_outputs(Output(output, ENCODING), overwrite=options["overwrite"], inputs=[texts, ids])
     only = read_ids(ids) if ids else None
-    with session.progress("encoding") as progress:
+    with session.progress("encoding") as progress, warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always", PromptWarning)
         made = eb.encode(texts, model, output, id_column=id_column or "id", only=only, progress=progress, **options)
+    for warning in caught:
+        click.echo(f"Warning: {warning.message}", err=True)
     seconds = time.perf_counter() - started
-    inputs = (file_artifact("texts", texts), *([file_artifact("ids", ids)] if ids else []))
+    encoder = encoder_of(made)
+    inputs = [Artifact.of_file("texts", texts), *([Artifact.of_file("ids", ids)] if ids else [])]
     parameters = {"model": model, "text_column": options["text_column"], "dtype": options["dtype"]}
-    device, outputs = device_name(options["device"]), (collection_artifact("output", made),)
-    session.record(Run("encode", parameters, seconds, inputs, outputs, len(made), device))
+    parameters |= {name: encoder[name] for name in ("prompt", "prompt_name", "prompts")}
+    device, outputs = device_name(options["device"]), [Artifact.of_collection("output", made)]
+    session.record(
+        Run.of("encode", inputs=inputs, outputs=outputs, parameters=parameters, seconds=seconds, rows=len(made), device=device)
+    )
     result = {"path": output, "rows": len(made), "space": made.space.to_dict(), "seconds": seconds}
+    result |= {"prompt": encoder["prompt"], "prompt_name": encoder["prompt_name"]}
     session.emit(result, f"{output}: {len(made):,} rows of {made.space.name!r} ({made.space.dim}) in {seconds:.1f} s")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import time
 from typing import Any
 
@@ -64,8 +63,9 @@ def convert(
 ) -> None:  # fmt: skip
     """Translate a whole collection: ids, order and other columns stay, OUT is whole or absent.
 
-    A folder is converted file by file into a folder, unless OUT ends in .parquet. An interrupted run leaves OUT.partial and
-    OUT.journal; the same command with --resume goes on with them, and ends in the same bytes as an undisturbed run.
+    A folder is converted file by file into a folder, unless OUT ends in .parquet; its manifest, _embridge.json, lists what was
+    written. --overwrite replaces only these files, and others stay. An interrupted run leaves OUT.partial and OUT.journal; the same
+    command with --resume continues them, and ends in the same bytes as an undisturbed run.
 
     \b
     embridge convert old.parquet map.safetensors old-in-new.parquet
@@ -75,12 +75,15 @@ def convert(
     embridge convert old.faiss map.safetensors s3://bucket/old-in-new.parquet
     """
     import embridge as eb
+    from embridge.conversion.run import makes_folder
+    from embridge.outputs import CONVERSION, Output
     from embridge.records import Run
-    from embridge.stores.locations import beside
+    from embridge.stores.locations import beside, is_remote
 
-    if os.path.isfile(output):
-        check_outputs(output, overwrite=options["overwrite"] or options["resume"], inputs=[source, map_path])
     collection = open_source(source, space, id_column, vector_column)
+    if not is_remote(output):
+        kind = Output(output, CONVERSION, folder=makes_folder(collection, output))
+        check_outputs(kind, overwrite=options["overwrite"], resume=options["resume"], inputs=[source, map_path])
     translation = eb.load_map(map_path)
     try:
         with session.progress("converting") as progress:

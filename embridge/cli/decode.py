@@ -33,7 +33,9 @@ _decoder_space = click.option(
     "--decoder-space", metavar="NAME[:METRIC]", help="Space that the decoder takes, where neither file nor sidecar says it."
 )
 _kind = click.option("--kind", type=_KINDS, help="Of an ONNX or torch program of one output. [default: by its width]")
-_trust = click.option("--trust", "trusted", multiple=True, metavar="TYPE", help="A type or operator to let through, by name.")
+_trust = click.option(
+    "--trust", "trusted", multiple=True, metavar="TYPE", help="A type (skops) or operator (torch, ONNX) to let through, by name."
+)
 
 
 def _open(path: str, space: str | None, trusted: tuple[str, ...], kind: Any = None) -> Any:
@@ -172,9 +174,16 @@ def show(session: Session, path: str, decoder_space: str | None, trusted: tuple[
 @click.argument("source", metavar="SRC")
 @click.argument("target", metavar="TGT")
 @click.option("--via", required=True, metavar="MAP", help="A map from the space of SRC to that of TGT and the decoder.")
-@click.option("--labels", required=True, metavar="LABELS", help="Parquet with a column id and one of labels; SRC itself may be it.")
+@click.option(
+    "--labels",
+    required=True,
+    metavar="LABELS",
+    help="Parquet with a column of ids (--id-column, else id) and one of labels; SRC itself may be it.",
+)
 @click.option("--label-column", default="label", show_default=True, help="Of LABELS: classes, numbers, or lists of numbers.")
-@click.option("--exclude", metavar="IDS", help="Parquet with a column id: rows that the decoder was trained on.")
+@click.option(
+    "--exclude", metavar="IDS", help="Parquet with a column of ids (--id-column, else id): rows that the decoder was trained on."
+)
 @click.option("--no-retrain", is_flag=True, help="Leave the decoder retrained on SRC out.")
 @_decoder_space
 @_kind
@@ -198,6 +207,7 @@ def evaluate(
     embridge decoder evaluate svm.skops old.parquet new.parquet --via map.safetensors --labels labels.parquet
     """
     import embridge as eb
+    from embridge.files import one_file
     from embridge.records import Run
     from embridge.stores.predictions import read_labels
     from embridge.stores.tables import read_ids
@@ -207,8 +217,9 @@ def evaluate(
     translation = eb.load_map(via)
     old = open_source(source, source_space, id_column, vector_column)
     new = open_source(target, target_space, id_column, vector_column)
-    known = read_labels(labels, label_column)
-    apart = read_ids(exclude) if exclude else ()
+    same = id_column or (old.id_column if one_file(labels, source) else "id")
+    known = read_labels(labels, label_column, same)
+    apart = read_ids(exclude, id_column or "id") if exclude else ()
     with session.status("matching ids"):
         shared = eb.match(old, new)
     with session.progress("evaluating") as progress:

@@ -1,107 +1,203 @@
-"""The verb demo: the whole job on the bundled embeddings."""
+"""The verb demo: fit, evaluate, convert, index, search and record on the bundled embeddings."""
 
 from __future__ import annotations
 
 import os
 import time
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
-from embridge.cli.session import Session, Verb, collection_artifact, file_artifact, index_artifact, map_artifact, table, verb
+from embridge.cli.session import Session, Verb, table, verb
+
+if TYPE_CHECKING:
+    from embridge.catalog import Catalog
+    from embridge.feature_maps import Map
+    from embridge.records import Evaluation
+    from embridge.stores import Collection
+
+# Columns of the search results: the strategy, and its heading.
+_COLUMNS = {"keep-old": "old", "translate-documents": "translated", "blend": "blended", "re-encode": "native"}
+_EXAMPLES, _HITS = 6, 3
+
+
+@dataclass(frozen=True)
+class _Demo:
+    """What every step needs: where output goes, and the bundled collections."""
+
+    session: Session
+    folder: Path
+    catalog: Catalog
+    old: Collection
+    new: Collection
+    old_queries: Collection
+    new_queries: Collection
+
+    def say(self, text: str) -> None:
+        if not self.session.json:
+            click.echo(text)
+
+    def path(self, name: str) -> str:
+        return str(self.folder / name)
 
 
 @click.command(cls=Verb)
 @click.option("-o", "--output", default="embridge-demo", show_default=True, metavar="FOLDER", help="Where its files go.")
 @verb(catalog=False)
 def demo(session: Session, output: str) -> None:
-    """The whole job on real embeddings, in under a minute.
+    """Run the whole job on real embeddings, in under a minute.
 
     3,000 WordNet glosses were encoded with MiniLM-L6; the team moves to MPNet and has re-encoded 1,000 of them. Fit a map,
     measure it on the other 2,000, convert the collection, index it, search it with MPNet queries, record everything. The folder
-    keeps map, collection, index and catalog to play with; running the demo again replaces them.
+    keeps map, collection, indexes and catalog; running the demo again replaces them.
 
     \b
     embridge demo
     embridge demo -o /tmp/embridge-demo --json
     """
     import embridge as eb
-    from embridge.records import Artifact, Run
-    from embridge.stores.tables import read_qrels
 
     started = time.perf_counter()
     folder = Path(output)
     folder.mkdir(parents=True, exist_ok=True)
-    names = {name: str(folder / name) for name in ("map.safetensors", "old-in-new.parquet", "old-in-new.faiss", "embridge.duckdb")}
-    catalog = eb.Catalog(names["embridge.duckdb"])
+    catalog = eb.Catalog(folder / "embridge.duckdb")
     catalog.check()
-    old, new = eb.open(eb.sample_path("minilm")), eb.open(eb.sample_path("mpnet"))
-    queries = [eb.open(eb.sample_path(f"{name}.queries")) for name in ("minilm", "mpnet")]
-    sides = (collection_artifact("source", old), collection_artifact("target", new))
+    names = ("minilm", "mpnet", "minilm.queries", "mpnet.queries")
+    job = _Demo(session, folder, catalog, *(eb.open(eb.sample_path(name)) for name in names))
+    translation = _fit(job)
+    found = _evaluate(job, translation)
+    converted = _convert(job, translation)
+    examples = _search(job, translation, converted)
+    seconds = time.perf_counter() - started
+    best = catalog.sql("SELECT source_space, target_space, method, overlap, recall, benchmark FROM best_translator")
+    job.say(f"\n4. Query the catalog: embridge catalog sql --catalog {catalog.path} 'FROM best_translator'")
+    job.say("   " + table(best).replace("\n", "\n   "))
+    files = ", ".join(sorted(os.listdir(folder)))
+    result = {"folder": output, "seconds": seconds, "evaluation": found.to_dict(), "examples": examples}
+    session.emit(result, f"\nDone in {seconds:.0f} s; everything is in {output}/: {files}")
 
-    def say(text: str) -> None:
-        if not session.json:
-            click.echo(text)
 
-    say("1. Fit a map from 1,000 glosses that were encoded by both models.")
+def _fit(job: _Demo) -> Map:
+    import embridge as eb
+
+    job.say("1. Fit a map from 1,000 glosses that were encoded by both models.")
     clock = time.perf_counter()
-    shared = eb.match(old, new)
-    with session.status("fitting"):
+    shared = eb.match(job.old, job.new)
+    with job.session.status("fitting"):
         train = shared.sample(1000)
         translation = eb.fit(train)
-    translation.save(names["map.safetensors"], overwrite=True)
-    made = map_artifact("map", names["map.safetensors"], translation)
+    translation.save(job.path("map.safetensors"), overwrite=True)
     drawn = replace(shared.record, anchors=len(train), held_out=len(shared) - len(train))
-    catalog.record(Run("fit", {"n": 1000}, time.perf_counter() - clock, sides, (made,), 1000, "cpu", (drawn, translation.record)))
-    say(f"   {translation}\n")
-
-    say("2. Measure it on the 2,000 others, beside leaving the index alone and re-encoding everything.")
-    clock = time.perf_counter()
-    qrels = read_qrels(eb.sample_path("qrels"))
-    with session.status("evaluating"):
-        found = eb.evaluate(translation, shared, queries=eb.match(*queries), qrels=qrels)
-    asked = [collection_artifact(role, side) for role, side in zip(("source queries", "target queries"), queries, strict=True)]
-    inputs = (made, *sides, *asked, file_artifact("qrels", eb.sample_path("qrels")))
-    catalog.record(Run("evaluate", {"k": 10}, time.perf_counter() - clock, inputs, rows=found.corpus, details=(found,)))
-    say("   " + str(found).replace("\n", "\n   ") + "\n")
-
-    say("3. Convert the whole collection, index it, and search it with queries of the new model.")
-    with session.progress("converting") as progress:
-        done = eb.convert(old, translation, names["old-in-new.parquet"], overwrite=True, progress=progress)
-    converted = eb.open(names["old-in-new.parquet"])
-    whole = collection_artifact("output", converted)
-    catalog.record(Run("convert", {}, done.seconds, (sides[0], made), (whole,), done.rows, done.device, (done,)))
-    clock = time.perf_counter()
-    index = eb.build_index(converted, names["old-in-new.faiss"], "HNSW32", overwrite=True)
-    whole = Artifact("source", whole.path, whole.fingerprint, whole.kind, whole.rows, whole.space)
-    catalog.record(
-        Run("index", {"factory": "HNSW32"}, time.perf_counter() - clock, (whole,), (index_artifact("index", index),), len(index))
+    run = eb.Run.of(
+        "fit",
+        inputs=[eb.Artifact.of_collection("source", job.old), eb.Artifact.of_collection("target", job.new)],
+        outputs=[eb.Artifact.of_map("map", job.path("map.safetensors"), translation)],
+        result=[drawn, translation.record],
+        parameters={"n": 1000},
+        seconds=time.perf_counter() - clock,
+        rows=len(train),
     )
-    examples = _examples(eb.search(index, queries[1], 3), old, queries[1])
-    for query, lemmas in examples.items():
-        say(f"   {query:<28} -> {', '.join(lemmas)}")
-
-    seconds = time.perf_counter() - started
-    best = catalog.sql("SELECT source_space, target_space, method, overlap, recall FROM best_translator")
-    say(f"\n4. Ask the catalog: embridge catalog sql --catalog {os.path.join(output, 'embridge.duckdb')} 'FROM best_translator'")
-    say("   " + table(best).replace("\n", "\n   "))
-    say(f"\nDone in {seconds:.0f} s; everything is in {output}/: {', '.join(sorted(p.name for p in folder.iterdir()))}")
-    if session.json:
-        session.emit({"folder": output, "seconds": seconds, "evaluation": found.to_dict(), "examples": examples}, "")
+    job.catalog.record(run)
+    job.say(f"   {translation}\n")
+    return translation
 
 
-def _examples(answer: tuple[Any, Any], documents: Any, queries: Any) -> dict[str, list[str]]:
-    """First lemmas of six queries, evenly spread, and of what they found."""
-    ids, hits = answer
-    asked, found = _lemmas(queries), _lemmas(documents)
-    step = max(1, len(ids) // 6)
-    return {asked[ids[row]]: [found[i] for i in hits.row(row)[0]] for row in range(0, step * 6, step)}
+def _evaluate(job: _Demo, translation: Map) -> Evaluation:
+    import embridge as eb
+    from embridge.stores.tables import read_qrels
+
+    job.say("2. Measure it on the 2,000 others, beside leaving the index alone and re-encoding everything.")
+    clock = time.perf_counter()
+    qrels = eb.sample_path("qrels")
+    with job.session.status("evaluating"):
+        queries = eb.match(job.old_queries, job.new_queries)
+        found = eb.evaluate(translation, eb.match(job.old, job.new), queries=queries, qrels=read_qrels(qrels))
+    sides = {"source": job.old, "target": job.new, "source queries": job.old_queries, "target queries": job.new_queries}
+    inputs = [eb.Artifact.of_map("map", job.path("map.safetensors"), translation), eb.Artifact.of_file("qrels", qrels)]
+    inputs += [eb.Artifact.of_collection(role, side) for role, side in sides.items()]
+    seconds = time.perf_counter() - clock
+    run = eb.Run.of("evaluate", inputs=inputs, result=found, parameters={"k": found.k}, seconds=seconds, rows=found.corpus)
+    job.catalog.record(run)
+    job.say("   " + str(found).replace("\n", "\n   ") + "\n")
+    return found
 
 
-def _lemmas(collection: Any) -> dict[str, str]:
-    first: dict[str, str] = {}
+def _convert(job: _Demo, translation: Map) -> Collection:
+    import embridge as eb
+
+    job.say("3. Convert the whole collection, index it, and search it with queries of the new model.")
+    with job.session.progress("converting") as progress:
+        done = eb.convert(job.old, translation, job.path("old-in-new.parquet"), overwrite=True, progress=progress)
+    converted = eb.open(job.path("old-in-new.parquet"))
+    inputs = [eb.Artifact.of_collection("source", job.old)]
+    inputs += [eb.Artifact.of_map("map", job.path("map.safetensors"), translation)]
+    outputs = [eb.Artifact.of_collection("output", converted)]
+    job.catalog.record(eb.Run.of("convert", inputs=inputs, outputs=outputs, result=done))
+    return converted
+
+
+def _search(job: _Demo, translation: Map, converted: Collection) -> list[dict[str, Any]]:
+    """Index and search; for a few queries the first hits of each strategy, best first."""
+    import embridge as eb
+    from embridge.stores.tables import read_qrels
+
+    old, moved, native = (
+        _index(job, collection, name)
+        for collection, name in ((job.old, "old.faiss"), (converted, "old-in-new.faiss"), (job.new, "new.faiss"))
+    )
+    answers = {
+        "keep-old": eb.search(old, job.old_queries, _HITS),
+        "translate-documents": eb.search(moved, job.new_queries, _HITS),
+        "blend": eb.search(old, job.new_queries, _HITS, via=translation, old_queries=job.old_queries),
+        "re-encode": eb.search(native, job.new_queries, _HITS),
+    }
+    judged, lemmas, words = read_qrels(eb.sample_path("qrels")), _lemmas(job.old), _lemmas(job.new_queries)
+    hits = {name: dict(zip(ids.tolist(), found.ids.tolist(), strict=True)) for name, (ids, found) in answers.items()}
+    # Evenly spread over the queries that the strategies answer differently: where all agree there is nothing to see.
+    differing = [q for q in hits["keep-old"] if judged.get(q) and len({tuple(found[q]) for found in hits.values()}) > 1]
+    examples = []
+    for query in differing[:: max(len(differing) // _EXAMPLES, 1)][:_EXAMPLES]:
+        rows = {name: [{"lemma": lemmas[i], "relevant": i in judged[query]} for i in found[query]] for name, found in hits.items()}
+        examples.append({"query_id": query, "query": words[query], "hits": rows})
+    job.say(_text(examples))
+    return examples
+
+
+def _index(job: _Demo, collection: Collection, name: str) -> Any:
+    import embridge as eb
+
+    clock = time.perf_counter()
+    made = eb.build_index(collection, job.path(name), "HNSW32", overwrite=True)
+    run = eb.Run.of(
+        "index",
+        inputs=[eb.Artifact.of_collection("source", collection)],
+        outputs=[eb.Artifact.of_index("index", made)],
+        parameters={"factory": "HNSW32"},
+        seconds=time.perf_counter() - clock,
+        rows=len(made),
+    )
+    job.catalog.record(run)
+    return made
+
+
+def _text(examples: list[dict[str, Any]]) -> str:
+    width = 19
+    lines = [f"   Best hits of {len(examples)} queries that the strategies answer differently; * marks the right gloss.", ""]
+    lines.append("   " + " " * 18 + "".join(f"{heading:<{width}}" for heading in _COLUMNS.values()).rstrip())
+    for example in examples:
+        for rank in range(_HITS):
+            head = example["query"][:17] if rank == 0 else ""
+            cells = [example["hits"][name][rank : rank + 1] for name in _COLUMNS]
+            shown = [f"{'*' if c[0]['relevant'] else ' '}{c[0]['lemma'][: width - 3]}" if c else "" for c in cells]
+            lines.append(f"   {head:<17}" + "".join(f"{cell:<{width}}" for cell in shown).rstrip())
+    return "\n".join(lines)
+
+
+def _lemmas(collection: Collection) -> dict[Any, str]:
+    """The first word of every row, by id."""
+    first: dict[Any, str] = {}
     for batch in collection.batches(payload=True):
         lemmas = (text.split(", ")[0] for text in batch.payload.column("lemma").to_pylist())
         first |= dict(zip(batch.ids.to_pylist(), lemmas, strict=True))

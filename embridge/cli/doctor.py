@@ -1,4 +1,4 @@
-"""The verb doctor: what this installation is made of."""
+"""The verb doctor: versions, devices and problems of this installation."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _PACKAGES = ("numpy", "torch", "faiss-cpu", "faiss-gpu", "pyarrow", "duckdb", "s
 @click.command(cls=Verb)
 @verb(catalog=False)
 def doctor(session: Session) -> None:
-    """Versions, devices, which FAISS, free memory, and what is wrong with them, if anything.
+    """Show versions, devices, free memory, and problems.
 
     \b
     embridge doctor

@@ -1,4 +1,4 @@
-"""The verb that measures a map beside leaving the old index alone and re-encoding everything."""
+"""The verb that measures a map against leaving the old index alone and against re-encoding everything."""
 
 from __future__ import annotations
 
@@ -33,15 +33,21 @@ from embridge.cli.session import (
 @click.argument("target", metavar="TGT")
 @click.option("--queries", nargs=2, metavar="QS QT", help="Queries by the source's and by the target's model.")
 @click.option("--qrels", metavar="R", help="Parquet with query_id, doc_id and, if it has one, score (above 0 is relevant).")
-@click.option("-k", type=click.IntRange(1), default=10, show_default=True, help="Neighbours compared.")
-@click.option("--weight", type=click.FloatRange(0, 1), default=0.5, show_default=True, help="Of the new query in the blend.")
-@click.option("--hubness", metavar="REFERENCES", help="Other queries by the target's model: measure a hubness bias too.")
-@click.option("--labels", metavar="FILE", help="Parquet with labels by id, of queries or of rows: tell every strategy by label.")
+@click.option(
+    "--reverse-map", metavar="MAP", help="A map from the target's space to the source's: measure project-queries through it too."
+)
+@click.option("-k", type=click.IntRange(1), default=10, show_default=True, help="Neighbors compared.")
+@click.option(
+    "--weight", type=click.FloatRange(0, 1),
+    help="Of the new query in the blend. [default: for each half of the queries chosen on the other half]",
+)  # fmt: skip
+@click.option("--hubness", metavar="REFERENCES", help="Other queries by the target's model: measure hubness correction too.")
+@click.option("--labels", metavar="FILE", help="Parquet with labels by id, of queries or of rows: scores by label too.")
 @click.option("--label-column", metavar="NAME", default="label", show_default=True, help="Of --labels: strings or integers.")
-@click.option("--against", metavar="MAP2", help="Another map between the same spaces: is the difference significant?")
+@click.option("--against", metavar="MAP2", help="Another map between the same spaces: paired differences to it.")
 @click.option("--per-query", metavar="FILE", help="Parquet to write: one row per query and strategy.")
 @click.option(
-    "--max-queries", type=click.IntRange(1), default=5000, show_default=True, help="Of more queries than these a sample asks."
+    "--max-queries", type=click.IntRange(1), default=5000, show_default=True, help="Of more queries than these a sample is used."
 )
 @source_space_option
 @target_space_option
@@ -52,19 +58,21 @@ from embridge.cli.session import (
 @verb()
 def evaluate(
     session: Session, map_path: str, source: str, target: str, queries: tuple[str, str] | None, qrels: str | None,
-    hubness: str | None, labels: str | None, label_column: str, against: str | None, per_query: str | None,
+    reverse_map: str | None, hubness: str | None, labels: str | None, label_column: str, against: str | None,
+    per_query: str | None,
     source_space: str | None, target_space: str | None, id_column: str | None, vector_column: str | None, overwrite: bool,
     **options: Any,
 ) -> None:  # fmt: skip
-    """Measure a map beside leaving the old index alone and re-encoding everything.
+    """Measure a map against leaving the old index alone and against re-encoding everything.
 
-    Corpus are the shared rows of SRC and TGT that the map was not fitted on. Without --queries they are the queries too, and
-    do not find themselves. Overlap falls as a corpus grows: it is told for parts of this one too, and where SRC has more rows than
-    it shares with TGT, forecast for all of them.
+    The corpus is the shared rows of SRC and TGT that the map was not fitted on. Without --queries these rows are the queries too,
+    and do not find themselves. Overlap falls as a corpus grows: it is measured for parts of this one too, and where SRC has more
+    rows than it shares with TGT, forecast for all of them.
 
     \b
     embridge evaluate map.safetensors old.parquet new.parquet
     embridge evaluate map.safetensors old.parquet new.parquet --queries q-old.parquet q-new.parquet --qrels qrels.parquet -k 10
+    embridge evaluate map.safetensors old.parquet new.parquet --reverse-map back.safetensors
     embridge evaluate map.safetensors old.parquet new.parquet --hubness more-queries-new.parquet
     embridge evaluate map.safetensors old.parquet new.parquet --against rotation.safetensors
     embridge evaluate map.safetensors old.parquet new.parquet --labels docs.parquet --per-query queries.parquet
@@ -82,11 +90,12 @@ def evaluate(
     started = time.perf_counter()
     if qrels and not queries:
         raise ParameterError("--qrels judges queries; give them with --queries QS QT.")
-    given = (map_path, source, target, *(queries or ()), qrels, hubness, labels, against)
+    given = (map_path, source, target, *(queries or ()), qrels, reverse_map, hubness, labels, against)
     if per_query:
         check_outputs(per_query, overwrite=overwrite, inputs=[path for path in given if path])
     translation = eb.load_map(map_path)
     other = eb.load_map(against) if against else None
+    back = eb.load_map(reverse_map) if reverse_map else None
     known = read_labels(labels, id_column=id_column, label_column=label_column) if labels else None
     source_space, target_space = source_space or None, target_space or None
     sides = [(source, source_space), (target, target_space)]
@@ -98,18 +107,19 @@ def evaluate(
     judged = read_graded_qrels(qrels) if qrels else None
     references = open_source(hubness, target_space, id_column, vector_column) if hubness else None
     if references is not None and not references.space.same_as(translation.target):
-        raise SpaceMismatchError.between("The hubness bias", translation.target, references.name, references.space)
+        raise SpaceMismatchError.between("Hubness correction", translation.target, references.name, references.space)
     vectors = references.read()[1] if references else None
     size = len(opened[0]) if len(opened[0]) > len(shared) else None  # else every row of SRC is here, those fitted on apart
     with session.progress("evaluating") as progress:
         found = eb.evaluate(
-            translation, shared, queries=asked, qrels=judged, hubness=vectors, labels=known, against=other,
+            translation, shared, queries=asked, qrels=judged, reverse_map=back, hubness=vectors, labels=known, against=other,
             corpus_size=size, progress=progress, **options,
         )  # fmt: skip
     if per_query and found.per_query is not None:
         write_per_query(per_query, found.per_query)
     roles = ("source", "target", "source queries", "target queries")
     inputs = [map_artifact("map", map_path, translation)]
+    inputs += [map_artifact("reverse map", reverse_map, back)] if reverse_map and back else []
     inputs += [map_artifact("other map", against, other)] if against and other else []
     inputs += [collection_artifact(role, side) for role, side in zip(roles, opened, strict=False)]
     inputs += [file_artifact(role, path) for role, path in (("qrels", qrels), ("labels", labels)) if path]
@@ -118,10 +128,13 @@ def evaluate(
     seconds = time.perf_counter() - started
     facts = options | ({"label_column": label_column} if labels else {})
     session.record(Run("evaluate", facts, seconds, tuple(inputs), outputs, found.corpus, device_name(options["device"]), (found,)))
-    fitted = f"neither it nor {Path(against).name} was fitted on" if against else "the map was not fitted on"
+    maps = [Path(name).name for name in (reverse_map, against) if name]
+    fitted = f"neither it nor {' nor '.join(maps)} was fitted on" if maps else "the map was not fitted on"
     head = f"{Path(map_path).name}: {found.queries:,} queries over {found.corpus:,} rows that {fitted}"
     tail = f"mean cosine {found.mean_cosine:.3f}, relative residual {found.relative_residual:.3f}"
+    if found.weight is not None:
+        tail += f"; weight of the projected query in the blend {found.weight:g}"
     tail += f"; recall, MRR and nDCG over the {found.judged:,} queries with a relevant row among these" if found.judged else ""
     tail += f"\nconfidence: {found.confidence}" if found.confidence else ""
-    tail += f"\n{per_query}: every query by itself" if per_query else ""
+    tail += f"\n{per_query}: scores by query" if per_query else ""
     session.emit(found.to_dict(), f"{head}\n{found}\n{tail}")

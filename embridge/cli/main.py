@@ -41,6 +41,20 @@ class _Verbs(click.Group):
             return None
         return getattr(importlib.import_module(f"embridge.cli.{_VERBS[cmd_name]}"), cmd_name)
 
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Every verb with the first sentence of its help, whole: long ones are wrapped."""
+        verbs = ((name, self.get_command(ctx, name)) for name in _VERBS)
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, found.get_short_help_str(1000)) for name, found in verbs if found])
+
+    def invoke(self, ctx: click.Context) -> Any:
+        """Run a verb; Ctrl-C ends it with status 130, as a shell expects."""
+        try:
+            return super().invoke(ctx)
+        except KeyboardInterrupt:
+            click.echo("Interrupted.", err=True)
+            ctx.exit(130)
+
     def resolve_command(self, ctx: click.Context, args: list[str]) -> Any:
         if args and args[0] not in _VERBS:
             ctx.fail(f"No such verb {args[0]!r}. Verbs: {', '.join(_VERBS)}.")
@@ -68,7 +82,7 @@ def main() -> None:
     embridge decode old.parquet --decoder head.safetensors --via map.safetensors -o labels.parquet
     embridge catalog sql "SELECT * FROM best_translator"
 
-    Results go to stdout, progress to stderr; --json is everywhere. Exit status: 0 done, 1 an error, 2 wrong usage.
+    Results go to stdout, progress to stderr; every verb takes --json. Exit status: 0 done, 1 error, 2 wrong usage, 130 Ctrl-C.
     """
 
 

@@ -54,8 +54,7 @@ def merge(
     import embridge as eb
     from embridge.records import Run
 
-    paths = [p for p in (native, translated, queries, map_path) if p]
-    check_outputs(output, overwrite=overwrite, inputs=paths)
+    check_outputs(output, overwrite=overwrite, inputs=[native, translated, queries, map_path])
     named = (space, id_column, vector_column)
     sides = [open_source(native, *named), open_source(translated, *named)]
     asked = open_source(queries, *named) if queries else None
@@ -74,5 +73,5 @@ def merge(
     parameters = {name: value for name, value in result.items() if name not in left_out}
     parameters |= {"dtype": dtype, "seed": seed, "max_queries": max_queries}
     outputs = (collection_artifact("output", eb.open(output)),)
-    session.record(Run("merge", parameters, done.seconds, tuple(inputs), outputs, done.rows, device))
+    session.record(Run("merge", parameters, done.seconds, tuple(inputs), outputs, done.rows, device, (done,)))
     session.emit(result, str(done))

@@ -85,7 +85,7 @@ def migrate(
     parameters = {"asked": mode, "mode": done.mode, "exact": done.exact, "verified_overlap": done.verified_overlap}
     parameters |= {"queries_verified": done.queries_verified, "min_recall": min_recall, "seed": seed}
     inputs = [old, map_artifact("map", map_path, translation), *inputs]
-    session.record(Run("migrate", parameters, done.seconds, tuple(inputs), (new,), done.rows))
+    session.record(Run("migrate", parameters, done.seconds, tuple(inputs), (new,), done.rows, details=(done,)))
     result = done.to_dict() | {"path": output}
     how = "exact" if done.exact else "approximate"
     text = f"{output}: {done.rows:,} vectors of {done.space.name!r} by {done.mode}, {how}, {done.seconds:.1f} s\n{done.reason}"

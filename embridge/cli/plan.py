@@ -37,11 +37,11 @@ from embridge.cli.session import (
 )
 @click.option("--label-column", default="label", show_default=True, metavar="NAME", help="Column of labels, strings or integers.")
 @click.option("--anchors", type=click.IntRange(2), help="Shared rows to fit on. [default: half of them, at most 5,000]")
-@click.option("-k", type=click.IntRange(1), default=10, show_default=True, help="Neighbours compared.")
+@click.option("-k", type=click.IntRange(1), default=10, show_default=True, help="Neighbors compared.")
 @click.option("--encode-rate", type=float, help="Rows that the new model encodes in a second.")
 @click.option("--price", type=float, help="What encoding one row costs.")
 @click.option(
-    "--max-queries", type=click.IntRange(1), default=5000, show_default=True, help="Of more queries than these a sample asks."
+    "--max-queries", type=click.IntRange(1), default=5000, show_default=True, help="Of more queries than these a sample is used."
 )
 @click.option(
     "--report", metavar="HTML", help="Write a page with plots: one file, which needs no network. Takes 'embridge[report]'."
@@ -52,6 +52,7 @@ from embridge.cli.session import (
     metavar="IDS",
     help="Write which rows of SRC that are not in TGT to re-encode first (Parquet: id, order, queries), for `encode --ids`.",
 )
+@click.option("--all-strategies", is_flag=True, help="Show all strategies in text and heat map, not only the few that decide.")
 @source_space_option
 @target_space_option
 @columns
@@ -61,16 +62,17 @@ from embridge.cli.session import (
 @verb()
 def plan(
     session: Session, source: str, target: str, queries: tuple[str, str] | None, qrels: str | None, labels: str | None,
-    label_column: str, report: str | None, rows: str | None, overwrite: bool, source_space: str | None, target_space: str | None,
-    id_column: str | None, vector_column: str | None, **options: Any,
+    label_column: str, report: str | None, rows: str | None, all_strategies: bool, overwrite: bool, source_space: str | None,
+    target_space: str | None, id_column: str | None, vector_column: str | None, **options: Any,
 ) -> None:  # fmt: skip
     """Compare every strategy on rows that both models have encoded, and recommend one.
 
-    Some shared rows are fitted on, all others are searched. Each strategy stands beside keeping the old model and beside
-    re-encoding everything; for each situation (the old encoder is gone, both are there, texts are there) one is recommended.
+    Some shared rows are fitted on, all others are searched. Each strategy is compared with keeping the old model and with
+    re-encoding everything. One is recommended for each situation: the old encoder is gone, both encoders are available, texts are
+    available. The text shows the strategies that decide; --all-strategies and --json show all of them.
 
-    With --rows-to-re-encode all shared rows are fitted on once more, and the rows of SRC without a vector by the new model are
-    listed by how many queries find their translation among the 100 nearest; queries are those of --queries, else shared rows.
+    With --rows-to-re-encode a map is fitted on all shared rows, and the rows of SRC without a vector by the new model are listed
+    by how many queries find their translation among the 100 nearest. Queries are those of --queries, else shared rows.
 
     \b
     embridge plan old.parquet new-sample.parquet
@@ -109,14 +111,15 @@ def plan(
     listed, ids, counts = 0, None, None
     if rows:
         seed, device = options["seed"], options["device"]
-        asking = (asked or shared).sample(options["max_queries"], seed)
+        chosen = (asked or shared).sample(options["max_queries"], seed)
         with session.status("choosing rows to re-encode"):
             translation = eb.fit(shared, device=device)
-            ids, counts = eb.rows_to_reencode(opened[0], translation, asking.y, known=shared.hashes(), device=device)
+            ids, counts = eb.rows_to_reencode(opened[0], translation, chosen.y, known=shared.hashes(), device=device)
         listed = len(ids)
     with contextlib.ExitStack() as stack:  # both are written before one of them gets its name
         if report:
-            eb.write_report(found, stack.enter_context(whole_or_absent(check_output(report, overwrite=overwrite))))
+            path = stack.enter_context(whole_or_absent(check_output(report, overwrite=overwrite)))
+            eb.write_report(found, path, all_strategies=all_strategies)
         if rows:
             write_order(stack.enter_context(whole_or_absent(check_output(rows, overwrite=overwrite))), ids, counts)
     seconds = time.perf_counter() - started
@@ -135,4 +138,4 @@ def plan(
     tail += f"\n{rows}: {listed:,} rows in the order to re-encode them" if rows else ""
     result = found.to_dict() | {"total_seconds": seconds, "report": report}
     result["rows_to_re_encode"] = {"path": rows, "rows": listed} if rows else None
-    session.emit(result, f"{head}\n{found}{tail}")
+    session.emit(result, f"{head}\n{found.to_text(all_strategies=all_strategies)}{tail}")

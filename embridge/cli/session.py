@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import io
 import json
 import math
 import os
@@ -21,10 +22,12 @@ if TYPE_CHECKING:
     from embridge.catalog import Catalog
     from embridge.decoders import Decoder
     from embridge.feature_maps import Map
+    from embridge.outputs import Output
     from embridge.records import Artifact, Run
     from embridge.retrieval import Index
     from embridge.stores import Collection
 
+_CATALOG = "embridge.catalog"  # where a context keeps the files of the catalog
 _PATIENCE = 1.0  # seconds before a progress bar is worth its flicker
 
 
@@ -38,7 +41,7 @@ class Session:
 
     def emit(self, result: Any, text: str) -> None:
         """Print the result: JSON where asked for, else text."""
-        click.echo(json.dumps(_plain(result), default=str, allow_nan=False) if self.json else text)
+        click.echo(json.dumps(_plain(result), allow_nan=False) if self.json else text)
 
     @contextlib.contextmanager
     def progress(self, title: str) -> Iterator[Callable[[int, int], None]]:
@@ -82,17 +85,38 @@ class Session:
 class Verb(click.Command):
     """A command whose errors are sentences: printed on stderr, exit status 1."""
 
+    def get_short_help_str(self, limit: int = 45) -> str:
+        """The first sentence of the help, whole: a list of commands wraps it."""
+        return super().get_short_help_str(1000)
+
     def invoke(self, ctx: click.Context) -> Any:
         """Run the verb."""
         debug = ctx.params.pop("debug", False)
+        for stream in (sys.stdout, sys.stderr):  # paths and ids may hold what the terminal cannot show
+            if isinstance(stream, io.TextIOWrapper):
+                stream.reconfigure(errors="backslashreplace")
         try:
             return super().invoke(ctx)
-        except (EmbridgeError, OSError) as e:
-            # An OSError that nobody expected (a full disk, a missing right) is the user's to mend as well.
-            if debug or isinstance(e, BrokenPipeError):
+        except BrokenPipeError:
+            raise  # click ends quietly where nobody reads the output any more
+        except (EmbridgeError, OSError, MemoryError, RecursionError, UnicodeError) as e:
+            if debug:
                 raise
-            click.echo(f"Error: {e}", err=True)
+            click.echo(f"Error: {_sentence(e)}", err=True)
             ctx.exit(1)
+
+
+def _sentence(error: BaseException) -> str:
+    """What went wrong; errors that are not of embridge come from the system, such as a missing permission."""
+    if isinstance(error, EmbridgeError):
+        return str(error)
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror + (f": {os.fsdecode(error.filename)!r}" if isinstance(error.filename, str | bytes) else "")
+    if isinstance(error, MemoryError):
+        return "The memory is full. Hint: free some, or take fewer rows at a time."
+    if isinstance(error, RecursionError):
+        return "The input is nested too deeply."
+    return f"{type(error).__name__}: {error}"
 
 
 def verb(*, catalog: bool = True) -> Callable[[Callable[..., None]], Callable[..., None]]:
@@ -102,12 +126,14 @@ def verb(*, catalog: bool = True) -> Callable[[Callable[..., None]], Callable[..
         @functools.wraps(function)
         def run(as_json: bool, quiet: bool, **options: Any) -> None:
             found = None
+            _check_text(options)
             if catalog:
                 path, no_catalog = options.pop("catalog_path"), options.pop("no_catalog")
                 if not no_catalog:
                     from embridge.catalog import Catalog
 
                     found = Catalog(path)
+                    _check_apart(found.path, options)
                     found.check()  # before any work: a catalog that cannot be written stops the verb here
             function(Session(as_json, quiet, found), **options)
 
@@ -125,6 +151,31 @@ def verb(*, catalog: bool = True) -> Callable[[Callable[..., None]], Callable[..
     return decorate
 
 
+def _texts(options: dict[str, Any]) -> list[str]:
+    return [v for value in options.values() for v in (value if isinstance(value, tuple) else [value]) if isinstance(v, str)]
+
+
+def _check_text(options: dict[str, Any]) -> None:
+    """Refuse names that are not UTF-8, before any work: Arrow, FAISS and DuckDB take no others."""
+    from embridge.errors import ParameterError
+
+    for text in _texts(options):
+        if text.encode("utf-8", "replace").decode() != text:
+            raise ParameterError(f"{text!r} is not valid UTF-8. Hint: rename the file.")
+
+
+def _check_apart(catalog: str, options: dict[str, Any]) -> None:
+    """Refuse a catalog that is also an input or output of the verb, and keep its name for `check_outputs`."""
+    from embridge.errors import OutputExistsError
+    from embridge.files import one_file
+
+    files = [catalog, f"{catalog}.wal"]
+    for path in _texts(options):
+        if any(one_file(path, file) for file in files):
+            raise OutputExistsError(f"{path!r} is the catalog, or its log. Hint: name another file, or another --catalog.")
+    click.get_current_context().meta[_CATALOG] = files
+
+
 catalog_option = click.option(
     "--catalog", "catalog_path", metavar="FILE", help="The DuckDB catalog. [default: $EMBRIDGE_CATALOG or embridge.duckdb]"
 )
@@ -139,7 +190,7 @@ external_lists_option = click.option(
     "--external-lists", is_flag=True, help="Allow inverted lists of the index to lie outside its folder, if you trust it."
 )
 overwrite_option = click.option("--overwrite", is_flag=True, help="Replace an output that exists.")
-seed_option = click.option("--seed", type=int, default=0, show_default=True, help="Of everything random.")
+seed_option = click.option("--seed", type=click.IntRange(0, 2**31 - 1), default=0, show_default=True, help="Of everything random.")
 device_option = click.option("--device", default="auto", show_default=True, help="cpu, cuda, cuda:1 ...; auto takes CUDA.")
 
 
@@ -156,11 +207,14 @@ def open_source(path: str, space: str | None, id_column: str | None, vector_colu
     return eb.open(path, space=space, **named)
 
 
-def check_outputs(path: str, *, overwrite: bool, inputs: Sequence[str] = ()) -> None:
-    """Refuse an output that may not be written, before work is done for it."""
-    from embridge.files import check_output
+def check_outputs(*outputs: str | Output, overwrite: bool, inputs: Sequence[str | None] = (), resume: bool = False) -> None:
+    """Refuse outputs that may not be written, before work is done for them; the catalog counts as an input."""
+    from embridge import outputs as protocol
 
-    check_output(path, overwrite=overwrite, inputs=tuple(inputs))
+    context = click.get_current_context(silent=True)
+    catalog = context.meta.get(_CATALOG, []) if context else []
+    given = [protocol.Output(output) if isinstance(output, str) else output for output in outputs]
+    protocol.check_outputs(*given, inputs=[*inputs, *catalog], overwrite=overwrite, resume=resume)
 
 
 def device_name(device: str) -> str:
@@ -170,42 +224,42 @@ def device_name(device: str) -> str:
     return str(resolve_device(device))
 
 
+# The verbs call these until they call `Artifact` themselves.
+
+
 def collection_artifact(role: str, collection: Collection) -> Artifact:
     """A collection, as a run's input or output."""
     from embridge.records import Artifact
 
-    path = str(collection.path)
-    return Artifact(role, path, collection.fingerprint(), collection.kind, len(collection), collection.space)
+    return Artifact.of_collection(role, collection)
 
 
 def map_artifact(role: str, path: str, translation: Map) -> Artifact:
     """A map, as a run's input or output."""
     from embridge.records import Artifact
 
-    target, source = translation.target, translation.source
-    return Artifact(role, path, translation.fingerprint, "map", space=target, source_space=source)
+    return Artifact.of_map(role, path, translation)
 
 
 def decoder_artifact(role: str, decoder: Decoder) -> Artifact:
     """A decoder, as a run's input or output."""
     from embridge.records import Artifact
 
-    return Artifact(role, str(decoder.path), decoder.fingerprint, "decoder", space=decoder.space)
+    return Artifact.of_decoder(role, decoder)
 
 
 def index_artifact(role: str, index: Index) -> Artifact:
     """An index, as a run's input or output."""
     from embridge.records import Artifact
 
-    return Artifact(role, index.path, index.fingerprint(), "faiss", len(index), index.space)
+    return Artifact.of_index(role, index)
 
 
 def file_artifact(role: str, path: str) -> Artifact:
     """Any other local file."""
-    from embridge.files import fingerprint
     from embridge.records import Artifact
 
-    return Artifact(role, path, fingerprint(path) if os.path.isfile(path) else "", "table")
+    return Artifact.of_file(role, path)
 
 
 def table(rows: Sequence[dict[str, Any]]) -> str:
@@ -220,12 +274,16 @@ def table(rows: Sequence[dict[str, Any]]) -> str:
 
 
 def _plain(value: Any) -> Any:
-    """The value with NaN and infinity as null: JSON has neither."""
+    """The value as JSON has it: NaN and infinity are null, bytes hexadecimal, keys and whatever else text."""
     if isinstance(value, float):
-        return value if math.isfinite(value) else None
+        return float(value) if math.isfinite(value) else None
     if isinstance(value, dict):
-        return {k: _plain(v) for k, v in value.items()}
-    return [_plain(v) for v in value] if isinstance(value, list | tuple) else value
+        return {key if isinstance(key, str) else str(key): _plain(v) for key, v in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(v) for v in value]
+    if isinstance(value, bytes | bytearray | memoryview):
+        return bytes(value).hex()
+    return value if value is None or isinstance(value, bool | int | str) else str(value)
 
 
 def _cell(value: Any) -> str:
@@ -233,5 +291,5 @@ def _cell(value: Any) -> str:
         return ""
     if isinstance(value, float):
         return f"{value:.4g}"
-    text = str(value)
+    text = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in str(value)[:1000])
     return text if len(text) <= 60 else f"...{text[-57:]}" if "/" in text else f"{text[:57]}..."

@@ -1,9 +1,10 @@
-"""A whole collection, streaming: translated, verified, or encoded from texts."""
+"""A whole collection into another space, streaming, and the check of what came out."""
 
 from __future__ import annotations
 
-from embridge.conversion.encode import encode
+from embridge.conversion.batch import translate_batch
+from embridge.conversion.engine import TranslateOptions
 from embridge.conversion.run import convert
 from embridge.conversion.verify import verify
 
-__all__ = ["convert", "encode", "verify"]
+__all__ = ["TranslateOptions", "convert", "translate_batch", "verify"]

@@ -1,17 +1,66 @@
-"""One affine product a chunk, on a CPU or a CUDA device, from Arrow's memory into the memory that is written."""
+"""Map application: chunk by chunk, on a CPU or a CUDA device, from Arrow's memory into the memory that is written."""
 
 from __future__ import annotations
 
 import functools
 from collections.abc import Iterator, Sequence
-from typing import Literal
+from dataclasses import dataclass
+from typing import Any, Literal
 
 import numpy as np
 import torch
 
+from embridge.errors import BadVectorsError, MapError, ParameterError
 from embridge.feature_maps import FeatureMap, Map
 
 Precision = Literal["float32", "tf32", "bfloat16"]
+CPU_CHUNK = 2048  # rows of a product on the CPU: what is normalised is still in the cache it was computed in
+
+
+@dataclass(frozen=True)
+class TranslateOptions:
+    """How rows are translated.
+
+    Attributes
+    ----------
+    dtype : {"float32", "float16"}
+        Of the vectors that come out; they are computed in float32.
+    precision : {"float32", "tf32", "bfloat16"}
+        Of the products.
+    confidence : float, optional
+        Add the columns ``predicted_error`` and ``error_bound``, which holds with this probability.
+    device : str or torch.device, optional
+        Default: CUDA where there is any, else the CPU.
+    id_column, vector_column : str
+        Used by `translate_batch`; a collection knows its own.
+    """
+
+    dtype: str = "float32"
+    precision: Precision = "float32"
+    confidence: float | None = None
+    device: str | torch.device | None = None
+    id_column: str = "id"
+    vector_column: str = "vector"
+
+    def check(self, translation: Map) -> None:
+        """Check that the options are known, and possible for a map.
+
+        Raises
+        ------
+        ParameterError, MapError
+        """
+        for name, value, known in (
+            ("dtype", self.dtype, ("float32", "float16")),
+            ("precision", self.precision, ("float32", "tf32", "bfloat16")),
+        ):
+            if value not in known:
+                raise ParameterError.must_be(name, f"one of {', '.join(known)}", value)
+        if self.confidence is not None:
+            if isinstance(translation, FeatureMap):
+                raise MapError.not_affine("its errors cannot be foretold")
+            if translation.confidence is None:
+                raise MapError.no_confidence()
+            translation.confidence.quantile(self.confidence)
 
 
 class _Unlocked:
@@ -187,6 +236,21 @@ class Engine:
                 slot.drain()
         finally:
             torch.backends.cuda.matmul.allow_tf32 = tf32
+
+
+def check_translated(ids: Sequence[Any], where: str, dtype: np.dtype, not_finite: np.ndarray, zero: np.ndarray) -> None:
+    """Refuse rows whose translation cannot be written: positions of those that are not finite, and of those of length zero.
+
+    Raises
+    ------
+    BadVectorsError
+    """
+    for rows, reason in (
+        (not_finite, f"a translation beyond the range of {dtype}"),
+        (zero, "a translation of length zero, which has no direction under cosine"),
+    ):
+        if rows.size:
+            raise BadVectorsError.rows(where, reason, [ids[row] for row in rows])
 
 
 class _Slot:

@@ -1,132 +1,152 @@
-"""A source of several files into a folder, file by file under the same names, local or in object storage."""
+"""A source of several files into a local folder, file by file under the same names, with a manifest."""
 
 from __future__ import annotations
 
 import os
-import shutil
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from concurrent.futures import FIRST_EXCEPTION, CancelledError, ThreadPoolExecutor, wait
 from pathlib import Path
-from typing import Any
+from typing import cast
 
-from embridge.conversion.journal import begin, check_plan, discard, journal_path, locked, partial_path, read_plan
-from embridge.conversion.single import Progress, already_done, convert_file, plan_of
-from embridge.errors import BadVectorsError, CollectionError, InterruptedOutputError, MissingFileError, OutputExistsError
-from embridge.feature_maps import Map
-from embridge.files import sync_folder
+from embridge.conversion.file import bad_rows_path, check_bad_rows, convert_file, finished_file
+from embridge.conversion.journal import Log, append_to, begin, journal_path, partial_path, read_log, start
+from embridge.conversion.task import Task
+from embridge.errors import BadVectorsError, ChangedSourceError, InterruptedOutputError
+from embridge.files import fingerprint, sync_folder, writing
+from embridge.folders import MANIFEST, adopt, check_replaceable, exchange, make_folders, remove_known, settle, write_manifest
 from embridge.records import Conversion
 from embridge.stores import ParquetCollection
-from embridge.stores.locations import beside, exists, find_files, remove, upload
-from embridge.stores.tables import join_bad_rows
+from embridge.stores.tables import is_bad_rows, join_bad_rows
 
 _FILES_AT_ONCE = 2  # on the CPU, where one file's pipeline leaves little idle
+Files = list[tuple[str, ParquetCollection]]
 
 
-def convert_folder(
-    source: ParquetCollection, translation: Map, target: Path, options: dict[str, Any], progress: Progress | None
-) -> Conversion:
-    """Into ``OUT.partial``, which is renamed when all files are there; ``OUT.journal`` holds the plan."""
+def convert_folder(task: Task, target: Path) -> Conversion:
+    """Into ``OUT.partial``, which gets the name when all files are there; ``OUT.journal`` holds the plan.
+
+    The caller has claimed the output.
+    """
     started = time.perf_counter()
-    files = source.split_files()
-    plan = plan_of(source, translation, options) | {"files": [relative for relative, _ in files]}
-    partial = partial_path(target)
-    sides = target.with_name(f"{partial.name}.bad")
-
-    def one(number: int, relative: str, part: ParquetCollection, told: Progress) -> Conversion:
-        out = partial / relative
-        if out.exists() and (found := already_done(out, part, translation, options)):
-            return found
-        out.parent.mkdir(parents=True, exist_ok=True)
-        known = {"resume": True, "bad_path": sides / f"{number}.parquet", "may_be_empty": True}
-        return convert_file(part, translation, out, progress=told, **(options | known))
-
-    with locked(target) as log:
-        found = read_plan(log)
-        if partial.exists() and not options["overwrite"] and (found is None or not options["resume"]):
-            if found is None:
-                journal_path(target).unlink()
-            raise InterruptedOutputError.unfinished_folder(str(partial))
-        check_plan(target, plan, found, resume=options["resume"])
-        if found is None or not options["resume"]:
-            for rest in (partial, sides):
-                shutil.rmtree(rest, ignore_errors=True)
-            begin(log, plan)
-        partial.mkdir(exist_ok=True)
-        sides.mkdir(exist_ok=True)
-        done = _each_file(source, files, one, options, progress)
-        _check_rows(done, source)
-        join_bad_rows(f"{target}.bad.parquet", _lists(files, sides))
-        if target.exists():  # a folder cannot be renamed onto another: the old one steps aside, then goes
-            old = target.with_name(f"{partial.name}.old")
-            shutil.rmtree(old, ignore_errors=True)
-            os.replace(target, old)
-        os.replace(partial, target)
-        sync_folder(target.absolute().parent)
-        discard(target)
-    return _sum(done, str(target), translation, started)
-
-
-def convert_folder_remote(
-    source: ParquetCollection, translation: Map, name: str, staging: Path, options: dict[str, Any], progress: Progress | None
-) -> Conversion:
-    """Each file is made whole in `staging`, where it can be resumed, then uploaded and removed there."""
-    started = time.perf_counter()
-    if not options["overwrite"] and not options["resume"] and _holds_files(name):
-        raise OutputExistsError.at(name)
-    sides = staging / "bad"
-    sides.mkdir(exist_ok=True)
-    files = source.split_files()
-
-    def one(number: int, relative: str, part: ParquetCollection, told: Progress) -> Conversion:
-        to = beside(name, f"/{relative}")
-        local = staging / "files" / relative
-        local.parent.mkdir(parents=True, exist_ok=True)
-        known = {"bad_path": sides / f"{number}.parquet", "may_be_empty": True}
-        return convert_via(part, translation, to, local, told, options | known)
-
-    done = _each_file(source, files, one, options, progress)
-    _check_rows(done, source)
-    if join_bad_rows(staging / "bad.parquet", _lists(files, sides)):
-        upload(staging / "bad.parquet", beside(name, ".bad.parquet"))
-    else:
-        remove(beside(name, ".bad.parquet"))
-    return _sum(done, name, translation, started)
-
-
-def convert_via(
-    source: Any, translation: Map, to: str, local: Path, progress: Progress | None, options: dict[str, Any]
-) -> Conversion:
-    """One file to object storage, by way of a local one; it is removed when it is there."""
-    resume = options["resume"]
-    if not options["overwrite"] and exists(to):
-        found = already_done(to, source, translation, options) if resume else None
-        if found is None:
-            raise OutputExistsError.at(to)
-        return found
-    found = already_done(local, source, translation, options) if resume and local.exists() else None  # made, but not uploaded
-    if found is None:
-        found = convert_file(source, translation, local, progress=progress, **options)
-    if "bad_path" not in options:  # of a folder they are listed together
-        side, there = Path(f"{local}.bad.parquet"), beside(to, ".bad.parquet")
-        if side.exists():
-            upload(side, there)
+    files = files_of(task)
+    names = [name for name, _ in files]
+    partial, sides = partial_path(target), _sides(target)
+    check_bad_rows(bad_rows_path(target))
+    with writing(target):
+        log = _begin(task, target, names)
+        for folder in (partial, sides):
+            folder.mkdir(exist_ok=True)
+        try:
+            done = each_file(task, files, lambda number, name, part: _one(part, partial, name, sides / f"{number}.parquet"))
+            check_rows(done, task)
+            task.check_source()
+        except ChangedSourceError:
+            _discard(target, names)
+            raise
+        join_bad_rows(bad_rows_path(target), bad_lists(files, sides))
+        remove_known(partial, _working_names(names), twins=target, keep=names)
+        mark = write_manifest(partial, names, task.lineage)
+        if os.path.lexists(target):
+            check_replaceable(target)
+            adopt(target, partial)
+            with append_to(target, log) as lines:
+                lines.add({"replaced": mark})
+            exchange(partial, target, _old(target))
+            settle(_old(target), target)
         else:
-            remove(there)
-    upload(local, to)
-    local.unlink()
+            os.rename(partial, target)
+            sync_folder(target.absolute().parent)
+        _discard(target, names)
+    return sum_of(done, task, str(target), ParquetCollection(target).fingerprint(), started)
+
+
+def finished_folder(task: Task, target: Path) -> Conversion | None:
+    """What an earlier run of the same task has finished, without what a kill just before its end left beside it."""
+    names = [name for name, _ in files_of(task)]
+    with writing(target):
+        _recover(target)
+        found = task.already_done(target) if target.exists() else None
+        if found is not None and read_log(target) is not None:
+            _discard(target, names)
+            if not found.skipped and is_bad_rows(bad_rows_path(target)):
+                bad_rows_path(target).unlink()
     return found
 
 
-def _holds_files(name: str) -> bool:
-    try:
-        return bool(find_files(name)[1])
-    except (MissingFileError, CollectionError):
-        return False
+def files_of(task: Task) -> Files:
+    """Each file of the source, with its path below the folder."""
+    return cast(ParquetCollection, task.source).split_files()
 
 
-def _lists(files: list[tuple[str, ParquetCollection]], sides: Path) -> list[tuple[int, Path]]:
+def _begin(task: Task, target: Path, names: list[str]) -> Log:
+    """The journal, of this run or of the one that it continues; else what that one left is removed."""
+    plan = task.plan | {"files": names}
+    found = read_log(target)
+    if found is not None and (task.resume or task.overwrite):
+        _recover(target)
+        found = read_log(target)
+    if found is None:
+        for path in (partial_path(target), _sides(target), _old(target)):
+            if os.path.lexists(path):
+                raise InterruptedOutputError.not_ours(str(path))
+    elif task.overwrite and not (task.resume and found.plan == plan and not found.fault):
+        _discard(target, [name for name in found.plan.get("files", names) if isinstance(name, str)])
+    elif not task.resume and os.path.lexists(partial_path(target)):
+        raise InterruptedOutputError.unfinished_folder(str(partial_path(target)))
+    return begin(target, plan, resume=task.resume, overwrite=task.overwrite)
+
+
+def _recover(target: Path) -> None:
+    """Finish the replacement of a folder that a kill interrupted: the journal knows the manifest of the new one."""
+    log, partial, old = read_log(target), partial_path(target), _old(target)
+    if log is None or not log.replaced:
+        return
+    if not os.path.lexists(target):  # between two renames
+        os.rename(partial if _manifest_mark(partial) == log.replaced else old, target)
+    if _manifest_mark(target) != log.replaced:
+        return
+    if os.path.lexists(partial) and not os.path.lexists(old):
+        os.rename(partial, old)
+    if os.path.lexists(old):
+        settle(old, target)
+    _discard(target, [name for name in log.plan["files"] if isinstance(name, str)])
+
+
+def _manifest_mark(folder: Path) -> str:
+    return fingerprint(folder / MANIFEST) if (folder / MANIFEST).is_file() else ""
+
+
+def _one(task: Task, partial: Path, name: str, bad_path: Path) -> Conversion:
+    make_folders(partial, name.rpartition("/")[0])
+    found = finished_file(task, partial / name)
+    return found or convert_file(task, partial / name, bad_path=bad_path, may_be_empty=True)
+
+
+def _sides(target: Path) -> Path:
+    return target.with_name(f"{target.name}.partial.bad")
+
+
+def _old(target: Path) -> Path:
+    return target.with_name(f"{target.name}.partial.old")
+
+
+def _working_names(names: Iterable[str]) -> list[str]:
+    """All files that a run makes in ``OUT.partial``."""
+    return [MANIFEST, *(name + suffix for name in names for suffix in ("", ".partial", ".journal"))]
+
+
+def _discard(target: Path, names: list[str]) -> None:
+    """Remove an unfinished folder, or what is left beside a finished one; the journal last."""
+    if (log := read_log(target)) is not None and log.replaced:
+        start(target, log.plan)  # from here on nothing is about to be replaced
+    remove_known(partial_path(target), _working_names(names), twins=target)
+    remove_known(_sides(target), [f"{number}.parquet" for number in range(len(names))])
+    journal_path(target).unlink(missing_ok=True)
+
+
+def bad_lists(files: Files, sides: Path) -> list[tuple[int, Path]]:
     """Where the rows of each file begin, and where its bad ones are listed."""
     found, start = [], 0
     for number, (_, part) in enumerate(files):
@@ -135,30 +155,24 @@ def _lists(files: list[tuple[str, ParquetCollection]], sides: Path) -> list[tupl
     return found
 
 
-def _each_file(
-    source: ParquetCollection,
-    files: list[tuple[str, ParquetCollection]],
-    one: Callable[[int, str, ParquetCollection, Progress], Conversion],
-    options: dict[str, Any],
-    progress: Progress | None,
-) -> list[Conversion]:
+def each_file(task: Task, files: Files, one: Callable[[int, str, Task], Conversion]) -> list[Conversion]:
     """Convert every file, some at a time; results in order. An error, or Ctrl-C, ends the others at their next row group."""
     rows = [0] * len(files)
     stopped = threading.Event()
 
-    def run(number: int, relative: str, part: ParquetCollection) -> Conversion:
-        def told(done: int, _: int) -> None:
+    def run(number: int, name: str, part: ParquetCollection) -> Conversion:
+        def advance(done: int, _: int) -> None:
             if stopped.is_set():
                 raise CancelledError
             rows[number] = done
-            if progress is not None:
-                progress(sum(rows), len(source))
+            if task.progress is not None:
+                task.progress(sum(rows), len(task.source))
 
-        found = one(number, relative, part, told)
-        told(len(part), len(part))
+        found = one(number, name, task.of_file(part, progress=advance, resume=True, overwrite=False))
+        advance(len(part), len(part))
         return found
 
-    with ThreadPoolExecutor(max(_FILES_AT_ONCE, len(options["devices"])), "embridge-file") as pool:
+    with ThreadPoolExecutor(max(_FILES_AT_ONCE, len(task.devices)), "embridge-file") as pool:
         futures = [pool.submit(run, number, *file) for number, file in enumerate(files)]
         try:
             for future in wait(futures, return_when=FIRST_EXCEPTION).done:
@@ -171,13 +185,13 @@ def _each_file(
             raise
 
 
-def _check_rows(done: list[Conversion], source: ParquetCollection) -> None:
+def check_rows(done: list[Conversion], task: Task) -> None:
+    """Refuse an output without a row."""
     if not any(c.rows for c in done):
-        raise BadVectorsError.none_left(source.name, len(source))
+        raise BadVectorsError.none_left(task.source.name, len(task.source))
 
 
-def _sum(done: list[Conversion], name: str, translation: Map, started: float) -> Conversion:
+def sum_of(done: list[Conversion], task: Task, name: str, mark: str, started: float) -> Conversion:
+    """The record of all files together."""
     rows, skipped = sum(c.rows for c in done), sum(c.skipped for c in done)
-    made = ParquetCollection(name).fingerprint()
-    seconds = time.perf_counter() - started
-    return Conversion(name, rows, seconds, done[0].device, done[0].source, translation.fingerprint, made, skipped)
+    return task.result(name, rows, skipped, time.perf_counter() - started, mark)

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from embridge.conversion.engine import CPU_CHUNK
+
 _BUDGET = 256 << 20  # of buffers for one file, however much memory there is: more of them makes nothing faster
 _LEAST_ROWS = 256
-_CPU_CHUNK = 2048
 
 
 @dataclass(frozen=True)
@@ -63,7 +64,6 @@ def schedule(
     # Arrow holds a column about twice while it decodes it, and as many batches wait as there are buffers.
     row_bytes = 4 * dim_source * 4
     batch_rows = min(max(_LEAST_ROWS, budget // (8 * row_bytes)), group_rows)
-    # CPU: what is normalised is still in the cache it was computed in. CUDA: in and out in float32, twice (two slots a device),
-    # in half of what is free.
-    chunk_rows = cuda_bytes // 2 // (2 * 4 * (dim_source + 2 * dim_target)) if cuda_bytes else _CPU_CHUNK
+    # CUDA: in and out in float32, twice (two slots a device), in half of what is free.
+    chunk_rows = cuda_bytes // 2 // (2 * 4 * (dim_source + 2 * dim_target)) if cuda_bytes else CPU_CHUNK
     return Schedule(int(batch_rows), int(buffers), int(min(max(_LEAST_ROWS, chunk_rows), max(_LEAST_ROWS, group_rows))))

@@ -206,7 +206,7 @@ class _Rows:
     def __init__(self, source: Collection, skipped: np.ndarray) -> None:
         self._batches = source.batches(lenient=True)
         self._skipped = skipped
-        self._dim = source.space.dim
+        self._dim = source.stated_space.dim
         self._held: list[tuple[list, np.ndarray]] = []
 
     def take(self, count: int) -> tuple[list, np.ndarray]:

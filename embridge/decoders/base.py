@@ -149,22 +149,41 @@ def as_labels(values: Any) -> np.ndarray:
     Raises
     ------
     DecoderError
-        Labels of another kind, or not one a row.
+        Labels of another kind or of several kinds, beyond int64, or not one a row.
     """
-    array = np.asarray(values)
+    if isinstance(values, list | tuple) and len({type(v) for v in values if not isinstance(v, np.generic)}) > 1:
+        raise DecoderError("Class labels must be all strings, all integers or all booleans. Got several kinds instead.")
+    try:
+        array = np.asarray(values)
+    except ValueError:
+        raise DecoderError("A classifier must give one label a row. Got lists of different lengths instead.") from None
     if array.ndim == 2 and array.shape[1] == 1:
         array = array[:, 0]
     if array.ndim != 1:
         raise DecoderError(f"A classifier must give one label a row. Got labels of shape {array.shape} instead.")
-    if array.dtype.kind in "iu":
+    if array.dtype.kind in "iu" and not (array.dtype.kind == "u" and (array > np.iinfo(np.int64).max).any()):
         return array.astype(np.int64)
     if array.dtype.kind == "b":
         return array
-    if array.dtype.kind == "f" and np.array_equal(array, np.round(array)):
+    if array.dtype.kind == "f" and np.array_equal(array, np.round(array)) and (np.abs(array) < 1 << 53).all():
         return array.astype(np.int64)  # labels that came through a float column
     if array.dtype.kind == "U" or (array.dtype.kind == "O" and all(isinstance(v, str) for v in array)):
         return array.astype(object)
-    raise DecoderError(f"Class labels must be strings, integers or booleans. Got {array.dtype} instead.")
+    raise DecoderError(f"Class labels must be strings, booleans, or integers of 64 bits. Got {array.dtype} instead.")
+
+
+def as_classes(values: Any) -> np.ndarray:
+    """Names of classes, as `as_labels` has them, each of them once.
+
+    Raises
+    ------
+    DecoderError
+        Labels of another kind, or repeated.
+    """
+    labels = as_labels(values if isinstance(values, np.ndarray) else list(values))
+    if len(set(labels.tolist())) != len(labels):
+        raise DecoderError(f"The classes of a decoder must differ. Got {labels.tolist()[:20]} instead.")
+    return labels
 
 
 def tell(kind: Kind, outputs: np.ndarray, classes: np.ndarray | None, *, probabilities: bool) -> Decoded:

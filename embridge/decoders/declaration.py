@@ -10,12 +10,13 @@ from typing import Any
 
 import numpy as np
 
-from embridge.decoders.base import KINDS, Kind, as_labels
+from embridge.decoders.base import KINDS, Decoder, Kind, as_classes
+from embridge.decoders.bounds import DIM, SIDECAR_BYTES, parse_json, read_bounded
 from embridge.errors import DecoderError, ParameterError, SpaceMismatchError, UndeclaredSpaceError, UnreadableFileError
-from embridge.files import check_output, fingerprint, whole_or_absent
+from embridge.files import check_output, whole_or_absent
 from embridge.types import DeclaredSpace, Metric, Space, resolve_space
 
-_FORMAT = "embridge.decoder.1"
+_FORMAT, _KIND = "embridge.decoder.1", "a declaration of a decoder"
 
 
 @dataclass(frozen=True, eq=False)
@@ -44,7 +45,7 @@ class Declaration:
             raise ParameterError.must_be("kind", f"one of {', '.join(KINDS)}", kind)
         if classes is not None and kind not in (None, "classifier"):
             raise ParameterError(f"A decoder of kind {kind!r} has no classes. Leave them out.")
-        return cls(space, kind, None if classes is None else as_labels(list(classes)))
+        return cls(space, kind, None if classes is None else as_classes(classes))
 
     def beside(self, path: str, known: Declaration) -> Declaration:
         """This declaration of a caller, held against what the file at `path` says (`known`).
@@ -76,6 +77,9 @@ class Declaration:
         space = DeclaredSpace.parse(self.space) if isinstance(self.space, str) else self.space
         if space is None:
             raise UndeclaredSpaceError.of_decoder(path)
+        stated = space.dim if isinstance(space, Space) else 1
+        if max(stated, width or 1) > DIM or min(stated, width or 1) < 1:
+            raise DecoderError(f"{path!r} takes vectors of {max(stated, width or 1):,} values. At most {DIM:,} are given.")
         if isinstance(space, DeclaredSpace):
             if width is None:
                 raise UndeclaredSpaceError(
@@ -103,26 +107,39 @@ def read_declaration(path: str, digest: str) -> Declaration:
         It was written for a file of other content than `digest`.
     """
     name = sidecar(path)
-    if not os.path.exists(name):
+    if not os.path.lexists(name):
         return Declaration()
     try:
-        with open(name, encoding="utf-8") as file:
-            values = json.load(file)
-        if values["format"] != _FORMAT:
-            raise UnreadableFileError.foreign(name, "a declaration of a decoder", f"the format {_FORMAT!r}")
-        classes = values["classes"]
-        found = Declaration.of(Space.from_dict(values["space"]), values["kind"], classes)
+        values = parse_json(read_bounded(name, _KIND, SIDECAR_BYTES), SIDECAR_BYTES)
+        if not isinstance(values, dict) or values.get("format") != _FORMAT:
+            raise UnreadableFileError.foreign(name, _KIND, f"the format {_FORMAT!r}")
+        found = Declaration.of(stored_space(values["space"]), values["kind"], stored_classes(values["classes"]))
     except (OSError, LookupError, TypeError, ValueError, AttributeError) as e:
         if isinstance(e, UnreadableFileError):
             raise
-        raise UnreadableFileError.at(name, "a declaration of a decoder", e) from e
-    if values["fingerprint"] != digest:
+        raise UnreadableFileError.at(name, _KIND, e) from e
+    if values.get("fingerprint") != digest:
         raise DecoderError.changed(path)
     return found
 
 
-def write_declaration(path: str, space: Space, kind: Kind, classes: np.ndarray | None, *, overwrite: bool) -> None:
-    """Declare a decoder's space, kind and classes beside it.
+def stored_space(values: Any) -> Space:
+    """A space from its plain values in a file; a TypeError where they are of other types."""
+    named = isinstance(values, dict) and isinstance(values.get("name"), str) and isinstance(values.get("normalized"), bool)
+    if not named or type(values.get("dim")) is not int:
+        raise TypeError("its space is not described by a name, a width, a metric and a flag")
+    return Space.from_dict(values)
+
+
+def stored_classes(values: Any) -> list[Any] | None:
+    """Names of classes from their plain values in a file; a TypeError where they are no list."""
+    if not isinstance(values, list | None):
+        raise TypeError("its classes are no list")
+    return values
+
+
+def write_declaration(path: str, decoder: Decoder, *, overwrite: bool) -> None:
+    """Declare the space, kind and classes of a decoder of `path` beside it.
 
     Raises
     ------
@@ -131,10 +148,10 @@ def write_declaration(path: str, space: Space, kind: Kind, classes: np.ndarray |
     """
     values = {
         "format": _FORMAT,
-        "space": space.to_dict(),
-        "kind": kind,
-        "classes": None if classes is None else classes.tolist(),
-        "fingerprint": fingerprint(path),
+        "space": decoder.space.to_dict(),
+        "kind": decoder.kind,
+        "classes": None if decoder.classes is None else decoder.classes.tolist(),
+        "fingerprint": decoder.fingerprint,
     }
     with whole_or_absent(check_output(sidecar(path), overwrite=overwrite)) as temporary:
         temporary.write_text(json.dumps(values, indent=1) + "\n", encoding="utf-8")

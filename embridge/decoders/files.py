@@ -10,12 +10,13 @@ from typing import Any
 import numpy as np
 
 from embridge.decoders.base import Decoder, Kind
+from embridge.decoders.bounds import digest_of, read_bounded
 from embridge.decoders.declaration import Declaration, read_declaration, sidecar, write_declaration
 from embridge.decoders.linear import LinearHead
 from embridge.decoders.onnx_decoder import open_onnx
 from embridge.decoders.skops_decoder import dump_skops, open_skops
 from embridge.errors import DecoderError, MissingFileError, ParameterError
-from embridge.files import check_output, fingerprint, whole_or_absent
+from embridge.files import check_output, whole_or_absent
 from embridge.types import DeclaredSpace, Space
 
 FORMATS = (".safetensors (a linear head)", ".skops (scikit-learn)", ".onnx", ".pt2 (torch.export)")
@@ -47,7 +48,7 @@ def open_decoder(
     classes : sequence of str or int, optional
         Of a classifier that does not name them itself, in the order of its outputs. Default: their numbers.
     trusted : sequence of str, optional
-        Names of types (skops) or operators (torch) that are let through beside those known to be harmless.
+        Names of types (skops) or operators (torch, ONNX) that are let through beside those known to be harmless.
 
     Returns
     -------
@@ -78,8 +79,9 @@ def open_decoder(
         raise DecoderError.pickle(name, "save it as .skops, .onnx, .pt2, or as a linear head")
     if suffix not in _DECLARED:
         raise DecoderError.unknown_format(name, FORMATS)
-    digest = fingerprint(name)
-    return _open(name, digest, said.beside(name, read_declaration(name, digest)), trusted)
+    data = read_bounded(name, "a decoder")
+    digest = digest_of(data)
+    return _open(name, data, said.beside(name, read_declaration(name, digest)), trusted)
 
 
 def register_decoder(
@@ -120,11 +122,11 @@ def register_decoder(
     if not os.path.isfile(name) or _suffix(name) not in _DECLARED:
         return open_decoder(name, space=space, kind=kind, classes=classes)
     check_output(sidecar(name), overwrite=overwrite)
-    decoder = _open(name, fingerprint(name), Declaration.of(space, kind, classes), trusted)
+    decoder = _open(name, read_bounded(name, "a decoder"), Declaration.of(space, kind, classes), trusted)
     if normalized is not None:
         decoder.space = replace(decoder.space, normalized=normalized)
     decoder.decode(np.zeros((1, decoder.space.dim), np.float32))
-    write_declaration(name, decoder.space, decoder.kind, decoder.classes, overwrite=overwrite)
+    write_declaration(name, decoder, overwrite=overwrite)
     return decoder
 
 
@@ -171,15 +173,13 @@ def save_decoder(
     if _suffix(name) == ".skops":
         data = dump_skops(model)
     elif _suffix(name) == ".pt2":
-        from embridge.decoders.torch_decoder import dump_program
-
-        data = dump_program(model)
+        data = _torch().dump_program(model)
     else:
         raise ParameterError.must_be("path", "*.skops, *.pt2 or *.safetensors", name)
     check_output(sidecar(name), overwrite=overwrite)
     with whole_or_absent(target) as temporary:
         temporary.write_bytes(data)
-        _open(name, "", Declaration.of(space, kind, classes), trusted, data)  # what cannot be opened is not saved
+        _open(name, data, Declaration.of(space, kind, classes), trusted)  # what cannot be opened is not saved
     return register_decoder(name, space, kind=kind, classes=classes, trusted=trusted, overwrite=overwrite)
 
 
@@ -187,15 +187,26 @@ def _suffix(name: str) -> str:
     return os.path.splitext(name)[1].lower()
 
 
-def _open(name: str, digest: str, said: Declaration, trusted: Sequence[str], data: bytes | None = None) -> Decoder:
-    """Open a file that needs a declaration, by `said` alone; its content may be in memory already."""
-    if data is None:
-        with open(name, "rb") as file:
-            data = file.read()
+def _open(name: str, data: bytes, said: Declaration, trusted: Sequence[str]) -> Decoder:
+    """Open the content of a file that needs a declaration, by `said` alone."""
+    digest = digest_of(data)
     if _suffix(name) == ".skops":
         return open_skops(name, data, digest, said, trusted)
     if _suffix(name) == ".onnx":
-        return open_onnx(name, data, digest, said)
-    from embridge.decoders.torch_decoder import open_program  # torch.export is slow to load
+        return open_onnx(name, data, digest, said, trusted)
+    return _torch().open_program(name, data, digest, said, trusted)
 
-    return open_program(name, data, digest, said, trusted)
+
+def _torch() -> Any:
+    """What reads and writes torch.export programs: loaded late, since torch.export is slow to load.
+
+    Raises
+    ------
+    DecoderError
+        torch is too old for the format.
+    """
+    try:
+        from embridge.decoders import torch_decoder
+    except ImportError as e:
+        raise DecoderError(f"A .pt2 decoder needs a torch that has torch.export.pt2_archive (2.8 and later): {e}.") from e
+    return torch_decoder

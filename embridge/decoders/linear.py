@@ -7,19 +7,21 @@ import json
 import os
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, ClassVar, Literal, Self, cast
+from typing import Any, ClassVar, Self, cast
 
 import numpy as np
 from safetensors.numpy import save_file
 
 from embridge.arrays import check_rows
-from embridge.decoders.base import KINDS, Decoded, Decoder, Kind, as_labels, as_outputs, probe, tell
+from embridge.decoders.agreement import Link, check_decisions, check_values, columns, link_of, make_rows, quietly
+from embridge.decoders.base import KINDS, Decoded, Decoder, Kind, as_classes, tell
+from embridge.decoders.bounds import SIDECAR_BYTES, parse_json
+from embridge.decoders.declaration import stored_classes, stored_space
 from embridge.errors import DecoderError, MapError, ParameterError, SpaceMismatchError, UnreadableFileError
 from embridge.feature_maps import FeatureMap, Map
 from embridge.files import check_output, reading_tensors, whole_or_absent
 from embridge.types import Space
 
-Link = Literal["softmax", "sigmoid"]
 _FORMAT = "embridge.head.1"
 
 
@@ -106,7 +108,7 @@ class LinearHead(Decoder):
             raise ParameterError.must_be("classes", f"{expected} labels for {outputs} rows of coef", found)
         if self.link not in (None, "softmax", "sigmoid") or self.link == ("softmax" if outputs == 1 else "sigmoid"):
             raise ParameterError.must_be("link", "'sigmoid' for a single score, 'softmax' for several, or None", self.link)
-        return as_labels(self.classes)
+        return as_classes(self.classes)
 
     @cached_property
     def _product(self) -> tuple[np.ndarray, np.ndarray]:
@@ -190,7 +192,8 @@ class LinearHead(Decoder):
 
         Whatever is affine from end to end will do: LinearSVC, LogisticRegression, RidgeClassifier, Ridge, Lasso, PCA, and
         pipelines of these behind scalers. ``intercept = f(0)`` and ``coef = f(I) - f(0)``, where f is its decision function, its
-        prediction or its transformation, in float64; that it is affine, and gives the same predictions, is checked on 64 rows.
+        prediction or its transformation, in float64. That f is affine, and that the head's predictions are the estimator's own, is
+        checked on rows that reach every class and both sides of every boundary (`embridge.decoders.agreement`).
 
         Parameters
         ----------
@@ -203,7 +206,8 @@ class LinearHead(Decoder):
         Raises
         ------
         DecoderError
-            The estimator is not linear.
+            The estimator is not linear, decides by something else than the largest score (a threshold, votes), gives several
+            labels at once, or needs more than float32.
         SpaceMismatchError
             It takes vectors of another width.
         """
@@ -211,15 +215,25 @@ class LinearHead(Decoder):
         if width != space.dim:
             raise SpaceMismatchError.width(f"The estimator {type(estimator).__name__}", int(width), space.dim)
         function, found = _function(estimator, kind)
-        classes = getattr(estimator, "classes_", None) if found == "classifier" else None
-        rows = probe(space.dim).astype(np.float64)
-        intercept = _columns(function(np.zeros((1, space.dim))))[0]
-        coef = (_columns(function(np.eye(space.dim))) - intercept).T
-        expected = _columns(function(rows))
-        given = rows @ coef.T + intercept
-        if not np.allclose(given, expected, rtol=1e-4, atol=1e-4 * np.abs(expected).max(initial=1e-30)):
-            raise DecoderError.not_linear(type(estimator).__name__)
-        return cls(coef, intercept, space, found, classes, _link(estimator, rows, expected) if classes is not None else None)
+        name = type(estimator).__name__
+        classes = as_classes(estimator.classes_) if found == "classifier" else None
+        intercept = columns(quietly(function, np.zeros((1, space.dim)), name))[0]
+        coef = (columns(quietly(function, np.eye(space.dim), name)) - intercept).T
+        if not (np.isfinite(coef).all() and np.isfinite(intercept).all()):
+            raise DecoderError.not_linear(name)
+        batches = make_rows(coef, intercept)
+        if classes is None:
+            head = cls(coef, intercept, space, found)
+            check_values(estimator, batches, function, coef, intercept, head.scores)
+            return head
+        if len(coef) != (1 if len(classes) == 2 and len(coef) < 2 else len(classes)):
+            raise DecoderError(
+                f"{name} has {len(classes)} classes and {len(coef)} scores (of pairs, perhaps), so it is no linear head."
+            )
+        check_values(estimator, batches, function, coef, intercept, None)
+        head = cls(coef, intercept, space, found, classes, link_of(estimator, batches, coef, intercept))
+        check_decisions(estimator, batches, coef, intercept, cast(np.ndarray, head.classes), head.decode)
+        return head
 
     @property
     def fingerprint(self) -> str:
@@ -267,9 +281,10 @@ class LinearHead(Decoder):
         """
         name = os.fspath(path)
         with reading_tensors(name, _FORMAT, "a linear head") as (metadata, arrays):
-            facts = json.loads(metadata["head"])
-            facts["space"] = Space.from_dict(facts["space"])
-            loaded = cls(**arrays, **facts, path=name)
+            facts = parse_json(metadata["head"], SIDECAR_BYTES)
+            stated = {"space": stored_space(facts["space"]), "classes": stored_classes(facts["classes"])}
+            with np.errstate(over="ignore"):  # beyond float32 is infinite, and refused
+                loaded = cls(**arrays, kind=facts["kind"], link=facts["link"], **stated, path=name)
         if loaded.fingerprint != metadata.get("fingerprint"):
             raise UnreadableFileError.altered(name)
         return loaded
@@ -286,18 +301,3 @@ def _function(estimator: Any, kind: Kind | None) -> tuple[Any, Kind]:
     if function is None:
         raise DecoderError.not_linear(type(estimator).__name__)
     return function, cast(Kind, found)
-
-
-def _columns(values: Any) -> np.ndarray:
-    return np.asarray(values, np.float64).reshape(len(values), -1)
-
-
-def _link(estimator: Any, rows: np.ndarray, scores: np.ndarray) -> Link | None:
-    """What makes the estimator's own probabilities of its scores, where it has any and one of the two does."""
-    if not hasattr(estimator, "predict_proba"):
-        return None
-    own = as_outputs(estimator.predict_proba(rows), len(rows), "The estimator")
-    if scores.shape[1] == 1:
-        return "sigmoid" if np.allclose(own[:, 1], 1 / (1 + np.exp(-scores[:, 0])), atol=1e-5) else None
-    grown = np.exp(scores - scores.max(axis=1, keepdims=True))
-    return "softmax" if np.allclose(own, grown / grown.sum(axis=1, keepdims=True), atol=1e-5) else None

@@ -2,14 +2,27 @@
 
 from __future__ import annotations
 
-import json
+from collections.abc import Sequence
 from typing import Any, ClassVar
 
 import numpy as np
 
-from embridge.decoders.base import Decoded, Decoder, are_probabilities, as_labels, as_outputs, check_classes, in_chunks, probe, tell
-from embridge.decoders.declaration import Declaration
-from embridge.errors import DecoderError, MissingDependencyError, UnreadableFileError
+from embridge.decoders.base import (
+    Decoded,
+    Decoder,
+    are_probabilities,
+    as_classes,
+    as_labels,
+    as_outputs,
+    check_classes,
+    in_chunks,
+    probe,
+    tell,
+)
+from embridge.decoders.bounds import SIDECAR_BYTES, parse_json
+from embridge.decoders.declaration import Declaration, stored_classes, stored_space
+from embridge.decoders.onnx_audit import audited_onnx, try_program
+from embridge.errors import DecoderError, EmbridgeError, MissingDependencyError, UnreadableFileError
 from embridge.types import Space
 
 SPACE_KEY, KIND_KEY, CLASSES_KEY = "embridge.space", "embridge.kind", "embridge.classes"
@@ -50,6 +63,10 @@ class OnnxDecoder(Decoder):
                 raise DecoderError(f"{path!r} gives labels and probabilities, so it is a classifier, not a {said.kind}.")
             self.kind = "classifier"
             self._probabilities = are_probabilities(tried[1])
+            if self._probabilities and self.classes is not None and len(self.classes) != tried[1].shape[1]:
+                raise DecoderError(
+                    f"{path!r} gives {tried[1].shape[1]} probabilities a row, but {len(self.classes)} classes are named."
+                )
         else:
             self.kind = said.kind or ("regressor" if tried[0].shape[1] == 1 else "output")
             check_classes(self, tried[0].shape[1])
@@ -64,18 +81,25 @@ class OnnxDecoder(Decoder):
 
     def _call(self, rows: np.ndarray) -> tuple[np.ndarray, ...]:
         try:
-            found = self._session.run(None, {self._input: rows})
+            return self._meaning(self._session.run(None, {self._input: rows}), len(rows))
+        except EmbridgeError:
+            raise
         except Exception as e:  # onnxruntime's errors have no common class that is public
             raise DecoderError.fails(self.name, e) from e
+
+    def _meaning(self, found: list[Any], rows: int) -> tuple[np.ndarray, ...]:
         if not self._is_labelled:
-            return (as_outputs(found[0], len(rows), self.name),)
+            return (as_outputs(found[0], rows, self.name),)
         values = found[1]
         if isinstance(values, list):  # zipmap: one mapping of class to probability a row
             keys = list(values[0])
             if self.classes is None:
-                self.classes = as_labels(keys)
+                self.classes = as_classes(keys)
             values = np.array([[row[key] for key in keys] for row in values], np.float32)
-        return as_labels(found[0]), as_outputs(values, len(rows), self.name)
+        labels, values = as_labels(found[0]), as_outputs(values, rows, self.name)
+        if len(labels) != rows:
+            raise DecoderError(f"{self.name} gave {len(labels):,} labels for {rows:,} vectors.")
+        return labels, values
 
     def _decode(self, rows: np.ndarray) -> Decoded:
         found = self._run(rows)
@@ -85,39 +109,45 @@ class OnnxDecoder(Decoder):
         return Decoded(label, values) if self._probabilities else Decoded(label, output=values)
 
 
-def open_onnx(path: str, data: bytes, fingerprint: str, said: Declaration) -> OnnxDecoder:
-    """Open an ONNX program whose content is `data`; its own metadata are held against `said`.
+def open_onnx(path: str, data: bytes, fingerprint: str, said: Declaration, trusted: Sequence[str]) -> OnnxDecoder:
+    """Open an ONNX program whose content is `data`: what is looked through is what is loaded, after it ran in a process of its own.
+
+    Its own metadata are held against `said`.
 
     Raises
     ------
     UnreadableFileError
         Damaged, or no ONNX program.
     DecoderError
-        Inputs or outputs of another kind.
+        Inputs or outputs of another kind, or operators that are not trusted.
     SpaceMismatchError
         An input of another width than declared.
     MissingDependencyError
-        onnxruntime is not installed.
+        onnxruntime or onnx is not installed.
     """
     try:
         import onnxruntime
     except ImportError as e:
         raise MissingDependencyError.of("onnxruntime", "A decoder in ONNX", "decoders") from e
+    data = audited_onnx(path, data, trusted)
+    try_program(path, data, said.space.dim if isinstance(said.space, Space) else None)
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 4  # what goes wrong is raised
     try:
         session = onnxruntime.InferenceSession(data, options, providers=["CPUExecutionProvider"])
         metadata = session.get_modelmeta().custom_metadata_map
+        return OnnxDecoder(session, said.beside(path, _own(path, metadata)), path, fingerprint)
+    except EmbridgeError:
+        raise
     except Exception as e:  # onnxruntime's errors have no common class that is public
         raise UnreadableFileError.at(path, "an ONNX program", e) from e
-    return OnnxDecoder(session, said.beside(path, _own(path, metadata)), path, fingerprint)
 
 
 def _own(path: str, metadata: dict[str, str]) -> Declaration:
     """What a program says of itself in its metadata."""
     try:
-        space = Space.from_dict(json.loads(metadata[SPACE_KEY])) if SPACE_KEY in metadata else None
-        classes = json.loads(metadata[CLASSES_KEY]) if CLASSES_KEY in metadata else None
+        space = stored_space(parse_json(metadata[SPACE_KEY], SIDECAR_BYTES)) if SPACE_KEY in metadata else None
+        classes = stored_classes(parse_json(metadata[CLASSES_KEY], SIDECAR_BYTES)) if CLASSES_KEY in metadata else None
         return Declaration.of(space, metadata.get(KIND_KEY), classes)  # type: ignore[arg-type]
-    except (LookupError, TypeError, ValueError) as e:
+    except (LookupError, TypeError, ValueError, AttributeError) as e:
         raise UnreadableFileError.at(path, "an ONNX program with a declaration of embridge", e) from e

@@ -9,7 +9,7 @@ import numpy as np
 from embridge.decoders.base import Decoder, Kind
 from embridge.decoders.declaration import Declaration
 from embridge.decoders.skops_decoder import SklearnDecoder
-from embridge.errors import MissingDependencyError
+from embridge.errors import DecoderError, EmbridgeError, MissingDependencyError
 from embridge.types import Space
 
 
@@ -34,6 +34,8 @@ def retrain(like: Decoder, estimator: Any, vectors: np.ndarray, labels: np.ndarr
     ------
     MissingDependencyError
         scikit-learn is not installed.
+    DecoderError
+        The estimator cannot be trained on the labels.
     """
     try:
         from sklearn.base import clone
@@ -43,7 +45,15 @@ def retrain(like: Decoder, estimator: Any, vectors: np.ndarray, labels: np.ndarr
         estimator = like.estimator
     model = clone(_default(like.kind) if estimator is None else estimator)
     targets = labels.astype(str) if labels.dtype == object else labels
-    return SklearnDecoder(model.fit(vectors, targets), Declaration(space, like.kind), "retrained", "")
+    try:
+        return SklearnDecoder(model.fit(vectors, targets), Declaration(space, like.kind), "retrained", "")
+    except EmbridgeError:
+        raise
+    except Exception as e:  # such as labels of one class only
+        raise DecoderError(
+            f"A {type(model).__name__} cannot be trained on {len(targets):,} labelled rows: {str(e).strip() or type(e).__name__}. "
+            "Hint: leave it out with --no-retrain (retrained=False)."
+        ) from e
 
 
 def _default(kind: Kind) -> Any:

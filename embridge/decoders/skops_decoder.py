@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import io
-import zipfile
 import zlib
 from collections.abc import Sequence
 from typing import Any, ClassVar
 
 import numpy as np
 
-from embridge.decoders.base import Decoded, Decoder, as_labels, as_outputs, tell
+from embridge.decoders.base import Decoded, Decoder, as_labels, as_outputs, probe, tell
 from embridge.decoders.declaration import Declaration
-from embridge.errors import DecoderError, MissingDependencyError, UnreadableFileError
+from embridge.decoders.skops_audit import audited_skops, tame
+from embridge.errors import DecoderError, EmbridgeError, MissingDependencyError, UnreadableFileError
 
 # Plain Python classes of scikit-learn that fitted decoders hold and skops does not list. Its compiled trees are left out on
 # purpose, as skops leaves them out: they index memory by numbers that the file gives, so a forged one can crash the process.
@@ -54,6 +53,7 @@ class SklearnDecoder(Decoder):
         self.kind = said.kind or default
         if (self.kind == "classifier") != (classes is not None):
             raise DecoderError(f"{path!r} holds a {type(estimator).__name__}, which is no {self.kind}.")
+        self._decode(probe(self.space.dim, 2))  # what cannot decode is no decoder
 
     @property
     def fingerprint(self) -> str:
@@ -65,14 +65,25 @@ class SklearnDecoder(Decoder):
             if self.kind != "classifier":
                 function = model.predict if callable(getattr(model, "predict", None)) else model.transform
                 return tell(self.kind, as_outputs(function(rows), n, self.name), None, probabilities=False)
-            prediction = as_labels(model.predict(rows))
+            labels = np.asarray(model.predict(rows))
+            if labels.shape[1:] not in ((), (1,)):
+                raise DecoderError(
+                    f"{self.path!r} gives several labels at once (shape {labels.shape} for {n} rows), which is not supported. "
+                    "Hint: save one classifier a label."
+                )
+            prediction = as_labels(labels)
             if callable(getattr(model, "predict_proba", None)):
-                return Decoded(prediction, as_outputs(model.predict_proba(rows), n, self.name))
+                found = as_outputs(model.predict_proba(rows), n, self.name)
+                if self.classes is not None and found.shape[1] != len(self.classes):
+                    raise DecoderError(
+                        f"{self.path!r} has {len(self.classes)} classes, but gives {found.shape[1]} probabilities a row."
+                    )
+                return Decoded(prediction, found)
             if callable(getattr(model, "decision_function", None)):
                 return Decoded(prediction, output=as_outputs(model.decision_function(rows), n, self.name))
-        except (ValueError, TypeError, AttributeError, LookupError, ArithmeticError) as e:
-            if isinstance(e, DecoderError):
-                raise
+        except EmbridgeError:
+            raise
+        except Exception as e:  # whatever an estimator of a file raises
             raise DecoderError.fails(self.name, e) from e
         return Decoded(prediction)
 
@@ -95,26 +106,25 @@ def open_skops(path: str, data: bytes, fingerprint: str, said: Declaration, trus
         raise UnreadableFileError.foreign(path, "a skops file", "the zip archive that one is")
     sio = _skops()
     try:
-        with zipfile.ZipFile(io.BytesIO(data)) as archive:
-            if "schema.json" not in archive.namelist():
-                raise UnreadableFileError.at(path, "a skops file", "it lacks schema.json")
+        data, unsafe = audited_skops(data)
         found = sio.get_untrusted_types(data=data)
-        unknown = sorted(set(found) - _OWN - set(trusted))
+        unknown = sorted((set(found) | unsafe) - _OWN - set(trusted))
         if unknown:
             raise DecoderError.untrusted(path, unknown)
         estimator = sio.loads(data, trusted=found)
-    except (DecoderError, UnreadableFileError):
+        tame(path, estimator)
+        return SklearnDecoder(estimator, said, path, fingerprint)
+    except EmbridgeError:
         raise
     except Exception as e:  # whatever a damaged schema leads skops to
         raise UnreadableFileError.at(path, "a skops file", e) from e
-    return SklearnDecoder(estimator, said, path, fingerprint)
 
 
 def dump_skops(estimator: Any) -> bytes:
     """An estimator as the content of a skops file."""
     try:
         return _skops().dumps(estimator)
-    except TypeError as e:
+    except Exception as e:  # whatever skops meets in it
         raise DecoderError(f"skops cannot save a {type(estimator).__name__}: {e}") from e
 
 

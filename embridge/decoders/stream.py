@@ -13,13 +13,14 @@ from embridge.arrays import check_rows
 from embridge.decoders.base import Decoded, Decoder
 from embridge.decoders.linear import LinearHead
 from embridge.device import resolve_device
-from embridge.errors import MapError, ParameterError, SpaceMismatchError
+from embridge.errors import MapError, OutputError, ParameterError, SpaceMismatchError
 from embridge.feature_maps import Map
-from embridge.files import check_output, fingerprint
+from embridge.files import fingerprint
 from embridge.ids import check_unique
+from embridge.outputs import Output, claim
 from embridge.records import Decoding
-from embridge.stores import Collection, ParquetCollection
-from embridge.stores.collection import IdValues
+from embridge.stores import Collection, source_paths
+from embridge.stores.collection import IdValues, check_content
 from embridge.stores.predictions import check_payload, write_predictions
 
 BATCH_BYTES = 8 << 20  # of float32 vectors: wide enough for a product, small enough for wide outputs
@@ -67,8 +68,10 @@ def decode(
     ------
     SpaceMismatchError
         The collection, the map and the decoder do not go together.
-    OutputExistsError
-        The output exists, or is the source.
+    OutputExistsError, InterruptedOutputError
+        The output exists, or is an input; another process writes it.
+    ChangedSourceError
+        The source changed while it was read.
     CollectionError
         The source has a column of a name that the output needs.
     BadVectorsError, BadIdsError
@@ -81,26 +84,28 @@ def decode(
     if batch_rows is not None and batch_rows < 1:
         raise ParameterError.must_be("batch_rows", "at least 1", batch_rows)
     place = str(resolve_device(device))
-    inputs = (source.path, *(source.paths if isinstance(source, ParquetCollection) else ()))
-    target = check_output(path, overwrite=overwrite, inputs=inputs)
-    check_payload(source)
-    check_unique(source)
-    origin = source.fingerprint()
-    lineage = {"source": origin, "decoder": decoder.fingerprint} | ({"map": via.fingerprint} if via else {})
-    run = step.to(place)
-    rows = batch_rows or max(256, BATCH_BYTES // (4 * source.space.dim))
-    done = 0
-    with write_predictions(target, source, lineage) as writer:
-        for batch in source.batches(rows, payload=True):
-            found = run.decode(batch.vectors)
-            _check(found, IdValues(batch.ids), source.name)
-            writer.write(batch, {"prediction": found.prediction, "probability": found.probability, "output": found.output})
-            done += len(batch)
-            if progress is not None:
-                progress(done, len(source))
+    with claim(Output(path), inputs=[*source_paths(source), decoder.path], overwrite=overwrite) as [target]:
+        check_payload(source)
+        check_unique(source)
+        origin = source.fingerprint()
+        lineage = {"source": origin, "decoder": decoder.fingerprint} | ({"map": via.fingerprint} if via else {})
+        run = step.to(place)
+        rows = batch_rows or max(256, BATCH_BYTES // (4 * source.stated_space.dim))
+        done = 0
+        with write_predictions(target, source, lineage) as writer:
+            for batch in source.batches(rows, payload=True):
+                found = run.decode(batch.vectors)
+                _check(found, IdValues(batch.ids), source.name)
+                writer.write(batch, {"prediction": found.prediction, "probability": found.probability, "output": found.output})
+                done += len(batch)
+                if progress is not None:
+                    progress(done, len(source))
+            if done != len(source):
+                raise OutputError(f"{source.name} gave {done:,} rows instead of {len(source):,}; nothing is written.")
+            check_content(source, origin)
+        made = fingerprint(target)
     seconds = time.perf_counter() - started
     folded = via is not None and isinstance(step, LinearHead)
-    made = fingerprint(target)
     used = via.fingerprint if via else ""
     return Decoding(str(path), done, writer.columns, folded, seconds, place, origin, decoder.fingerprint, made, used)
 
@@ -138,10 +143,10 @@ def prepare(decoder: Decoder, source: Collection, via: Map | None) -> Decoder:
         The collection, the map and the decoder do not go together.
     """
     if via is None:
-        if not decoder.space.same_as(source.space):
+        if not decoder.space.same_as(source.stated_space):
             raise SpaceMismatchError.decoder(decoder.name, decoder.space, source.name, source.space)
         return decoder
-    if not via.source.same_as(source.space):
+    if not via.source.same_as(source.stated_space):
         raise SpaceMismatchError.between("The map", via.source, source.name, source.space)
     if not via.target.same_as(decoder.space):
         raise SpaceMismatchError.decoder(decoder.name, decoder.space, "the map's target", via.target)

@@ -1,20 +1,24 @@
-"""torch.export programs (``.pt2``) of one input and one output, looked through before they are opened."""
+"""torch.export programs (``.pt2``) of one input and one output, audited before they are opened, measured before they run."""
 
 from __future__ import annotations
 
 import io
 import logging
+import warnings
 from collections.abc import Sequence
 from typing import Any, ClassVar, Self
 
 import numpy as np
 import torch
+from torch._subclasses import FakeTensorMode
+from torch.utils.flop_counter import FlopCounterMode
 
 from embridge.decoders.base import Decoded, Decoder, are_probabilities, as_outputs, check_classes, in_chunks, probe, tell
+from embridge.decoders.bounds import BATCH, RUN_BYTES, RUN_FLOPS, STEP_BYTES
 from embridge.decoders.declaration import Declaration
 from embridge.decoders.skops_decoder import is_pickle
-from embridge.decoders.torch_audit import audit_program
-from embridge.errors import DecoderError, UnreadableFileError
+from embridge.decoders.torch_audit import audited_program
+from embridge.errors import DecoderError, EmbridgeError, UnreadableFileError
 
 _MANY = 1 << 31  # rows: a bound beyond is none
 
@@ -42,18 +46,29 @@ class TorchDecoder(Decoder):
             raise DecoderError(f"{path!r} must take one tensor of floats of shape (n, dim). It takes {places} instead.")
         rows, width = places[0].shape
         self._dtype = places[0].dtype
-        self._rows = _bounds(rows, program.range_constraints)
+        self._rows = _bounds(path, rows, program.range_constraints)
         self.space = said.space_of(path, width if isinstance(width, int) else None)
         self._module = program.module()
         self.classes = said.classes
-        tried = self._run(probe(self.space.dim))
-        self.kind = said.kind or ("regressor" if tried.shape[1] == 1 else "output")
-        check_classes(self, tried.shape[1])
-        self._probabilities = self.kind == "classifier" and are_probabilities(tried)
+        tried = probe(self.space.dim)
+        _check_cost(
+            path, self._module, max(self._rows[0], min(len(tried), self._rows[1] or len(tried))), self.space.dim, self._dtype
+        )
+        versions = self._versions()
+        found = self._run(tried)
+        if self._versions() != versions:
+            raise DecoderError(f"{path!r} changes its own weights while it runs. Hint: export it in eval mode.")
+        self.kind = said.kind or ("regressor" if found.shape[1] == 1 else "output")
+        check_classes(self, found.shape[1])
+        self._probabilities = self.kind == "classifier" and are_probabilities(found)
 
     @property
     def fingerprint(self) -> str:
         return self._fingerprint
+
+    def _versions(self) -> list[int]:
+        """How often each of its tensors was written to."""
+        return [tensor._version for tensor in (*self._module.parameters(), *self._module.buffers())]
 
     def _run(self, rows: np.ndarray) -> np.ndarray:
         return in_chunks(rows, *self._rows, self._call)[0]
@@ -62,7 +77,7 @@ class TorchDecoder(Decoder):
         try:
             with torch.no_grad():
                 found = self._module(torch.tensor(rows, dtype=self._dtype, device=self._device))
-        except (RuntimeError, ValueError, TypeError, AssertionError, LookupError, AttributeError) as e:
+        except Exception as e:  # whatever its operators raise on what the file gives them
             raise DecoderError.fails(self.name, e) from e
         if isinstance(found, tuple | list) and len(found) == 1:
             found = found[0]
@@ -79,15 +94,63 @@ class TorchDecoder(Decoder):
         return self._moved(_device=str(device), _module=self._module.to(device))
 
 
-def _bounds(rows: Any, constraints: Any) -> tuple[int, int | None]:
+def _bounds(path: str, rows: Any, constraints: Any) -> tuple[int, int | None]:
     """How few and how many rows the program takes at a time."""
-    if isinstance(rows, int):
-        return rows, rows
-    for symbol, span in constraints.items():
-        if str(symbol) == str(rows):
-            lower, upper = float(span.lower), float(span.upper)
-            return max(1, int(lower)), int(upper) if upper < _MANY else None
-    return 1, None
+    least, most = (rows, rows) if isinstance(rows, int) else (1, None)
+    if not isinstance(rows, int):
+        span = {str(symbol): span for symbol, span in constraints.items()}.get(str(rows))
+        if span is None and not rows.node.expr.is_Symbol:
+            raise DecoderError(
+                f"{path!r} must take any number of rows. It takes {rows} instead. Hint: export it with a fixed number."
+            )
+        if span is not None:
+            least, upper = max(1, int(span.lower)), float(span.upper)
+            most = int(upper) if upper < _MANY else None
+    if not 1 <= least <= min(BATCH, most or BATCH):
+        raise DecoderError(f"{path!r} demands {least:,} rows at a time, and at most {BATCH:,} are given.")
+    return least, most
+
+
+class _Cost(torch.fx.Interpreter):
+    """Runs a program on tensors without data, and adds up what it would take."""
+
+    bytes = 0
+
+    def run_node(self, n: torch.fx.Node) -> Any:
+        found = super().run_node(n)
+        values = found if isinstance(found, tuple | list) else (found,)
+        size = sum(value.numel() * value.element_size() for value in values if isinstance(value, torch.Tensor))
+        self.bytes += size if n.op == "call_function" else 0
+        if size > STEP_BYTES or self.bytes > RUN_BYTES or any(isinstance(v, int) and abs(v) >= 1 << 63 for v in values):
+            raise _TooCostlyError
+        return found
+
+
+class _TooCostlyError(Exception):
+    """A step beyond a bound."""
+
+
+def _check_cost(path: str, module: Any, rows: int, dim: int, dtype: torch.dtype) -> None:
+    """Refuse a program that would take more memory or time than a decoder needs, before it runs.
+
+    Raises
+    ------
+    DecoderError
+        Too costly, or it does not even go together.
+    """
+    try:
+        with torch.no_grad(), FakeTensorMode(allow_non_fake_inputs=True) as mode, FlopCounterMode(display=False) as counter:
+            _Cost(module).run(mode.from_tensor(torch.empty(rows, dim, dtype=dtype)))
+        too_costly = counter.get_total_flops() > RUN_FLOPS
+    except Exception as e:  # whatever its operators raise; ours may come wrapped
+        too_costly = isinstance(e, _TooCostlyError) or isinstance(e.__cause__, _TooCostlyError)
+        if not too_costly:
+            raise DecoderError.fails(f"The decoder {path!r}", e) from e
+    if too_costly:
+        raise DecoderError(
+            f"{path!r} takes more than {STEP_BYTES >> 30} GiB in one step, or {RUN_BYTES >> 30} GiB or {RUN_FLOPS:.0e} operations "
+            f"in all, for {rows:,} rows of {dim:,} values. Hint: it is no decoder of single vectors."
+        )
 
 
 def open_program(path: str, data: bytes, fingerprint: str, said: Declaration, trusted: Sequence[str]) -> TorchDecoder:
@@ -104,20 +167,36 @@ def open_program(path: str, data: bytes, fingerprint: str, said: Declaration, tr
     """
     if not data.startswith(b"PK\x03\x04") and is_pickle(data):
         raise DecoderError.pickle(path, "save the program with torch.export.save")
-    audit_program(path, data, trusted)
+    data = audited_program(path, data, trusted)
     log = logging.getLogger("torch.export")
     before, log.disabled = log.disabled, True  # it logs what it raises
     try:
-        program = torch.export.load(io.BytesIO(data))
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of tensors over read-only bytes
+            program = torch.export.load(io.BytesIO(data))
     except Exception as e:  # whatever a damaged program leads torch to
         raise UnreadableFileError.at(path, "a program of torch.export", e) from e
     finally:
         log.disabled = before
-    return TorchDecoder(program, said, path, fingerprint)
+    try:
+        return TorchDecoder(program, said, path, fingerprint)
+    except EmbridgeError:
+        raise
+    except Exception as e:  # a program that loads, and whose parts do not go together
+        raise UnreadableFileError.at(path, "a program of torch.export", e) from e
 
 
 def dump_program(program: torch.export.ExportedProgram) -> bytes:
-    """A program as the content of a file."""
+    """A program as the content of a file.
+
+    Raises
+    ------
+    DecoderError
+        No program, or one that torch cannot save.
+    """
     buffer = io.BytesIO()
-    torch.export.save(program, buffer)
+    try:
+        torch.export.save(program, buffer)
+    except Exception as e:  # whatever torch meets in it
+        raise DecoderError(f"torch.export cannot save a {type(program).__name__}: {str(e).strip() or type(e).__name__}") from e
     return buffer.getvalue()

@@ -1,31 +1,32 @@
-"""`evaluate`: carry out every strategy on rows that the map was not fitted on, and count what each found."""
+"""`evaluate`: run every strategy on rows that the map was not fitted on, and score what each finds."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from embridge.anchors import Anchors
-from embridge.arrays import as_vectors, unit
+from embridge.arrays import as_vectors, check_rows, unit
 from embridge.confidence import translation_errors
 from embridge.errors import ParameterError, SpaceMismatchError, TooFewAnchorsError
-from embridge.evaluation.figures import by_label, differences, figures_of, per_query
-from embridge.evaluation.growth import SIZED, Subset, sizes_of, subsets_of
-from embridge.evaluation.judgements import Outcome, Qrels, candidate_depth, judgements, labels_of_queries, outcome_of, positions_of
-from embridge.evaluation.strategies import WITHOUT_MAP, Way, ways_of
+from embridge.evaluation.benchmark import Benchmark, References
+from embridge.evaluation.corpus_size import SIZED, corpus_sizes, parts_of
+from embridge.evaluation.metrics import Qrels, labels_of_queries
+from embridge.evaluation.runner import Runner
+from embridge.evaluation.scores import by_label, differences, mean_scores, per_query
+from embridge.evaluation.strategies import STRATEGIES, Maps, Rows, Strategy, StrategyRun
 from embridge.feature_maps import Map
-from embridge.ids import hash_ids
-from embridge.neighbours import top_k
+from embridge.neighbors import check_k
 from embridge.records import ConfidenceCheck, CorpusSize, Evaluation
 from embridge.types import Metric
 
 if TYPE_CHECKING:
     import torch
 
-_LEAST_ROWS = 50  # to tell whether errors are foretold
+_LEAST_ROWS = 50  # to check predicted errors on
+_CHUNK = 8192
 
 
 def evaluate(
@@ -34,8 +35,9 @@ def evaluate(
     *,
     queries: Anchors | None = None,
     qrels: Qrels | None = None,
+    reverse_map: Map | None = None,
     k: int = 10,
-    weight: float = 0.5,
+    weight: float | None = None,
     hubness: np.ndarray | None = None,
     labels: Mapping[Any, Any] | None = None,
     against: Map | None = None,
@@ -51,20 +53,24 @@ def evaluate(
     ----------
     translation : LinearMap or FeatureMap
     held_out : Anchors
-        Rows of both spaces. Those that the map was fitted on are left out, so the whole match may be given.
+        Rows of both spaces. Those that a map was fitted on are left out, so the whole match may be given.
     queries : Anchors, optional
-        Queries by both models. Default: rows of the corpus are the queries, and do not find themselves.
+        Queries by both models. Default: rows of the corpus are the queries. A query that is a row (same id, same vector) does not
+        find itself.
     qrels : mapping of query id to sequence of document ids, or to mapping of document id to grade, optional
         Relevance judgements, for recall@k, MRR@k and nDCG@k. Only relevant documents (grade above 0) that are in the corpus count,
-        and only queries that have one.
+        and only queries that have one; `Evaluation.qrels` says how many do.
+    reverse_map : LinearMap or FeatureMap, optional
+        A map from the target space to the source space, fitted on reversed anchors: adds ``project-queries``.
     k : int, default 10
-    weight : float, default 0.5
-        Of the carried query in the blend.
+    weight : float, optional
+        Of the projected query in the blend. Default: for each half of the queries the one of 0.3 to 0.7 that is nearest to 0.5 and
+        that the other half cannot tell from the best; 0.5 where a half has fewer than 50 queries.
     hubness : ndarray of shape (n, dim_target), optional
-        Reference queries of the target space, none of those that ask: adds ``translate-documents+hubness`` and
-        ``blend+hubness``, in which each row's mean similarity to its 10 nearest of them is subtracted. Not under L2.
+        Reference queries of the target space, other than the queries themselves: adds ``+hubness`` to every strategy but
+        ``keep-old``, in which each row's mean similarity to its 10 nearest of them is subtracted. Not under L2.
     labels : mapping of id to label, optional
-        Strings or integers: every strategy is told by label too. A query has that of the first of its relevant rows which has
+        Strings or integers: scores of every strategy by label. A query has the label of the first of its relevant rows that has
         one, else its own.
     against : LinearMap or FeatureMap, optional
         Another map between the same spaces: the paired difference to it of every strategy that depends on the map. Rows that
@@ -72,7 +78,7 @@ def evaluate(
     corpus_size : int, optional
         Rows of the collection that the map is for: where they are more than the corpus, overlap among so many is forecast.
     max_queries : int, default 5000
-        More rows than these do not all ask; which do is chosen by `seed`.
+        Of more queries than these a sample is used, chosen by `seed`.
     seed : int, default 0
     device : str, default "cpu"
     progress : callable, optional
@@ -82,149 +88,154 @@ def evaluate(
     -------
     Evaluation
         Strategies, as far as they exist for the pair: ``keep-old`` (old queries, old rows), ``no-translation`` (new queries, old
-        rows; equal widths), ``translate-documents``, ``translate-queries`` (new queries pulled back to old rows), ``blend`` (old
-        and pulled-back queries mixed, old rows) and ``re-encode`` (new queries, new rows). The last two of the middle need, under
-        L2, an isometry. Figures of every single query are in `Evaluation.per_query`.
+        rows; equal widths), ``translate-documents``, ``project-queries`` (new queries by the reverse map, old rows),
+        ``project-queries-adjoint`` (new queries by the adjoint of the map, old rows), ``blend`` (old queries and those by the
+        adjoint mixed, old rows) and ``re-encode`` (new queries, new rows). The adjoint exists for affine maps, under L2 for
+        isometries. Scores of every single query are in `Evaluation.per_query`.
 
     Raises
     ------
     SpaceMismatchError
-        Anchors, queries or the other map are of other spaces than the map.
+        Anchors, queries or the other maps are of other spaces than the map.
     TooFewAnchorsError
-        Not more than k rows are left that the map was not fitted on.
+        Not more than k rows are left that no map was fitted on.
     ParameterError
-        k or corpus_size out of range, a hubness bias under L2, an infinite grade, or labels of none of the queries.
+        k or corpus_size out of range, hubness correction under L2, an infinite grade, judgements that concern no query or no row,
+        or labels of none of the queries.
+    BadVectorsError
+        Reference queries with NaN or infinite values.
     """
-    _check(translation, held_out, queries, against, k, corpus_size)
-    trial = _Trial.of(translation, held_out, queries, qrels, labels, against, k, max_queries, seed, device)
-    corpus, asked = trial.corpus, trial.asked
-    if hubness is not None:
-        hubness = as_vectors(hubness, translation.target.dim, "reference queries")
-        if Metric.L2 in (translation.source.metric, translation.target.metric):
-            raise ParameterError("A hubness bias needs cosine or inner product, and a space of the map is measured by L2.")
-    translated = _translate(translation, corpus)
-    ways = list(ways_of(translation, corpus, asked, translated, weight, hubness))
-    others: list[Way] = []
-    if against is not None:
-        every = ways_of(against, corpus, asked, _translate(against, corpus), weight, hubness)
-        others = [way for way in every if way.name not in WITHOUT_MAP and way.name in {w.name for w in ways}]
-    done, total = 0, len(ways) + len(others)
+    k = check_k(k)
+    _check(translation, held_out, queries, reverse_map, against, corpus_size)
+    rows = _unseen(held_out, [m for m in (translation, reverse_map, against) if m is not None], k)
+    benchmark = Benchmark.of(
+        rows, queries, k, qrels=qrels, references=_references(hubness, translation), max_queries=max_queries, seed=seed,
+        device=device,
+    )  # fmt: skip
+    known: list[Any] = [None] * len(benchmark.queries)
+    if labels is not None:
+        known = labels_of_queries(benchmark.queries.ids, benchmark.relevant, benchmark.corpus.ids, labels)
+    runner = Runner(benchmark, Maps(translation, reverse_map), weight)
+    todo = _todo(runner, hubness is not None)
+    other = None if against is None else Runner(benchmark, Maps(against, reverse_map), weight)
+    compared = [] if other is None else _shared(todo, _todo(other, hubness is not None))
+    done, total = 0, len(todo) + len(compared)
+    runs: dict[str, StrategyRun] = {}
+    others: dict[str, StrategyRun] = {}
+    for engine, strategies, into in ((runner, todo, runs), (other or runner, compared, others)):
+        for strategy, corrected in strategies:
+            run = engine.run(strategy, hubness=corrected)
+            into[run.title] = run
+            done += 1
+            if progress is not None:
+                progress(done, total)
+    return _evaluation(runner, runs, others, known, against, corpus_size, seed)
 
-    def advance() -> None:
-        nonlocal done
-        done += 1
-        if progress is not None:
-            progress(done, total)
 
-    outcomes: dict[str, Outcome] = {}
+def _evaluation(
+    runner: Runner, runs: Mapping[str, StrategyRun], others: Mapping[str, StrategyRun], labels: list[Any], against: Map | None,
+    corpus_size: int | None, seed: int,
+) -> Evaluation:  # fmt: skip
+    """The record of what strategies found."""
+    benchmark, maps = runner.benchmark, runner.maps
+    corpus, translated = benchmark.corpus, runner.rows(Rows.TRANSLATED)
+    scores, compared = ({title: run.scores for title, run in each.items()} for each in (runs, others))
+    parts = parts_of(benchmark)
     sizes: list[CorpusSize] = []
-    for way in ways:
-        outcomes[way.name] = trial.outcome(way)
-        if way.name in SIZED:
-            sizes += sizes_of(way, outcomes[way.name].overlap, len(corpus), trial.subsets, corpus_size, seed, device)
-        advance()
-    compared: dict[str, Outcome] = {}
-    for way in others:
-        compared[way.name] = trial.outcome(way)
-        advance()
+    for title in SIZED:
+        if title in runs:
+            sizes += corpus_sizes(runner, runs[title], parts, corpus_size, seed)
     cosines = np.einsum("ij,ij->i", unit(translated), unit(corpus.y))
-    spread = np.linalg.norm(corpus.y - corpus.y.mean(0))
-    residual = float(np.linalg.norm(translated - corpus.y) / spread) if spread else 0.0
-    judged = np.array([len(rows) > 0 for rows in trial.relevant], bool)
     return Evaluation(
-        k,
-        len(asked),
-        len(corpus),
-        figures_of(outcomes, seed),
-        float(cosines.mean()),
-        residual,
-        translation.fingerprint,
-        int(judged.sum()),
-        check_confidence(translation, corpus),
-        by_label(outcomes, trial.labels, judged, seed),
-        tuple(sizes),
-        "" if against is None else against.fingerprint,
-        differences(outcomes, compared, seed),
-        per_query(asked.ids, trial.labels, outcomes, judged),
+        k=benchmark.k,
+        queries=len(benchmark.queries),
+        corpus=len(corpus),
+        strategies=mean_scores(scores, seed),
+        mean_cosine=float(cosines.mean()),
+        relative_residual=_relative_residual(translated, corpus.y),
+        map=maps.translation.fingerprint,
+        judged=int(benchmark.judged.sum()),
+        confidence=check_confidence(maps.translation, corpus),
+        by_label=by_label(scores, labels, benchmark.judged, seed),
+        sizes=tuple(sizes),
+        against="" if against is None else against.fingerprint,
+        differences=differences(scores, compared, seed),
+        per_query=per_query(benchmark.queries.ids, labels, scores, benchmark.judged),
+        weight=float(np.mean(runner.weights)) if "blend" in runs else None,
+        reverse_map="" if maps.reverse is None else maps.reverse.fingerprint,
+        qrels=benchmark.coverage,
+        own_rows=benchmark.own_rows,
     )
 
 
-@dataclass(frozen=True, eq=False)
-class _Trial:
-    """Rows searched, in an order drawn by their ids so that the first are a random sample; queries; what these should find."""
+def _relative_residual(translated: np.ndarray, native: np.ndarray) -> float:
+    """``||translated - native|| / ||native - mean(native)||``, in float64: squares of long rows overflow float32."""
+    mean, residual, spread = native.mean(axis=0, dtype=np.float64), 0.0, 0.0
+    for start in range(0, len(native), _CHUNK):
+        rows = native[start : start + _CHUNK].astype(np.float64)
+        residual += float(np.square(translated[start : start + _CHUNK] - rows).sum())
+        spread += float(np.square(rows - mean).sum())
+    return float(np.sqrt(residual / spread)) if spread else 0.0
 
-    corpus: Anchors
-    asked: Anchors
-    exclude: np.ndarray | None
-    relevant: list[np.ndarray]
-    grades: list[np.ndarray]
-    labels: list[Any]
-    truth: np.ndarray
-    subsets: list[Subset]
-    device: Any
 
-    @classmethod
-    def of(
-        cls, translation: Map, held_out: Anchors, queries: Anchors | None, qrels: Qrels | None,
-        labels: Mapping[Any, Any] | None, against: Map | None, k: int, max_queries: int, seed: int, device: Any,
-    ) -> _Trial:  # fmt: skip
-        """The trial of a map on all rows that neither it nor the other was fitted on."""
-        fitted = translation.anchor_hashes
-        if against is not None:
-            fitted = np.union1d(fitted, against.anchor_hashes)
-        left = np.flatnonzero(~np.isin(held_out.hashes(), fitted))
-        if len(left) <= k:
-            raise TooFewAnchorsError.held_out(k + 1, len(left), len(held_out))
-        corpus = held_out.at(left[np.argsort(hash_ids(held_out.ids[left], "corpus", seed), kind="stable")])
-        exclude = None
-        if queries is None:
-            asked = corpus.sample(max_queries, seed)
-            exclude = positions_of(asked.ids, corpus.ids)
-        else:
-            asked = queries.sample(max_queries, seed)
-        relevant, grades = judgements(corpus.ids, asked.ids, qrels)
-        known: list[Any] = [None] * len(asked)
-        if labels is not None:
-            known = labels_of_queries(asked.ids, relevant, corpus.ids, labels)
-            if all(label is None for label in known):
-                raise ParameterError.no_labels(len(asked), len(labels))
-        truth = top_k(asked.y, corpus.y, k, translation.target.metric, exclude=exclude, device=device).ids
-        subsets = subsets_of(corpus, asked, exclude, k, device)
-        return cls(corpus, asked, exclude, relevant, grades, known, truth, subsets, device)
+def _todo(runner: Runner, hubness: bool) -> list[tuple[Strategy, bool]]:
+    """Strategies, without and with hubness correction."""
+    return [
+        (strategy, corrected)
+        for strategy in runner.available(STRATEGIES)
+        for corrected in (runner.corrections(strategy) if hubness else (False,))
+    ]
 
-    def outcome(self, way: Way) -> Outcome:
-        """What a strategy finds."""
-        depth = candidate_depth(self.truth.shape[1], len(self.corpus))
-        found = top_k(way.queries, way.rows, depth, way.metric, exclude=self.exclude, device=self.device).ids
-        return outcome_of(found, self.truth, self.relevant, self.grades)
+
+def _shared(todo: Sequence[tuple[Strategy, bool]], others: Sequence[tuple[Strategy, bool]]) -> list[tuple[Strategy, bool]]:
+    """What another map has as well, and depends on it."""
+    return [one for one in others if one in todo and one[0].uses_map]
+
+
+def _unseen(held_out: Anchors, maps: Sequence[Map], k: int) -> Anchors:
+    """The rows that no map was fitted on."""
+    fitted = np.concatenate([translation.anchor_hashes for translation in maps])
+    left = held_out.without(fitted)
+    if len(left) <= k:
+        raise TooFewAnchorsError.held_out(k + 1, len(left), len(held_out))
+    return left
+
+
+def _references(hubness: np.ndarray | None, translation: Map) -> References | None:
+    if hubness is None:
+        return None
+    vectors = as_vectors(hubness, translation.target.dim, "reference queries")
+    check_rows(vectors, range(len(vectors)), "reference queries", zero_is_bad=False)
+    if Metric.L2 in (translation.source.metric, translation.target.metric):
+        raise ParameterError("Hubness correction needs cosine or inner product, and a space of the map is measured by L2.")
+    return References(vectors)
 
 
 def _check(
-    translation: Map, held_out: Anchors, queries: Anchors | None, against: Map | None, k: int, corpus_size: int | None
-) -> None:
+    translation: Map, held_out: Anchors, queries: Anchors | None, reverse_map: Map | None, against: Map | None,
+    corpus_size: int | None,
+) -> None:  # fmt: skip
+    source, target = translation.source, translation.target
     for what, pair in (("The map", held_out), ("The evaluation", queries)):
         if pair is None:
             continue
-        for expected, found in ((translation.source, pair.source), (translation.target, pair.target)):
+        for expected, found in ((source, pair.source), (target, pair.target)):
             if not expected.same_as(found):
                 raise SpaceMismatchError.between(what, expected, "the evaluation's data", found)
-    if against is not None and not (translation.source.same_as(against.source) and translation.target.same_as(against.target)):
-        raise SpaceMismatchError.maps((translation.source, translation.target), (against.source, against.target))
-    if k < 1:
-        raise ParameterError.must_be("k", "at least 1", k)
+    if against is not None and not (source.same_as(against.source) and target.same_as(against.target)):
+        raise SpaceMismatchError.maps((source, target), (against.source, against.target))
+    if reverse_map is not None and not (target.same_as(reverse_map.source) and source.same_as(reverse_map.target)):
+        raise SpaceMismatchError(
+            f"The reverse map translates {reverse_map.source.name!r} ({reverse_map.source.dim}) -> {reverse_map.target.name!r} "
+            f"({reverse_map.target.dim}), but a map from {target.name!r} ({target.dim}) to {source.name!r} ({source.dim}) is "
+            "needed. Hint: embridge fit --reverse-output MAP."
+        )
     if corpus_size is not None and corpus_size < 1:
         raise ParameterError.must_be("corpus_size", "at least 1", corpus_size)
 
 
-def _translate(translation: Map, corpus: Anchors) -> np.ndarray:
-    translated = np.empty(corpus.y.shape, np.float32)
-    for start in range(0, len(corpus), 8192):
-        translated[start : start + 8192] = translation.apply(corpus.x[start : start + 8192])
-    return translated
-
-
 def check_confidence(translation: Map, rows: Anchors) -> ConfidenceCheck | None:
-    """How well the map foretells errors, on the rows that it was not calibrated on; None without a confidence, or with few rows."""
+    """How well the map predicts errors, on the rows that it was not calibrated on; None without a confidence, or with few rows."""
     if (known := translation.confidence) is None:
         return None
     left = rows.without(known.hashes)

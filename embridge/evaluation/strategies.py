@@ -1,59 +1,115 @@
-"""The ways of answering new-space queries that exist for a pair: what is asked, what is searched, by which metric."""
+"""The strategies of answering new-space queries, as data: which queries search which rows (`embridge.evaluation.runner`)."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import NamedTuple
+from dataclasses import dataclass
+from enum import StrEnum
 
-import numpy as np
-
-from embridge.anchors import Anchors
-from embridge.arrays import unit
-from embridge.errors import MapError
+from embridge.evaluation.metrics import QueryScores
 from embridge.feature_maps import Map
-from embridge.indexes.hubness import augment, with_bias
-from embridge.retrieval import blend, carry
-from embridge.types import Metric
 
-WITHOUT_MAP = ("keep-old", "no-translation", "re-encode")
+PERCENTS = (1, 5, 20)
 
 
-class Way(NamedTuple):
-    """A strategy as it is carried out: its queries search its rows by its metric."""
+class Queries(StrEnum):
+    """How queries are made of what both models say of them."""
+
+    OLD = "old"
+    NEW = "new"
+    PROJECTED = "projected"  # by a fitted reverse map
+    ADJOINT = "adjoint"  # by the adjoint of the map; under L2 by the inverse of an isometry
+    BLENDED = "blended"  # old ones and adjoint ones, mixed
+
+
+class Rows(StrEnum):
+    """Which rows are searched."""
+
+    OLD = "old"
+    TRANSLATED = "translated"
+    KERNEL = "kernel"  # translated by a kernel map
+    MIXED = "mixed"  # some re-encoded, the others translated
+    NEW = "new"
+
+
+@dataclass(frozen=True)
+class Strategy:
+    """One way of answering queries of the new model.
+
+    Attributes
+    ----------
+    name : str
+    queries : Queries
+    rows : Rows
+    percent : int
+        Of the rows that are re-encoded beforehand.
+    lazy : bool
+        Candidates are re-encoded when a query finds them, and ranked again.
+    """
 
     name: str
-    queries: np.ndarray
-    rows: np.ndarray
-    metric: Metric
+    queries: Queries
+    rows: Rows
+    percent: int = 0
+    lazy: bool = False
+
+    @property
+    def needs_old_encoder(self) -> bool:
+        """At query time."""
+        return self.queries in (Queries.OLD, Queries.BLENDED)
+
+    @property
+    def needs_texts(self) -> bool:
+        """Whether rows are encoded."""
+        return self.percent > 0 or self.lazy
+
+    @property
+    def uses_map(self) -> bool:
+        """Whether it depends on the map that is evaluated."""
+        return self.rows in (Rows.TRANSLATED, Rows.MIXED) or self.queries in (Queries.ADJOINT, Queries.BLENDED)
 
 
-def ways_of(
-    translation: Map, corpus: Anchors, asked: Anchors, translated: np.ndarray, weight: float, hubness: np.ndarray | None
-) -> Iterator[Way]:
-    """Every strategy that exists for the pair."""
-    source, target = translation.source, translation.target
-    yield Way("keep-old", asked.x, corpus.x, source.metric)
-    if source.dim == target.dim:
-        yield Way("no-translation", asked.y, corpus.x, source.metric)
-    yield Way("translate-documents", asked.y, translated, target.metric)
-    if hubness is not None:
-        yield Way("translate-documents+hubness", *corrected(asked.y, translated, target.metric, hubness))
-    try:
-        carried = carry(asked.y, translation, source)
-    except MapError:  # L2 and no isometry: there is no way back to the old rows
-        pass
-    else:
-        yield Way("translate-queries", carried, corpus.x, source.metric)
-        blended = blend(asked.x, carried, weight, source.metric)
-        yield Way("blend", blended, corpus.x, source.metric)
-        if hubness is not None:
-            yield Way("blend+hubness", *corrected(blended, corpus.x, source.metric, carry(hubness, translation, source)))
-    yield Way("re-encode", asked.y, corpus.y, target.metric)
+KEEP_OLD = Strategy("keep-old", Queries.OLD, Rows.OLD)
+TRANSLATE_DOCUMENTS = Strategy("translate-documents", Queries.NEW, Rows.TRANSLATED)
+BLEND = Strategy("blend", Queries.BLENDED, Rows.OLD)
+RE_ENCODE = Strategy("re-encode", Queries.NEW, Rows.NEW, percent=100)
+
+STRATEGIES = (
+    KEEP_OLD,
+    Strategy("no-translation", Queries.NEW, Rows.OLD),
+    TRANSLATE_DOCUMENTS,
+    Strategy("translate-documents-kernel", Queries.NEW, Rows.KERNEL),
+    Strategy("project-queries", Queries.PROJECTED, Rows.OLD),
+    Strategy("project-queries-adjoint", Queries.ADJOINT, Rows.OLD),
+    BLEND,
+    RE_ENCODE,
+)
+ENCODING = (
+    Strategy("lazy-re-encode", Queries.NEW, Rows.TRANSLATED, lazy=True),
+    Strategy("lazy-re-encode-blend", Queries.BLENDED, Rows.OLD, lazy=True),
+    *(Strategy(f"re-encode-{percent}%", Queries.NEW, Rows.MIXED, percent=percent) for percent in PERCENTS),
+)
 
 
-def corrected(
-    queries: np.ndarray, rows: np.ndarray, metric: Metric, references: np.ndarray
-) -> tuple[np.ndarray, np.ndarray, Metric]:
-    """Queries and rows with a hubness bias, as an index has them (`embridge.indexes.hubness`)."""
-    held = unit(rows) if metric == Metric.COSINE else rows.astype(np.float32, copy=False)
-    return augment(unit(queries)), with_bias(held, references), Metric.DOT
+@dataclass(frozen=True, eq=False)
+class Maps:
+    """The maps that strategies use: of rows, and where there are any, of queries back to the old space and of rows by a kernel."""
+
+    translation: Map
+    reverse: Map | None = None
+    kernel: Map | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class StrategyRun:
+    """What a strategy found: scores by query, and rows encoded and changed for it."""
+
+    strategy: Strategy
+    hubness: bool
+    scores: QueryScores
+    encodes: int
+    rows_changed: int
+
+    @property
+    def title(self) -> str:
+        """The name, with ``+hubness`` where it is corrected."""
+        return f"{self.strategy.name}+hubness" if self.hubness else self.strategy.name

@@ -10,12 +10,13 @@ import numpy as np
 import pyarrow as pa
 
 from embridge.errors import FaissIndexError
+from embridge.ids import hash_ids
 from embridge.indexes.ask import ask
 from embridge.indexes.build import prepare
-from embridge.indexes.gpu import nearest
 from embridge.indexes.hubness import augment, with_bias
 from embridge.indexes.passage import Passage
 from embridge.maps import LinearMap
+from embridge.neighbors import Nearest, overlap
 from embridge.stores.collection import BATCH_BYTES
 from embridge.stores.faiss_decode import stored_vectors
 from embridge.stores.faiss_file import IndexFile
@@ -97,11 +98,11 @@ class Exam:
         if self.readable:
             self._truth = self._true_neighbours(pulled)
             if not passage.exact:
-                own = _Best(old_queries, space, self.k, hub="hubness" in file.notes)
+                own = self._nearest(old_queries, space, hub="hubness" in file.notes)
                 for labels, stored in stored_vectors(file.index, self._batch_rows):
-                    own.see(labels, stored)
+                    own.offer(stored, labels)
                 found = ask(file, space, old_queries, self.k)[1]
-                self.own_overlap = _overlap(self._ids(file, found), self._ids(file, own.labels))
+                self.own_overlap = float(overlap(self._ids(file, found), self._ids(file, own.rows)).mean())
         hub = "hubness" in file.notes and passage.forward
         answers = None if pulled is None else ask(file, space, pulled, self.k, as_they_are=hub)[1]
         self._old_answers = None if answers is None else self._ids(file, answers)
@@ -109,12 +110,12 @@ class Exam:
     def mark(self, migrated: IndexFile) -> Marks:
         """Put the questions to a migrated index."""
         found = self._ids(migrated, ask(migrated, self._passage.space, self.queries, self.k)[1])
-        agreement = None if self._old_answers is None else _overlap(found, self._old_answers)
+        agreement = None if self._old_answers is None else float(overlap(found, self._old_answers).mean())
         if self._truth is None:
             if agreement is None:
                 raise FaissIndexError.cannot_be_verified()
             return Marks(agreement, agreement)
-        return Marks(_overlap(found, self._truth), agreement)
+        return Marks(float(overlap(found, self._truth).mean()), agreement)
 
     def _sample(self, count: int, rng: np.random.Generator) -> np.ndarray | None:
         """Rows of the index, plus noise; None where they cannot be read back."""
@@ -152,20 +153,29 @@ class Exam:
         of rows has shown that they do.
         """
         space, hub = self._passage.space, "hubness" in self._file.notes or self._references is not None
-        direct = _Best(self.queries, space, self.k, hub=hub)
-        short = None if pulled is None or hub else _Best(pulled, self._space, self.k, hub=False, as_they_are=True)
+        direct = self._nearest(self.queries, space, hub=hub)
+        short = None if pulled is None or hub else Nearest(pulled, self.k, self._order(self._space), None)
         if not self._passage.forward:
-            direct = _Best(self._map.apply(self.queries), self._space, self.k, hub=hub)
+            direct = self._nearest(self._map.apply(self.queries), self._space, hub=hub)
         elif not self._passage.exact:
             short = None
-        for labels, stored in stored_vectors(self._file.index, self._batch_rows):
+        for number, (labels, stored) in enumerate(stored_vectors(self._file.index, self._batch_rows)):
             if short is not None:
-                short.see(labels, stored)
-            if short is None or not len(direct.labels[0]):
-                direct.see(labels, self._translated(stored))
-                if short is not None and _overlap(short.labels, direct.labels) < AGREES:
+                short.offer(stored, labels)
+            if short is None or not number:
+                direct.offer(self._translated(stored), labels)
+                if short is not None and overlap(short.rows, direct.rows).mean() < AGREES:
                     short = None
-        return self._ids(self._file, (short or direct).labels)
+        return self._ids(self._file, (short or direct).rows)
+
+    def _nearest(self, queries: np.ndarray, space: Space, *, hub: bool) -> Nearest:
+        """The running brute force over rows as an index of this space stores them."""
+        prepared = prepare(queries, Metric.COSINE if hub else space.metric)
+        return Nearest(augment(prepared) if hub else prepared, self.k, self._order(space), None)
+
+    @staticmethod
+    def _order(space: Space) -> Metric:
+        return Metric.L2 if space.metric == Metric.L2 else Metric.DOT  # stored rows are unit under cosine
 
     def _translated(self, stored: np.ndarray) -> np.ndarray:
         if not self._passage.forward:
@@ -188,33 +198,12 @@ class Exam:
 
     @staticmethod
     def _ids(file: IndexFile, labels: np.ndarray) -> np.ndarray:
+        """Ids as int64 (hashes of strings), -1 where nothing was found."""
         if file.ids is None:
             return labels
         known = external_ids(file, np.maximum(labels.ravel(), 0), "the index")
-        out = (known if pa.types.is_integer(known.type) else known.cast(pa.string())).to_numpy(zero_copy_only=False)
-        out = out.astype(object).reshape(labels.shape)
-        out[labels < 0] = None
-        return out
-
-
-class _Best:
-    """The k best rows of each query, by brute force over rows that come in batches, as they are stored."""
-
-    def __init__(self, queries: np.ndarray, space: Space, k: int, *, hub: bool, as_they_are: bool = False) -> None:
-        prepared = queries if as_they_are else prepare(queries, Metric.COSINE if hub else space.metric)
-        self._queries = augment(prepared) if hub else prepared
-        self._l2, self._k = space.metric == Metric.L2, k
-        self.labels = np.empty((len(queries), 0), np.int64)
-        self._scores = np.empty((len(queries), 0), np.float32)
-
-    def see(self, labels: np.ndarray, rows: np.ndarray) -> None:
-        floor = self._scores[:, -1] if self._scores.shape[1] == self._k else None
-        rows = np.ascontiguousarray(rows, np.float32)
-        scores, places = nearest(self._queries, rows, min(self._k, len(rows)), l2=self._l2, floor=floor)
-        scores = np.concatenate([self._scores, scores], axis=1)
-        found = np.concatenate([self.labels, labels[places]], axis=1)
-        best = np.argsort(-scores, axis=1, kind="stable")[:, : self._k]
-        self._scores, self.labels = np.take_along_axis(scores, best, 1), np.take_along_axis(found, best, 1)
+        codes = known.cast(pa.int64()).to_numpy() if pa.types.is_integer(known.type) else hash_ids(np.array(known.to_pylist()))
+        return np.where(labels < 0, -1, codes.astype(np.int64).reshape(labels.shape))
 
 
 def _unlabelled(index: Any) -> Any:
@@ -222,8 +211,3 @@ def _unlabelled(index: Any) -> Any:
     while isinstance(index := faiss.downcast_index(index), faiss.IndexIDMap):
         index = index.index
     return index
-
-
-def _overlap(found: np.ndarray, truth: np.ndarray) -> float:
-    pairs = zip(found.tolist(), truth.tolist(), strict=True)
-    return float(np.mean([len(set(a) & set(b)) / len(b) for a, b in pairs])) if len(truth) else 0.0

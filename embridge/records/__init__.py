@@ -1,26 +1,37 @@
-"""What every verb leaves behind: frozen records, plain enough for JSON and for the catalog."""
+"""Results of every verb: frozen records that turn into JSON and into rows of the catalog."""
 
 from embridge.records.artifacts import Artifact, Summary
-from embridge.records.evaluation import CorpusSize, Difference, Evaluation, LabelStrategy, PerQuery, Strategy
+from embridge.records.evaluation import CorpusSize, Difference, Evaluation, LabelScore, PerQuery, StrategyScore
 from embridge.records.fitting import AnchorRecord, Candidate, FitRecord
 from embridge.records.outputs import Conversion, DecoderRecord, Decoding, Merge, Migration
-from embridge.records.planning import LabelFigures, LearningCurve, NormDistribution, Plan, PlannedStrategy, Recommendation
+from embridge.records.planning import (
+    FEW_QUERIES,
+    CostedScore,
+    LabelFigures,
+    LazyDepth,
+    LearningCurve,
+    NormDistribution,
+    Plan,
+    Recommendation,
+)
 from embridge.records.quality import (
     ConfidenceCheck,
     DecoderEvaluation,
     DecoderStrategy,
-    Stitching,
-    StitchingScore,
 )
+from embridge.records.queries import QrelsCoverage
 from embridge.records.runs import Run
+from embridge.records.stitching import Stitching, StitchingScore
 
 __all__ = [
+    "FEW_QUERIES",
     "AnchorRecord",
     "Artifact",
     "Candidate",
     "ConfidenceCheck",
     "Conversion",
     "CorpusSize",
+    "CostedScore",
     "DecoderEvaluation",
     "DecoderRecord",
     "DecoderStrategy",
@@ -29,18 +40,19 @@ __all__ = [
     "Evaluation",
     "FitRecord",
     "LabelFigures",
-    "LabelStrategy",
+    "LabelScore",
+    "LazyDepth",
     "LearningCurve",
     "Merge",
     "Migration",
     "NormDistribution",
     "PerQuery",
     "Plan",
-    "PlannedStrategy",
+    "QrelsCoverage",
     "Recommendation",
     "Run",
     "Stitching",
     "StitchingScore",
-    "Strategy",
+    "StrategyScore",
     "Summary",
 ]

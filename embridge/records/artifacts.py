@@ -2,9 +2,47 @@
 
 from __future__ import annotations
 
+import os
+from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any, ClassVar, Protocol
 
+from embridge.files import fingerprint
+from embridge.records.rows import Row
 from embridge.types import Space
+
+
+class _Rows(Protocol):
+    """What a collection and an index have in common."""
+
+    @property
+    def path(self) -> object: ...
+    @property
+    def space(self) -> Space: ...
+    def fingerprint(self) -> str: ...
+    def __len__(self) -> int: ...
+
+
+class _Collection(_Rows, Protocol):
+    kind: ClassVar[str]
+
+
+class _Map(Protocol):
+    @property
+    def source(self) -> Space: ...
+    @property
+    def target(self) -> Space: ...
+    @property
+    def fingerprint(self) -> Any: ...  # a cached property: no str to type checkers
+
+
+class _Decoder(Protocol):
+    @property
+    def path(self) -> object: ...
+    @property
+    def space(self) -> Space: ...
+    @property
+    def fingerprint(self) -> str: ...
 
 
 @dataclass(frozen=True)
@@ -18,7 +56,7 @@ class Artifact:
     path, fingerprint : str
         Where it lies, and the hash of its content.
     kind : str
-        ``parquet``, ``faiss``, ``map``, ``texts``, ``table`` or ``report``.
+        ``parquet``, ``faiss``, ``map``, ``decoder``, ``texts``, ``table`` or ``report``.
     rows : int, optional
         Of a collection.
     space, source_space : Space, optional
@@ -32,6 +70,51 @@ class Artifact:
     rows: int | None = None
     space: Space | None = None
     source_space: Space | None = None
+
+    @classmethod
+    def of_collection(cls, role: str, collection: _Collection) -> Artifact:
+        """An open collection."""
+        rows = len(collection)
+        return cls(role, str(collection.path), collection.fingerprint(), collection.kind, rows, collection.space)
+
+    @classmethod
+    def of_index(cls, role: str, index: _Rows) -> Artifact:
+        """An open FAISS index."""
+        return cls(role, str(index.path), index.fingerprint(), "faiss", len(index), index.space)
+
+    @classmethod
+    def of_map(cls, role: str, path: str | os.PathLike[str], translation: _Map) -> Artifact:
+        """A map that was loaded from `path` or saved there."""
+        spaces = translation.target, translation.source
+        return cls(role, os.fspath(path), translation.fingerprint, "map", None, *spaces)
+
+    @classmethod
+    def of_decoder(cls, role: str, decoder: _Decoder) -> Artifact:
+        """An open decoder."""
+        return cls(role, str(decoder.path), decoder.fingerprint, "decoder", None, decoder.space)
+
+    @classmethod
+    def of_file(cls, role: str, path: str | os.PathLike[str], kind: str = "table") -> Artifact:
+        """Any other file; one that is not local has no fingerprint."""
+        name = os.fspath(path)
+        return cls(role, name, fingerprint(name) if os.path.isfile(name) else "", kind)
+
+    def to_rows(self, direction: str) -> Iterator[Row]:
+        """Rows of the catalog's tables; `direction` is ``in`` or ``out``."""
+        path = absolute(self.path)
+        facts = {"kind": self.kind, "path": path, "fingerprint": self.fingerprint}
+        yield "artifact", {"direction": direction, "role": self.role} | facts
+        if self.space is None:
+            return
+        name, dim = self.space.name, self.space.dim
+        yield "space", {"name": name, "dim": dim, "metric": str(self.space.metric), "normalized": self.space.normalized}
+        if self.rows is not None:
+            yield "collection", facts | {"rows": self.rows, "space": name, "dim": dim}
+
+
+def absolute(path: str) -> str:
+    """The path as the catalog has it: absolute, or as it is where it is a URL."""
+    return path if "://" in path else os.path.abspath(path)
 
 
 @dataclass(frozen=True)

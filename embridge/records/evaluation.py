@@ -1,28 +1,33 @@
-"""What an evaluation found: every strategy side by side, by label and by size of the corpus, and one map beside another."""
+"""The result of an evaluation: scores of every strategy, by label and by size of the corpus, and of one map against another."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from embridge.records.quality import ConfidenceCheck
-from embridge.records.telling import difference_lines, label_lines, size_lines, strategy_lines
+from embridge.records.queries import QrelsCoverage, query_notes
+from embridge.records.rows import Row, columns_of
+from embridge.records.text import aligned, cell
 
 if TYPE_CHECKING:
     import numpy as np
 
 Interval = tuple[float, float]
+_LABELS = 16  # shown
+_FEW = 20  # queries: labels with fewer come last
 
 
 @dataclass(frozen=True)
-class Strategy:
-    """How one way of answering new-space queries does against native neighbours, and against labels where there are any.
+class StrategyScore:
+    """How one strategy does against native neighbors, and against relevance judgements where there are any.
 
     Attributes
     ----------
     name : str
-        ``keep-old``, ``no-translation``, ``translate-documents``, ``translate-queries``, ``blend`` or ``re-encode``; with a
-        hubness bias ``translate-documents+hubness`` and ``blend+hubness`` as well.
+        ``keep-old``, ``no-translation``, ``translate-documents``, ``project-queries``, ``project-queries-adjoint``, ``blend`` or
+        ``re-encode``; with hubness correction followed by ``+hubness``.
     overlap : float
         Mean share of the native target's k nearest rows that are among this strategy's k nearest.
     overlap_ci : tuple of float
@@ -49,8 +54,8 @@ class Strategy:
 
 
 @dataclass(frozen=True)
-class LabelStrategy:
-    """The same as `Strategy`, for the queries of one label.
+class LabelScore:
+    """The same as `StrategyScore`, for the queries of one label.
 
     Attributes
     ----------
@@ -59,7 +64,7 @@ class LabelStrategy:
     queries, judged : int
         Queries of the label; of these those with a relevant row, over which recall, MRR and nDCG are taken.
     overlap, overlap_ci, recall, recall_ci, mrr, mrr_ci, ndcg, ndcg_ci
-        As in `Strategy`.
+        As in `StrategyScore`.
     """
 
     label: str | int
@@ -119,7 +124,7 @@ class Difference:
 
 @dataclass(frozen=True, eq=False)
 class PerQuery:
-    """Every figure of every query, before any mean is taken.
+    """Every score of every query, before any mean is taken.
 
     Attributes
     ----------
@@ -142,8 +147,8 @@ class Evaluation:
     Attributes
     ----------
     k, queries, corpus : int
-        Neighbours compared, queries asked, rows searched.
-    strategies : tuple of Strategy
+        Neighbors compared, queries, rows searched.
+    strategies : tuple of StrategyScore
     mean_cosine : float
         Mean cosine between translated and native vectors. It flatters: the mean vector alone often scores high.
     relative_residual : float
@@ -154,7 +159,7 @@ class Evaluation:
         Queries with a relevant row in the corpus, over which recall, MRR and nDCG are taken.
     confidence : ConfidenceCheck, optional
         Where the map has a confidence, and 50 rows at least are left that it was not calibrated on.
-    by_label : tuple of LabelStrategy
+    by_label : tuple of LabelScore
         By label, then strategy; empty without labels.
     sizes : tuple of CorpusSize
         By strategy, then size.
@@ -164,24 +169,36 @@ class Evaluation:
         For every strategy that depends on the map.
     per_query : PerQuery
         Not part of `to_dict`.
+    weight : float or None
+        Of the projected query in the blend: the mean of what is used for the two halves of the queries. None without a blend.
+    reverse_map : str
+        Fingerprint of the map that projects queries; empty without one.
+    qrels : QrelsCoverage or None
+        How much of the relevance judgements was used.
+    own_rows : int
+        Given queries that are rows of the corpus (same id, same vector) and do not find themselves.
     """
 
     k: int
     queries: int
     corpus: int
-    strategies: tuple[Strategy, ...]
+    strategies: tuple[StrategyScore, ...]
     mean_cosine: float
     relative_residual: float
     map: str = ""
     judged: int = 0
     confidence: ConfidenceCheck | None = None
-    by_label: tuple[LabelStrategy, ...] = ()
+    by_label: tuple[LabelScore, ...] = ()
     sizes: tuple[CorpusSize, ...] = ()
     against: str = ""
     differences: tuple[Difference, ...] = ()
     per_query: PerQuery | None = field(default=None, repr=False, compare=False)
+    weight: float | None = None
+    reverse_map: str = ""
+    qrels: QrelsCoverage | None = None
+    own_rows: int = 0
 
-    def __getitem__(self, name: str) -> Strategy:
+    def __getitem__(self, name: str) -> StrategyScore:
         for strategy in self.strategies:
             if strategy.name == name:
                 return strategy
@@ -193,6 +210,102 @@ class Evaluation:
         del plain["per_query"]
         return plain
 
+    def to_rows(self) -> Iterator[Row]:
+        """Rows of the catalog's tables."""
+        whole = {"k": self.k, "queries": self.queries, "corpus": self.corpus, "judged": self.judged}
+        whole |= {"translator": self.map, "mean_cosine": self.mean_cosine, "relative_residual": self.relative_residual}
+        for strategy in self.strategies:
+            yield "evaluation", whole | columns_of(strategy, name="strategy")
+        for one in self.by_label:
+            yield "evaluation_label", {"translator": self.map} | columns_of(one) | {"label": str(one.label)}
+        for size in self.sizes:
+            yield "evaluation_size", {"translator": self.map} | columns_of(size, overlap_low="low", overlap_high="high")
+        for difference in self.differences:
+            columns = columns_of(difference, difference_low="low", difference_high="high")
+            yield "evaluation_difference", {"translator": self.map, "other": self.against} | columns
+
     def __str__(self) -> str:
-        parts = (strategy_lines, size_lines, label_lines, difference_lines)
-        return "\n".join(line.rstrip() for part in parts for line in part(self))
+        lines = [*_strategy_lines(self), *query_notes(self.qrels, self.own_rows)]
+        for part in (_size_lines, _label_lines, _difference_lines):
+            lines += part(self)
+        return "\n".join(line.rstrip() for line in lines)
+
+
+def _strategy_lines(found: Evaluation) -> list[str]:
+    """Every strategy; columns in which there is nothing are left out."""
+    columns = [
+        ("strategy", [s.name for s in found.strategies]),
+        (f"overlap@{found.k}", [s.overlap for s in found.strategies]),
+        ("95 % interval", [s.overlap_ci for s in found.strategies]),
+        (f"recall@{found.k}", [s.recall for s in found.strategies]),
+        ("95 % interval", [s.recall_ci for s in found.strategies]),
+        ("MRR", [s.mrr for s in found.strategies]),
+        (f"nDCG@{found.k}", [s.ndcg for s in found.strategies]),
+        (f"in top {max(100, found.k)}", [s.candidate_recall for s in found.strategies]),
+    ]
+    return aligned([(name, values) for name, values in columns if any(v is not None for v in values)])
+
+
+def _size_lines(found: Evaluation) -> list[str]:
+    """Overlap by rows searched, a line a strategy; nothing where only one size was measured."""
+    if len({s.corpus for s in found.sizes}) < 2:
+        return []
+    ahead = [s for s in found.sizes if s.forecast]
+    forecast = f", at {ahead[0].corpus:,} by forecast" if ahead else ""
+    lines = [f"overlap@{found.k} by rows searched{forecast}:"]
+    for name in dict.fromkeys(s.strategy for s in found.sizes):
+        mine = [s for s in found.sizes if s.strategy == name]
+        points = [f"{s.corpus:,}: {s.overlap:.3f}" for s in mine if not s.forecast]
+        points += [f"{s.corpus:,}: about {s.overlap:.3f} {cell(s.overlap_ci)}" for s in mine if s.forecast]
+        lines.append(f"  {name:<24} {', '.join(points)}")
+    return lines
+
+
+def _label_lines(found: Evaluation) -> list[str]:
+    """Labels, those first that translated documents lose most to re-encoding; by recall where anything is judged."""
+    if not found.by_label:
+        return []
+    table: dict[Any, dict[str, LabelScore]] = {}
+    for one in found.by_label:
+        table.setdefault(one.label, {})[one.strategy] = one
+    measure = "recall" if found.judged else "overlap"
+
+    def loss(label: Any) -> float | None:
+        mine, best = (getattr(table[label][name], measure) for name in ("translate-documents", "re-encode"))
+        return None if mine is None or best is None else best - mine
+
+    def order(label: Any) -> tuple[bool, float, str]:
+        lost = loss(label)
+        return table[label]["re-encode"].queries < _FEW or lost is None, -(lost or 0.0), str(label)
+
+    labels = sorted(table, key=order)
+    shown = labels[:_LABELS]
+    columns: list[tuple[str, list[Any]]] = [
+        ("label", [str(label)[:40] for label in shown]),
+        ("queries", [f"{table[label]['re-encode'].queries:,}" for label in shown]),
+    ]
+    there = (name for name in ("keep-old", "translate-documents", "blend", "re-encode") if name in table[shown[0]])
+    columns += [(name, [getattr(table[label][name], measure) for label in shown]) for name in there]
+    lines = [
+        f"{measure}@{found.k} by label, worst translated first (labels of fewer than {_FEW} queries last):",
+        *aligned(columns),
+    ]
+    return lines + ([f"and {len(labels) - _LABELS:,} labels more"] if len(labels) > _LABELS else [])
+
+
+def _difference_lines(found: Evaluation) -> list[str]:
+    """This map against the other: differences, and whether they are significant."""
+    lines = []
+    for name in dict.fromkeys(d.strategy for d in found.differences):
+        mine = [d for d in found.differences if d.strategy == name]
+        lines.append(f"{name}, this map minus the other: {'; '.join(map(str, mine))}. {_verdict(mine)}")
+    return lines
+
+
+def _verdict(differences: Sequence[Difference]) -> str:
+    verdicts = []
+    for side, name in (("this", "this map"), ("other", "the other map")):
+        if metrics := [d.metric for d in differences if d.better == side]:
+            verdicts.append(f"{name} is significantly better in {', '.join(metrics)}")
+    sentence = ", ".join(verdicts) or "no difference is significant"
+    return f"{sentence[0].upper()}{sentence[1:]}."

@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any
+
+from embridge.errors import CatalogError
+from embridge.records.artifacts import Artifact, absolute
+from embridge.records.rows import Row, columns_of
 
 
 @dataclass(frozen=True)
@@ -63,6 +68,22 @@ class FitRecord:
         """Plain values."""
         return asdict(self)
 
+    def to_rows(self, made: Artifact) -> Iterator[Row]:
+        """Rows of the catalog's tables; `made` is the map.
+
+        Raises
+        ------
+        CatalogError
+            It does not name its spaces.
+        """
+        if made.space is None or made.source_space is None:
+            raise CatalogError(f"The map {made.path!r} of a fit does not name its spaces.")
+        source, target = made.source_space, made.space
+        where: dict[str, Any] = {"fingerprint": made.fingerprint, "path": absolute(made.path)}
+        where |= {"source_space": source.name, "source_dim": source.dim, "target_space": target.name, "target_dim": target.dim}
+        candidates = [vars(candidate) for candidate in self.candidates]
+        yield "translator", where | columns_of(self, leave_out=("sources",)) | {"candidates": candidates}
+
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> FitRecord:
         """The inverse of `to_dict`; fields of a later version are ignored."""
@@ -86,3 +107,7 @@ class AnchorRecord:
     held_out: int
     test_size: float
     seed: int
+
+    def to_rows(self) -> Iterator[Row]:
+        """Rows of the catalog's tables."""
+        yield "anchor_set", columns_of(self)

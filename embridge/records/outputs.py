@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from embridge.errors import CatalogError
+from embridge.records.artifacts import Artifact, absolute
+from embridge.records.rows import Row, columns_of
 from embridge.types import Space
 
 
@@ -36,6 +40,10 @@ class Conversion:
     def rows_per_second(self) -> float:
         """Rows a second, reading and writing included."""
         return self.rows / self.seconds if self.seconds else float("inf")
+
+    def to_rows(self) -> Iterator[Row]:
+        """Rows of the catalog's tables."""
+        yield "conversion", columns_of(self, map="translator", fingerprint="output") | {"path": absolute(self.path)}
 
 
 @dataclass(frozen=True)
@@ -86,6 +94,11 @@ class Migration:
     def to_dict(self) -> dict[str, Any]:
         """Plain values."""
         return asdict(self)
+
+    def to_rows(self) -> Iterator[Row]:
+        """Rows of the catalog's tables."""
+        columns = columns_of(self, leave_out=("source_space", "space"), map="translator", fingerprint="output")
+        yield "index_migration", columns | {"path": absolute(self.path)}
 
 
 @dataclass(frozen=True)
@@ -144,6 +157,11 @@ class Merge:
         """Plain values."""
         return asdict(self)
 
+    def to_rows(self) -> Iterator[Row]:
+        """Rows of the catalog's tables."""
+        columns = columns_of(self, fingerprint="output", offset="score_offset")
+        yield "merge", columns | {"path": absolute(self.path)}
+
     def __str__(self) -> str:
         def told(value: float | None) -> str:
             return "     -" if value is None else f"{value:>6.3f}"
@@ -195,6 +213,11 @@ class Decoding:
         """Rows a second, reading and writing included."""
         return self.rows / self.seconds if self.seconds else float("inf")
 
+    def to_rows(self) -> Iterator[Row]:
+        """Rows of the catalog's tables."""
+        columns = columns_of(self, map="translator", fingerprint="output")
+        yield "decoding", columns | {"path": absolute(self.path), "translator": self.map or None}
+
 
 @dataclass(frozen=True)
 class DecoderRecord:
@@ -214,3 +237,16 @@ class DecoderRecord:
     format: str
     kind: str
     classes: tuple[str | int | bool, ...] = ()
+
+    def to_rows(self, made: Artifact) -> Iterator[Row]:
+        """Rows of the catalog's tables; `made` is the decoder.
+
+        Raises
+        ------
+        CatalogError
+            It does not name its space.
+        """
+        if made.space is None:
+            raise CatalogError(f"The decoder {made.path!r} that was registered does not name its space.")
+        where = {"fingerprint": made.fingerprint, "path": absolute(made.path), "space": made.space.name, "dim": made.space.dim}
+        yield "decoder", where | columns_of(self)

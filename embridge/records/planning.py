@@ -1,34 +1,34 @@
-"""What a plan says: frozen records, plain enough for JSON."""
+"""The result of a plan: scores and costs of every strategy, recommendations, and descriptions of the data."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from embridge.records.evaluation import StrategyScore
+from embridge.records.queries import QrelsCoverage, query_notes
+from embridge.records.rows import Row, columns_of
+from embridge.records.text import aligned
 from embridge.types import Space
 
+FEW_QUERIES = 100  # below which means are known to 0.1 at best, and what comes first is mostly chance
 Interval = tuple[float, float]
 
 
-@dataclass(frozen=True)
-class PlannedStrategy:
-    """One way of answering new-space queries: how good it is, and what it costs.
+@dataclass(frozen=True, kw_only=True)
+class CostedScore(StrategyScore):
+    """The scores of a strategy, what it gains over the old model, and what it costs.
 
     Attributes
     ----------
     name : str
+        Without ``+hubness``; the `title` has it.
     hubness : bool
-        With each row's mean similarity to its 10 nearest of other queries subtracted (CSLS).
-    overlap, overlap_ci : float, tuple of float
-        Mean share of the native target's k nearest rows found, with its 95 % bootstrap interval over queries. It is that of other
-        queries to this corpus and this map; other documents and anchors move it too.
-    candidate_recall : float
-        Mean share of the native k nearest that are among the 100 nearest found (all rows but one, where there are fewer).
-    recall, recall_ci, mrr : float or None
-        Against relevance judgements, where given.
+        With each row's mean similarity to its 10 nearest reference queries subtracted (CSLS).
     gain, gain_ci : float, tuple of float
         Paired difference to ``keep-old`` in recall (in overlap where nothing is judged), with the interval of this difference
-        alone; a reason of a recommendation has one that holds for all that was chosen among.
+        alone; a reason of a recommendation has one that holds for all strategies that it chose among.
     recovered : float or None
         Share of the gap between ``keep-old`` and ``re-encode``, in the same measure; None where re-encoding gains nothing.
     rows_changed, encodes : int
@@ -38,18 +38,9 @@ class PlannedStrategy:
         ``encodes / encode_rate`` and ``encodes * price``, where these are given.
     needs_old_encoder, needs_texts : bool
         At query time the old model, and the texts of rows.
-    mrr_ci, ndcg, ndcg_ci : tuple of float, float, tuple of float, or None
-        Against relevance judgements, with grades where they have any.
     """
 
-    name: str
     hubness: bool
-    overlap: float
-    overlap_ci: Interval
-    candidate_recall: float
-    recall: float | None
-    recall_ci: Interval | None
-    mrr: float | None
     gain: float
     gain_ci: Interval
     recovered: float | None
@@ -59,14 +50,33 @@ class PlannedStrategy:
     cost: float | None
     needs_old_encoder: bool
     needs_texts: bool
-    mrr_ci: Interval | None = None
-    ndcg: float | None = None
-    ndcg_ci: Interval | None = None
 
     @property
     def title(self) -> str:
         """The name, with ``+hubness`` where it is corrected."""
         return f"{self.name}+hubness" if self.hubness else self.name
+
+
+@dataclass(frozen=True)
+class LazyDepth:
+    """A lazy strategy that re-encodes so many candidates of a query: what it encodes, and what that gives.
+
+    Attributes
+    ----------
+    strategy : str
+        Its title.
+    depth : int
+        Candidates re-encoded when a query first finds them; those after them keep their order.
+    encodes : int
+        Different rows that these queries have encoded.
+    overlap, recall : float, float or None
+    """
+
+    strategy: str
+    depth: int
+    encodes: int
+    overlap: float
+    recall: float | None
 
 
 @dataclass(frozen=True)
@@ -148,12 +158,12 @@ class Plan:
     Attributes
     ----------
     k, queries, judged, corpus, anchors : int
-        Neighbours compared; queries asked, and of these judged; rows searched; rows fitted on, none of them in the corpus.
+        Neighbors compared; queries, and of these judged; rows searched; rows fitted on, none of them in the corpus.
     method : str
         What `auto` chose.
     weight : float
-        Of the carried query in the blend: the mean of what the two halves of the queries chose for each other.
-    strategies : tuple of PlannedStrategy
+        Of the projected query in the blend: the mean of what the two halves of the queries chose for each other.
+    strategies : tuple of CostedScore
     recommendations : dict
         For ``old-encoder-gone``, ``both-encoders`` (no row is encoded) and ``texts-available``.
     learning_curve : LearningCurve
@@ -163,6 +173,12 @@ class Plan:
         Where labels were given: most queries first.
     unlabelled : int or None
         Queries that count for strategies but have no label; None where no labels were given.
+    lazy_depths : tuple of LazyDepth
+        Lazy strategies by how many candidates they re-encode.
+    qrels : QrelsCoverage or None
+        How much of the relevance judgements was used.
+    own_rows : int
+        Given queries that are rows of the corpus (same id, same vector) and do not find themselves.
     """
 
     k: int
@@ -172,7 +188,7 @@ class Plan:
     anchors: int
     method: str
     weight: float
-    strategies: tuple[PlannedStrategy, ...]
+    strategies: tuple[CostedScore, ...]
     recommendations: dict[str, Recommendation]
     learning_curve: LearningCurve
     source: Space | None = None
@@ -180,41 +196,105 @@ class Plan:
     norms: tuple[NormDistribution, ...] = ()
     labels: tuple[LabelFigures, ...] = ()
     unlabelled: int | None = None
+    lazy_depths: tuple[LazyDepth, ...] = ()
+    qrels: QrelsCoverage | None = None
+    own_rows: int = 0
 
-    def __getitem__(self, title: str) -> PlannedStrategy:
+    def __getitem__(self, title: str) -> CostedScore:
         for strategy in self.strategies:
             if strategy.title == title:
                 return strategy
         raise KeyError(title)
 
+    @property
+    def notes(self) -> list[str]:
+        """What a reader must know of the queries: judgements that match nothing here, rows among them, few of them."""
+        notes, measured = query_notes(self.qrels, self.own_rows), self.judged or self.queries
+        if measured < FEW_QUERIES:
+            notes.append(
+                f"few queries: means over {measured:,} of them are known to about {measured**-0.5:.2f} either way, so which "
+                "strategy comes first is mostly chance; use some hundreds"
+            )
+        return notes
+
+    @property
+    def deciding(self) -> tuple[CostedScore, ...]:
+        """The few strategies that decide: the ends, what is recommended, and the best of those that need less."""
+        titles = {"keep-old", "re-encode", *(r.strategy for r in self.recommendations.values())}
+        free = [s for s in self.strategies if not s.needs_texts and s.title != "keep-old"]
+        cheap = [s for s in self.strategies if s.needs_texts and s.encodes < self.corpus]
+        for among in (free, [s for s in free if not s.needs_old_encoder], cheap):
+            if among:
+                titles.add(max(among, key=lambda s: s.gain).title)
+        return tuple(s for s in self.strategies if s.title in titles)
+
     def to_dict(self) -> dict[str, Any]:
         """Plain values."""
-        return asdict(self)
+        return asdict(self) | {"notes": self.notes}
+
+    def to_rows(self) -> Iterator[Row]:
+        """Rows of the catalog's tables."""
+        whole = {"method": self.method, "anchors": self.anchors, "k": self.k, "queries": self.queries}
+        whole |= {"corpus": self.corpus, "judged": self.judged}
+        for strategy in self.strategies:
+            yield "plan", whole | {"strategy": strategy.title} | columns_of(strategy)
+        for situation, one in self.recommendations.items():
+            yield "recommendation", {"situation": situation, "strategy": one.strategy, "reason": one.reason}
+        curve = self.learning_curve
+        for anchors, overlap in zip(curve.anchors, curve.overlap, strict=True):
+            yield "learning_curve", {"anchors": anchors, "overlap": overlap, "forecast": False}
+        for anchors, overlap, (low, high) in zip(curve.forecast_anchors, curve.forecast, curve.forecast_ci, strict=True):
+            yield "learning_curve", {"anchors": anchors, "overlap": overlap, "low": low, "high": high, "forecast": True}
 
     def __str__(self) -> str:
-        width = max(len(s.title) for s in self.strategies)
-        head = f"{'strategy':<{width}} overlap@{self.k:<3} recall@{self.k:<3} against keep-old      recovered  encodes"
-        head += "" if self.strategies[0].seconds is None else "         time"
-        head += "" if self.strategies[0].cost is None else "       cost"
-        lines = [head]
-        for s in self.strategies:
-            recall = "         -" if s.recall is None else f"{s.recall:>10.3f}"
-            recovered = "        -" if s.recovered is None else f"{s.recovered:>9.0%}"
-            low, high = s.gain_ci
-            gain = f"{s.gain:+.3f} [{low:+.3f}, {high:+.3f}]"
-            costs = "" if s.seconds is None else f" {s.seconds:>10,.0f} s"
-            costs += "" if s.cost is None else f" {s.cost:>10,.4g}"
-            lines.append(f"{s.title:<{width}} {s.overlap:>10.3f} {recall}  {gain} {recovered} {s.encodes:>8,}{costs}")
-        curve = self.learning_curve
-        points = ", ".join(f"{n:,}: {v:.3f}" for n, v in zip(curve.anchors, curve.overlap, strict=True))
-        ahead = ", ".join(
-            f"{n:,}: about {v:.3f} [{low:.3f}, {high:.3f}]"
-            for n, v, (low, high) in zip(curve.forecast_anchors, curve.forecast, curve.forecast_ci, strict=True)
-        )
-        if points:
-            lines += [f"overlap by anchors: {points}" + (f"; forecast {ahead}" if ahead else "")]
+        return self.to_text()
+
+    def to_text(self, *, all_strategies: bool = False) -> str:
+        """The plan as text, with the strategies that decide, or with all of them."""
+        shown = self.strategies if all_strategies else self.deciding
+        lines = _strategy_lines(self.k, shown)
+        if left := len(self.strategies) - len(shown):
+            lines.append(f"and {left} more strategies (--all-strategies)")
+        lines += [*self.notes, *_lazy_lines(self), *_curve_lines(self.learning_curve)]
         if self.labels:
             some = (f"{x.label} ({x.queries:,}) {x.values['keep-old']:.3f} {x.values['re-encode']:.3f}" for x in self.labels[:8])
             lines += [f"largest of {len(self.labels):,} labels, keep-old and re-encode: {', '.join(some)}"]
         lines += [f"{situation}: {r.strategy}. {r.reason}" for situation, r in self.recommendations.items()]
         return "\n".join(lines)
+
+
+def _strategy_lines(k: int, strategies: Sequence[CostedScore]) -> list[str]:
+    first = strategies[0]
+    columns = [
+        ("strategy", [s.title for s in strategies]),
+        (f"overlap@{k}", [s.overlap for s in strategies]),
+        (f"recall@{k}", ["-" if s.recall is None else s.recall for s in strategies]),
+        ("against keep-old", [f"{s.gain:+.3f} [{s.gain_ci[0]:+.3f}, {s.gain_ci[1]:+.3f}]" for s in strategies]),
+        ("recovered", ["-" if s.recovered is None else f"{s.recovered:.0%}" for s in strategies]),
+        ("encodes", [f"{s.encodes:,}" for s in strategies]),
+    ]
+    if first.seconds is not None:
+        columns.append(("time", [f"{s.seconds:,.0f} s" for s in strategies]))
+    if first.cost is not None:
+        columns.append(("cost", [f"{s.cost:,.4g}" for s in strategies]))
+    return aligned(columns)
+
+
+def _lazy_lines(plan: Plan) -> list[str]:
+    """Encodes against quality of the plain lazy strategies."""
+    lines = []
+    for title in dict.fromkeys(one.strategy for one in plan.lazy_depths if not one.strategy.endswith("+hubness")):
+        mine = [one for one in plan.lazy_depths if one.strategy == title]
+        measure = "overlap" if mine[0].recall is None else "recall"
+        points = (f"{one.depth}: {getattr(one, measure):.3f} ({one.encodes:,})" for one in mine)
+        lines.append(f"{title}, {measure}@{plan.k} and rows encoded by candidates a query: {', '.join(points)}")
+    return lines
+
+
+def _curve_lines(curve: LearningCurve) -> list[str]:
+    points = ", ".join(f"{n:,}: {v:.3f}" for n, v in zip(curve.anchors, curve.overlap, strict=True))
+    ahead = ", ".join(
+        f"{n:,}: about {v:.3f} [{low:.3f}, {high:.3f}]"
+        for n, v, (low, high) in zip(curve.forecast_anchors, curve.forecast, curve.forecast_ci, strict=True)
+    )
+    return [f"overlap by anchors: {points}" + (f"; forecast {ahead}" if ahead else "")] if points else []

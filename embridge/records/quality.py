@@ -1,27 +1,29 @@
-"""What was measured beside evaluations: confidence, stitching, decoders."""
+"""Results beside evaluations of maps: checks of predicted errors, and decoders."""
 
 from __future__ import annotations
 
-import statistics
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from typing import Any
+
+from embridge.records.rows import Row
 
 
 @dataclass(frozen=True)
 class ConfidenceCheck:
-    """Whether a map's confidence is worth something, on rows that it was neither fitted nor calibrated on.
+    """How well a map predicts its errors, on rows that it was neither fitted nor calibrated on.
 
     Attributes
     ----------
     rows : int
     worst_tenth : float
-        Mean error of the tenth of the rows foretold worst, over the mean error of all: 1 is no better than chance.
+        Mean error of the 10 % of rows with the highest predicted error, over the mean error of all: 1 is no better than chance.
     worst_tenth_ci : tuple of float
         Its 95 % interval (normal approximation).
     oracle_tenth : float
-        The same of the tenth that is worst in truth.
+        The same for the 10 % of rows with the largest error.
     level, coverage : float
-        The coverage asked of the bound, and the share of rows whose error it holds for.
+        The coverage that the bound was calibrated for, and the share of rows whose error is within it.
     """
 
     rows: int
@@ -35,70 +37,10 @@ class ConfidenceCheck:
         low, high = self.worst_tenth_ci
         chance = "; on these rows that is no better than chance" if low <= 1 else ""
         return (
-            f"the tenth of the rows foretold worst has {self.worst_tenth:.2f} x the mean error [{low:.2f}, {high:.2f}] "
-            f"(the worst in truth: {self.oracle_tenth:.2f} x){chance}; the {self.level:g} bound holds for {self.coverage:.3f} of "
-            f"{self.rows:,} rows"
+            f"the 10 % of rows with the highest predicted error have {self.worst_tenth:.2f} times the mean error [{low:.2f}, "
+            f"{high:.2f}] (the 10 % with the largest error: {self.oracle_tenth:.2f}){chance}; the {self.level:g} bound holds for "
+            f"{self.coverage:.3f} of {self.rows:,} rows"
         )
-
-
-@dataclass(frozen=True)
-class StitchingScore:
-    """What a decoder of the target scores on source rows as one method hands them over.
-
-    Attributes
-    ----------
-    method : str
-        ``no-stitching`` (the target's own rows), ``absolute``, ``relative`` or a translator's name.
-    scores : tuple of float
-        One a seed.
-    """
-
-    method: str
-    scores: tuple[float, ...]
-
-    @property
-    def mean(self) -> float:
-        """Mean over seeds."""
-        return statistics.fmean(self.scores)
-
-    @property
-    def deviation(self) -> float:
-        """Standard deviation over seeds (n - 1); zero for a single one."""
-        return statistics.stdev(self.scores) if len(self.scores) > 1 else 0.0
-
-
-@dataclass(frozen=True)
-class Stitching:
-    """Every method of stitching a decoder side by side.
-
-    Attributes
-    ----------
-    anchors : int
-        Rows that translators were fitted on.
-    scaling : str
-        ``standard`` or ``l2``.
-    seeds : tuple of int
-    methods : tuple of StitchingScore
-    """
-
-    anchors: int
-    scaling: str
-    seeds: tuple[int, ...]
-    methods: tuple[StitchingScore, ...]
-
-    def __getitem__(self, method: str) -> StitchingScore:
-        for score in self.methods:
-            if score.method == method:
-                return score
-        raise KeyError(method)
-
-    def to_dict(self) -> dict[str, Any]:
-        """Plain values."""
-        return asdict(self)
-
-    def __str__(self) -> str:
-        head = f"{'method':<14} {'mean':>7} {'dev':>7}  ({self.anchors:,} anchors, {self.scaling} scaling, {len(self.seeds)} seeds)"
-        return "\n".join([head, *(f"{s.method:<14} {s.mean:>7.3f} {s.deviation:>7.3f}" for s in self.methods)])
 
 
 @dataclass(frozen=True)
@@ -155,6 +97,16 @@ class DecoderEvaluation:
     def to_dict(self) -> dict[str, Any]:
         """Plain values."""
         return asdict(self)
+
+    def to_rows(self) -> Iterator[Row]:
+        """Rows of the catalog's tables."""
+        whole = {"decoder": self.decoder, "translator": self.map, "rows": self.rows, "trained_on": self.trained_on}
+        whole |= {"padded": self.padded}
+        for strategy in self.strategies:
+            for metric, value in strategy.values.items():
+                low, high = strategy.intervals[metric]
+                values = {"strategy": strategy.name, "metric": metric, "value": value, "low": low, "high": high}
+                yield "decoder_evaluation", whole | values
 
     def __str__(self) -> str:
         metrics = list(self.strategies[0].values)

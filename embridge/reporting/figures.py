@@ -10,7 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.colors import to_rgb
 from matplotlib.ticker import FuncFormatter, MaxNLocator, NullLocator
 
-from embridge.records import LabelFigures, NormDistribution, Plan
+from embridge.records import CostedScore, LabelFigures, NormDistribution, Plan
 from embridge.reporting.drawing import FAINT, FIRST, GRID, INK, PAPER, SECOND, drawing, printable, to_svg
 
 WIDTH = 460.0  # pixels; a column of the page
@@ -171,13 +171,13 @@ def _norm_title(plan: Plan, norms: NormDistribution) -> str:
     return {"translation": "translation", "translation-unscaled": "translation, unscaled"}.get(norms.name, norms.name)
 
 
-def label_figure(plan: Plan, shown: Sequence[LabelFigures]) -> str:
+def label_figure(plan: Plan, shown: Sequence[LabelFigures], strategies: Sequence[CostedScore]) -> str:
     """Labels by strategies: the figures themselves, on the colour of their difference to ``keep-old`` for that label."""
-    titles = [s.title for s in plan.strategies]
+    titles = [s.title for s in strategies]
     table = np.array([[row.values[title] for title in titles] for row in shown])
     differences = table - table[:, titles.index("keep-old")][:, None]
     limit = max(float(np.quantile(np.abs(differences), 0.95)), 0.01)
-    with drawing(190 + 34 * len(titles), 250 + 21 * len(shown)) as figure:
+    with drawing(max(190 + 34 * len(titles), 560), 250 + 21 * len(shown)) as figure:
         axes, key = figure.subplots(2, 1, height_ratios=(len(shown), 1.2))
         axes.pcolormesh(_cells(differences, limit), edgecolor="none")
         for (row, column), value in np.ndenumerate(table):

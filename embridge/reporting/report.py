@@ -11,7 +11,8 @@ from typing import Any
 
 from embridge import __version__
 from embridge.errors import MissingDependencyError
-from embridge.files import check_output, whole_or_absent
+from embridge.files import whole_or_absent
+from embridge.outputs import Output, claim
 from embridge.records import Plan
 
 LABELS = 40  # the largest, in the heat map and its table
@@ -33,14 +34,23 @@ def check_installed() -> None:
             raise MissingDependencyError.of(package, "A report", "report") from e
 
 
-def write_report(plan: Plan, path: str | os.PathLike[str], *, overwrite: bool = False, date: datetime.date | None = None) -> None:
-    """Write a plan as one HTML page that needs nothing else: no script, no network, no font; its figures are inline SVG.
+def write_report(
+    plan: Plan,
+    path: str | os.PathLike[str],
+    *,
+    all_strategies: bool = False,
+    overwrite: bool = False,
+    date: datetime.date | None = None,
+) -> None:
+    """Write a plan as one HTML page without scripts, network access or fonts; its figures are inline SVG.
 
     Parameters
     ----------
     plan : Plan
-        As `plan` gives it; with its `labels` the page has a heat map of the 40 largest.
+        With its `labels` the page has a heat map of the 40 largest.
     path : str or path-like
+    all_strategies : bool, default False
+        In the heat map too. Default: only those that decide (`Plan.deciding`).
     overwrite : bool, default False
     date : datetime.date, optional
         The day that the page names. Default: today. The same plan and day give the same bytes.
@@ -53,13 +63,13 @@ def write_report(plan: Plan, path: str | os.PathLike[str], *, overwrite: bool = 
         The file exists and `overwrite` is False.
     """
     check_installed()
-    target = check_output(path, overwrite=overwrite)
-    page = render(plan, date or datetime.datetime.now(datetime.UTC).date())
-    with whole_or_absent(target) as temporary:
-        temporary.write_bytes(page.encode("utf-8", "replace"))
+    with claim(Output(path), overwrite=overwrite) as [target]:
+        page = render(plan, date or datetime.datetime.now(datetime.UTC).date(), all_strategies=all_strategies)
+        with whole_or_absent(target) as temporary:
+            temporary.write_bytes(page.encode("utf-8", "replace"))
 
 
-def render(plan: Plan, date: datetime.date) -> str:
+def render(plan: Plan, date: datetime.date, *, all_strategies: bool = False) -> str:
     """The page as text."""
     import jinja2
     import markupsafe
@@ -82,12 +92,12 @@ def render(plan: Plan, date: datetime.date) -> str:
         "time": _time,
         "money": _money,
     }
-    shown = plan.labels[:LABELS]
+    shown, strategies = plan.labels[:LABELS], plan.strategies if all_strategies else plan.deciding
     drawn = {
         "strategies": figures.strategy_figure(plan),
         "curve": figures.curve_figure(plan),
         "norms": figures.norm_figure(plan) if plan.norms else None,
-        "labels": figures.label_figure(plan, shown) if shown else None,
+        "labels": figures.label_figure(plan, shown, strategies) if shown else None,
     }
     facts: dict[str, Any] = {
         "plan": plan,
@@ -97,6 +107,7 @@ def render(plan: Plan, date: datetime.date) -> str:
         "found": {s.title: s for s in plan.strategies},
         "dearest": max((s.cost for s in plan.strategies if s.cost is not None), default=None),
         "labels": shown,
+        "shown_strategies": strategies,
         "figures": {name: svg and markupsafe.Markup(svg) for name, svg in drawn.items()},  # noqa: S704 (XML that we wrote)
         "version": __version__,
         "date": date.isoformat(),

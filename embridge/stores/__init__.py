@@ -6,11 +6,12 @@ import os
 
 from embridge.errors import ParameterError
 from embridge.stores.collection import Batch, Collection
+from embridge.stores.locations import is_remote
 from embridge.stores.memory import MemoryCollection
 from embridge.stores.parquet import ParquetCollection
 from embridge.types import DeclaredSpace, Space
 
-__all__ = ["Batch", "Collection", "MemoryCollection", "ParquetCollection", "open_collection"]
+__all__ = ["Batch", "Collection", "MemoryCollection", "ParquetCollection", "open_collection", "source_paths"]
 
 
 def open_collection(
@@ -52,10 +53,19 @@ def open_collection(
         Columns of a wrong type.
     """
     name = os.fspath(path)
-    if name.endswith((".faiss", ".index")):
+    if name.lower().endswith((".faiss", ".index")):
         if id_column or vector_column:
             raise ParameterError(f"{name!r} is a FAISS index, which has no columns. Leave id_column and vector_column out.")
         from embridge.stores.faiss_store import FaissCollection  # loads FAISS, which a Parquet user may not have
 
         return FaissCollection(name, space=space, external_lists=external_lists)
     return ParquetCollection(name, space=space, id_column=id_column, vector_column=vector_column)
+
+
+def source_paths(*sources: Collection | None) -> list[str]:
+    """Every local path that collections are read from."""
+    found: list[str] = []
+    for source in sources:
+        if source is not None and source.path is not None:
+            found += [str(source.path), *(source.paths if isinstance(source, ParquetCollection) else ())]
+    return [path for path in found if not is_remote(path)]

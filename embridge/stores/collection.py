@@ -2,55 +2,20 @@
 
 from __future__ import annotations
 
+import functools
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
-from typing import Any, ClassVar
+from collections.abc import Callable, Iterator
+from typing import ClassVar, Protocol
 
 import numpy as np
 import pyarrow as pa
 
-from embridge.arrays import check_rows, norms
-from embridge.errors import BadIdsError, CollectionError, ParameterError, UndeclaredSpaceError
+from embridge.arrays import bad_rows, check_rows, not_unit
+from embridge.errors import BadIdsError, ChangedSourceError, CollectionError, EmbridgeError, ParameterError, UndeclaredSpaceError
+from embridge.stores.batch import Batch, IdValues
 from embridge.types import DeclaredSpace, Metric, Mixture, Space, resolve_space
 
 BATCH_BYTES = 32 << 20  # of float32 vectors, in a batch that nobody asked another size for
-_SAMPLE_ROWS = 1024
-_UNIT_TOLERANCE = 1e-3  # float16 keeps the length of a unit vector to about 1e-5
-
-
-@dataclass(frozen=True, eq=False)
-class Batch:
-    """Consecutive rows of a collection.
-
-    Attributes
-    ----------
-    start : int
-        Position of the first row in the collection.
-    ids : pyarrow.Array
-        string or int64.
-    vectors : ndarray of shape (n, dim)
-        float16, float32 or float64, as stored; without a copy where the store allows.
-    payload : pyarrow.RecordBatch
-        The other columns; without columns where they were not asked for.
-    """
-
-    start: int
-    ids: pa.Array
-    vectors: np.ndarray
-    payload: pa.RecordBatch
-
-    def __len__(self) -> int:
-        return len(self.ids)
-
-    def at(self, rows: np.ndarray) -> Batch:
-        """Some of its rows, at least one, by sorted positions; consecutive ones without a copy."""
-        first, count = int(rows[0]), len(rows)
-        if rows[-1] - first == count - 1:
-            span = slice(first, first + count)
-            return Batch(self.start + first, self.ids[span], self.vectors[span], self.payload.slice(first, count))
-        places = pa.array(rows)
-        return Batch(self.start + first, self.ids.take(places), self.vectors[rows], self.payload.take(places))
 
 
 Needed = Callable[[int, int], bool]
@@ -65,9 +30,10 @@ class Collection(ABC):
     ----------
     kind : str
         ``parquet``, ``faiss`` or ``memory``.
+    is_exact : bool
+        Vectors come back as they were stored. Then they are checked to have unit length where the file or the caller says so.
     path : str or None
         Where it lies.
-    space : Space
     id_type : pyarrow.DataType
         string or int64.
     payload_schema : pyarrow.Schema
@@ -77,13 +43,31 @@ class Collection(ABC):
     """
 
     kind: ClassVar[str]
+    is_exact: ClassVar[bool] = False
     path: str | None
-    space: Space
     id_type: pa.DataType
     payload_schema: pa.Schema
     id_column: str = "id"
     vector_column: str = "vector"
     mixture: Mixture | None = None
+
+    @functools.cached_property
+    def space(self) -> Space:
+        """The space of its vectors. A store sets it, or computes it here.
+
+        Where neither the file nor the caller says whether all vectors have unit length, a pass over them finds out.
+        """
+        raise NotImplementedError
+
+    @property
+    def stated_space(self) -> Space:
+        """The space by name, width and metric, without reading rows; `normalized` is False where nobody stated it."""
+        return self.space
+
+    @property
+    def metadata(self) -> dict[bytes, bytes]:
+        """What others wrote about the whole file, as key-value metadata of Parquet; not what embridge and Arrow wrote."""
+        return {}
 
     @abstractmethod
     def __len__(self) -> int:
@@ -101,10 +85,19 @@ class Collection(ABC):
     def fingerprint(self) -> str:
         """Content hash: 32 hexadecimal digits."""
 
+    def check_unchanged(self) -> None:  # noqa: B027 (most stores have nothing to check)
+        """Check, when all rows are read, that what was opened is still there as it was. In memory nothing can change.
+
+        Raises
+        ------
+        ChangedSourceError
+            A file was overwritten, replaced, added or removed since the collection was opened.
+        """
+
     @property
     def name(self) -> str:
         """How messages call it."""
-        return repr(self.path) if self.path else "the collection in memory"
+        return repr(self.path) if self.path is not None else "the collection in memory"
 
     def batches(
         self,
@@ -130,7 +123,8 @@ class Collection(ABC):
         Raises
         ------
         BadVectorsError
-            NaN or infinite values, zero vectors under cosine, missing or ragged vectors, with their ids.
+            NaN or infinite values, zero vectors under cosine, missing or ragged vectors, rows without the unit length that the
+            space states, with their ids.
         BadIdsError
             Null ids.
         UnreadableFileError
@@ -143,16 +137,31 @@ class Collection(ABC):
             if not lenient:
                 if batch.ids.null_count:
                     raise BadIdsError.null(self.name, batch.ids.null_count)
-                check_rows(batch.vectors, IdValues(batch.ids), self.name, zero_is_bad=self._zero_is_bad)
+                self._check(batch.vectors, batch.ids)
             yield batch
 
-    @property
-    def _zero_is_bad(self) -> bool:
-        return self.space.metric == Metric.COSINE
+    def _check(self, vectors: np.ndarray, ids: pa.Array, otherwise: str = "") -> None:
+        stated = self.stated_space
+        zero_is_bad, unit_length = stated.metric == Metric.COSINE, self.is_exact and stated.normalized
+        check_rows(vectors, IdValues(ids), self.name, zero_is_bad=zero_is_bad, unit_length=unit_length, otherwise=otherwise)
+
+    def unusable(self, batch: Batch) -> dict[int, str]:
+        """Why rows of a batch that was read with `lenient` cannot be used, by their position in it, in order."""
+        stated = self.stated_space
+        zero_is_bad = stated.metric == Metric.COSINE
+        not_finite, zero = bad_rows(batch.vectors, zero_is_bad=zero_is_bad)
+        reasons = dict.fromkeys(zero.tolist(), "zero vector")
+        if self.is_exact and stated.normalized:
+            lengths = not_unit(batch.vectors, zero_is_bad=zero_is_bad)
+            reasons |= dict.fromkeys(lengths.tolist(), "not of unit length, as its space states")
+        reasons |= dict.fromkeys(not_finite.tolist(), "no vector, or NaN or infinite values")
+        if batch.ids.null_count:
+            reasons |= dict.fromkeys(np.flatnonzero(batch.ids.is_null().to_numpy(zero_copy_only=False)).tolist(), "no id")
+        return dict(sorted(reasons.items()))
 
     def default_batch_rows(self) -> int:
         """Rows that hold 32 MiB of float32 vectors, 1,024 at least."""
-        return max(1024, BATCH_BYTES // (4 * self.space.dim))
+        return max(1024, BATCH_BYTES // (4 * self.stated_space.dim))
 
     def select(self, rows: np.ndarray) -> Iterator[tuple[slice, np.ndarray]]:
         """Vectors of the rows at `rows` (sorted positions), as pieces: where in `rows` they belong, and the vectors.
@@ -178,16 +187,21 @@ class Collection(ABC):
             if low < high:
                 places = rows[low:high] - batch.start
                 vectors = batch.vectors[places]
-                ids, missing = IdValues(batch.ids.take(places)), ", or without a vector of the right width"
-                check_rows(vectors, ids, self.name, zero_is_bad=self._zero_is_bad, otherwise=missing)
+                self._check(vectors, batch.ids.take(places), ", or without a vector of the right width")
                 yield slice(int(low), int(high)), vectors
 
     def take(self, rows: np.ndarray) -> np.ndarray:
         """Vectors of the rows at `rows` (sorted positions) in float32, shape (len(rows), dim)."""
-        out = np.empty((len(rows), self.space.dim), np.float32)
+        out = self._room(len(rows))
         for place, vectors in self.select(rows):
             out[place] = vectors
         return out
+
+    def _room(self, rows: int) -> np.ndarray:
+        try:
+            return np.empty((rows, self.stated_space.dim), np.float32)
+        except (MemoryError, ValueError) as e:
+            raise CollectionError(f"{self.name}: {rows:,} rows do not fit into memory.") from e
 
     def id_reader(self) -> pa.RecordBatchReader:
         """All ids with their positions, as a stream of columns ``id`` and ``row``."""
@@ -202,27 +216,37 @@ class Collection(ABC):
 
     def read(self) -> tuple[np.ndarray, np.ndarray]:
         """All ids (int64, or object for strings) and all vectors (float32): for collections that fit into memory."""
-        ids, vectors = [], np.empty((len(self), self.space.dim), np.float32)
+        ids, vectors = [], self._room(len(self))
         for batch in self.batches():
             ids.append(batch.ids)
             vectors[batch.start : batch.start + len(batch)] = batch.vectors
         return pa.chunked_array(ids, self.id_type).to_numpy(), vectors
 
     def __repr__(self) -> str:
-        return f"{type(self).__name__}({self.path!r}, {len(self):,} rows of {self.space})"
+        return f"{type(self).__name__}({self.path!r}, {len(self):,} rows of {self.stated_space})"
 
 
-class IdValues(Sequence[Any]):
-    """Ids of an Arrow array as Python values, made only when an error message asks for them."""
+class _Source(Protocol):
+    @property
+    def name(self) -> str: ...
+    def check_unchanged(self) -> None: ...
+    def fingerprint(self) -> str: ...
 
-    def __init__(self, ids: pa.Array) -> None:
-        self._ids = ids
 
-    def __len__(self) -> int:
-        return len(self._ids)
+def check_content(source: _Source, content: str) -> None:
+    """Check, when all rows are read, that a source still has the fingerprint `content` that it had when reading began.
 
-    def __getitem__(self, i: Any) -> Any:
-        return self._ids[int(i)].as_py()
+    Raises
+    ------
+    ChangedSourceError
+    """
+    source.check_unchanged()
+    try:
+        found = source.fingerprint()
+    except (EmbridgeError, OSError) as e:
+        raise ChangedSourceError.of(source.name, f"it cannot be read any more ({e})") from e
+    if found != content:
+        raise ChangedSourceError.of(source.name, "its content is another")
 
 
 def normalise_ids(ids: pa.Array | pa.ChunkedArray, where: str) -> pa.Array:
@@ -238,8 +262,8 @@ def normalise_ids(ids: pa.Array | pa.ChunkedArray, where: str) -> pa.Array:
         return ids
     try:
         return ids.cast(kind)
-    except pa.ArrowInvalid as e:
-        raise BadIdsError(f"{where} has ids that are not int64: {e}") from None
+    except pa.ArrowException as e:
+        raise BadIdsError(f"{where} has ids that are not {kind}: {str(e).splitlines()[0]}") from None
 
 
 def id_type_of(kind: pa.DataType, where: str) -> pa.DataType:
@@ -259,20 +283,34 @@ def declare_space(
     known: Space | None,
     dim: int,
     metric: Metric | None,
-    sample: np.ndarray,
+    *,
+    normalized: bool = False,
 ) -> Space:
-    """The space of a file: what it says itself, held against what the caller says, else detected from a sample.
+    """The space of a file: what it says itself, held against what the caller says, else what was found.
 
-    `metric` is what the file's kind dictates (a FAISS index has one), else None: cosine, unless declared otherwise.
+    Parameters
+    ----------
+    where : str
+        How messages call the file.
+    declared : Space, DeclaredSpace or str, optional
+        What the caller says.
+    known : Space, optional
+        What the file says.
+    dim : int
+        Width of its vectors.
+    metric : Metric, optional
+        What the file's kind dictates (a FAISS index has one); None is cosine, unless declared otherwise.
+    normalized : bool, default False
+        Used where neither the file nor a whole Space says it: True only where every row was seen to have unit length
+        (`embridge.arrays.all_unit`).
 
     Raises
     ------
     UndeclaredSpaceError
         Neither the file nor the caller names the space.
+    SpaceMismatchError, CollectionError
+        The caller contradicts the file, or the file its own vectors.
     """
-    lengths = norms(sample[np.isfinite(sample).all(axis=1)])
-    lengths = lengths[lengths > 0]
-    normalized = bool(lengths.size and np.abs(lengths - 1).max() < _UNIT_TOLERANCE)
     found = known or Space("?", dim, metric or Metric.COSINE, normalized)
     space = resolve_space(where, declared, found, is_known=known is not None)
     if space is None:

@@ -1,4 +1,15 @@
-"""Where Parquet files lie: one file, a folder or a glob, local or in object storage."""
+"""Where Parquet files are: one file, a folder or a glob, local or in object storage.
+
+What is read behind a folder or a glob is decided here alone:
+
+- A folder is read with everything below it; so is a folder that a glob matches. ``**`` matches any number of folders.
+- Names that begin with ``.`` or ``_`` are not data, as everywhere in this field (``_metadata``, ``_temporary``, ``.crc``). A glob
+  that itself names such a part (``_old/*``) reads them.
+- A file is Parquet by its suffix (``.parquet``, ``.pq``, ``.parq``, in any case), else by its first and last bytes (``PAR1``).
+- Every other file is left out, and named in a warning of the logger ``embridge`` (on stderr, unless logging is set up otherwise).
+- Folders ``key=value`` below the folder, or below the part of a glob without wildcards, become columns.
+- Links are followed, except into a folder that the link lies in.
+"""
 
 from __future__ import annotations
 
@@ -7,58 +18,151 @@ import fnmatch
 import glob
 import hashlib
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import pyarrow as pa
 from pyarrow import fs
 
 from embridge.errors import CollectionError, MissingFileError, UnreadableFileError
 from embridge.files import hash_content
+from embridge.stores.filesystems import resolve, shown, wrapped
 
 _PART = 16 << 20  # bytes of a part of a multipart upload
+_MAGIC = (b"PAR1", b"PARE")
 
 
-def find_files(path: str) -> tuple[fs.FileSystem, list[str], str | None]:
-    """The file system, the Parquet files behind a path, and the folder they were found under, if it is one.
+class Found(NamedTuple):
+    """The Parquet files behind a path.
+
+    Attributes
+    ----------
+    filesystem : pyarrow.fs.FileSystem
+    paths : list of str
+        In the order of their names.
+    base : str or None
+        The folder they were found under, with a slash at its end; None for one file.
+    left_out : list of str
+        Files that are not Parquet.
+    """
+
+    filesystem: fs.FileSystem
+    paths: list[str]
+    base: str | None
+    left_out: list[str]
+
+
+def find_files(path: str) -> Found:
+    """Find the Parquet files behind a path.
 
     Raises
     ------
     MissingFileError
         Nothing is there.
+    UnreadableFileError
+        Object storage does not answer, or a device or pipe is there.
     CollectionError
         A folder or glob without Parquet files.
     """
-    filesystem, inner = _resolve(path)
-    local = isinstance(filesystem, fs.LocalFileSystem)
-    try:
+    filesystem, inner = resolve(path)
+    with wrapped(path):
         info = filesystem.get_file_info(inner)
         if info.type == fs.FileType.File:
-            return filesystem, [inner], None
+            return Found(filesystem, [inner], None, [])
+        if info.type == fs.FileType.Unknown:
+            raise UnreadableFileError(f"{shown(path)!r} is neither a file nor a folder (a pipe, a device or a socket).")
         if info.type == fs.FileType.Directory:
             base = inner.rstrip("/") + "/"
-            names = _parquet_files(filesystem, base)
+            listed = [entry for entry in _list(filesystem, base) if not _is_hidden(entry[0], base)]
         elif any(c in inner for c in "*?["):
-            base = None
-            root = inner[: min(inner.find(c) for c in "*?[" if c in inner)].rpartition("/")[0]
-            names = glob.glob(inner, recursive=True) if local else fnmatch.filter(_parquet_files(filesystem, root), inner)
-            names = sorted(n for n in names if not local or os.path.isfile(n))
+            base, listed = _glob(filesystem, inner)
         else:
-            raise MissingFileError.at(path)
-    except OSError as e:
-        if isinstance(e, MissingFileError):
-            raise
-        raise UnreadableFileError.at(path, "a location", e) from e
+            raise MissingFileError.at(shown(path))
+        names, left_out = [], []
+        for name, is_file in sorted(listed):
+            (names if is_file and _is_parquet(filesystem, name) else left_out).append(name)
     if not names:
-        raise CollectionError(f"{path!r} holds no Parquet files.")
-    return filesystem, names, base
+        others = f" Other files: {_named(left_out, base)}." if left_out else ""
+        raise CollectionError(f"{shown(path)!r} holds no Parquet files.{others}")
+    return Found(filesystem, names, base, left_out)
 
 
-def _parquet_files(filesystem: fs.FileSystem, base: str) -> list[str]:
-    found = filesystem.get_file_info(fs.FileSelector(base, recursive=True))
-    names = [f.path for f in found if f.type == fs.FileType.File and f.extension in ("parquet", "pq")]
-    # As everywhere in this field, what begins with "." or "_" (_metadata, _temporary, .crc) is not data.
-    return sorted(n for n in names if not any(part.startswith((".", "_")) for part in n[len(base) :].split("/")))
+def left_out_message(path: str, found: Found) -> str:
+    """What a warning says of files that were left out."""
+    count = f"{len(found.left_out):,} file{' that is' if len(found.left_out) == 1 else 's that are'}"
+    return f"{shown(path)!r} holds {count} not Parquet; not read: {_named(found.left_out, found.base)}"
+
+
+def _named(paths: Sequence[str], base: str | None) -> str:
+    names = [ascii(p[len(base) :] if base else p)[1:-1] for p in paths[:5]]
+    return ", ".join(names) + (", ..." if len(paths) > 5 else "")
+
+
+def _is_hidden(path: str, base: str) -> bool:
+    return any(part.startswith((".", "_")) for part in path[len(base) :].split("/"))
+
+
+def _is_parquet(filesystem: fs.FileSystem, path: str) -> bool:
+    if path.lower().endswith((".parquet", ".pq", ".parq")):
+        return True
+    with filesystem.open_input_file(path) as file:
+        size = file.size()
+        if size < 12 or file.read(4) not in _MAGIC:
+            return False
+        file.seek(size - 4)  # an unfinished file has no end
+        return file.read(4) in _MAGIC
+
+
+def _list(filesystem: fs.FileSystem, base: str) -> Iterator[tuple[str, bool]]:
+    """Everything but folders below `base`, and whether it is a regular file."""
+    if not isinstance(filesystem, fs.LocalFileSystem):
+        for info in filesystem.get_file_info(fs.FileSelector(base, recursive=True)):
+            if info.type != fs.FileType.Directory:
+                yield info.path, info.type == fs.FileType.File
+        return
+    for folder, below, names in os.walk(base, followlinks=True, onerror=_raise):
+        parts = folder[len(base) :].split("/")
+        above = [os.path.realpath(os.path.join(base, *parts[:i])) + "/" for i in range(len(parts) + 1)]
+        below[:] = [b for b in below if not _holds(os.path.realpath(os.path.join(folder, b)), above)]
+        for name in names:
+            path = os.path.join(folder, name)
+            yield path, os.path.isfile(path)
+
+
+def _holds(folder: str, above: list[str]) -> bool:
+    """True where a folder is one of those `above`, or holds one: following a link to it would never end."""
+    return any(one.startswith(folder.rstrip("/") + "/") for one in above)
+
+
+def _raise(error: OSError) -> None:
+    raise error
+
+
+def _glob(filesystem: fs.FileSystem, pattern: str) -> tuple[str, list[tuple[str, bool]]]:
+    """The part of a glob without wildcards, as a folder, and what the glob matches, folders with everything below them."""
+    root = pattern[: min(pattern.find(c) for c in "*?[" if c in pattern)].rpartition("/")[0]
+    base = f"{root}/" if root or pattern.startswith("/") else ""
+    wanted = pattern[len(base) :].rstrip("/").split("/")
+    if isinstance(filesystem, fs.LocalFileSystem) and "**" not in wanted:
+        found = []
+        for name in glob.glob(pattern, include_hidden=True):
+            found += _list(filesystem, name.rstrip("/") + "/") if os.path.isdir(name) else [(name, os.path.isfile(name))]
+    else:
+        start = base or "./"
+        listed = [(name[2:] if not base and name.startswith("./") else name, is_file) for name, is_file in _list(filesystem, start)]
+        found = [entry for entry in listed if _matches(entry[0][len(base) :].split("/"), wanted)]
+    names_hidden = any(part.startswith((".", "_")) for part in wanted)
+    return base, [entry for entry in found if names_hidden or not _is_hidden(entry[0], base)]
+
+
+def _matches(parts: list[str], wanted: list[str]) -> bool:
+    """True where the glob matches a path, or a folder above it."""
+    if not wanted:
+        return True
+    if wanted[0] == "**":
+        return any(_matches(parts[i:], wanted[1:]) for i in range(len(parts) + (not wanted[1:])))
+    return bool(parts) and fnmatch.fnmatchcase(parts[0], wanted[0]) and _matches(parts[1:], wanted[1:])
 
 
 def fingerprint_files(filesystem: fs.FileSystem, paths: Sequence[str]) -> str:
@@ -70,6 +174,18 @@ def fingerprint_files(filesystem: fs.FileSystem, paths: Sequence[str]) -> str:
     return digest.hexdigest()
 
 
+def file_identity(filesystem: fs.FileSystem, path: str) -> tuple[int, *tuple[object, ...]]:
+    """Size of a file first, then what else changes when it is overwritten or replaced, without reading it.
+
+    Of a local file that is its inode too, and the time of its last change of any kind, which nobody can set back.
+    """
+    if isinstance(filesystem, fs.LocalFileSystem):
+        found = os.stat(path)
+        return found.st_size, found.st_dev, found.st_ino, found.st_mtime_ns, found.st_ctime_ns
+    info = filesystem.get_file_info(path)
+    return info.size or 0, info.type, info.mtime_ns
+
+
 def is_remote(path: str) -> bool:
     """True for object storage: ``s3://``, ``gs://``."""
     return "://" in path and not path.startswith("file://")
@@ -77,11 +193,9 @@ def is_remote(path: str) -> bool:
 
 def exists(path: str) -> bool:
     """True where there is a file at a remote path."""
-    filesystem, inner = _resolve(path)
-    try:
+    filesystem, inner = resolve(path)
+    with wrapped(path):
         return filesystem.get_file_info(inner).type == fs.FileType.File
-    except OSError as e:
-        raise UnreadableFileError.at(path, "a location", e) from e
 
 
 def beside(path: str, suffix: str) -> str:
@@ -97,14 +211,15 @@ def same_place(one: str, other: str) -> bool:
 
 def inner_path(path: str) -> str:
     """A path as its file system has it: for ``s3://``, bucket and key."""
-    return _resolve(path)[1]
+    return resolve(path)[1]
 
 
 def remove(path: str) -> None:
     """Delete a remote file, if there is one."""
     if exists(path):
-        filesystem, inner = _resolve(path)
-        filesystem.delete_file(inner)
+        filesystem, inner = resolve(path)
+        with wrapped(path):
+            filesystem.delete_file(inner)
 
 
 def upload(local: Path, path: str) -> None:
@@ -115,7 +230,7 @@ def upload(local: Path, path: str) -> None:
     UnreadableFileError
         The storage does not answer or refuses.
     """
-    filesystem, inner = _resolve(path)
+    filesystem, inner = resolve(path)
     try:
         with open(local, "rb") as source, filesystem.open_output_stream(inner, buffer_size=None) as sink:
             while block := source.read(_PART):
@@ -126,12 +241,28 @@ def upload(local: Path, path: str) -> None:
         with contextlib.suppress(pa.ArrowException, OSError):
             filesystem.delete_file(inner)
         if isinstance(e, pa.ArrowException | OSError):
-            raise UnreadableFileError.at(path, "a place to write to", e) from e
+            raise UnreadableFileError.at(shown(path), "a place to write to", e) from e
         raise
 
 
-def _resolve(path: str) -> tuple[fs.FileSystem, str]:
-    try:
-        return fs.FileSystem.from_uri(path) if "://" in path else (fs.LocalFileSystem(), path)
-    except (pa.ArrowException, OSError) as e:
-        raise UnreadableFileError.at(path, "a location", e) from e
+def list_objects(path: str) -> list[str]:
+    """Paths of the objects below a remote path, relative to it."""
+    filesystem, inner = resolve(path)
+    base = inner.rstrip("/") + "/"
+    with wrapped(path):
+        found = filesystem.get_file_info(fs.FileSelector(base, recursive=True, allow_not_found=True))
+        return sorted(info.path[len(base) :] for info in found if info.type == fs.FileType.File)
+
+
+def read_object(path: str) -> bytes:
+    """The content of a small remote file."""
+    filesystem, inner = resolve(path)
+    with wrapped(path, "a file"), filesystem.open_input_file(inner) as file:
+        return file.read()
+
+
+def fingerprint_at(path: str) -> tuple[int, str]:
+    """Size and content hash of a remote file."""
+    filesystem, inner = resolve(path)
+    with wrapped(path, "a file"):
+        return filesystem.get_file_info(inner).size, fingerprint_files(filesystem, [inner])

@@ -37,14 +37,15 @@ class MemoryCollection(Collection):
     """
 
     kind = "memory"
+    is_exact = True
 
     def __init__(self, ids: Any, vectors: Any, space: Space, payload: Any = None) -> None:
         self.path = None
         self.space = space
         try:
             values = ids if isinstance(ids, pa.Array) else pa.array(ids if not isinstance(ids, np.ndarray) else ids.tolist())
-        except (pa.ArrowInvalid, pa.ArrowTypeError) as e:
-            raise BadIdsError.kind(self.name, f"values of several kinds ({e})") from e
+        except (pa.ArrowException, OverflowError, TypeError, ValueError) as e:
+            raise BadIdsError.kind(self.name, f"values of several kinds, or beyond them ({e})") from e
         if not len(values):
             raise CollectionError.empty(self.name)
         self._ids = normalise_ids(values, self.name)
@@ -60,8 +61,10 @@ class MemoryCollection(Collection):
             raise BadVectorsError(f"{self.name} has {len(self._ids):,} ids, but {len(self._vectors):,} vectors.")
         try:
             self._payload = pa.table({} if payload is None else payload).combine_chunks()
-        except (pa.ArrowInvalid, pa.ArrowTypeError) as e:
+        except (pa.ArrowException, OverflowError, TypeError, ValueError, AttributeError) as e:
             raise CollectionError(f"{self.name} has a payload that is no table: {e}") from e
+        if len(set(self._payload.column_names)) < self._payload.num_columns:
+            raise CollectionError(f"{self.name} has several columns of one name: {', '.join(self._payload.column_names)}.")
         if self._payload.num_columns and self._payload.num_rows != len(self._ids):
             raise CollectionError(f"{self.name} has {len(self._ids):,} ids, but {self._payload.num_rows:,} rows of payload.")
         self.payload_schema = self._payload.schema

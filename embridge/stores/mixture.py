@@ -12,7 +12,8 @@ import numpy as np
 import pyarrow as pa
 
 from embridge.errors import CollectionError
-from embridge.stores.collection import Batch, Collection
+from embridge.stores.batch import Batch, cast_column
+from embridge.stores.collection import Collection
 from embridge.stores.parquet import ERROR_COLUMNS
 
 NATIVE, TRANSLATED = "native", "translated"
@@ -29,6 +30,9 @@ def translated_rows(collection: Collection, column: str) -> np.ndarray:
     """
     if column not in collection.payload_schema.names:
         raise CollectionError.no_column(collection.name, column, collection.payload_schema.names, "merging anew")
+    kind = collection.payload_schema.field(column).type
+    if (kind.value_type if pa.types.is_dictionary(kind) else kind) not in (pa.string(), pa.large_string(), pa.string_view()):
+        raise CollectionError(f"Column {column!r} of {collection.name} must be 'native' or 'translated'. Got {kind} instead.")
     narrow = _with_payload(collection, pa.schema([collection.payload_schema.field(column)]))
     found = np.empty(len(collection), bool)
     for batch in narrow._read(1 << 16, payload=True, vectors=False, needed=None, lenient=True):
@@ -94,7 +98,7 @@ class MixedRows:
             both = pa.unify_schemas(
                 [native.payload_schema.remove_metadata(), theirs.remove_metadata()], promote_options="permissive"
             )
-        except (pa.ArrowInvalid, pa.ArrowTypeError) as e:
+        except pa.ArrowException as e:
             raise CollectionError.columns_differ(f"{native.name} and {translated.name}", e) from e
         shared = set(native.payload_schema.names) & set(theirs.names)
         self._both = pa.schema([f if f.name in shared else f.with_nullable(True) for f in both])
@@ -110,7 +114,7 @@ class MixedRows:
         """Checked rows, in order."""
         start = 0
         with tempfile.TemporaryDirectory(prefix="embridge-") as folder:
-            kept = _Kept(Path(folder) / "kept.arrow", _plain(self._only_theirs))
+            kept = _Kept(Path(folder) / "kept.arrow", _plain(self._only_theirs), self._translated.name)
             if self._only_theirs.names and len(self._replaced):
                 kept.write(self._rows_replaced(batch_rows))
             for batch in self._native.batches(batch_rows, payload=True):
@@ -143,16 +147,17 @@ class MixedRows:
                 yield batch.payload.select(narrow.payload_schema.names).take(pa.array(self._replaced[low:high] - batch.start))
 
     def _payload(self, batch: Batch, more: pa.Table | None, places: np.ndarray, flags: np.ndarray) -> pa.RecordBatch:
-        arrays = []
+        arrays, where = [], f"{self._native.name} and {self._translated.name}"
         for field in self._both:
             if field.name in batch.payload.schema.names:
-                arrays.append(_cast(batch.payload.column(field.name), field.type))
+                arrays.append(cast_column(batch.payload.column(field.name), field, where))
             elif more is not None and field.name in more.column_names:
                 taken = np.zeros(len(batch), np.int64)
                 taken[places] = np.arange(len(places))
                 absent = np.ones(len(batch), bool)
                 absent[places] = False
-                arrays.append(_cast(more.column(field.name).combine_chunks().take(pa.array(taken, mask=absent)), field.type))
+                column = more.column(field.name).combine_chunks().take(pa.array(taken, mask=absent))
+                arrays.append(cast_column(column, field, where))
             else:
                 arrays.append(pa.nulls(len(batch), field.type))
         names = pa.DictionaryArray.from_arrays(pa.array(flags.astype(np.int8)), pa.array([NATIVE, TRANSLATED]))
@@ -162,8 +167,8 @@ class MixedRows:
 class _Kept:
     """Rows in a temporary Arrow file, taken by position without reading all of it."""
 
-    def __init__(self, path: Path, schema: pa.Schema) -> None:
-        self._path, self._schema = path, schema
+    def __init__(self, path: Path, schema: pa.Schema, where: str) -> None:
+        self._path, self._schema, self._where = path, schema, where
         self._source: Any = None
         self._parts: list[pa.RecordBatch] = []
         self._starts = np.zeros(1, np.int64)
@@ -172,7 +177,9 @@ class _Kept:
         with pa.OSFile(str(self._path), "wb") as sink, pa.ipc.new_file(sink, self._schema) as writer:
             for batch in batches:
                 writer.write_batch(
-                    pa.record_batch([_cast(c, f.type) for c, f in zip(batch, self._schema, strict=True)], self._schema)
+                    pa.record_batch(
+                        [cast_column(c, f, self._where) for c, f in zip(batch, self._schema, strict=True)], self._schema
+                    )
                 )
         self._source = pa.memory_map(str(self._path))
         reader = pa.ipc.open_file(self._source)
@@ -209,11 +216,3 @@ def _with_payload(collection: Collection, schema: pa.Schema) -> Collection:
 def _plain(schema: pa.Schema) -> pa.Schema:
     """Dictionary columns as their values: an Arrow file has one dictionary a column, and batches have their own."""
     return pa.schema([f.with_type(f.type.value_type) if pa.types.is_dictionary(f.type) else f for f in schema])
-
-
-def _cast(array: pa.Array, kind: pa.DataType) -> pa.Array:
-    if array.type == kind:
-        return array
-    if pa.types.is_dictionary(kind) and not pa.types.is_dictionary(array.type):
-        return array.cast(kind.value_type).dictionary_encode().cast(kind)
-    return array.cast(kind)

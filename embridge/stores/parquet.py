@@ -2,33 +2,48 @@
 
 from __future__ import annotations
 
+import collections
 import copy
-import json
+import functools
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 
+from embridge.arrays import all_unit
 from embridge.errors import (
     BadIdsError,
     BadVectorsError,
     CollectionError,
+    ParameterError,
     SpaceMismatchError,
     UndeclaredSpaceError,
 )
-from embridge.stores.collection import Batch, Collection, Needed, declare_space, id_type_of, normalise_ids
-from embridge.stores.locations import find_files, fingerprint_files, inner_path
+from embridge.stores.batch import Batch, cast_column
+from embridge.stores.collection import Collection, Needed, declare_space, id_type_of, normalise_ids
+from embridge.stores.filesystems import shown
 from embridge.stores.memory import empty_payload
-from embridge.stores.parquet_file import ParquetFile, vectors_of
-from embridge.types import DeclaredSpace, Mixture, Space
+from embridge.stores.metadata import (
+    COLUMNS_KEY,
+    CONFIDENCE_KEY,
+    LINEAGE_KEY,
+    MIXTURE_KEY,
+    SPACE_KEY,
+    foreign,
+    read_mixture,
+    read_object,
+    read_space,
+    read_texts,
+)
+from embridge.stores.parquet_file import ParquetFile, ParquetFiles, row_lengths, vectors_of
+from embridge.types import DeclaredSpace, Metric, Mixture, Space
 
-SPACE_KEY, LINEAGE_KEY, COLUMNS_KEY = b"embridge.space", b"embridge.lineage", b"embridge.columns"
-CONFIDENCE_KEY = b"embridge.confidence"
+__all__ = ["COLUMNS_KEY", "CONFIDENCE_KEY", "ERROR_COLUMNS", "LINEAGE_KEY", "MIXTURE_KEY", "SPACE_KEY", "ParquetCollection"]
+
 ERROR_COLUMNS = ("predicted_error", "error_bound")  # what a conversion with confidence adds
-MIXTURE_KEY = b"embridge.mixture"
 
 
 class ParquetCollection(Collection):
@@ -54,6 +69,7 @@ class ParquetCollection(Collection):
     """
 
     kind = "parquet"
+    is_exact = True
 
     def __init__(
         self,
@@ -64,14 +80,15 @@ class ParquetCollection(Collection):
         vector_column: str | None = None,
     ) -> None:
         self.path = os.fspath(path)
-        self._fs, names, self._base = find_files(self.path)
-        self._files = [ParquetFile(self._fs, name, self._display(name, names), self._base) for name in names]
-        first = self._files[0]
-        columns = _metadata(first.schema, COLUMNS_KEY) or {}
+        self._files = ParquetFiles(self.path)
+        first = self._files.files[0]
+        columns = read_texts(first.schema, COLUMNS_KEY, first.name)
         self.id_column = id_column or columns.get("id", "id")
         self.vector_column = vector_column or columns.get("vector", "vector")
+        if self.id_column == self.vector_column:
+            raise ParameterError.must_be("vector_column", "another column than that of the ids", self.vector_column)
         dims = {}
-        for file in self._files:
+        for file in self._files.files:
             dims.setdefault(self._check_schema(file), file)
         widths = sorted(d for d in dims if d)
         if len(widths) > 1:
@@ -80,7 +97,7 @@ class ParquetCollection(Collection):
                 f"{self.name} is ragged: {dims[one].name} holds {one}-dimensional vectors, {dims[other].name} {other}-dimensional."
             )
         self.id_type = id_type_of(first.schema.field(self.id_column).type, self.name)
-        for file in self._files:
+        for file in self._files.files:
             other = id_type_of(file.schema.field(self.id_column).type, file.name)
             if other != self.id_type:
                 raise BadIdsError.kinds_differ(first.name, str(self.id_type), file.name, str(other))
@@ -89,11 +106,24 @@ class ParquetCollection(Collection):
         if not len(self):
             raise CollectionError.empty(self.name)
         known = self._known_space(is_declared=space is not None)
-        dim, sample = self._look(widths[0] if widths else None)
-        self.space = declare_space(self.name, space, known, dim, None, sample)
+        dim = widths[0] if widths else self._width()
+        self._stated = declare_space(self.name, space, known, dim, None)
+        self._is_settled = known is not None or isinstance(space, Space)
 
-    def _display(self, name: str, names: Sequence[str]) -> str:
-        return repr(name if len(names) > 1 or not self.path else self.path)
+    @functools.cached_property
+    def space(self) -> Space:
+        if self._is_settled:
+            return self._stated
+        parts = (batch.vectors for batch in self.batches(lenient=True))
+        return replace(self._stated, normalized=all_unit(parts, zero_is_bad=self._stated.metric == Metric.COSINE))
+
+    @property
+    def stated_space(self) -> Space:
+        return self._stated
+
+    @property
+    def name(self) -> str:
+        return repr(shown(self._files.path))
 
     def _check_schema(self, file: ParquetFile) -> int | None:
         """Width of the file's vectors where its type tells; both columns must be there and of a known type."""
@@ -110,7 +140,7 @@ class ParquetCollection(Collection):
     def _common_payload(self) -> pa.Schema:
         """The other columns of all files: one that some files lack is null there, ``key=value`` folders are strings."""
         schemas = []
-        for file in self._files:
+        for file in self._files.files:
             others = [f for f in file.schema if f.name not in (self.id_column, self.vector_column)]
             folders = [pa.field(k, pa.string()) for k in file.partition if k not in file.schema.names]
             schemas.append(pa.schema(others + folders))
@@ -118,21 +148,22 @@ class ParquetCollection(Collection):
             return schemas[0]
         try:
             merged = pa.unify_schemas(schemas, promote_options="permissive")
-        except (pa.ArrowInvalid, pa.ArrowTypeError) as e:
+        except pa.ArrowException as e:
             raise CollectionError.columns_differ(self.name, e) from e
         shared = set(merged.names).intersection(*(schema.names for schema in schemas))
         return pa.schema([f if f.name in shared else f.with_nullable(True) for f in merged])
 
     def _common_mixture(self) -> Mixture | None:
         """What merged files say of themselves. Calibrated apart, or beside files that are not, their scores do not go together."""
-        found = [_mixture(file) for file in self._files]
-        if other := next((file for file, mixture in zip(self._files, found, strict=True) if mixture != found[0]), None):
-            raise CollectionError.calibrated_apart(self.name, self._files[0].name, other.name)
-        return found[0]
+        found = [(file, read_mixture(file.schema, file.name)) for file in self._files.files]
+        first, mixture = found[0]
+        if other := next((file for file, one in found if one != mixture), None):
+            raise CollectionError.calibrated_apart(self.name, first.name, other.name)
+        return mixture
 
     def _known_space(self, *, is_declared: bool) -> Space | None:
         """The space that the files name. Files that name two, or of which only some name one, must not be mixed silently."""
-        spaces = [(file, _space(file)) for file in self._files]
+        spaces = [(file, read_space(file.schema, file.name)) for file in self._files.files]
         known = [(file, space) for file, space in spaces if space]
         if not known:
             return None
@@ -144,32 +175,35 @@ class ParquetCollection(Collection):
             raise UndeclaredSpaceError.of(next(file.name for file, other in spaces if other is None))
         return replace(space, normalized=all(other.normalized for _, other in known))
 
-    def _look(self, dim: int | None) -> tuple[int, np.ndarray]:
-        """The width, and a sample of rows to see whether vectors have unit length."""
-        for file in self._files:
-            for batch in file.batches([self.vector_column], 1024):
-                column = batch.column(0)
-                if dim is None:
-                    lengths = [len(v) for v in column if v.is_valid and len(v)]
-                    if not lengths:
-                        raise BadVectorsError(f"{self.name} begins with {len(column):,} rows without a vector.")
-                    dim = lengths[0]
-                return dim, vectors_of(column, dim, file.name, 0, lenient=True)
-        raise CollectionError.empty(self.name)
+    def _width(self) -> int:
+        """The width of vectors whose type leaves it open: that of most rows. Rows of another one are reported as they are read."""
+        counts: collections.Counter[int] = collections.Counter()
+        most = 0
+        for file in self._files.files:
+            for batch in file.batches([self.vector_column], 1 << 12):
+                lengths, rows = np.unique(row_lengths(batch.column(0)), return_counts=True)
+                counts.update(dict(zip(lengths.tolist(), rows.tolist(), strict=True)))
+                most = max((n for n in counts if n > 0), key=lambda n: (counts[n], n), default=0)
+                # Footers state how many values there are. Where that fits, no more rows need to be looked at.
+                if counts.total() == len(batch) and most * len(self) == self._files.values(self.vector_column):
+                    return most
+        if not most:
+            raise BadVectorsError(f"{self.name} has {len(self):,} rows, all without a vector.")
+        return most
 
     def __len__(self) -> int:
-        return sum(file.rows for file in self._files)
+        return len(self._files)
 
     def _read(self, batch_rows: int, *, payload: bool, vectors: bool, needed: Needed | None, lenient: bool) -> Iterator[Batch]:
         offset = 0
-        for file in self._files:
+        for file in self._files.files:
             others = [n for n in self.payload_schema.names if n in file.schema.names] if payload else []
             columns = [self.id_column, *([self.vector_column] if vectors else []), *others]
             for start, batch in file.spans(columns, batch_rows, needed, offset):
                 ids = normalise_ids(batch.column(self.id_column), file.name)
                 if vectors:
                     values = vectors_of(
-                        batch.column(self.vector_column), self.space.dim, file.name, start - offset, lenient=lenient
+                        batch.column(self.vector_column), self._stated.dim, file.name, start - offset, lenient=lenient
                     )
                 else:
                     values = np.empty((len(ids), 0), np.float32)
@@ -182,83 +216,61 @@ class ParquetCollection(Collection):
         arrays = []
         for field in self.payload_schema:
             if field.name in batch.schema.names:
-                column = batch.column(field.name)
-                arrays.append(column if column.type == field.type else column.cast(field.type))
+                arrays.append(cast_column(batch.column(field.name), field, file.name))
             else:  # a folder's value, or null where this file has no such column
                 arrays.append(pa.repeat(pa.scalar(file.partition.get(field.name), field.type), len(batch)))
         return pa.record_batch(arrays, schema=self.payload_schema)
 
     def fingerprint(self) -> str:
-        return fingerprint_files(self._fs, [file.path for file in self._files])
+        return self._files.fingerprint()
+
+    def check_unchanged(self) -> None:
+        self._files.check_unchanged()
+
+    @property
+    def metadata(self) -> dict[bytes, bytes]:
+        """What others wrote about the whole file; of several files, what all of them say alike."""
+        found = [foreign(file.schema) for file in self._files.files]
+        return {key: value for key, value in found[0].items() if all(other.get(key) == value for other in found[1:])}
 
     @property
     def is_many(self) -> bool:
         """True for a folder or a glob, of however many files."""
-        return self._base is not None or self.paths != [inner_path(str(self.path))]
+        return self._files.base is not None
 
     @property
     def paths(self) -> list[str]:
         """Its files, in order."""
-        return [file.path for file in self._files]
+        return [file.path for file in self._files.files]
 
     def split_files(self) -> list[tuple[str, ParquetCollection]]:
-        """Each file as a collection, with its path below the folder (its name, where a glob found it).
+        """Each file as a collection, with its path below the folder, or below the part of a glob that has no wildcards.
 
         Each has the columns that are in it: what ``key=value`` folders say stays with the folders.
-
-        Raises
-        ------
-        CollectionError
-            Two files of a glob have one name.
         """
         found = []
-        for file in self._files:
+        for file in self._files.files:
             part = copy.copy(self)
-            part._files, part._base, part.path = [file], None, file.path
+            part._files, part.path = self._files.one(file), file.path
             part.payload_schema = pa.schema([f for f in file.schema if f.name not in (self.id_column, self.vector_column)])
-            found.append((file.path[len(self._base) :] if self._base else file.path.rpartition("/")[2], part))
-        names = [name for name, _ in found]
-        if len(set(names)) < len(names):
-            raise CollectionError(f"{self.name} finds several files of one name. Hint: convert the folder above them.")
+            found.append((file.path[len(self._files.base or "") :] if self.is_many else file.path.rpartition("/")[2], part))
         return found
 
     @property
     def vector_type(self) -> str:
         """How the first file stores vectors: ``float16``, ``float32`` or ``float64``."""
-        return str(self._files[0].schema.field(self.vector_column).type.value_type.to_pandas_dtype().__name__)
+        return str(self._first.schema.field(self.vector_column).type.value_type.to_pandas_dtype().__name__)
 
     @property
     def lineage(self) -> dict[str, str]:
         """Fingerprints of what the first file was made of, where it says so."""
-        return _metadata(self._files[0].schema, LINEAGE_KEY) or {}
+        return read_texts(self._first.schema, LINEAGE_KEY, self._first.name)
 
     @property
     def confidence(self) -> dict[str, Any] | None:
         """What the first file's columns of errors were made by (``coverage``, ``fingerprint``); None where it has none."""
-        return _metadata(self._files[0].schema, CONFIDENCE_KEY)
+        return read_object(self._first.schema, CONFIDENCE_KEY, self._first.name)
 
-
-def _metadata(schema: pa.Schema, key: bytes) -> dict[str, Any] | None:
-    try:
-        values = json.loads((schema.metadata or {}).get(key, b"null"))
-    except ValueError as e:
-        raise CollectionError(f"The metadata {key.decode()!r} is not JSON: {e}") from e
-    if values is not None and not isinstance(values, dict):
-        raise CollectionError(f"The metadata {key.decode()!r} must be a JSON object. Got {values!r} instead.")
-    return values
-
-
-def _space(file: ParquetFile) -> Space | None:
-    values = _metadata(file.schema, SPACE_KEY)
-    try:
-        return Space.from_dict(values) if values else None
-    except (KeyError, TypeError, ValueError) as e:
-        raise CollectionError(f"The metadata {SPACE_KEY.decode()!r} of {file.name} is no space: {values!r}") from e
-
-
-def _mixture(file: ParquetFile) -> Mixture | None:
-    values = _metadata(file.schema, MIXTURE_KEY)
-    try:
-        return Mixture(float(values["offset"]), int(values["k"]), str(values["column"])) if values else None
-    except (KeyError, TypeError, ValueError) as e:
-        raise CollectionError(f"The metadata {MIXTURE_KEY.decode()!r} of {file.name} is no mixture: {values!r}") from e
+    @property
+    def _first(self) -> ParquetFile:
+        return self._files.files[0]

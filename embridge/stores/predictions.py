@@ -14,8 +14,9 @@ import pyarrow.parquet as pq
 
 from embridge.errors import CollectionError
 from embridge.files import whole_or_absent
-from embridge.stores.collection import Batch, Collection
+from embridge.stores.collection import Batch, Collection, normalise_ids
 from embridge.stores.parquet import LINEAGE_KEY
+from embridge.stores.tables import scan
 
 COLUMNS = ("prediction", "probability", "output")
 
@@ -99,14 +100,32 @@ def read_labels(path: str | os.PathLike[str], column: str, id_column: str = "id"
     Raises
     ------
     CollectionError
-        A column is missing, or there are no rows with a label.
+        A column is missing or of another kind, or there are no rows with a label.
+    BadIdsError
+        Ids of a kind other than string and int64.
     """
-    from embridge.stores.tables import scan
-
+    where = repr(os.fspath(path))
     found: dict[Any, Any] = {}
     for batch in scan(path, [id_column, column]):
-        pairs = zip(batch.column(id_column).to_pylist(), batch.column(column).to_pylist(), strict=True)
+        kind = batch.schema.field(column).type
+        if not _is_label(kind):
+            raise CollectionError(
+                f"Column {column!r} of {where} must hold strings, numbers or lists of numbers. Got {kind} instead."
+            )
+        ids = normalise_ids(batch.column(id_column), where).to_pylist()
+        pairs = zip(ids, batch.column(column).to_pylist(), strict=True)
         found.update((i, label) for i, label in pairs if i is not None and label is not None)
     if not found:
-        raise CollectionError.empty(f"{os.fspath(path)!r} (rows with a {column!r})")
+        raise CollectionError.empty(f"{where} (rows with a {column!r})")
     return found
+
+
+def _is_label(kind: pa.DataType) -> bool:
+    if pa.types.is_dictionary(kind):
+        kind = kind.value_type
+    if pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind):
+        kind = kind.value_type
+        return pa.types.is_integer(kind) or pa.types.is_floating(kind)
+    is_text = pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind)
+    is_number = pa.types.is_integer(kind) or pa.types.is_floating(kind) or pa.types.is_boolean(kind)
+    return is_text or is_number or pa.types.is_null(kind)

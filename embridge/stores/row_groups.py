@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import struct
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -51,7 +52,7 @@ class Encoder:
         self._place = schema.names.index(vector_column)
         self._field = schema.field(vector_column)
         self._compact = compact
-        self._encoded = schema if compact else schema.remove(self._place)
+        self._encoded = schema.remove(self._place)
         flat = [f.name for f in schema.remove(self._place) if not pa.types.is_nested(f.type)]
         self._options = {
             "compression": "zstd",
@@ -59,7 +60,6 @@ class Encoder:
             # Ids are unique, so a dictionary of them only costs; floats have neither use for one nor for statistics.
             "use_dictionary": [name for name in flat if name != schema.names[0]],
             "write_statistics": flat,
-            "column_encoding": {f"{vector_column}.list.element": "BYTE_STREAM_SPLIT"} if compact else None,
         }
         self._template = _read_footer(_empty_file(schema))
         # Nested columns before the vectors have several leaves each; column chunks are counted in leaves.
@@ -76,22 +76,18 @@ class Encoder:
         vectors : ndarray of shape (n, dim)
             Contiguous, of the schema's float type; it must not change until the buffers are written.
         """
+        columns, data = _encoded(table, self._encoded, self._options, offset)
+        buffers: list[bytes | memoryview] = [data]
+        size = len(data)
         if self._compact:
-            lists = pa.FixedSizeListArray.from_arrays(pa.array(vectors.reshape(-1)), type=self._field.type)
-            table = table.add_column(self._place, self._field, lists)
-        sink = pa.BufferOutputStream()
-        with pq.ParquetWriter(sink, self._encoded, **self._options) as writer:
-            writer.write_table(table, table.num_rows)
-        data = memoryview(sink.getvalue()).cast("B")  # an Arrow buffer's bytes are signed
-        buffers: list[bytes | memoryview] = [data[len(MAGIC) : len(data) - _footer_length(data)]]
-        size = len(buffers[0])
-        columns = [_moved(chunk, offset - len(MAGIC)) for chunk in _read_footer(data)[4][1][1][0][1][1][1]]
-        if not self._compact:
+            (chunk,), data = self._split(vectors, offset + size)
+            pages: list[bytes | memoryview] = [data]
+        else:
             pages = _vector_pages(vectors)
-            length = sum(page.nbytes if isinstance(page, memoryview) else len(page) for page in pages)
-            columns.insert(self._leaf, _vector_chunk(self._field.name, vectors, offset + size, length))
-            buffers += pages
-            size += length
+            chunk = _vector_chunk(self._field.name, vectors, offset + size, _length(pages))
+        columns.insert(self._leaf, chunk)
+        buffers += pages
+        size += _length(pages)
         uncompressed, compressed = (sum(chunk[3][1][part][1] for chunk in columns) for part in (6, 7))
         metadata: Struct = {
             1: (LIST, (STRUCT, columns)),
@@ -104,12 +100,34 @@ class Encoder:
             metadata[7] = (I16, ordinal)
         return RowGroup(metadata, buffers, size)
 
+    def _split(self, vectors: np.ndarray, offset: int) -> tuple[list[Struct], memoryview]:
+        """The vectors alone, so that no option meant for them can hit a column whose name has dots."""
+        lists = pa.FixedSizeListArray.from_arrays(pa.array(vectors.reshape(-1)), type=self._field.type)
+        schema = pa.schema([self._field])
+        options = {"compression": "zstd", "compression_level": 1, "use_dictionary": False, "write_statistics": False}
+        options["column_encoding"] = {f"{self._field.name}.list.element": "BYTE_STREAM_SPLIT"}
+        return _encoded(pa.Table.from_arrays([lists], schema=schema), schema, options, offset)
+
     def footer(self, groups: list[Struct]) -> bytes:
         """What ends the file: metadata of all row groups, its length, the magic bytes."""
         rows = sum(group[3][1] for group in groups)
         content = self._template | {3: (I64, rows), 4: (LIST, (STRUCT, groups))}
         data = thrift.dumps(dict(sorted(content.items())))
         return data + struct.pack("<I", len(data)) + MAGIC
+
+
+def _encoded(table: pa.Table, schema: pa.Schema, options: dict[str, Any], offset: int) -> tuple[list[Struct], memoryview]:
+    """Column chunks and bytes of one row group made by pyarrow, to be put at `offset`."""
+    sink = pa.BufferOutputStream()
+    with pq.ParquetWriter(sink, schema, **options) as writer:
+        writer.write_table(table, table.num_rows)
+    data = memoryview(sink.getvalue()).cast("B")  # an Arrow buffer's bytes are signed
+    columns = [_moved(chunk, offset - len(MAGIC)) for chunk in _read_footer(data)[4][1][1][0][1][1][1]]
+    return columns, data[len(MAGIC) : len(data) - _footer_length(data)]
+
+
+def _length(buffers: list[bytes | memoryview]) -> int:
+    return sum(b.nbytes if isinstance(b, memoryview) else len(b) for b in buffers)
 
 
 def _empty_file(schema: pa.Schema) -> pa.Buffer:

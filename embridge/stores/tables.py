@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -13,10 +14,11 @@ import pyarrow.parquet as pq
 
 from embridge.errors import BadIdsError, CollectionError
 from embridge.files import whole_or_absent
+from embridge.outputs import Output, claim
 from embridge.records import PerQuery
 from embridge.stores.collection import normalise_ids
-from embridge.stores.locations import exists, find_files
-from embridge.stores.parquet_file import ParquetFile
+from embridge.stores.locations import exists
+from embridge.stores.parquet_file import ParquetFiles
 from embridge.types import Hits
 
 
@@ -25,11 +27,14 @@ def scan(path: str | os.PathLike[str], columns: Sequence[str], optional: Sequenc
 
     Raises
     ------
+    MissingFileError, UnreadableFileError
+        Nothing is there, or it is damaged.
     CollectionError
         A column that is not optional is missing.
+    ChangedSourceError
+        A file changed while it was read.
     """
-    filesystem, names, _ = find_files(os.fspath(path))
-    files = [ParquetFile(filesystem, name, repr(name), None) for name in names]
+    files = ParquetFiles(os.fspath(path)).files
     for file in files:
         for column in columns:
             if column not in file.schema.names:
@@ -38,8 +43,22 @@ def scan(path: str | os.PathLike[str], columns: Sequence[str], optional: Sequenc
         yield from file.batches([*columns, *(n for n in optional if n in file.schema.names)], 1 << 16)
 
 
-def read_ids(path: str | os.PathLike[str]) -> np.ndarray:
-    """The column ``id`` of a table: int64, or object where ids are strings.
+def ids_of(batch: pa.RecordBatch, column: str, where: str) -> list[Any]:
+    """Ids of a batch as Python values.
+
+    Raises
+    ------
+    BadIdsError
+        Null ids, or of a kind other than string and int64.
+    """
+    ids = normalise_ids(batch.column(column), f"Column {column!r} of {where}")
+    if ids.null_count:
+        raise BadIdsError.null(f"Column {column!r} of {where}", ids.null_count)
+    return ids.to_pylist()
+
+
+def read_ids(path: str | os.PathLike[str], column: str = "id") -> np.ndarray:
+    """The column of ids of a table: int64, or object where ids are strings.
 
     Raises
     ------
@@ -47,7 +66,7 @@ def read_ids(path: str | os.PathLike[str]) -> np.ndarray:
         No such column or no rows; null ids, or of a kind other than string and int64.
     """
     where = repr(os.fspath(path))
-    found = [normalise_ids(batch.column("id"), where) for batch in scan(path, ["id"])]
+    found = [normalise_ids(batch.column(column), where) for batch in scan(path, [column])]
     if not sum(map(len, found)):
         raise CollectionError.empty(where)
     if missing := sum(part.null_count for part in found):
@@ -59,7 +78,7 @@ def read_ids(path: str | os.PathLike[str]) -> np.ndarray:
 
 def write_ids(path: str | os.PathLike[str], ids: np.ndarray) -> None:
     """Write a table of one column, ``id``."""
-    with whole_or_absent(path) as temporary:
+    with claim(Output(path), overwrite=True) as [target], whole_or_absent(target) as temporary:
         pq.write_table(pa.table({"id": pa.array(ids)}), temporary)
 
 
@@ -67,7 +86,7 @@ def write_order(path: str | os.PathLike[str], ids: np.ndarray, counts: np.ndarra
     """Write ids in an order as a table of ``id``, ``order`` (from 1) and ``queries`` (how many find the row)."""
     kind = pa.string() if ids.dtype == object else pa.int64()  # where there is none, too
     columns = {"id": pa.array(ids, kind), "order": np.arange(1, len(ids) + 1), "queries": counts}
-    with whole_or_absent(path) as temporary:
+    with claim(Output(path), overwrite=True) as [target], whole_or_absent(target) as temporary:
         pq.write_table(pa.table(columns), temporary)
 
 
@@ -79,21 +98,25 @@ def read_qrels(path: str | os.PathLike[str]) -> dict[Any, list[Any]]:
     Raises
     ------
     CollectionError
-        A column is missing, or the scores are not numbers.
+        A column is missing, or the scores are not finite numbers.
+    BadIdsError
+        Null ids, or of a kind other than string and int64.
     """
     return {query: list(graded) for query, graded in read_graded_qrels(path).items()}
 
 
 def read_graded_qrels(path: str | os.PathLike[str]) -> dict[Any, dict[Any, float]]:
-    """`read_qrels` with grades: the scores above zero, 1 where there is no ``score``; of a pair told twice the highest counts."""
+    """`read_qrels` with grades: the scores above zero, 1 where there is no ``score``; of a pair given twice the highest counts."""
     found: dict[Any, dict[Any, float]] = {}
     for batch in scan(path, ["query_id", "doc_id"], ["score"]):
         kind = batch.schema.field("score").type if "score" in batch.schema.names else pa.int64()
         if not (pa.types.is_integer(kind) or pa.types.is_floating(kind) or pa.types.is_decimal(kind)):
             raise CollectionError(f"Column 'score' of {os.fspath(path)!r} must hold numbers. Got {kind} instead.")
-        columns = batch.to_pydict()
-        scores = columns.get("score", [1] * len(batch))
-        for query, document, score in zip(columns["query_id"], columns["doc_id"], scores, strict=True):
+        where = repr(os.fspath(path))
+        scores = batch.column("score").to_pylist() if "score" in batch.schema.names else [1] * len(batch)
+        for query, document, score in zip(ids_of(batch, "query_id", where), ids_of(batch, "doc_id", where), scores, strict=True):
+            if score is not None and not math.isfinite(score):
+                raise CollectionError(f"Column 'score' of {where} must hold finite numbers. Got {score!r} for query {query!r}.")
             if score is not None and score > 0:
                 graded = found.setdefault(query, {})
                 graded[document] = max(float(score), graded.get(document, 0.0))
@@ -127,14 +150,12 @@ def read_labels(
     labels: dict[int | str, int | str] = {}
     repeated: list[int | str] = []
     for batch in scan(path, [key, label_column]):
-        ids, kind = normalise_ids(batch.column(key), where), batch.schema.field(label_column).type
-        if ids.null_count:
-            raise BadIdsError.null(where, ids.null_count)
+        ids, kind = ids_of(batch, key, where), batch.schema.field(label_column).type
         try:
             known = normalise_ids(batch.column(label_column), where)  # labels are of the kinds that ids are of
         except BadIdsError as e:
             raise CollectionError(f"Column {label_column!r} of {where} must hold strings or integers. Got {kind} instead.") from e
-        for row, label in zip(ids.to_pylist(), known.to_pylist(), strict=True):
+        for row, label in zip(ids, known.to_pylist(), strict=True):
             if row in labels:
                 repeated.append(row)
             labels[row] = label
@@ -153,7 +174,7 @@ def write_hits(path: str | os.PathLike[str], query_ids: np.ndarray, hits: Hits) 
         "id": hits.ids.ravel()[kept],
         "score": hits.scores.ravel()[kept],
     }
-    with whole_or_absent(path) as temporary:
+    with claim(Output(path), overwrite=True) as [target], whole_or_absent(target) as temporary:
         pq.write_table(pa.table(rows), temporary)
 
 
@@ -167,7 +188,7 @@ def write_per_query(path: str | os.PathLike[str], found: PerQuery) -> None:
     for strategy, figures in found.figures.items():
         named = {"query_id": pa.array(found.ids), "label": known, "strategy": pa.array([strategy] * len(known))}
         parts.append(pa.table(named | {name: pa.array(values, from_pandas=True) for name, values in figures.items()}))
-    with whole_or_absent(path) as temporary:
+    with claim(Output(path), overwrite=True) as [target], whole_or_absent(target) as temporary:
         pq.write_table(pa.concat_tables(parts), temporary)
 
 
@@ -176,6 +197,14 @@ def write_bad_rows(path: str | os.PathLike[str], bad: Sequence[tuple[int, Any, s
     rows, ids, reasons = zip(*bad, strict=True)
     with whole_or_absent(path) as temporary:
         pq.write_table(pa.table({"row": pa.array(rows, pa.int64()), "id": list(ids), "reason": list(reasons)}), temporary)
+
+
+def is_bad_rows(path: str | os.PathLike[str]) -> bool:
+    """True where a file is a list that `write_bad_rows` wrote, by its columns."""
+    try:
+        return os.path.isfile(path) and not os.path.islink(path) and pq.read_schema(path).names == ["row", "id", "reason"]
+    except (pa.ArrowException, OSError):
+        return False
 
 
 def join_bad_rows(path: str | os.PathLike[str], parts: Sequence[tuple[int, str | os.PathLike[str]]]) -> bool:
@@ -191,7 +220,7 @@ def join_bad_rows(path: str | os.PathLike[str], parts: Sequence[tuple[int, str |
     tables = []
     for start, part in parts:
         if os.path.exists(part):
-            table = pq.read_table(part)
+            table = pa.Table.from_batches(scan(part, ["row", "id", "reason"]))
             tables.append(table.set_column(0, "row", pa.array(table["row"].to_numpy() + start)))
     if not tables:
         Path(path).unlink(missing_ok=True)
@@ -205,4 +234,7 @@ def read_bad_rows(path: str) -> np.ndarray:
     """Positions that `write_bad_rows` listed; none where there is no such file."""
     if not exists(path):
         return np.empty(0, np.int64)
-    return np.concatenate([batch.column("row").to_numpy() for batch in scan(path, ["row"])])
+    rows = pa.chunked_array([batch.column("row") for batch in scan(path, ["row"])], pa.int64())
+    if rows.null_count:
+        raise CollectionError(f"Column 'row' of {path!r} has nulls, so it is no list of bad rows.")
+    return rows.to_numpy()

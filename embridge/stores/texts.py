@@ -10,9 +10,10 @@ import numpy as np
 import pyarrow as pa
 
 from embridge.errors import BadIdsError, CollectionError
+from embridge.stores.batch import cast_column
 from embridge.stores.collection import id_type_of, normalise_ids
-from embridge.stores.locations import find_files, fingerprint_files
-from embridge.stores.parquet_file import ParquetFile
+from embridge.stores.filesystems import shown
+from embridge.stores.parquet_file import ParquetFile, ParquetFiles
 
 
 @dataclass(frozen=True, eq=False)
@@ -61,33 +62,32 @@ class TextTable:
     def __init__(self, path: str | os.PathLike[str], *, id_column: str = "id", text_column: str = "text") -> None:
         self.path = os.fspath(path)
         self.id_column, self.text_column = id_column, text_column
-        self._fs, names, base = find_files(self.path)
-        self._files = [ParquetFile(self._fs, name, repr(name), base) for name in names]
-        for file in self._files:
+        self._files = ParquetFiles(self.path)
+        for file in self._files.files:
             for column, option in ((id_column, "--id-column"), (text_column, "--text-column")):
                 if column not in file.schema.names:
                     raise CollectionError.no_column(file.name, column, file.schema.names, option)
             kind = file.schema.field(text_column).type
             if not (pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind)):
                 raise CollectionError(f"Column {text_column!r} of {file.name} must hold strings. Got {kind} instead.")
-        first = self._files[0].schema
+        first = self._files.files[0].schema
         self.id_type = id_type_of(first.field(id_column).type, self.name)
         self.payload_schema = pa.schema([field for field in first if field.name != id_column])
-        for file in self._files:
+        for file in self._files.files:
             if missing := set(self.payload_schema.names) - set(file.schema.names):
                 raise CollectionError.columns_differ(self.name, f"{file.name} has no {', '.join(sorted(missing))}")
             if (kind := id_type_of(file.schema.field(id_column).type, file.name)) != self.id_type:
-                raise BadIdsError.kinds_differ(self._files[0].name, str(self.id_type), file.name, str(kind))
+                raise BadIdsError.kinds_differ(self._files.files[0].name, str(self.id_type), file.name, str(kind))
         if not len(self):
             raise CollectionError.empty(self.name)
 
     @property
     def name(self) -> str:
         """How messages call it."""
-        return repr(self.path)
+        return repr(shown(self.path))
 
     def __len__(self) -> int:
-        return sum(file.rows for file in self._files)
+        return len(self._files)
 
     def check(self) -> None:
         """Read ids and texts once, so that a bad row is told before hours of encoding, not after them.
@@ -97,7 +97,7 @@ class TextTable:
         BadIdsError, CollectionError
             Null ids or texts.
         """
-        for file in self._files:
+        for file in self._files.files:
             for batch in file.batches([self.id_column, self.text_column], 1 << 14):
                 self._check(file, normalise_ids(batch.column(self.id_column), file.name), batch.column(self.text_column))
 
@@ -119,15 +119,13 @@ class TextTable:
             Null ids or texts.
         """
         start = 0
-        for file in self._files:
+        for file in self._files.files:
             for batch in file.batches([self.id_column, *self.payload_schema.names], batch_rows):
                 ids = normalise_ids(batch.column(self.id_column), file.name)
                 texts = batch.column(self.text_column)
                 self._check(file, ids, texts)
-                try:
-                    payload = batch.select(self.payload_schema.names).cast(self.payload_schema)
-                except pa.ArrowException as e:
-                    raise CollectionError.columns_differ(self.name, e) from e
+                columns = [cast_column(batch.column(f.name), f, file.name) for f in self.payload_schema]
+                payload = pa.record_batch(columns, schema=self.payload_schema)
                 yield TextBatch(start, ids, texts.to_pylist(), payload)
                 start += len(batch)
 
@@ -137,7 +135,7 @@ class TextTable:
 
         def stream() -> Iterator[pa.RecordBatch]:
             start = 0
-            for file in self._files:
+            for file in self._files.files:
                 for batch in file.batches([self.id_column], 1 << 16):
                     rows = pa.array(np.arange(start, start + len(batch)))
                     yield pa.record_batch([normalise_ids(batch.column(0), file.name), rows], schema=schema)
@@ -147,4 +145,8 @@ class TextTable:
 
     def fingerprint(self) -> str:
         """Content hash."""
-        return fingerprint_files(self._fs, [file.path for file in self._files])
+        return self._files.fingerprint()
+
+    def check_unchanged(self) -> None:
+        """As `embridge.stores.collection.Collection.check_unchanged`."""
+        self._files.check_unchanged()

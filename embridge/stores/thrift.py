@@ -11,6 +11,7 @@ from typing import Any
 
 TRUE, FALSE, I8, I16, I32, I64, DOUBLE, BINARY, LIST, SET, MAP, STRUCT = range(1, 13)
 _INTEGERS = (I16, I32, I64)
+_DEPTH = 64  # structs and lists within each other; Parquet has six
 
 Struct = dict[int, tuple[int, Any]]
 
@@ -38,10 +39,10 @@ def loads(data: bytes | memoryview) -> Struct:
     Raises
     ------
     ValueError
-        The bytes end too early, or are of no known type.
+        The bytes end too early, are of no known type, or nested beyond anything that Parquet knows.
     """
     try:
-        return _Reader(memoryview(data).cast("B")).value(STRUCT)
+        return _Reader(memoryview(data).cast("B")).value(STRUCT, _DEPTH)
     except (IndexError, struct.error) as e:
         raise ValueError("truncated Thrift data") from e
 
@@ -95,15 +96,17 @@ class _Reader:
         return self._data[self._at - size : self._at]
 
     def _varint(self) -> int:
-        value = shift = 0
-        while True:
+        value = 0
+        for shift in range(0, 70, 7):
             byte = self._byte()
             value |= (byte & 0x7F) << shift
-            shift += 7
             if byte < 0x80:
                 return value
+        raise ValueError("a Thrift integer of more than 64 bits")
 
-    def value(self, kind: int) -> Any:
+    def value(self, kind: int, depth: int) -> Any:
+        if not depth:
+            raise ValueError("Thrift data nested too deeply")
         if kind in _INTEGERS:
             raw = self._varint()
             return raw >> 1 if not raw & 1 else -((raw + 1) >> 1)
@@ -114,13 +117,16 @@ class _Reader:
             number = 0
             while header := self._byte():
                 delta, field = header >> 4, header & 0x0F
-                number = number + delta if delta else self.value(I16)
-                fields[number] = (field, field == TRUE if field in (TRUE, FALSE) else self.value(field))
+                number = number + delta if delta else self.value(I16, depth)
+                fields[number] = (field, field == TRUE if field in (TRUE, FALSE) else self.value(field, depth - 1))
             return fields
         if kind in (LIST, SET):
             header = self._byte()
             size, item = header >> 4, header & 0x0F
-            return item, [self.value(item) for _ in range(self._varint() if size == 15 else size)]
+            size = self._varint() if size == 15 else size
+            if size > len(self._data) - self._at:  # every item has a byte at least
+                raise IndexError
+            return item, [self.value(item, depth - 1) for _ in range(size)]
         if kind in (TRUE, FALSE):
             return self._byte() == TRUE
         if kind == I8:

@@ -16,13 +16,19 @@ import pyarrow as pa
 from embridge.arrays import check_rows
 from embridge.errors import CollectionError, ParameterError
 from embridge.files import whole_or_absent
-from embridge.stores.collection import Batch, IdValues
-from embridge.stores.parquet import COLUMNS_KEY, CONFIDENCE_KEY, ERROR_COLUMNS, LINEAGE_KEY, MIXTURE_KEY, SPACE_KEY
+from embridge.stores.batch import Batch, IdValues
+from embridge.stores.metadata import COLUMNS_KEY, CONFIDENCE_KEY, LINEAGE_KEY, MIXTURE_KEY, SPACE_KEY, fitted
+from embridge.stores.parquet import ERROR_COLUMNS
 from embridge.stores.row_groups import MAGIC, Encoder
 from embridge.stores.thrift import Struct
 from embridge.types import Metric, Mixture, Space
 
 GROUP_BYTES = 16 << 20  # of vectors in a row group: a conversion holds about six of them, a reader one
+
+
+def rows_of_group(dim: int, dtype: np.dtype) -> int:
+    """Rows of a full row group, by width and dtype alone."""
+    return max(1, GROUP_BYTES // (dtype.itemsize * dim))
 
 
 class CollectionWriter:
@@ -52,6 +58,9 @@ class CollectionWriter:
     confidence : dict, optional
         Add columns ``predicted_error`` and ``error_bound`` (float32), which `append` must then be given; kept as metadata
         ``embridge.confidence``.
+    metadata : dict of bytes to bytes, optional
+        More metadata of the file, such as what others wrote about the source (`Collection.metadata`); kept as far as it holds for
+        this file (`embridge.stores.metadata.fitted`).
 
     Attributes
     ----------
@@ -77,6 +86,7 @@ class CollectionWriter:
         compact: bool = False,
         groups: Sequence[Struct] = (),
         confidence: dict[str, Any] | None = None,
+        metadata: dict[bytes, bytes] | None = None,
     ) -> None:
         if dtype not in ("float16", "float32"):
             raise ParameterError.must_be("dtype", "'float32' or 'float16'", dtype)
@@ -86,20 +96,21 @@ class CollectionWriter:
                 raise CollectionError.reserved_column("The output", column)
         self.dtype, self.space = np.dtype(dtype), space
         element = pa.field("element", pa.from_numpy_dtype(self.dtype), nullable=False)
-        metadata = {
+        ours = {
             SPACE_KEY: json.dumps(space.to_dict()),
             COLUMNS_KEY: json.dumps(dict(zip(("id", "vector"), columns, strict=True))),
             LINEAGE_KEY: json.dumps(lineage or {}),
         }
         if confidence is not None:
-            metadata[CONFIDENCE_KEY] = json.dumps(confidence)
+            ours[CONFIDENCE_KEY] = json.dumps(confidence)
         self._errors = [pa.field(name, pa.float32(), False) for name in errors]
         if mixture is not None:
-            metadata[MIXTURE_KEY] = json.dumps(asdict(mixture))
+            ours[MIXTURE_KEY] = json.dumps(asdict(mixture))
         ids, vectors = pa.field(columns[0], id_type, False), pa.field(columns[1], pa.list_(element, space.dim), False)
-        self.schema = pa.schema([ids, vectors, *payload_schema, *self._errors], metadata)
+        fields = [ids, vectors, *payload_schema, *self._errors]
+        self.schema = pa.schema(fields, fitted(metadata or {}, [f.name for f in fields], columns[1]) | ours)
         self._others = pa.schema([ids, *payload_schema])
-        self.group_rows = max(1, GROUP_BYTES // (self.dtype.itemsize * space.dim))
+        self.group_rows = rows_of_group(space.dim, self.dtype)
         self._encoder = Encoder(self.schema, columns[1], compact=compact and self.dtype == np.float32)
         self._file = file
         self.groups = list(groups)
@@ -114,8 +125,9 @@ class CollectionWriter:
         """Take the rows of a batch; its vectors are cast to the output's dtype."""
         with np.errstate(over="ignore"):
             values = np.ascontiguousarray(batch.vectors, dtype=self.dtype)
-        if values.dtype.itemsize < batch.vectors.dtype.itemsize:  # beyond 65,504 a float16 is infinite
-            check_rows(values, IdValues(batch.ids), f"The output in {self.dtype}", zero_is_bad=self.space.metric == Metric.COSINE)
+        if values.dtype.itemsize < batch.vectors.dtype.itemsize or self.space.normalized:  # beyond 65,504 a float16 is infinite
+            zero_is_bad, what = self.space.metric == Metric.COSINE, f"The output in {self.dtype}"
+            check_rows(values, IdValues(batch.ids), what, zero_is_bad=zero_is_bad, unit_length=self.space.normalized)
         start = 0
         while start < len(values):
             if not len(self._vectors):

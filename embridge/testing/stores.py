@@ -246,6 +246,24 @@ class CollectionConformance:
             others += [make(ids, vectors, self.space(), {"label": [value] * N}) for value in (0, 1)]
         assert len({fingerprint, *(other.fingerprint() for other in others)}) == len(others) + 1
 
+    def test_states_its_space_and_stays_unchanged(self, make: Make) -> None:
+        collection = make(self.ids(), self.vectors(), self.space())
+        assert collection.stated_space == collection.space == self.space()
+        assert str(len(collection)) in repr(collection)
+        collection.fingerprint()
+        list(collection.batches())
+        collection.check_unchanged()
+        assert all(isinstance(part, bytes) for pair in collection.metadata.items() for part in pair)
+
+    def test_rows_that_cannot_be_used_are_named(self, make: Make) -> None:
+        if not self.keeps_bad_values:
+            pytest.skip("the store cannot hold such values")
+        ids, vectors = self.ids(), self.vectors()
+        vectors[40], vectors[41] = np.nan, 0
+        collection = make(ids, vectors, self.space())
+        found = {b.start + row: why for b in collection.batches(30, lenient=True) for row, why in collection.unusable(b).items()}
+        assert found == {40: "no vector, or NaN or infinite values", 41: "zero vector"}
+
     def test_ids_are_unique_here(self, make: Make, id_kind: str) -> None:
         collection = make(self.ids(id_kind), self.vectors(), self.space())
         assert count_repeated(collection) == (0, [])

@@ -11,7 +11,7 @@ import torch
 from embridge.errors import ParameterError
 from embridge.folds import Folds
 from embridge.moments import Moments
-from embridge.neighbours import overlap, top_k
+from embridge.neighbors import overlap, top_k
 from embridge.records import Candidate
 from embridge.translators.base import Solution, Translator, total
 from embridge.translators.solvers import Shrinkage

@@ -1,0 +1,187 @@
+"""The file of a catalog: created whole or not at all, opened with patience, and every error of DuckDB reported with its name."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+import re
+import secrets
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import duckdb
+
+from embridge.errors import CatalogError, DiskFullError, EmbridgeError, MissingFileError
+from embridge.files import sync_folder
+
+_FULL = re.compile(r"No space left on device|Disk quota exceeded|File too large", re.IGNORECASE)
+# A process that closes any descriptor of a file loses its locks on it, DuckDB's as well. With this, a thread opens a file that is
+# no catalog yet only while no other thread makes one of it.
+_CREATING = threading.Lock()
+
+
+def is_absent(path: str) -> bool:
+    """True where there is no file, or one without content: its maker was killed, or found the disk full.
+
+    Raises
+    ------
+    CatalogError
+        It is no regular file.
+    MissingFileError
+        Its folder does not exist.
+    """
+    if not os.path.isdir(os.path.dirname(os.path.abspath(path))):
+        raise MissingFileError.at(os.path.dirname(path))
+    try:
+        status = os.stat(path)
+    except FileNotFoundError:
+        return True
+    except OSError as e:
+        raise _cannot(path, "opened", e) from e
+    if not os.path.isfile(path):
+        raise CatalogError(f"The catalog {path!r} is no regular file. Hint: name another with --catalog.")
+    return status.st_size == 0
+
+
+def create(path: str, build: Callable[[duckdb.DuckDBPyConnection], object], patience: float) -> bool:
+    """Make a DuckDB file by `build`, beside its place, and rename it; False where another process was faster.
+
+    The empty file in its place is the lock: whoever holds it finds it replaced, or makes the catalog. A maker that was killed
+    leaves an empty file, which counts as absent, and a temporary one, which the next maker removes.
+
+    Raises
+    ------
+    CatalogError
+        It cannot be made, or another process is about to for longer than `patience` seconds.
+    DiskFullError
+    """
+    target = Path(os.path.realpath(path))
+    with _CREATING:
+        while is_absent(path):
+            with _locked(path, target, patience) as descriptor:
+                if not _is_empty_and_in_place(descriptor, target):
+                    continue
+                try:
+                    _replace(path, target, build)
+                finally:
+                    if _is_empty_and_in_place(descriptor, target):
+                        target.unlink()
+                return True
+    return False
+
+
+@contextlib.contextmanager
+def _locked(path: str, target: Path, patience: float) -> Iterator[int]:
+    """The descriptor of the file at `target`, made empty where there is none, while no other process holds its lock."""
+    deadline = time.monotonic() + patience
+    try:
+        descriptor = os.open(target, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+    except OSError as e:
+        raise _cannot(path, "created", e) from e
+    try:
+        while True:
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError as e:
+                if time.monotonic() > deadline:
+                    raise CatalogError.locked(path, "it is creating the file", patience) from e
+            except OSError as e:  # a file system without locks
+                raise _cannot(path, "locked", e) from e
+            time.sleep(0.02)
+        yield descriptor
+    finally:
+        os.close(descriptor)
+
+
+def _is_empty_and_in_place(descriptor: int, target: Path) -> bool:
+    found = os.fstat(descriptor)
+    with contextlib.suppress(FileNotFoundError):
+        return found.st_size == 0 and os.path.samestat(found, os.stat(target))
+    return False
+
+
+def _replace(path: str, target: Path, build: Callable[[duckdb.DuckDBPyConnection], object]) -> None:
+    """Build a file beside the empty one, whose lock is held, and put it in its place."""
+    for left in target.parent.iterdir():  # by makers that were killed
+        if left.name.startswith(f".{target.name}.") and left.name.endswith((".tmp", ".tmp.wal")):
+            left.unlink()
+    temporary = target.with_name(f".{target.name}.{secrets.token_hex(8)}.tmp")
+    try:
+        with connect(str(temporary), read_only=False, patience=0, name=path) as connection:
+            build(connection)
+            connection.execute("CHECKPOINT")
+        with open(temporary, "rb+") as file:
+            os.fsync(file.fileno())
+        os.replace(temporary, target)
+        sync_folder(target.parent)
+    except OSError as e:
+        raise e if isinstance(e, EmbridgeError) else _cannot(path, "created", e) from e
+    finally:
+        for left in (temporary, Path(f"{temporary}.wal")):
+            left.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def connect(path: str, *, read_only: bool, patience: float, name: str = "") -> Iterator[duckdb.DuckDBPyConnection]:
+    """A connection for the time of the block; DuckDB's errors inside it name the file (as `name` if given).
+
+    Raises
+    ------
+    CatalogError
+        Another process holds the file for longer than `patience` seconds, it is no DuckDB file or damaged, or a statement failed.
+    DiskFullError
+    """
+    connection = _open(path, name or path, read_only, patience)
+    try:
+        yield connection
+    except duckdb.Error as e:
+        raise _cannot(name or path, "read" if read_only else "written", e) from e
+    finally:
+        with contextlib.suppress(duckdb.Error):  # what was committed is in the log; what was not is rolled back
+            connection.close()
+
+
+def _open(path: str, name: str, read_only: bool, patience: float) -> duckdb.DuckDBPyConnection:
+    config: dict[str, Any] = {"python_enable_replacements": "false"}
+    if read_only:  # a large sort must not spill beside the file
+        config |= {"temp_directory": "", "autoinstall_known_extensions": "false", "autoload_known_extensions": "false"}
+    deadline = time.monotonic() + patience
+    pause = 0.02
+    while True:
+        try:  # by its absolute path: md:name and the like would load an extension
+            return duckdb.connect(os.path.abspath(path), read_only=read_only, config=config)
+        except duckdb.Error as e:
+            if not (holder := _holder(e)):
+                if "not a valid DuckDB database" in str(e):
+                    raise CatalogError(f"{name!r} is not an embridge catalog: {str(e).splitlines()[0]}") from e
+                raise _cannot(name, "opened", e) from e
+            if time.monotonic() > deadline:
+                raise CatalogError.locked(name, holder, patience) from e
+        time.sleep(pause)
+        pause = min(2 * pause, 0.5)
+
+
+def _cannot(path: str, done: str, reason: Exception) -> EmbridgeError:
+    """The error for a file that cannot be opened, read or written."""
+    said = reason.strerror if isinstance(reason, OSError) else None
+    text = (said or str(reason).strip() or type(reason).__name__).splitlines()[0].rstrip(".")
+    if _FULL.search(text):
+        return DiskFullError(f"The catalog {path!r} cannot be {done}: the disk is full ({text}). Nothing was recorded.")
+    hint = " Hint: restore a copy, or move it away." if "orrupt" in text or "checksum" in text else ""
+    return CatalogError(f"The catalog {path!r} cannot be {done}: {text}.{hint}")
+
+
+def _holder(error: duckdb.Error) -> str:
+    """Who holds the file, where that is why it could not be opened; else nothing."""
+    message = str(error)
+    if isinstance(error, duckdb.ConnectionException) and "same database file" in message:
+        return f"an open connection of this very process, PID {os.getpid()}"
+    if not (isinstance(error, duckdb.IOException) and "Could not set lock on file" in message):
+        return ""
+    found = re.search(r"held in (.+? \(PID \d+\))", message) or re.search(r"(PID \d+)", message)
+    return found[1] if found else "its name is not known"

@@ -1,0 +1,161 @@
+"""One collection into one local file: journaled, checked, and only then given its name."""
+
+from __future__ import annotations
+
+import os
+import time
+from pathlib import Path
+
+import numpy as np
+
+from embridge.conversion.engine import Engine
+from embridge.conversion.journal import Journal, bad_rows_of, discard, open_journal, partial_path, rows_done
+from embridge.conversion.pipeline import Bad, Group, row_groups, translate_groups
+from embridge.conversion.schedule import schedule
+from embridge.conversion.task import Task
+from embridge.conversion.verify import Sample, check_sample
+from embridge.device import free_memory
+from embridge.errors import BadIdsError, BadVectorsError, DiskFullError, MissingFileError, OutputError, OutputExistsError
+from embridge.files import fingerprint, writing
+from embridge.records import Conversion
+from embridge.stores.tables import is_bad_rows, write_bad_rows
+from embridge.stores.writer import CollectionWriter
+from embridge.types import Metric
+
+
+def convert_file(task: Task, target: Path, *, bad_path: Path | None = None, may_be_empty: bool = False) -> Conversion:
+    """Convert into one local file that the caller has claimed.
+
+    Parameters
+    ----------
+    task : Task
+    target : Path
+    bad_path : Path, optional
+        Where rows that are left out are listed. Default: ``OUT.bad.parquet``.
+    may_be_empty : bool, default False
+        The output may have no rows.
+    """
+    started = time.perf_counter()
+    side = bad_rows_path(target) if bad_path is None else bad_path
+    check_bad_rows(side)
+    check_room(task, target)
+    try:
+        with writing(target), open_journal(target, task.plan, resume=task.resume, overwrite=task.overwrite) as journal:
+            sample = Sample()
+            bad = _write_groups(task, journal, sample)
+            rows = len(task.source) - len(bad)
+            if rows:
+                _check_sample(task, partial_path(target), rows, sample)
+            elif not may_be_empty:
+                raise BadVectorsError.none_left(task.source.name, len(task.source))
+            task.check_source()
+            if bad:
+                write_bad_rows(side, bad)
+            else:  # a list of an earlier output of that name would be taken for this one's
+                side.unlink(missing_ok=True)
+            journal.finish()
+    except (BadVectorsError, BadIdsError) as e:
+        if not (kept := rows_done(target)):
+            raise
+        hint = f"{kept:,} rows are done and kept: --resume --on-bad skip goes on without bad ones, --overwrite starts anew."
+        raise type(e)(f"{e} {hint}") from e
+    except DiskFullError as e:
+        raise DiskFullError.during(str(target), rows_done(target)) from e
+    return task.result(str(target), rows, len(bad), time.perf_counter() - started, fingerprint(target))
+
+
+def finished_file(task: Task, target: Path) -> Conversion | None:
+    """What an earlier run of the same task has finished, without what a kill just before its end left beside it."""
+    found = task.already_done(target) if target.exists() else None
+    if found is not None:
+        discard(target)
+        if not found.skipped and is_bad_rows(bad_rows_path(target)):
+            bad_rows_path(target).unlink()
+    return found
+
+
+def bad_rows_path(target: Path) -> Path:
+    """Where rows that were left out are listed."""
+    return target.with_name(f"{target.name}.bad.parquet")
+
+
+def check_bad_rows(path: Path) -> None:
+    """Refuse to replace a file under the name of the list of bad rows that is no such list.
+
+    Raises
+    ------
+    OutputExistsError
+    """
+    if os.path.lexists(path) and not is_bad_rows(path):
+        raise OutputExistsError(f"{str(path)!r} is no list of bad rows, so it is not replaced. Hint: move it away.")
+
+
+def _write_groups(task: Task, journal: Journal, sample: Sample) -> list[Bad]:
+    """Write every row group that the journal does not hold yet, and the footer; the rows left out."""
+    source, translation = task.source, task.translation
+    writer = CollectionWriter(
+        journal.file,
+        translation.target,
+        source.id_type,
+        source.payload_schema,
+        columns=(source.id_column, source.vector_column),
+        lineage=task.lineage,
+        dtype=task.options.dtype,
+        compact=task.compact,
+        groups=[entry.group for entry in journal.entries],
+        confidence=task.confidence,
+        metadata=source.metadata,
+    )
+    held = schedule(
+        free_bytes=free_memory(),
+        group_rows=writer.group_rows,
+        dim_source=source.stated_space.dim,
+        dim_target=translation.target.dim,
+        itemsize=writer.dtype.itemsize,
+        devices=len(task.devices),
+        cuda_bytes=min(free_memory(device) for device in task.devices) if task.devices[0].type == "cuda" else 0,
+    )
+    options = {"precision": task.options.precision, "coverage": task.options.confidence}
+    engines = [Engine(translation, device, held.chunk_rows, **options) for device in task.devices]
+    group_rows = min(writer.group_rows, len(source))
+    buffers = [np.empty((group_rows, translation.target.dim), writer.dtype) for _ in range(held.buffers)]
+    bad = bad_rows_of(journal.entries)
+    start = journal.entries[-1].read if journal.entries else 0
+
+    def write(group: Group, vectors: np.ndarray) -> None:
+        bad.extend(group.bad)
+        if group.rows:
+            sample.offer(writer.rows, group.parts[0])
+            metadata = writer.append(group.parts, vectors, group.errors)
+            journal.add(group.read, metadata, group.bad)
+        if task.progress is not None:
+            task.progress(group.read, len(source))
+
+    groups = row_groups(source, writer.group_rows, task.batch_rows or held.batch_rows, start=start, on_bad=task.on_bad)
+    zero_is_bad = translation.target.metric == Metric.COSINE
+    translate_groups(groups, engines, buffers, write, source.name, zero_is_bad=zero_is_bad)
+    writer.close()
+    return bad
+
+
+def _check_sample(task: Task, path: Path, rows: int, sample: Sample) -> None:
+    options = task.options
+    try:
+        check_sample(path, rows, sample, task.translation, precision=options.precision, coverage=options.confidence)
+    except MissingFileError as e:
+        raise OutputError(f"{str(path)!r} cannot be written: it, or its folder, is gone.") from e
+
+
+def check_room(task: Task, target: Path) -> None:
+    """Refuse an output that the disk has no room for.
+
+    Raises
+    ------
+    DiskFullError
+    """
+    needed = len(task.source) * task.translation.target.dim * np.dtype(task.options.dtype).itemsize
+    there = partial_path(target)
+    free = os.statvfs(target.parent)
+    room = free.f_bavail * free.f_frsize + (there.stat().st_size if there.is_file() else 0)
+    if needed > room:
+        raise DiskFullError.before(str(target), needed, room)

@@ -1,0 +1,185 @@
+"""A collection as row groups of the output: read ahead, translated, written behind, each overlapped with the others."""
+
+from __future__ import annotations
+
+import collections
+import contextlib
+import queue
+import threading
+from collections.abc import Callable, Generator, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
+from typing import Any, TypeVar
+
+import numpy as np
+
+from embridge.conversion.engine import Engine, check_translated
+from embridge.stores import Batch, Collection
+
+Bad = tuple[int, Any, str]
+Item = TypeVar("Item")
+
+
+@dataclass
+class Group:
+    """Consecutive rows of a source that make one row group of the output.
+
+    Attributes
+    ----------
+    parts : list of Batch
+    rows : int
+    read : int
+        Rows of the source taken up to and with this group.
+    bad : list of (position, id, reason)
+        Rows of the source left out since the group before.
+    errors : ndarray of shape (2, rows), float32, optional
+        Predicted errors and their bounds, once it is translated by engines that foretell them.
+    """
+
+    parts: list[Batch] = field(default_factory=list)
+    rows: int = 0
+    read: int = 0
+    bad: list[Bad] = field(default_factory=list)
+    errors: np.ndarray | None = None
+
+
+def row_groups(source: Collection, group_rows: int, batch_rows: int, *, start: int = 0, on_bad: str = "stop") -> Iterator[Group]:
+    """Cut the rows of a collection, from position `start` on, into row groups of the output.
+
+    Groups depend on the rows alone, not on the batches they are read in. Where only bad rows are left the last group is empty.
+
+    Raises
+    ------
+    BadVectorsError, BadIdsError
+        With ``stop``: rows that cannot be translated. With ``skip`` they are left out, and listed.
+    """
+    group = Group()
+    bad: list[Bad] = []
+    for batch in source.batches(batch_rows, payload=True, needed=lambda _, stop: stop > start, lenient=on_bad == "skip"):
+        rows = np.arange(max(start - batch.start, 0), len(batch))
+        if on_bad == "skip" and (reasons := source.unusable(batch)):
+            bad += [(batch.start + row, batch.ids[row].as_py(), reasons[row]) for row in rows.tolist() if row in reasons]
+            rows = rows[~np.isin(rows, list(reasons))]
+        while len(rows):
+            taken, rows = np.split(rows, [group_rows - group.rows])
+            group.parts.append(batch.at(taken))
+            group.rows += len(taken)
+            if group.rows == group_rows:
+                group.read = batch.start + int(taken[-1]) + 1
+                group.bad = [b for b in bad if b[0] < group.read]
+                bad = bad[len(group.bad) :]
+                yield group
+                group = Group()
+    if group.rows or bad:
+        group.read, group.bad = len(source), bad
+        yield group
+
+
+def readahead(items: Iterator[Item], depth: int = 1) -> Generator[Item, None, None]:
+    """The same items, made in a thread of their own, at most `depth` of them ahead."""
+    ready: queue.Queue[tuple[Item | None, BaseException | None]] = queue.Queue(depth)
+    stopped = threading.Event()
+
+    def put(item: Item | None, error: BaseException | None) -> None:
+        while not stopped.is_set():
+            try:
+                ready.put((item, error), timeout=0.1)
+            except queue.Full:
+                continue
+            return
+
+    def run() -> None:
+        try:
+            for item in items:
+                put(item, None)
+                if stopped.is_set():
+                    return
+            put(None, None)
+        except BaseException as e:
+            put(None, e)
+
+    thread = threading.Thread(target=run, name="embridge-read", daemon=True)
+    thread.start()
+    try:
+        while True:
+            item, error = ready.get()
+            if error is not None:
+                raise error
+            if item is None:
+                return
+            yield item
+    finally:
+        stopped.set()
+        thread.join()
+
+
+def translate_groups(
+    groups: Iterator[Group],
+    engines: Sequence[Engine],
+    buffers: Sequence[np.ndarray],
+    write: Callable[[Group, np.ndarray], None],
+    where: str,
+    *,
+    zero_is_bad: bool,
+) -> None:
+    """Read ahead, translate and write, in order, each while the others go on.
+
+    One thread reads, one a device translates, and this one writes.
+
+    Parameters
+    ----------
+    groups : iterator of Group
+    engines : sequence of Engine
+        One a device.
+    buffers : sequence of ndarray of shape (group_rows, dim_target)
+        What row groups are translated into; they are used again and again.
+    write : callable
+        Takes a group and its translated vectors, in order.
+    where : str
+        How messages call the source.
+    zero_is_bad : bool
+        Refuse translations of length zero.
+
+    Raises
+    ------
+    BadVectorsError
+        A row whose translation is zero where that is bad, or not finite.
+    """
+    idle: queue.SimpleQueue[Engine] = queue.SimpleQueue()
+    for engine in engines:
+        idle.put(engine)
+
+    def compute(group: Group, out: np.ndarray) -> None:
+        engine = idle.get()
+        group.errors = np.empty((2, group.rows), np.float32) if engine.foretells else None
+        try:
+            zero, not_finite = engine.run([part.vectors for part in group.parts], out, group.errors)
+        finally:
+            idle.put(engine)
+        if not_finite.size or zero.size:
+            ids = [i for part in group.parts for i in part.ids.to_pylist()]
+            check_translated(ids, where, out.dtype, not_finite, zero if zero_is_bad else not_finite)
+
+    free = list(buffers)
+    pending: collections.deque[tuple[Group, np.ndarray, np.ndarray, Future[None]]] = collections.deque()
+
+    def write_first() -> None:
+        group, buffer, out, done = pending.popleft()
+        done.result()
+        write(group, out)
+        free.append(buffer)
+
+    with contextlib.closing(readahead(groups)) as ahead, ThreadPoolExecutor(len(engines), "embridge-translate") as pool:
+        try:
+            for group in ahead:
+                if not free:
+                    write_first()
+                buffer = free.pop()
+                out = buffer[: group.rows]
+                pending.append((group, buffer, out, pool.submit(compute, group, out)))
+            while pending:
+                write_first()
+        except BaseException:
+            for *_, done in pending:
+                done.cancel()
+            raise

@@ -1,0 +1,140 @@
+"""One conversion as a value: what is read, what translates it, and how it is written; built and checked once."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any, Literal
+
+import torch
+
+from embridge.conversion.engine import TranslateOptions
+from embridge.conversion.journal import FORMAT
+from embridge.device import resolve_devices
+from embridge.errors import CollectionError, EmbridgeError, ParameterError, SpaceMismatchError
+from embridge.feature_maps import Map
+from embridge.records import Conversion
+from embridge.stores import Collection, ParquetCollection
+from embridge.stores.collection import check_content
+from embridge.stores.parquet import ERROR_COLUMNS
+
+OnBad = Literal["stop", "skip"]
+Progress = Callable[[int, int], None]
+
+
+@dataclass(frozen=True, eq=False)
+class Task:
+    """A conversion.
+
+    Attributes
+    ----------
+    source : Collection
+    translation : LinearMap or KernelMap
+    options : TranslateOptions
+        Without `device`, which `devices` holds.
+    devices : tuple of torch.device
+    compact : bool
+    on_bad : {"stop", "skip"}
+    overwrite, resume : bool
+    batch_rows : int or None
+    progress : callable or None
+    origin : str
+        Fingerprint of the whole source, of which `source` may be one file.
+    content : str
+        Fingerprint of `source`.
+    """
+
+    source: Collection
+    translation: Map
+    options: TranslateOptions
+    devices: tuple[torch.device, ...]
+    compact: bool
+    on_bad: OnBad
+    overwrite: bool
+    resume: bool
+    batch_rows: int | None
+    progress: Progress | None
+    origin: str
+    content: str
+
+    @classmethod
+    def of(
+        cls, source: Collection, translation: Map, options: TranslateOptions, *, on_bad: OnBad, batch_rows: int | None, **rest: Any
+    ) -> Task:
+        """Check that everything goes together.
+
+        Raises
+        ------
+        SpaceMismatchError, ParameterError, MapError, CollectionError, DeviceError
+        """
+        if not translation.source.same_as(source.stated_space):
+            raise SpaceMismatchError.between("The map", translation.source, source.name, source.space)
+        options.check(translation)
+        if on_bad not in ("stop", "skip"):
+            raise ParameterError.must_be("on_bad", "one of stop, skip", on_bad)
+        if batch_rows is not None and batch_rows < 1:
+            raise ParameterError.must_be("batch_rows", "at least 1", batch_rows)
+        for column in ERROR_COLUMNS if options.confidence is not None else ():
+            if column in (source.id_column, source.vector_column, *source.payload_schema.names):
+                raise CollectionError.reserved_column(source.name, column)
+        devices, origin = tuple(resolve_devices(options.device)), source.fingerprint()
+        return cls(
+            source, translation, options, devices, on_bad=on_bad, batch_rows=batch_rows, origin=origin, content=origin, **rest
+        )
+
+    def of_file(self, part: ParquetCollection, **changes: Any) -> Task:
+        """The same for one file of the source."""
+        return replace(self, source=part, content=part.fingerprint(), **changes)
+
+    @property
+    def confidence(self) -> dict[str, Any] | None:
+        """What determines the columns of errors; the map's fingerprint does not."""
+        if self.options.confidence is None or self.translation.confidence is None:
+            return None
+        return {"coverage": self.options.confidence, "fingerprint": self.translation.confidence.fingerprint}
+
+    @property
+    def lineage(self) -> dict[str, str]:
+        """Fingerprints of what the output is made of."""
+        return {"source": self.origin, "map": self.translation.fingerprint}
+
+    @property
+    def plan(self) -> dict[str, Any]:
+        """Everything that determines the bytes of the output, as JSON has it."""
+        return {
+            "format": FORMAT,
+            "source": self.origin,
+            "rows": len(self.source),
+            "map": self.translation.fingerprint,
+            "columns": [self.source.id_column, self.source.vector_column],
+            "dtype": self.options.dtype,
+            "compact": self.compact,
+            "precision": self.options.precision,
+            "device": self.devices[0].type,
+            "confidence": self.confidence,
+        }
+
+    def check_source(self) -> None:
+        """Check, when all rows are read, that the source is what it was.
+
+        Raises
+        ------
+        ChangedSourceError
+        """
+        check_content(self.source, self.content)
+
+    def already_done(self, path: str | os.PathLike[str]) -> Conversion | None:
+        """What a run that ended just before it could report had made at `path`; None where that was made of something else."""
+        try:
+            found = ParquetCollection(path)
+        except EmbridgeError:
+            return None
+        if found.lineage != self.lineage or found.vector_type != self.options.dtype or found.confidence != self.confidence:
+            return None
+        return self.result(str(path), len(found), len(self.source) - len(found), 0.0, found.fingerprint())
+
+    def result(self, path: str, rows: int, skipped: int, seconds: float, fingerprint: str) -> Conversion:
+        """The record of an output."""
+        device = "+".join(str(device) for device in self.devices)
+        return Conversion(path, rows, seconds, device, self.origin, self.translation.fingerprint, fingerprint, skipped)

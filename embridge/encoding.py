@@ -1,0 +1,278 @@
+"""Vectors of a Parquet text column by a sentence-transformers model, in parts that survive an interruption."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import warnings
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pyarrow.parquet as pq
+import torch
+
+from embridge.arrays import norms
+from embridge.device import resolve_device
+from embridge.errors import (
+    BadIdsError,
+    CollectionError,
+    MissingDependencyError,
+    OutputError,
+    ParameterError,
+)
+from embridge.files import writing
+from embridge.ids import check_unique
+from embridge.outputs import ENCODING, Output, claim
+from embridge.parts import Parts
+from embridge.stores.collection import Batch, Collection, check_content
+from embridge.stores.parquet import ParquetCollection
+from embridge.stores.texts import TextBatch, TextTable
+from embridge.stores.writer import write_collection
+from embridge.types import Metric, Space
+
+if TYPE_CHECKING:
+    from sentence_transformers import SentenceTransformer
+
+ENCODER_KEY = b"embridge.encoder"
+_METRICS = {"cosine": Metric.COSINE, "dot": Metric.DOT, "euclidean": Metric.L2}
+
+
+class PromptWarning(UserWarning):
+    """A model has prompts, and none was chosen."""
+
+
+def encode(
+    texts: str | os.PathLike[str],
+    model: str,
+    path: str | os.PathLike[str],
+    *,
+    space: str | None = None,
+    id_column: str = "id",
+    text_column: str = "text",
+    only: np.ndarray | None = None,
+    device: str | torch.device | None = None,
+    dtype: str = "float32",
+    batch_size: int = 64,
+    part_rows: int = 4096,
+    prompt: str | None = None,
+    prompt_name: str | None = None,
+    overwrite: bool = False,
+    progress: Callable[[int, int], None] | None = None,
+) -> Collection:
+    """Encode the texts of a Parquet file with a sentence-transformers model into a Parquet collection.
+
+    Rows are written in parts to the folder ``OUT.parts`` beside the output; a later call with the same texts, model and
+    options continues after the last whole part. The output itself is whole or absent, and the folder is removed when it is there.
+
+    The file's metadata ``embridge.encoder`` is JSON with the model, the prompt, its name, and the names of the prompts that the
+    model has. A `PromptWarning` is issued where the model has prompts and none was chosen.
+
+    Parameters
+    ----------
+    texts : str or path-like
+        Parquet with an id and a text column; the other columns and the text pass through.
+    model : str
+        A name or a path that sentence-transformers takes.
+    path : str or path-like
+        The Parquet file to write.
+    space : str, optional
+        Name of the space; default: the last part of the model's name.
+    id_column, text_column : str
+    only : ndarray, optional
+        Ids to encode (`sample_rows` chooses some); default: all.
+    device : str, optional
+        Default: CUDA where there is one, else the CPU.
+    dtype : {"float32", "float16"}
+    batch_size : int, default 64
+        Texts a forward pass.
+    part_rows : int, default 4096
+        Rows a part, and so the work that an interruption can lose.
+    prompt : str, optional
+        Put before each text, for models that expect an instruction.
+    prompt_name : str, optional
+        Name of a prompt that the model has, such as ``query`` or ``document``. Default: the model's default prompt, if it has one.
+    overwrite : bool, default False
+        Replace an output that is there, and start anew where parts of other inputs are.
+    progress : callable, optional
+        Called with (rows done, rows in all).
+
+    Returns
+    -------
+    Collection
+        The output, opened.
+
+    Raises
+    ------
+    MissingDependencyError
+        sentence-transformers is not installed.
+    ParameterError
+        No such model, or no such prompt.
+    OutputExistsError, InterruptedOutputError
+        The output exists or is an input; parts of other inputs are in the way; another process writes it.
+    ChangedSourceError
+        The texts changed while they were read.
+    BadIdsError
+        Null or duplicate ids, or an id of `only` that is not among the texts.
+    CollectionError
+        A row without a text, or a column ``vector`` among the texts. All of these before anything is encoded.
+    """
+    if part_rows < 1 or batch_size < 1:
+        raise ParameterError.must_be("part_rows and batch_size", "at least 1", (part_rows, batch_size))
+    if prompt is not None and prompt_name is not None:
+        raise ParameterError("A prompt is given by its text or by its name, not by both.")
+    if dtype not in ("float16", "float32"):
+        raise ParameterError.must_be("dtype", "'float32' or 'float16'", dtype)
+    with claim(Output(path, ENCODING), inputs=[texts], overwrite=overwrite) as [target]:
+        table = TextTable(texts, id_column=id_column, text_column=text_column)
+        if "vector" in table.payload_schema.names:
+            raise CollectionError.reserved_column(table.name, "vector")
+        check_unique(table)
+        table.check()
+        wanted = None if only is None else _wanted(table, only)
+        place = resolve_device(device)
+        encoder = _load(model, place)
+        chosen = _prompt(encoder, model, prompt, prompt_name)
+        plan = {
+            "texts": table.fingerprint(),
+            "columns": [id_column, text_column],
+            "model": model,
+            "only": None if wanted is None else hashlib.blake2b(repr(sorted(wanted)).encode()).hexdigest(),
+            "dtype": dtype,
+            "part_rows": part_rows,
+            "space": space or model.rstrip("/").rpartition("/")[2],
+            "prompt": [chosen["prompt"], chosen["prompt_name"]],
+        }
+        with writing(target):
+            parts = Parts(Path(f"{target}.parts"), plan, overwrite=overwrite)
+            total = len(table) if wanted is None else len(wanted)
+            done = 0
+            for number, batch in enumerate(_parts(table, part_rows, wanted)):
+                if parts.find(number) is None:
+                    _write_part(
+                        parts, number, batch, table, _vectors(encoder, batch.texts, batch_size, chosen["prompt"]), encoder, plan
+                    )
+                done += len(batch.ids)
+                if progress is not None:
+                    progress(done, total)
+            encoded = ParquetCollection(parts.folder)
+            if len(encoded) != total:
+                raise OutputError(
+                    f"{encoded.name} holds {len(encoded):,} rows instead of {total:,}. Hint: --overwrite starts anew."
+                )
+            lineage = {"source": plan["texts"], "model": model}
+            metadata = {ENCODER_KEY: json.dumps(chosen).encode()}
+            with write_collection(target, encoded.space, table.id_type, table.payload_schema, columns=(id_column, "vector"),
+                                  lineage=lineage, dtype=dtype, metadata=metadata) as output:  # fmt: skip
+                for part in encoded.batches(payload=True):
+                    output.write(part)
+                check_content(table, plan["texts"])
+            parts.remove()
+    return ParquetCollection(target)
+
+
+def _write_part(
+    parts: Parts, number: int, batch: TextBatch, table: TextTable, vectors: np.ndarray, encoder: SentenceTransformer,
+    plan: dict[str, Any],
+) -> None:  # fmt: skip
+    space, columns = _space(encoder, plan["space"], vectors), (plan["columns"][0], "vector")
+    path, schema = parts.new(number), table.payload_schema
+    with write_collection(path, space, table.id_type, schema, columns=columns, dtype=plan["dtype"]) as output:
+        output.write(Batch(batch.start, batch.ids, vectors, batch.payload))
+    parts.keep(number)
+
+
+def _prompt(encoder: SentenceTransformer, model: str, prompt: str | None, prompt_name: str | None) -> dict[str, Any]:
+    """What the metadata says of the encoder: the prompt that texts are encoded with, and which prompts the model has."""
+    prompts = {name: text for name, text in (getattr(encoder, "prompts", None) or {}).items() if text}
+    default = getattr(encoder, "default_prompt_name", None)
+    if prompt_name is not None and prompt_name not in prompts:
+        known = ", ".join(sorted(prompts)) or "none"
+        raise ParameterError(
+            f"The model {model!r} has no prompt {prompt_name!r}. Its prompts: {known}. Hint: --prompt TEXT gives one."
+        )
+    if prompt is None and prompt_name is None:
+        prompt_name = default if default in prompts else None
+        if prompts:
+            used = f"its default, {prompt_name!r}, is used" if prompt_name else "none is used"
+            warnings.warn(
+                f"The model {model!r} has prompts ({', '.join(sorted(prompts))}) and none was chosen: {used}. "
+                "Hint: --prompt-name NAME (prompt_name=).",
+                PromptWarning,
+                stacklevel=3,
+            )
+    text = prompts[prompt_name] if prompt_name is not None else prompt or ""
+    return {"model": model, "prompt": text, "prompt_name": prompt_name, "prompts": sorted(prompts)}
+
+
+def encoder_of(collection: Collection) -> dict[str, Any]:
+    """What a file that `encode` wrote says of its encoder: ``model``, ``prompt``, ``prompt_name``, ``prompts``."""
+    found = pq.read_schema(collection.path).metadata or {}
+    return json.loads(found[ENCODER_KEY])
+
+
+def _load(model: str, device: torch.device) -> SentenceTransformer:
+    try:
+        from sentence_transformers import SentenceTransformer
+    except ImportError as e:
+        raise MissingDependencyError.of("sentence-transformers", "Encoding texts", "encode") from e
+    try:
+        with _without_bars():
+            return SentenceTransformer(model, device=str(device))
+    except (OSError, ValueError, RuntimeError) as e:
+        reason = str(e).strip().splitlines()[0] if str(e).strip() else type(e).__name__
+        raise ParameterError(f"{model!r} cannot be loaded as a sentence-transformers model: {reason}") from e
+
+
+@contextlib.contextmanager
+def _without_bars() -> Iterator[None]:
+    """Let no progress bar of loading weights onto stderr, which --quiet could not stop."""
+    from transformers.utils import logging
+
+    shown = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            logging.enable_progress_bar()
+
+
+def _wanted(table: TextTable, only: np.ndarray) -> set[Any]:
+    """The ids to encode, all of which must be there."""
+    wanted = set(only.tolist())
+    if not wanted:
+        raise ParameterError.must_be("only", "at least one id", [])
+    missing = set(wanted)
+    for batch in table.id_reader():
+        missing.difference_update(batch.column(0).to_pylist())
+    if missing:
+        raise BadIdsError.unknown("The choice of ids", sorted(missing))
+    return wanted
+
+
+def _parts(table: TextTable, part_rows: int, wanted: set[Any] | None) -> Iterator[TextBatch]:
+    """The wanted rows in parts of `part_rows`, however few of a row group are wanted: a part is one file and one round of work."""
+    held: list[TextBatch] = []
+    for batch in table.batches(part_rows):
+        rest = batch if wanted is None else batch.at(np.flatnonzero([i in wanted for i in batch.ids.to_pylist()]))
+        while len(rest) >= (room := part_rows - sum(map(len, held))):
+            yield TextBatch.joined([*held, rest.at(np.arange(room))])
+            held, rest = [], rest.at(np.arange(room, len(rest)))
+        if len(rest):
+            held.append(rest)
+    if held:
+        yield TextBatch.joined(held)
+
+
+def _vectors(encoder: SentenceTransformer, texts: list[str], batch_size: int, prompt: str) -> np.ndarray:
+    found = encoder.encode(texts, batch_size=batch_size, convert_to_numpy=True, show_progress_bar=False, prompt=prompt)
+    return np.asarray(found, dtype=np.float32)
+
+
+def _space(encoder: SentenceTransformer, name: str, vectors: np.ndarray) -> Space:
+    metric = _METRICS.get(str(encoder.similarity_fn_name), Metric.COSINE)
+    return Space(name, vectors.shape[1], metric, bool(np.abs(norms(vectors) - 1).max() < 1e-3))

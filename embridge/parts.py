@@ -1,0 +1,106 @@
+"""Parts of an unfinished encoding: a folder beside the output whose plan says what the parts are of."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from embridge.errors import InterruptedOutputError, OutputExistsError, UnreadableFileError
+from embridge.files import fingerprint, whole_or_absent
+from embridge.folders import check_own_folder, remove_known
+
+_PLAN = "_plan.json"  # no reader takes it for data
+_PART = re.compile(r"part-(\d{6,})(?:-([0-9a-f]{32}))?\.parquet")
+
+
+class Parts:
+    """``OUT.parts``, made, or continued where its plan is the same; the caller has claimed the output.
+
+    A part carries its fingerprint in its name, and so cannot be altered unnoticed.
+
+    Parameters
+    ----------
+    folder : Path
+    plan : dict
+        Everything that determines the parts, as JSON has it.
+    overwrite : bool
+        Remove parts of another plan.
+
+    Raises
+    ------
+    OutputExistsError
+        The folder holds parts of another plan, or files that embridge did not write.
+    InterruptedOutputError
+        A part was altered, or the folder is not ours.
+    UnreadableFileError
+        The plan is damaged.
+    """
+
+    def __init__(self, folder: Path, plan: dict[str, Any], *, overwrite: bool) -> None:
+        self.folder = folder
+        if os.path.lexists(folder):
+            check_own_folder(folder)
+            found = _read_plan(folder / _PLAN)
+            if found is not None and found != plan and not overwrite:
+                differ = ", ".join(k for k in {**plan, **found} if plan.get(k) != found.get(k))
+                raise OutputExistsError(
+                    f"{str(folder)!r} holds parts of an interrupted run that differs in: {differ}. "
+                    "Hint: repeat that run to finish it, or --overwrite to start anew."
+                )
+            if found is None and any(name != _PLAN and not name.startswith(f".{_PLAN}.") for name in os.listdir(folder)):
+                raise OutputExistsError(f"{str(folder)!r} is needed for parts, but holds other files. Hint: move it away.")
+            if found != plan:
+                self.remove()
+        folder.mkdir(exist_ok=True)
+        if not (folder / _PLAN).exists():
+            with whole_or_absent(folder / _PLAN) as temporary:
+                temporary.write_text(json.dumps(plan))
+        named = [(name, match) for name in self._names() if (match := _PART.fullmatch(name))]
+        self._whole = {int(match[1]): (name, match[2]) for name, match in named if match[2]}
+        remove_known(folder, self._names(), keep=[_PLAN, *(name for name, _ in self._whole.values())])
+
+    def find(self, number: int) -> Path | None:
+        """A part that is there already."""
+        if number not in self._whole:
+            return None
+        name, mark = self._whole[number]
+        if fingerprint(self.folder / name) != mark:
+            raise InterruptedOutputError.altered(str(self.folder / name), "its content does not match the fingerprint in its name")
+        return self.folder / name
+
+    def new(self, number: int) -> Path:
+        """Where a part is written; `keep` gives it its name."""
+        return self.folder / f"part-{number:06d}.parquet"
+
+    def keep(self, number: int) -> None:
+        """Name a part that was written as whole."""
+        path = self.new(number)
+        mark = fingerprint(path)
+        name = f"{path.stem}-{mark}.parquet"
+        os.rename(path, self.folder / name)
+        self._whole[number] = name, mark
+
+    def remove(self) -> None:
+        """Remove the parts, then the plan, which says that the folder is ours, then the folder."""
+        remove_known(self.folder, self._names(), keep=[_PLAN])
+        remove_known(self.folder, [_PLAN])
+
+    def _names(self) -> Iterable[str]:
+        return [_PLAN, *(name for name in os.listdir(self.folder) if _PART.fullmatch(name))]
+
+
+def _read_plan(path: Path) -> dict[str, Any] | None:
+    """The plan of a folder of parts; None where there is none."""
+    if not path.is_file() or path.is_symlink():
+        return None
+    try:
+        found = json.loads(path.read_bytes())
+    except (ValueError, RecursionError) as e:
+        raise UnreadableFileError.at(str(path), "the plan of an unfinished encoding", e) from e
+    if not isinstance(found, dict) or "model" not in found:
+        raise UnreadableFileError.foreign(str(path), "the plan of an unfinished encoding", "the model")
+    return found

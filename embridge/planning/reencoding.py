@@ -1,0 +1,76 @@
+"""Which rows of a collection to re-encode first."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from embridge.anchors import ids_at
+from embridge.arrays import as_vectors
+from embridge.device import resolve_device
+from embridge.errors import ParameterError, SpaceMismatchError
+from embridge.evaluation.metrics import DEPTH, by_hits
+from embridge.feature_maps import Map
+from embridge.ids import hash_ids
+from embridge.neighbors import Nearest
+from embridge.stores.collection import Collection
+
+if TYPE_CHECKING:
+    import torch
+
+
+def rows_to_reencode(
+    source: Collection,
+    translation: Map,
+    queries: np.ndarray,
+    *,
+    known: np.ndarray | None = None,
+    device: str | torch.device | None = "cpu",
+) -> tuple[np.ndarray, np.ndarray]:
+    """Which rows of a collection to re-encode first: those that most queries find among their 100 nearest translated rows.
+
+    `plan` measures this order as ``re-encode-1%`` and so on. Rows with the highest predicted errors are a worse choice: what no
+    query finds need not be right. Vectors are read once, in batches.
+
+    Parameters
+    ----------
+    source : Collection
+    translation : LinearMap or FeatureMap
+        From its space.
+    queries : ndarray of shape (n_queries, dim_target)
+        By the new model.
+    known : ndarray of uint64, optional
+        Hashes (`Anchors.hashes`) of ids that have a native vector already, and are left out.
+    device : str, default "cpu"
+
+    Returns
+    -------
+    ids : ndarray of shape (n,)
+        Rows that any query finds, those first that most queries find.
+    counts : ndarray of int64, shape (n,)
+        How many find each.
+
+    Raises
+    ------
+    SpaceMismatchError
+        The map does not start in the space of the collection, or queries have another width than where it leads.
+    ParameterError
+        There is no query.
+    """
+    if not translation.source.same_as(source.space):
+        raise SpaceMismatchError.between("The map", translation.source, source.name, source.space)
+    vectors = as_vectors(queries, translation.target.dim, "queries")
+    if not len(vectors):
+        raise ParameterError.must_be("queries", "at least one", 0)
+    nearest = Nearest(vectors, DEPTH, translation.target.metric, str(resolve_device(device)))
+    start = 0
+    for batch in source.batches():
+        nearest.offer(translation.apply(batch.vectors), np.arange(start, start + len(batch)))
+        start += len(batch)
+    order, counts = by_hits(nearest.rows, start)
+    reached = order[: np.count_nonzero(counts)]
+    places = np.sort(reached)
+    ids = ids_at(source, places)[np.searchsorted(places, reached)]
+    kept = np.ones(len(ids), bool) if known is None else ~np.isin(hash_ids(ids, "anchor"), known)
+    return ids[kept], counts[reached][kept]

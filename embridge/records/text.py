@@ -1,0 +1,23 @@
+"""Tables as text."""
+
+from __future__ import annotations
+
+from typing import Any
+
+
+def aligned(columns: list[tuple[str, list[Any]]]) -> list[str]:
+    """Columns of text: the first to the left, all others to the right."""
+    cells = [[name, *(cell(value) for value in values)] for name, values in columns]
+    widths = [max(map(len, column)) for column in cells]
+    widths[0] = max(widths[0], 20)
+    lines = zip(*cells, strict=True)
+    return [
+        "  ".join([line[0].ljust(widths[0]), *(c.rjust(w) for c, w in zip(line[1:], widths[1:], strict=True))]) for line in lines
+    ]
+
+
+def cell(value: Any) -> str:
+    """A number with three digits, an interval in brackets, nothing for None."""
+    if isinstance(value, tuple):
+        return f"[{value[0]:.3f}, {value[1]:.3f}]"
+    return "" if value is None else f"{value:.3f}" if isinstance(value, float) else str(value)
