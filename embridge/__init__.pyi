@@ -25,9 +25,13 @@ from embridge.evaluation.stitching import stitch as stitch
 from embridge.feature_maps import FeatureMap as FeatureMap
 from embridge.feature_maps import load_map as load_map
 from embridge.folds import Folds as Folds
-from embridge.indexes.migrate import migrate as migrate
+from embridge.indexes.index import Index as Index
+from embridge.indexes.index import build_index as build_index
+from embridge.indexes.index import open_index as open_index
+from embridge.indexes.search import search as search
 from embridge.maps import LinearMap as LinearMap
 from embridge.merging import merge as merge
+from embridge.migration.migrate import migrate as migrate
 from embridge.moments import Moments as Moments
 from embridge.neighbors import top_k as top_k
 from embridge.planning import plan as plan
@@ -42,10 +46,6 @@ from embridge.records import Plan as Plan
 from embridge.records import Run as Run
 from embridge.reporting import write_report as write_report
 from embridge.representations import relative as relative
-from embridge.retrieval import Index as Index
-from embridge.retrieval import build_index as build_index
-from embridge.retrieval import open_index as open_index
-from embridge.retrieval import search as search
 from embridge.samples import sample_path as sample_path
 from embridge.stores import Collection as Collection
 from embridge.stores import MemoryCollection as MemoryCollection

@@ -11,7 +11,7 @@ import embridge as eb
 from embridge.cli.main import main
 from embridge.errors import FaissIndexError, MigrationRefusedError, ParameterError, SpaceMismatchError
 from embridge.indexes.hubness import augment, bias, with_bias
-from embridge.retrieval import blend
+from embridge.queries import blend
 from embridge.stores.faiss_file import read_index_file
 from embridge.types import Metric, Space
 
@@ -121,7 +121,7 @@ def test_rows_that_are_near_to_every_query_step_back(tmp_path):
     assert found[1] > found[0] + 0.5
 
 
-@pytest.mark.parametrize("mode", ["wrap", "move", "rebuild"])
+@pytest.mark.parametrize("mode", ["wrap", "rewrite", "rebuild"])
 @pytest.mark.parametrize(("kind", "metric"), [("rotation", Metric.COSINE), ("rotation", Metric.DOT), ("general", Metric.DOT)])
 @pytest.mark.parametrize("dim", [P, Q])
 def test_a_bias_survives_a_migration(build, tmp_path, mode, kind, metric, dim):
@@ -138,7 +138,7 @@ def test_a_bias_survives_a_migration(build, tmp_path, mode, kind, metric, dim):
         scores = (unit(asked) if metric == Metric.COSINE else asked) @ (held @ via.coef.T + via.intercept).T
     else:
         assert done.exact
-        assert read_index_file(made.path).index.d == dim + (mode == "move")
+        assert read_index_file(made.path).index.d == dim + (mode == "rewrite")
         scores = 2 * unit(asked) @ (held @ via.coef.T + via.intercept).T - r
     check(made.search(asked, K, parameters="efSearch=300"), STRINGS, scores)
     if mode != "rebuild":
@@ -156,7 +156,7 @@ def test_a_migration_gives_a_bias(tmp_path, metric):
     rows = via.apply(unit(X).astype(np.float32) if metric == Metric.COSINE else X)
     hits = eb.open_index(tmp_path / "new.faiss").search(ASK_NEW, K, parameters="nprobe=4")
     check(hits, STRINGS, corrected(ASK_NEW, rows, REFS_NEW, metric))
-    for mode in ("wrap", "move"):
+    for mode in ("wrap", "rewrite"):
         with pytest.raises(MigrationRefusedError, match="a hubness bias is a new dimension, which needs a rebuild"):
             eb.migrate(tmp_path / "old.faiss", via, tmp_path / "other.faiss", mode=mode, hubness=REFS_NEW)
 

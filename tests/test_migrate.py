@@ -25,7 +25,8 @@ from embridge.errors import (
     UndeclaredSpaceError,
     UnreadableFileError,
 )
-from embridge.indexes import gpu, job
+from embridge.indexes import gpu
+from embridge.migration import attempt
 from embridge.stores.faiss_file import IndexFile, read_index_file, write_index_file
 from embridge.stores.faiss_sidecars import json_path
 from embridge.types import Metric, Space
@@ -91,7 +92,7 @@ def build(tmp_path):
 
 
 @pytest.mark.parametrize("ids", [INTS, STRINGS], ids=["int64", "string"])
-@pytest.mark.parametrize("mode", ["wrap", "move", "rebuild"])
+@pytest.mark.parametrize("mode", ["wrap", "rewrite", "rebuild"])
 @pytest.mark.parametrize("factory", ["Flat", "IVF4,Flat", "HNSW16"])
 @pytest.mark.parametrize("metric", list(Metric))
 def test_ids_and_scores_are_those_of_the_translated_rows(build, tmp_path, ids, mode, factory, metric):
@@ -122,11 +123,11 @@ def test_space_and_lineage_are_written(build, tmp_path):
     assert index.space == Space("new", Q)
     assert index.lineage == {"source": eb.open_index(old).fingerprint(), "map": translation.fingerprint}
     assert (done.source, done.map, done.fingerprint) == (*index.lineage.values(), index.fingerprint())
-    assert json.loads(json_path(tmp_path / "new.faiss").read_text())["migration"]["mode"] == done.mode == "move"
+    assert json.loads(json_path(tmp_path / "new.faiss").read_text())["migration"]["mode"] == done.mode == "rewrite"
     assert done.to_dict()["space"] == index.space.__dict__
 
 
-@pytest.mark.parametrize("mode", ["wrap", "move", "rebuild"])
+@pytest.mark.parametrize("mode", ["wrap", "rewrite", "rebuild"])
 def test_the_vectors_read_back_are_the_translated_ones(build, tmp_path, mode):
     """Through the loaded transform as well, which FAISS takes for orthonormal whether it is or not: here it is."""
     translation = a_map()
@@ -145,7 +146,7 @@ def test_a_transform_that_cannot_be_undone_is_not_undone_wrongly(build, tmp_path
 
 
 @pytest.mark.parametrize("factory", ["IDMap2,Flat", "IVF4,Flat", "OPQ4,IVF4,PQ4x4np"])
-@pytest.mark.parametrize("mode", ["wrap", "move", "rebuild"])
+@pytest.mark.parametrize("mode", ["wrap", "rewrite", "rebuild"])
 def test_what_was_removed_stays_removed(index_of, tmp_path, factory, mode):
     rows = np.tile(X, (2, 1)) + 0.1 * RNG.normal(size=(2 * N, P)).astype(np.float32)
     index = index_of(factory, rows, np.arange(2 * N) * 7)
@@ -166,14 +167,14 @@ def test_direct_maps_stay_right(index_of, tmp_path, kind, dim):
     index.set_direct_map_type(kind)
     faiss.write_index(index, str(tmp_path / "old.faiss"))
     translation = a_map("rotation", Metric.DOT, dim)
-    eb.migrate(tmp_path / "old.faiss", translation, tmp_path / "new.faiss", mode="move", space="old:dot")
+    eb.migrate(tmp_path / "old.faiss", translation, tmp_path / "new.faiss", mode="rewrite", space="old:dot")
     moved = faiss.read_index(str(tmp_path / "new.faiss"))
     assert moved.direct_map.type == kind
     for i in (0, 17, N - 1):
         np.testing.assert_allclose(moved.reconstruct(i), translation.apply(X[i]), atol=1e-5)
 
 
-@pytest.mark.parametrize("mode", ["wrap", "move", "rebuild"])
+@pytest.mark.parametrize("mode", ["wrap", "rewrite", "rebuild"])
 def test_search_settings_stay(build, tmp_path, mode):
     for factory, name, value in (("IVF8,Flat", "nprobe", 5), ("HNSW8", "efSearch", 77)):
         old = build(factory, ids=STRINGS)
@@ -194,7 +195,7 @@ def test_search_settings_stay(build, tmp_path, mode):
 @pytest.mark.parametrize("factory", ["Flat", "HNSW16", "IVF4,Flat", "SQfp16", "RQ4x4"])
 def test_the_target_may_be_narrower_as_wide_or_wider(build, tmp_path, dim, factory):
     translation = a_map("general", Metric.DOT, dim)
-    done = eb.migrate(build(factory, Metric.DOT), translation, tmp_path / "new.faiss", mode="move")
+    done = eb.migrate(build(factory, Metric.DOT), translation, tmp_path / "new.faiss", mode="rewrite")
     assert (done.exact, done.agreement > 0.99) == (factory != "SQfp16", True)
     rows = eb.open(tmp_path / "new.faiss").read()[1]
     expected = translation.apply(eb.open(tmp_path / "old.faiss").read()[1])
@@ -207,14 +208,14 @@ def test_the_target_may_be_narrower_as_wide_or_wider(build, tmp_path, dim, facto
 @pytest.mark.parametrize(
     ("factory", "metric", "kind", "mode", "exact"),
     [
-        ("HNSW16", Metric.COSINE, "rotation", "move", True),
-        ("HNSW16", Metric.DOT, "general", "move", True),
-        ("IVF8,Flat", Metric.L2, "isometry", "move", True),
-        ("OPQ4,IVF4,PQ4x4np", Metric.COSINE, "rotation", "move", True),
+        ("HNSW16", Metric.COSINE, "rotation", "rewrite", True),
+        ("HNSW16", Metric.DOT, "general", "rewrite", True),
+        ("IVF8,Flat", Metric.L2, "isometry", "rewrite", True),
+        ("OPQ4,IVF4,PQ4x4np", Metric.COSINE, "rotation", "rewrite", True),
         ("IVF8,PQ4x4np", Metric.L2, "isometry", "wrap", True),
         ("IVF8,SQ8", Metric.DOT, "general", "wrap", True),
         ("SQfp16", Metric.COSINE, "rotation", "wrap", True),
-        ("Flat", Metric.COSINE, "general", "move", False),
+        ("Flat", Metric.COSINE, "general", "rewrite", False),
         ("IVF8,PQ4x4np", Metric.COSINE, "general", "rebuild", False),
         ("SQ8", Metric.L2, "general", "rebuild", False),
     ],
@@ -222,19 +223,19 @@ def test_the_target_may_be_narrower_as_wide_or_wider(build, tmp_path, dim, facto
 def test_auto_takes_what_is_exact_and_else_what_is_measured(build, tmp_path, factory, metric, kind, mode, exact):
     done = eb.migrate(build(factory, metric), a_map(kind, metric), tmp_path / "new.faiss")
     assert (done.mode, done.exact) == (mode, exact)
-    assert ("not move: " in done.reason) == (mode != "move")
+    assert ("not rewrite: " in done.reason) == (mode != "rewrite")
 
 
 def test_a_move_that_costs_too_much_becomes_a_rebuild_with_the_reason(build, tmp_path):
     flat = np.diag(np.r_[np.full(P - 2, 0.02), 1, 1])  # condition number 50: two directions remain of eight
     translation = eb.LinearMap(flat, np.zeros(P), space(Metric.L2), space(Metric.L2, "new"))
     old = build("IVF32,Flat", Metric.L2)
-    moved = eb.migrate(old, translation, tmp_path / "moved.faiss", mode="move")
+    moved = eb.migrate(old, translation, tmp_path / "moved.faiss", mode="rewrite")
     done = eb.migrate(old, translation, tmp_path / "new.faiss")
     assert done.mode == "rebuild"
     assert done.verified_overlap > moved.verified_overlap
     assert (
-        f"not move: {moved.verified_overlap:.3f} of the true neighbours are found, {0.9 * done.own_overlap:.3f} are wanted"
+        f"not rewrite: {moved.verified_overlap:.3f} of the true neighbours are found, {0.9 * done.own_overlap:.3f} are wanted"
         in done.reason
     )
 
@@ -247,17 +248,17 @@ def test_what_is_never_good_enough_is_the_best_of_all(build, tmp_path):
     done = eb.migrate(old, translation, tmp_path / "new.faiss")
     assert (done.mode, done.exact, done.verified_overlap) == (best_mode, False, each[best_mode].verified_overlap)
     assert each[best_mode].verified_overlap < 0.9 * done.own_overlap
-    with pytest.raises(MigrationRefusedError, match=r"move: .*; wrap: 0\.\d+ of .*; rebuild: 0\.\d+ of .*0\.950 are wanted"):
+    with pytest.raises(MigrationRefusedError, match=r"rewrite: .*; wrap: 0\.\d+ of .*; rebuild: 0\.\d+ of .*0\.950 are wanted"):
         eb.migrate(old, translation, tmp_path / "none.faiss", min_recall=0.95)
 
 
 def test_a_map_that_flattens_is_not_moved_by(build, tmp_path):
     translation = eb.LinearMap(np.ones((P, P)) + 1e-6 * np.eye(P), np.zeros(P), space(Metric.L2), space(Metric.L2, "new"))
-    with pytest.raises(MigrationRefusedError, match=r"move: the map's condition number is \d"):
-        eb.migrate(build("HNSW8", Metric.L2), translation, tmp_path / "new.faiss", mode="move")
+    with pytest.raises(MigrationRefusedError, match=r"rewrite: the map's condition number is \d"):
+        eb.migrate(build("HNSW8", Metric.L2), translation, tmp_path / "new.faiss", mode="rewrite")
 
 
-@pytest.mark.parametrize("mode", ["auto", "wrap", "move", "rebuild"])
+@pytest.mark.parametrize("mode", ["auto", "wrap", "rewrite", "rebuild"])
 def test_below_the_wanted_recall_nothing_is_written(build, tmp_path, mode):
     """One list of 32 is probed: exact, and yet half of the neighbours are missed."""
     old = build("IVF32,Flat")
@@ -274,14 +275,14 @@ def test_an_index_that_moved_wrongly_is_found_out(build, tmp_path, monkeypatch):
     """The verification looks at what was made, not at what should have been."""
     old = build("Flat")
 
-    def wrongly(index, passage):
-        right(index, passage)
+    def wrongly(index, equivalence):
+        right(index, equivalence)
         memory = faiss.rev_swig_ptr(faiss.downcast_index(index.index).codes.data(), N * Q * 4).view(np.float32)
         memory[:] = np.roll(memory, Q)  # every row under the id of the next
 
-    right = job.move
-    monkeypatch.setattr(job, "move", wrongly)
-    done = eb.migrate(old, a_map(), tmp_path / "new.faiss", mode="move")
+    right = attempt.rewrite
+    monkeypatch.setattr(attempt, "rewrite", wrongly)
+    done = eb.migrate(old, a_map(), tmp_path / "new.faiss", mode="rewrite")
     assert not done.exact
     assert done.verified_overlap < 0.2
     assert eb.migrate(old, a_map(), tmp_path / "auto.faiss", min_recall=0.9).mode == "wrap"
@@ -294,7 +295,7 @@ def test_real_queries_verify(build, tmp_path):
 
 
 @pytest.mark.parametrize("metric", list(Metric))
-@pytest.mark.parametrize("mode", ["wrap", "move"])
+@pytest.mark.parametrize("mode", ["wrap", "rewrite"])
 def test_a_dead_column_does_not_make_a_rotation_less_exact(tmp_path, metric, mode):
     """Real encoders have columns that are zero in every row; a rotation fitted on such rows maps them to nothing."""
     dead = np.where(np.arange(P) == 2, 0, X)
@@ -307,7 +308,7 @@ def test_a_dead_column_does_not_make_a_rotation_less_exact(tmp_path, metric, mod
             with pytest.raises(MigrationRefusedError, match="through an isometry only"):
                 eb.migrate(tmp_path / "old.faiss", translation, tmp_path / "new.faiss", mode=mode, overwrite=True)
             continue
-        if not exact and mode == "move":
+        if not exact and mode == "rewrite":
             with pytest.raises(MigrationRefusedError, match="condition number"):
                 eb.migrate(tmp_path / "old.faiss", translation, tmp_path / "new.faiss", mode=mode, overwrite=True)
             continue
@@ -343,7 +344,7 @@ def test_a_map_into_the_space_of_the_index_wraps_it(build, tmp_path):
     hits, applied = eb.open_index(tmp_path / "new.faiss").search(asked, K), eb.open_index(old).search(translation.apply(asked), K)
     assert (hits.ids == applied.ids).mean() > 0.999
     np.testing.assert_allclose(hits.scores, applied.scores, atol=1e-5)
-    for mode in ("move", "rebuild"):
+    for mode in ("rewrite", "rebuild"):
         with pytest.raises(MigrationRefusedError, match="leads from 'new' into the index's 'old'"):
             eb.migrate(old, translation, tmp_path / "other.faiss", mode=mode)
     index = eb.open_index(tmp_path / "new.faiss")
@@ -409,7 +410,7 @@ def test_an_l2_index_of_unit_vectors_gives_cosines(tmp_path):
     index.add(rows)
     faiss.write_index(index, str(tmp_path / "old.faiss"))
     order, scores = best(queries(), a_map().apply(rows), Metric.COSINE)
-    for mode in ("wrap", "move"):
+    for mode in ("wrap", "rewrite"):
         old_space = Space("old", P, Metric.COSINE, normalized=True)
         done = eb.migrate(tmp_path / "old.faiss", a_map(), tmp_path / f"{mode}.faiss", mode=mode, space=old_space)
         hits = eb.open_index(tmp_path / f"{mode}.faiss").search(queries(), K, parameters="efSearch=400")
@@ -428,7 +429,7 @@ def test_transforms_of_a_loaded_index_are_freed_once(index_of, tmp_path):
         import gc, sys
         import embridge as eb
         old, new = sys.argv[1:3]
-        for mode in ("wrap", "move", "auto"):
+        for mode in ("wrap", "rewrite", "auto"):
             for _ in range(5):
                 eb.migrate(old, eb.LinearMap.load(sys.argv[3]), new, mode=mode, space="old:dot", overwrite=True)
                 eb.open_index(new)
@@ -450,7 +451,7 @@ def test_nothing_is_written_into_a_mapped_file(build, tmp_path, factory):
         from embridge.stores import faiss_file
         faiss_file._MAPPED_FROM = 0
         eb.open(sys.argv[1]).read()
-        for mode in ("move", "wrap", "rebuild"):
+        for mode in ("rewrite", "wrap", "rebuild"):
             eb.migrate(sys.argv[1], eb.LinearMap.load(sys.argv[3]), sys.argv[2], mode=mode, overwrite=True)
         print("alive")
     """
@@ -465,7 +466,7 @@ def test_lists_in_another_file_are_not_shared(index_of, tmp_path):
     index.replace_invlists(lists)
     faiss.write_index(index, str(tmp_path / "old.faiss"))
     before = (tmp_path / "lists.ivfdata").read_bytes()
-    for mode in ("wrap", "move"):
+    for mode in ("wrap", "rewrite"):
         with pytest.raises(MigrationRefusedError, match=r"lie in another file \(.*lists.ivfdata\), which two indexes would share"):
             eb.migrate(tmp_path / "old.faiss", a_map("rotation", Metric.DOT), tmp_path / "new.faiss", mode=mode, space="old:dot")
     assert listing(tmp_path) == ["lists.ivfdata", "old.faiss"]
@@ -543,7 +544,7 @@ def test_an_index_whose_tables_are_larger_than_its_file_is_read(index_of, tmp_pa
         ({"translation": eb.LinearMap(np.eye(P), np.zeros(P), Space("a", P), Space("b", P))}, SpaceMismatchError,
          "Hint: fit a map from 'old'"),
         ({"space": "other"}, SpaceMismatchError, "declared as space 'other'"),
-        ({"mode": "teleport"}, ParameterError, r"mode must be one of auto, wrap, move, rebuild\. Got 'teleport'"),
+        ({"mode": "teleport"}, ParameterError, r"mode must be one of auto, wrap, rewrite, rebuild\. Got 'teleport'"),
         ({"min_recall": 1.5}, ParameterError, "min_recall"),
         ({"verify_queries": 0}, ParameterError, "verify_queries"),
         ({"queries": np.zeros((3, 5))}, SpaceMismatchError, "queries expects 12-dimensional"),
@@ -618,7 +619,7 @@ def test_migrate_on_the_command_line(build, tmp_path, monkeypatch):
         "reason": str,
     }
     assert {key: type(told[key]) for key in kinds} == kinds
-    assert (told["path"], told["mode"], told["exact"], told["queries_verified"]) == ("new.faiss", "move", True, 100)
+    assert (told["path"], told["mode"], told["exact"], told["queries_verified"]) == ("new.faiss", "rewrite", True, 100)
     refused = invoke(
         "migrate", "old.faiss", "map.safetensors", "none.faiss", "--min-recall", "1", "--mode", "rebuild", "--verify-queries", 400
     )
@@ -630,7 +631,7 @@ def test_migrate_on_the_command_line(build, tmp_path, monkeypatch):
     assert again.stdout.startswith("new.faiss: 400 vectors of 'new' by wrap, exact, ")
     runs = Catalog("embridge.duckdb").sql('SELECT verb, parameters, "rows" FROM run ORDER BY id')
     assert [(r["verb"], json.loads(r["parameters"])["mode"], r["rows"]) for r in runs] == [
-        ("migrate", "move", N),
+        ("migrate", "rewrite", N),
         ("migrate", "wrap", N),
     ]
     edges = Catalog("embridge.duckdb").sql("SELECT DISTINCT role FROM lineage WHERE verb = 'migrate' ORDER BY role")
@@ -647,7 +648,7 @@ def test_a_stranger_s_index_on_the_command_line(index_of, tmp_path, write, table
     words = ["migrate", "old.faiss", "map.safetensors", "new.faiss", "--no-catalog", "--json", "--queries", "q.parquet"]
     assert invoke(*words).exit_code == 1
     told = json.loads(invoke(*words, "--space", "old:dot", "--query-space", "new:dot").stdout)
-    assert (told["mode"], told["exact"], told["queries_verified"]) == ("move", True, ASKED)
+    assert (told["mode"], told["exact"], told["queries_verified"]) == ("rewrite", True, ASKED)
     answered = invoke("search", "new.faiss", "q.parquet", "--space", "new:dot", "--no-catalog", "--json")
     assert len(json.loads(answered.stdout)["hits"]) == ASKED
     assert invoke(*words, "--space", "old:dot", "--query-space", "third", "--overwrite").exit_code == 1

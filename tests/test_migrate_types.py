@@ -36,7 +36,7 @@ MAPS = {
     "isometry": (1.7 * TURN, RNG.normal(size=Q)),
     "any map": (TURN @ np.diag(np.linspace(0.5, 1.5, P)) @ np.linalg.qr(RNG.normal(size=(P, P)))[0], 0.3 * RNG.normal(size=Q)),
 }
-COLUMNS = [(mode, kind) for mode in ("wrap", "move") for kind in MAPS] + [("rebuild", "any map")]
+COLUMNS = [(mode, kind) for mode in ("wrap", "rewrite") for kind in MAPS] + [("rebuild", "any map")]
 
 
 def unit(a):

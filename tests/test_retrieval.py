@@ -21,7 +21,7 @@ from embridge.errors import (
     UndeclaredSpaceError,
     UnreadableFileError,
 )
-from embridge.retrieval import blend, carry
+from embridge.queries import blend, project_queries
 from embridge.types import Metric, Space
 
 P, Q, N, ASKED, K = 8, 12, 400, 40, 10
@@ -232,10 +232,10 @@ def test_under_l2_no_other_map_leads_back(build):
         build(Space("old", P, Metric.L2)).search(vectors(3, Q, 6), K, via=via)
 
 
-def test_carry_refuses_a_space_at_neither_end():
+def test_project_queries_refuses_a_space_at_neither_end():
     via = map_between(Space("old", P), Space("new", Q))
     with pytest.raises(SpaceMismatchError, match=r"'old' -> 'new', but .* the index holds 'third'"):
-        carry(ASK, via, Space("third", P))
+        project_queries(ASK, via, Space("third", P))
 
 
 # Blended

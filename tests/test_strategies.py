@@ -15,7 +15,7 @@ from embridge.evaluation.benchmark import Benchmark
 from embridge.evaluation.runner import Runner
 from embridge.evaluation.strategies import ENCODING, STRATEGIES, Maps
 from embridge.neighbors import overlap
-from embridge.retrieval import blend
+from embridge.queries import blend
 from embridge.types import Metric, Space
 
 K = 5

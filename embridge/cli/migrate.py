@@ -1,4 +1,4 @@
-"""The verb that moves an index to another space: migrate."""
+"""The verb that migrates an index to another space: migrate."""
 
 from __future__ import annotations
 
@@ -24,16 +24,16 @@ from embridge.cli.session import (
 @click.argument("output", metavar="NEW.faiss")
 @click.option(
     "--mode",
-    type=click.Choice(["auto", "wrap", "move", "rebuild"]),
+    type=click.Choice(["auto", "wrap", "rewrite", "move", "rebuild"]),
     default="auto",
     show_default=True,
-    help="wrap: the map in front; move: vectors rewritten in place; rebuild: the same factory string anew.",
+    help="wrap: the map in front; rewrite (or move): vectors rewritten in place; rebuild: the same factory string anew.",
 )
 @click.option(
     "--min-recall", type=click.FloatRange(0, 1), help="Refuse where sampled queries find less of their true 10 nearest rows."
 )
 @click.option("--queries", metavar="QUERIES", help="Verify with these, of the new space. [default: rows plus noise, translated]")
-@click.option("--verify-queries", type=click.IntRange(1), default=100, show_default=True, help="How many are asked.")
+@click.option("--verify-queries", type=click.IntRange(1), default=100, show_default=True, help="How many queries verify.")
 @click.option("--hubness", metavar="REFERENCES", help="Queries of the new space: rebuild with a bias against rows near to all.")
 @click.option("--space", metavar="NAME[:METRIC]", help="Space of OLD.faiss, where no sidecar says it.")
 @click.option("--query-space", metavar="NAME[:METRIC]", help="Space of QUERIES and REFERENCES, where the files do not say it.")
@@ -47,15 +47,15 @@ def migrate(
     verify_queries: int, hubness: str | None, space: str | None, query_space: str | None, external_lists: bool,
     id_column: str | None, vector_column: str | None, seed: int, overwrite: bool,
 ) -> None:  # fmt: skip
-    """Move a FAISS index to the space at the other end of a map; ids, deletions and search settings stay.
+    """Migrate a FAISS index to the space at the other end of a map; ids, deletions and search settings stay.
 
-    wrap and move are exact, in that they answer as the old index does to queries pulled back: under inner product for any map,
-    under L2 for an isometry, under cosine for a rotation without offset. Every result is held against brute force before it is
-    written, and --json tells what was found.
+    wrap and rewrite are exact, in that they answer as the old index does to queries pulled back: under inner product for any map,
+    under L2 for an isometry, under cosine for a rotation without offset. Every result is compared with brute force before it
+    is written, and --json reports what was found.
 
     \b
     embridge migrate old.faiss map.safetensors new.faiss
-    embridge migrate old.faiss map.safetensors new.faiss --mode move --min-recall 0.9
+    embridge migrate old.faiss map.safetensors new.faiss --mode rewrite --min-recall 0.9
     embridge migrate foreign.faiss map.safetensors new.faiss --space minilm --queries queries-new.parquet
     embridge migrate old.faiss map.safetensors new.faiss --mode rebuild --hubness more-queries-new.parquet
     """
@@ -68,12 +68,12 @@ def migrate(
     translation = eb.load_map(map_path)
     inputs, vectors = [], []
     for role, path in (("queries", queries), ("reference queries", hubness)):
-        asked = open_source(path, query_space, id_column, vector_column) if path else None
-        if asked is not None:
-            if not any(asked.space.same_as(end) for end in (translation.source, translation.target)):
-                raise SpaceMismatchError.between("The migrated index", translation.target, asked.name, asked.space)
-            inputs.append(collection_artifact(role, asked))
-        vectors.append(asked.read()[1] if asked else None)
+        opened = open_source(path, query_space, id_column, vector_column) if path else None
+        if opened is not None:
+            if not any(opened.space.same_as(end) for end in (translation.source, translation.target)):
+                raise SpaceMismatchError.between("The migrated index", translation.target, opened.name, opened.space)
+            inputs.append(collection_artifact(role, opened))
+        vectors.append(opened.read()[1] if opened else None)
     with session.progress("rebuilding") as progress:
         done = eb.migrate(
             index_path, translation, output, mode=mode, space=space, min_recall=min_recall, queries=vectors[0],
@@ -82,7 +82,7 @@ def migrate(
         )  # fmt: skip
     old = Artifact("index", index_path, done.source, "faiss", done.rows, done.source_space)
     new = Artifact("index", output, done.fingerprint, "faiss", done.rows, done.space)
-    parameters = {"asked": mode, "mode": done.mode, "exact": done.exact, "verified_overlap": done.verified_overlap}
+    parameters = {"requested": mode, "mode": done.mode, "exact": done.exact, "verified_overlap": done.verified_overlap}
     parameters |= {"queries_verified": done.queries_verified, "min_recall": min_recall, "seed": seed}
     inputs = [old, map_artifact("map", map_path, translation), *inputs]
     session.record(Run("migrate", parameters, done.seconds, tuple(inputs), (new,), done.rows, details=(done,)))

@@ -75,7 +75,7 @@ def index(
 @click.option("-k", type=click.IntRange(1), default=10, show_default=True, help="Hits a query.")
 @click.option("--via", metavar="MAP", help="Map between the spaces of queries and index, in either direction.")
 @click.option("--blend", metavar="OLD_QUERIES", help="The same queries by the index's own model, mixed in.")
-@click.option("--weight", type=click.FloatRange(0, 1), default=0.5, show_default=True, help="Of the carried queries in --blend.")
+@click.option("--weight", type=click.FloatRange(0, 1), default=0.5, show_default=True, help="Of the projected queries in --blend.")
 @click.option("--params", default="", help='Of the FAISS index: "nprobe=32", "efSearch=128".')
 @click.option("--space", metavar="NAME[:METRIC]", help="Space of QUERIES, where the file does not say it.")
 @click.option("--index-space", metavar="NAME[:METRIC]", help="Space of a bare INDEX from elsewhere.")

@@ -22,9 +22,9 @@ if TYPE_CHECKING:
     from embridge.catalog import Catalog
     from embridge.decoders import Decoder
     from embridge.feature_maps import Map
+    from embridge.indexes.index import Index
     from embridge.outputs import Output
     from embridge.records import Artifact, Run
-    from embridge.retrieval import Index
     from embridge.stores import Collection
 
 _CATALOG = "embridge.catalog"  # where a context keeps the files of the catalog

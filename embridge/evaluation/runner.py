@@ -14,7 +14,7 @@ from embridge.evaluation.metrics import by_hits
 from embridge.evaluation.strategies import TRANSLATE_DOCUMENTS, Maps, Queries, Rows, Strategy, StrategyRun
 from embridge.feature_maps import Map
 from embridge.indexes.hubness import augment, with_bias
-from embridge.retrieval import blend, carry
+from embridge.queries import blend, project_queries
 from embridge.translators.select import one_standard_error
 from embridge.types import Metric
 
@@ -150,7 +150,7 @@ class Runner:
         return True
 
     def _project(self, vectors: np.ndarray) -> np.ndarray:
-        return carry(vectors, self.maps.translation, self.source)
+        return project_queries(vectors, self.maps.translation, self.source)
 
     def _made(self, kind: Queries, both: References) -> np.ndarray:
         if kind == Queries.OLD and both.x is not None:

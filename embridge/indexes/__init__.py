@@ -1,1 +1,1 @@
-"""FAISS indexes as such: built, and put on a GPU."""
+"""FAISS indexes: built, searched, extended, and put on a GPU."""

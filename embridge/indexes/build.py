@@ -11,10 +11,10 @@ import pyarrow as pa
 
 from embridge.arrays import as_vectors, unit
 from embridge.errors import EmbridgeError, FaissIndexError
-from embridge.indexes.calibration import with_offset
 from embridge.indexes.describe import apply_settings
 from embridge.indexes.gpu import on_gpu
 from embridge.indexes.hubness import NEIGHBOURS, with_bias
+from embridge.indexes.offset import with_offset
 from embridge.stores.collection import Collection
 from embridge.stores.faiss_decode import keeps_labels
 from embridge.stores.faiss_file import FAISS_ERRORS, IndexFile, faiss_reason

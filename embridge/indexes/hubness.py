@@ -1,7 +1,7 @@
 """Hubness corrected by one number a row, which rides in the index as one more dimension (CSLS, Conneau et al. 2018).
 
 ``r(x)`` is the mean similarity of row x to its 10 nearest of some reference queries. A row is stored as ``[x, r(x)]`` and a query
-asked as ``[2 q, -1]``, so that the inner product is ``2 <q, x> - r(x)``: rows that are near to every query step back.
+is searched as ``[2 q, -1]``, so that the inner product is ``2 <q, x> - r(x)``: rows that are near to every query step back.
 """
 
 from __future__ import annotations
@@ -31,11 +31,11 @@ def bias(rows: np.ndarray, references: np.ndarray) -> np.ndarray:
     count = min(NEIGHBOURS, len(references))
     if not count:
         raise ParameterError.must_be("hubness", "at least one reference query", 0)
-    asked = unit(references)
+    queries = unit(references)
     out = np.empty(len(rows), np.float32)
     for start in range(0, len(rows), 4096):
-        similar = rows[start : start + 4096] @ asked.T
-        similar.partition(len(asked) - count, axis=1)
+        similar = rows[start : start + 4096] @ queries.T
+        similar.partition(len(queries) - count, axis=1)
         out[start : start + 4096] = similar[:, -count:].mean(axis=1)
     return out
 

@@ -68,6 +68,8 @@ class IndexFile:
         (``migration``).
     bound : bool
         The sidecars name the fingerprint of this index; what they say of all its rows was established when it was written.
+    identity : tuple
+        Of the file that was read (`file_identity`).
     """
 
     index: Any
@@ -76,6 +78,7 @@ class IndexFile:
     lineage: dict[str, str] = field(default_factory=dict)
     notes: dict[str, Any] = field(default_factory=dict)
     bound: bool = True
+    identity: tuple[int, ...] = ()
 
     @property
     def biased(self) -> bool:
@@ -117,22 +120,23 @@ def read_index_file(path: str, *, mapped: bool = False, external_lists: bool = F
 def _unchanged(path: str, read: Callable[[], _Read]) -> _Read:
     """What `read` gives while the index stays the same file; a reader never sees two generations."""
     for attempt in range(_TRIES):
-        before, pending = _identity(path), is_pending(path)
+        before, pending = file_identity(path), is_pending(path)
         try:
             found = read()
         except (EmbridgeError, OSError) as e:
             # sidecars that were getting their own names are found at the second try; those that a killed writer left stay
-            if _identity(path) == before and (not pending or attempt > 1):
+            if file_identity(path) == before and (not pending or attempt > 1):
                 if isinstance(e, EmbridgeError):
                     raise
                 raise UnreadableFileError.at(path, "a FAISS index", e.strerror or e) from e
         else:
-            if _identity(path) == before:
+            if file_identity(path) == before:
                 return found
     raise FaissIndexError(f"{path!r} is replaced again and again while it is read. Hint: try later.")
 
 
-def _identity(path: str) -> tuple[int, ...]:
+def file_identity(path: str) -> tuple[int, ...]:
+    """What changes when another file takes that name, or it is written anew."""
     try:
         found = os.stat(path)
     except (OSError, ValueError):
@@ -143,10 +147,11 @@ def _identity(path: str) -> tuple[int, ...]:
 
 
 def _read_once(path: str, *, mapped: bool, external_lists: bool) -> IndexFile:
+    identity = file_identity(path)
     index = open_index_file(path, mapped=mapped, external_lists=external_lists)
     sidecars = read_sidecars(path)
     _check_labels(path, index, sidecars)
-    return IndexFile(index, sidecars.space, sidecars.ids, sidecars.lineage, sidecars.notes, sidecars.bound)
+    return IndexFile(index, sidecars.space, sidecars.ids, sidecars.lineage, sidecars.notes, sidecars.bound, identity)
 
 
 def open_index_file(path: str, *, mapped: bool = False, external_lists: bool = False) -> Any:

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections.abc import Iterator
 
 import numpy as np
 import pyarrow as pa
 
-from embridge.arrays import norms
+from embridge.arrays import all_unit
 from embridge.errors import (
     BadIdsError,
+    ChangedSourceError,
     CollectionError,
     EmbridgeError,
     FaissIndexError,
@@ -20,12 +22,19 @@ from embridge.errors import (
 )
 from embridge.stores.collection import Batch, Collection, Needed
 from embridge.stores.faiss_decode import holds_codes, stored_vectors
-from embridge.stores.faiss_file import FAISS_ERRORS, IndexFile, faiss, faiss_reason, index_fingerprint, read_index_file
+from embridge.stores.faiss_file import (
+    FAISS_ERRORS,
+    IndexFile,
+    faiss,
+    faiss_reason,
+    file_identity,
+    index_fingerprint,
+    read_index_file,
+)
 from embridge.stores.memory import empty_payload
 from embridge.types import DeclaredSpace, Metric, Space, resolve_space
 
 _ROWS = 1 << 14  # read at a time, where lengths of all rows are established
-_TOLERANCE = 1e-3  # of unit length: float16 keeps it to about 1e-5
 
 
 class FaissCollection(Collection):
@@ -86,6 +95,13 @@ class FaissCollection(Collection):
             if isinstance(e, EmbridgeError):
                 raise
             raise UnreadableFileError.at(str(self.path), "a FAISS index", faiss_reason(e)) from e
+
+    def check_unchanged(self) -> None:
+        """As `embridge.stores.collection.Collection.check_unchanged`."""
+        with contextlib.suppress(EmbridgeError):
+            if file_identity(str(self.path)) == self._file.identity:
+                return
+        raise ChangedSourceError.of(self.name, "another index stands there now")
 
     def fingerprint(self) -> str:
         return index_fingerprint(str(self.path))
@@ -152,12 +168,9 @@ def space_of(where: str, file: IndexFile, declared: Space | DeclaredSpace | str 
 def _are_unit(file: IndexFile) -> bool | None:
     """Whether all rows of an index are of unit length; None where they cannot be read back."""
     try:
-        for _, vectors in stored_vectors(file.index, _ROWS):
-            if not (np.abs(norms(vectors[:, : file.dim]) - 1) < _TOLERANCE).all():
-                return False
+        return all_unit((rows for _, rows in stored_vectors(file.index, _ROWS)), zero_is_bad=False)
     except FaissIndexError:
         return None
-    return bool(file.index.ntotal)
 
 
 __all__ = ["FaissCollection", "external_ids", "space_of"]

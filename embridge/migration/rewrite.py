@@ -7,38 +7,38 @@ from typing import Any
 import faiss
 import numpy as np
 
-from embridge.indexes.passage import Passage, RowMap
-from embridge.indexes.wrap import set_matrix
+from embridge.migration.equivalence import Equivalence, RowMap
+from embridge.migration.wrap import set_matrix
 
 _CHUNK_BYTES = 8 << 20
 _FLOATS = (faiss.ScalarQuantizer.QT_fp16, faiss.ScalarQuantizer.QT_bf16)
 _PLAIN_CODES = (faiss.AdditiveQuantizer.ST_decompress, faiss.AdditiveQuantizer.ST_LUT_nonorm)
 
 
-def obstacle(index: Any, passage: Passage, *, biased: bool) -> str | None:
+def obstacle(index: Any, equivalence: Equivalence, *, biased: bool) -> str | None:
     """Why the vectors of an index cannot be rewritten in place, or None where they can."""
     index = faiss.downcast_index(index)
-    kind, rows = type(index).__name__, passage.rows
+    kind, rows = type(index).__name__, equivalence.rows
     if rows is None:
-        return passage.reason
+        return equivalence.reason
     if isinstance(index, faiss.IndexIDMap):
-        return obstacle(index.index, passage, biased=biased)
+        return obstacle(index.index, equivalence, biased=biased)
     if isinstance(index, faiss.IndexPreTransform):
-        return _chain_obstacle(index, passage, biased=biased)
+        return _chain_obstacle(index, equivalence, biased=biased)
     if isinstance(index, faiss.IndexRefine):
-        if passage.scores and _chain(index.base_index):
+        if equivalence.scores and _chain(index.base_index):
             return "a refined index has scores of two kinds where its rotation takes the map in"
         parts = (index.base_index, index.refine_index)
-        return next((found for part in parts if (found := obstacle(part, passage, biased=biased))), None)
+        return next((found for part in parts if (found := obstacle(part, equivalence, biased=biased))), None)
     if isinstance(index, faiss.IndexIVF):
         if not isinstance(faiss.downcast_InvertedLists(index.invlists), faiss.ArrayInvertedLists):
             return (
                 f"its inverted lists ({type(faiss.downcast_InvertedLists(index.invlists)).__name__}) cannot be rewritten in memory"
             )
-        if found := obstacle(index.quantizer, passage, biased=biased):
+        if found := obstacle(index.quantizer, equivalence, biased=biased):
             return found
     if isinstance(index, faiss.IndexHNSW | faiss.IndexNSG):
-        return obstacle(index.storage, passage, biased=biased)
+        return obstacle(index.storage, equivalence, biased=biased)
     if type(index) in (faiss.IndexFlat, faiss.IndexFlatIP, faiss.IndexFlatL2, faiss.IndexIVFFlat):
         return None
     if isinstance(index, faiss.IndexScalarQuantizer | faiss.IndexIVFScalarQuantizer):
@@ -58,15 +58,15 @@ def obstacle(index: Any, passage: Passage, *, biased: bool) -> str | None:
     return f"{kind} cannot be rewritten in place"
 
 
-def _chain_obstacle(index: Any, passage: Passage, *, biased: bool) -> str | None:
+def _chain_obstacle(index: Any, equivalence: Equivalence, *, biased: bool) -> str | None:
     first = faiss.downcast_VectorTransform(index.chain.at(0))
-    if passage.queries is None:
-        return passage.reason
+    if equivalence.queries is None:
+        return equivalence.reason
     if not isinstance(first, faiss.LinearTransform):
         return f"its {type(first).__name__} is not linear, so the map cannot be folded into it"
     if biased:
         return "a hubness bias does not pass through a rotation"
-    if passage.scores and not (first.is_orthonormal and not first.have_bias):
+    if equivalence.scores and not (first.is_orthonormal and not first.have_bias):
         return f"its {type(first).__name__} is no rotation, so its distances cannot be rescaled"
     return None
 
@@ -91,48 +91,48 @@ def folds(index: Any) -> bool:
     return folds(index.index) if isinstance(index, faiss.IndexIDMap) else isinstance(index, faiss.IndexPreTransform)
 
 
-def move(index: Any, passage: Passage) -> None:
+def rewrite(index: Any, equivalence: Equivalence) -> None:
     """Rewrite the vectors of an index in place, in chunks of 8 MiB; nothing may be in its way (`obstacle`).
 
     Centroids of inverted lists move as rows do, since an affine map commutes with means. A transform in front takes the map in:
     ``A' = A P`` for queries pulled back by ``p = P q + c``.
     """
     index = faiss.downcast_index(index)
-    rows = passage.rows
+    rows = equivalence.rows
     assert rows is not None  # noqa: S101 - `obstacle` has said so
     if isinstance(index, faiss.IndexIDMap):
-        move(index.index, passage)
+        rewrite(index.index, equivalence)
         index.d = index.index.d
     elif isinstance(index, faiss.IndexPreTransform):
-        _fold(index, passage)
+        _fold(index, equivalence)
     elif isinstance(index, faiss.IndexRefine):
-        move(index.base_index, passage)
-        move(index.refine_index, passage)
+        rewrite(index.base_index, equivalence)
+        rewrite(index.refine_index, equivalence)
         index.d = index.base_index.d
     elif isinstance(index, faiss.IndexHNSW | faiss.IndexNSG):
-        move(index.storage, passage)
+        rewrite(index.storage, equivalence)
         index.d = index.storage.d
     elif isinstance(index, faiss.IndexIVF):
-        _move_lists(index, rows)
-        move(index.quantizer, passage)
+        _rewrite_lists(index, rows)
+        rewrite(index.quantizer, equivalence)
         index.d = index.quantizer.d
     elif quantizer := _additive(index):
-        _move_codebooks(quantizer, rows)
+        _rewrite_codebooks(quantizer, rows)
         index.d = quantizer.d
     else:
-        _move_codes(index, rows)
+        _rewrite_codes(index, rows)
 
 
-def _fold(index: Any, passage: Passage) -> None:
+def _fold(index: Any, equivalence: Equivalence) -> None:
     first = faiss.downcast_VectorTransform(index.chain.at(0))
-    ((matrix, offset),) = passage.queries.steps(biased=False)  # type: ignore[union-attr, misc]
+    ((matrix, offset),) = equivalence.queries.steps(biased=False)  # type: ignore[union-attr, misc]
     held = faiss.vector_to_array(first.A).reshape(first.d_out, first.d_in).astype(np.float64)
     bias = faiss.vector_to_array(first.b) if first.have_bias else np.zeros(first.d_out)
     set_matrix(first, held @ matrix, held @ offset + bias)
     index.d = first.d_in
 
 
-def _move_codes(index: Any, rows: RowMap) -> None:
+def _rewrite_codes(index: Any, rows: RowMap) -> None:
     coder = _Coder(index, rows)
     n, old, new = index.ntotal, index.code_size, coder.new_size
     step = max(1, _CHUNK_BYTES // max(4 * index.d, new))
@@ -152,9 +152,9 @@ def _move_codes(index: Any, rows: RowMap) -> None:
     coder.finish()
 
 
-def _move_lists(index: Any, rows: RowMap) -> None:
+def _rewrite_lists(index: Any, rows: RowMap) -> None:
     if quantizer := _additive(index):  # codes of residuals stay as they are
-        _move_codebooks(quantizer, rows.linear() if index.by_residual else rows)
+        _rewrite_codebooks(quantizer, rows.linear() if index.by_residual else rows)
         return
     coder = _Coder(index, rows)
     rows = rows.linear() if isinstance(index, faiss.IndexIVFScalarQuantizer) and index.by_residual else rows
@@ -206,7 +206,7 @@ class _Coder:
         self._index.d, self._index.code_size = self.dim, self.new_size
 
 
-def _move_codebooks(quantizer: Any, rows: RowMap) -> None:
+def _rewrite_codebooks(quantizer: Any, rows: RowMap) -> None:
     """``x = sum of codewords``: each is mapped linearly, and the first, of which every row has one, takes the offset."""
     words = faiss.vector_to_array(quantizer.codebooks).reshape(-1, quantizer.d) @ rows.coef.T
     first = int(faiss.vector_to_array(quantizer.codebook_offsets)[1])

@@ -1,4 +1,4 @@
-"""One index and one map: what is possible between them, and how it is done."""
+"""The migration of one index by one map: what is possible, and how it is done."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ import numpy as np
 
 from embridge.arrays import as_vectors
 from embridge.errors import CollectionError, FaissIndexError, SpaceMismatchError
-from embridge.indexes.move import folds, loses, move, obstacle
-from embridge.indexes.passage import Extent, Passage, extent, passage
-from embridge.indexes.rebuild import TranslatedRows, rebuild
-from embridge.indexes.wrap import wrap
 from embridge.maps import LinearMap
+from embridge.migration.equivalence import Equivalence, Extent, equivalence, extent
+from embridge.migration.rebuild import TranslatedRows, rebuild
+from embridge.migration.rewrite import folds, loses, obstacle, rewrite
+from embridge.migration.wrap import wrap
 from embridge.stores.faiss_decode import external_lists_of, holds_codes, stored_vectors
 from embridge.stores.faiss_file import IndexFile, index_fingerprint, read_index_file
 from embridge.stores.faiss_store import space_of
@@ -25,7 +25,7 @@ _CONDITION = 1e4  # beyond it a map flattens directions that a graph or lists we
 
 
 @dataclass
-class Job:
+class MigrationAttempt:
     """One index and one map: what is possible, and how it is done."""
 
     path: str
@@ -48,11 +48,11 @@ class Job:
             raise CollectionError.empty(repr(self.path))
         self.fingerprint = index_fingerprint(self.path)
         self.extent = self._extent()
-        self.passage: Passage = passage(
+        self.equivalence: Equivalence = equivalence(
             self.translation, self.space, self.extent, l2=self.file.index.metric_type == faiss.METRIC_L2
         )
         if self.references is not None:
-            self.references = as_vectors(self.references, self.passage.space.dim, "reference queries")
+            self.references = as_vectors(self.references, self.equivalence.space.dim, "reference queries")
         self._untouched = True
 
     def _read(self) -> IndexFile:
@@ -72,15 +72,15 @@ class Job:
         """What is tried, in order, with what is in its way (all of it found before anything changes the index)."""
         if mode != "auto":
             return [(mode, self.obstacle(mode))]
-        plan = [(m, self.obstacle(m)) for m in ("move", "wrap", "rebuild")]
-        if self.passage.exact and plan[0][1] is None and loses(self.file.index):
-            return [("move", "it would round half-precision vectors anew"), plan[1], plan[0], plan[2]]
+        plan = [(m, self.obstacle(m)) for m in ("rewrite", "wrap", "rebuild")]
+        if self.equivalence.exact and plan[0][1] is None and loses(self.file.index):
+            return [("rewrite", "it would round half-precision vectors anew"), plan[1], plan[0], plan[2]]
         return plan
 
     def obstacle(self, mode: str) -> str | None:
         """Why a mode is not possible, or None."""
         if mode == "rebuild":
-            return None if self.passage.forward else self.passage.reason
+            return None if self.equivalence.forward else self.equivalence.reason
         if self.references is not None:
             return "a hubness bias is a new dimension, which needs a rebuild"
         if "scores" in self.file.notes:
@@ -88,19 +88,19 @@ class Job:
         if lists := external_lists_of(self.file.index):
             return f"its inverted lists lie in another file ({lists}), which two indexes would share"
         if mode == "wrap":
-            return None if self.passage.queries is not None else self.passage.reason
-        if found := obstacle(self.file.index, self.passage, biased=self.file.biased):
+            return None if self.equivalence.queries is not None else self.equivalence.reason
+        if found := obstacle(self.file.index, self.equivalence, biased=self.file.biased):
             return found
-        if not self.passage.exact and self.extent.condition > _CONDITION:
+        if not self.equivalence.exact and self.extent.condition > _CONDITION:
             return f"the map's condition number is {self.extent.condition:.1e} on the rows of the index"
         return None
 
-    def carry_out(self, mode: str) -> tuple[IndexFile, bool, str]:
+    def make(self, mode: str) -> tuple[IndexFile, bool, str]:
         """The migrated index, whether it should be exact, and why."""
         lineage = {"source": self.fingerprint, "map": self.translation.fingerprint}
         if mode == "rebuild":
             file = self.file if self._untouched else self._read()
-            rows = TranslatedRows(file, self.path, self.fingerprint, self.translation, self.passage.space)
+            rows = TranslatedRows(file, self.path, self.fingerprint, self.translation, self.equivalence.space)
             made, factory = rebuild(rows, file.index, references=self.references, seed=self.seed, progress=self.progress)
             exact = factory == "Flat"
             reason = f"{factory} built over translated vectors" + ("" if exact else ", as good as such an index is")
@@ -109,23 +109,23 @@ class Job:
         self._untouched = False
         notes = {key: file.notes[key] for key in ("hubness",) if key in file.notes}
         adds = file.notes.get("adds", True)
-        exact, reason = self.passage.exact, self.passage.reason
+        exact, reason = self.equivalence.exact, self.equivalence.reason
         if mode == "wrap":
-            queries = self.passage.queries
+            queries = self.equivalence.queries
             index = wrap(file.index, queries, biased=file.biased)  # type: ignore[arg-type]
-            adds = adds and self.passage.adds and "hubness" not in notes
+            adds = adds and self.equivalence.adds and "hubness" not in notes
         else:
             index = file.index
-            adds = adds and (self.passage.adds or not folds(index))
+            adds = adds and (self.equivalence.adds or not folds(index))
             exact = exact and not loses(index)
             reason += "; half-precision vectors are rounded anew" if loses(index) else ""
         front = mode == "wrap" or folds(index)
-        if front and self.passage.scores:
-            notes["scores"] = self.passage.scores
-        if mode == "move":
-            move(index, self.passage)
+        if front and self.equivalence.scores:
+            notes["scores"] = self.equivalence.scores
+        if mode == "rewrite":
+            rewrite(index, self.equivalence)
         if not adds:
             notes["adds"] = False
-        if not self.passage.forward:
+        if not self.equivalence.forward:
             notes["raw_queries"] = True  # the map takes them as the new model gives them, and makes them unit itself
-        return IndexFile(index, self.passage.space, file.ids, lineage, notes), exact, reason
+        return IndexFile(index, self.equivalence.space, file.ids, lineage, notes), exact, reason

@@ -40,7 +40,7 @@ class RowMap:
     normalise: bool
 
     def apply(self, rows: np.ndarray) -> np.ndarray:
-        """New rows, float32; columns beyond the map's width (a hubness bias) are carried as they are."""
+        """New rows, float32; columns beyond the map's width (a hubness bias) are projected as they are."""
         width = self.coef.shape[1]
         out = rows[:, :width] @ self.coef.T + self.intercept
         out = unit(out) if self.normalise else out
@@ -85,7 +85,7 @@ class QueryMap:
 
 
 @dataclass(frozen=True, eq=False)
-class Passage:
+class Equivalence:
     """What a map means for an index of some space and metric.
 
     Attributes
@@ -97,7 +97,7 @@ class Passage:
     exact : bool
     reason : str
     rows : RowMap or None
-        None where rows cannot be moved at all.
+        None where rows cannot be rewritten at all.
     queries : QueryMap or None
         None where no query can be pulled back.
     scores : dict
@@ -168,8 +168,8 @@ def _one_scale(powers: np.ndarray) -> float | None:
     return float(np.sqrt(square)) if square > 0 and np.abs(powers - square).max() < 2e-5 * square else None
 
 
-def passage(translation: LinearMap, space: Space, reach: Extent, *, l2: bool) -> Passage:
-    """The passage of an index of `space` (measured by L2 or by inner product) through a map that starts or ends there."""
+def equivalence(translation: LinearMap, space: Space, reach: Extent, *, l2: bool) -> Equivalence:
+    """The equivalence of an index of `space` (measured by L2 or by inner product) through a map that starts or ends there."""
     if not translation.source.same_as(space):
         return _backward(translation, space, l2=l2)
     target = translation.target
@@ -178,7 +178,7 @@ def passage(translation: LinearMap, space: Space, reach: Extent, *, l2: bool) ->
     whole_rows = space.metric != Metric.COSINE or space.normalized  # a cosine index has lost the lengths of its rows
     if not _same_measure(target, l2=l2, unit_rows=unit_rows):
         reason = f"the index measures by {'L2' if l2 else 'inner product'}, {target.name!r} by {target.metric}"
-        return Passage(target, True, False, reason, None, None, {}, False)
+        return Equivalence(target, True, False, reason, None, None, {}, False)
     if l2 and target.metric == Metric.COSINE:
         target = replace(target, normalized=True)
     square = coef.shape[0] == coef.shape[1] and reach.whole
@@ -188,26 +188,26 @@ def passage(translation: LinearMap, space: Space, reach: Extent, *, l2: bool) ->
             coef = (coef / np.float32(scale)).astype(np.float32)
             scores = {} if square or not l2 else {"scale": 1.0, "centre": [0.0] * len(coef)}
             rows, queries = RowMap(coef, intercept, normalise=False), QueryMap(coef.T, zero, normalise=False)
-            return Passage(target, True, True, "a rotation keeps cosines", rows, queries, scores, square)
+            return Equivalence(target, True, True, "a rotation keeps cosines", rows, queries, scores, square)
         rows = RowMap(coef, intercept, normalise=True)
         queries = QueryMap(coef.T, zero, normalise=False) if unit_rows or not l2 else None
         reason = "the map is no rotation without offset, so cosines change: each row would need 1 / |W x + b|"
-        return Passage(target, True, False, reason, rows, queries, {}, False)
+        return Equivalence(target, True, False, reason, rows, queries, {}, False)
     lost = "" if whole_rows else "; the index holds unit vectors, the map was made for others"
     if not l2:
         scores = {"offset": intercept.tolist()} if intercept.any() else {}
         adds = square and scale is not None and abs(scale - 1) < 1e-5 and not scores
         rows, queries = RowMap(coef, intercept, normalise=False), QueryMap(coef.T, zero, normalise=False)
         reason = "inner products of translated rows are those of pulled-back queries, plus one number a query" + lost
-        return Passage(target, True, whole_rows, reason, rows, queries, scores, adds)
+        return Equivalence(target, True, whole_rows, reason, rows, queries, scores, adds)
     rows = RowMap(coef, intercept, normalise=False)
     if scale is None:
         reason = "L2 queries can be pulled back through an isometry only, and the map is none"
-        return Passage(target, True, False, reason, rows, None, {}, False)
+        return Equivalence(target, True, False, reason, rows, None, {}, False)
     back = (coef.T.astype(np.float64) / scale**2).astype(np.float32)
     queries = QueryMap(back, -(back @ intercept), normalise=False)
     scores = {} if square and abs(scale - 1) < 1e-6 else {"scale": scale**2, "centre": intercept.tolist()}
-    return Passage(target, True, whole_rows, "an isometry keeps the order of distances" + lost, rows, queries, scores, square)
+    return Equivalence(target, True, whole_rows, "an isometry keeps the order of distances" + lost, rows, queries, scores, square)
 
 
 def _same_measure(target: Space, *, l2: bool, unit_rows: bool) -> bool:
@@ -216,10 +216,10 @@ def _same_measure(target: Space, *, l2: bool, unit_rows: bool) -> bool:
     return target.metric != Metric.L2
 
 
-def _backward(translation: LinearMap, space: Space, *, l2: bool) -> Passage:
+def _backward(translation: LinearMap, space: Space, *, l2: bool) -> Equivalence:
     """The map was fitted from the new space into that of the index: queries and added vectors are translated by it."""
     cosine = space.metric == Metric.COSINE
     queries = QueryMap(translation.coef, translation.intercept, normalise=cosine or translation.target.normalized)
     target = replace(translation.source, metric=space.metric, normalized=translation.source.normalized or (cosine and l2))
     reason = f"the map leads from {translation.source.name!r} into the index's {space.name!r}: queries are translated, rows stay"
-    return Passage(target, False, True, reason, None, queries, {}, True)
+    return Equivalence(target, False, True, reason, None, queries, {}, True)

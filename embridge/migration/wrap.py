@@ -7,7 +7,7 @@ from typing import Any
 import faiss
 import numpy as np
 
-from embridge.indexes.passage import QueryMap
+from embridge.migration.equivalence import QueryMap
 
 
 def wrap(index: Any, queries: QueryMap, *, biased: bool) -> Any:

@@ -1,4 +1,4 @@
-"""Searching an index with queries of its own space, of another space through a map, or of both, blended."""
+"""A FAISS index, open: searched with queries of its own space, of another space through a map, or of both, blended."""
 
 from __future__ import annotations
 
@@ -10,16 +10,17 @@ from typing import Any
 
 import numpy as np
 
-from embridge.arrays import as_vectors, check_rows, unit
-from embridge.errors import BadIdsError, EmbridgeError, FaissIndexError, ParameterError, SpaceMismatchError
+from embridge.arrays import as_vectors, check_rows
+from embridge.errors import EmbridgeError, FaissIndexError, ParameterError, SpaceMismatchError
 from embridge.feature_maps import Map
-from embridge.ids import check_unique, match_rows
-from embridge.indexes.ask import ask
+from embridge.ids import check_unique
+from embridge.indexes.add import add_rows
 from embridge.indexes.build import build
-from embridge.indexes.extend import extend
 from embridge.indexes.gpu import GPU_LIMIT, on_gpu
 from embridge.indexes.parameters import in_force, search_parameters, stateful
+from embridge.indexes.search import search_index
 from embridge.outputs import INDEX, Output, claim
+from embridge.queries import blend, project_queries
 from embridge.stores.collection import Collection
 from embridge.stores.faiss_file import (
     FAISS_ERRORS,
@@ -31,57 +32,6 @@ from embridge.stores.faiss_file import (
 )
 from embridge.stores.faiss_store import external_ids, space_of
 from embridge.types import DeclaredSpace, Hits, Metric, Space
-
-
-def carry(queries: np.ndarray, via: Map, space: Space) -> np.ndarray:
-    """Queries of the other end of a map, made into queries for rows of `space`.
-
-    A map into `space` is applied; a map out of `space` is pulled back (`LinearMap.pull_back`: the adjoint, or under L2 the
-    inverse of an isometry).
-
-    Parameters
-    ----------
-    queries : ndarray of shape (n_queries, dim of the other end)
-    via : LinearMap or FeatureMap
-    space : Space
-
-    Returns
-    -------
-    ndarray of shape (n_queries, space.dim)
-
-    Raises
-    ------
-    SpaceMismatchError
-        The map neither starts nor ends in `space`.
-    MapError
-        Under L2 the map is no isometry.
-    """
-    if via.target.same_as(space):
-        return via.apply(as_vectors(queries, via.source.dim, f"queries of {via.source.name!r}"))
-    if via.source.same_as(space):
-        return via.pull_back(queries)
-    raise SpaceMismatchError.unrelated((via.source.name, via.target.name), "?", space.name)
-
-
-def blend(old: np.ndarray, carried: np.ndarray, weight: float = 0.5, metric: Metric = Metric.COSINE) -> np.ndarray:
-    """``(1 - weight) unit(old) + weight unit(carried)``: queries of the old model mixed with carried ones of the new.
-
-    Under L2, where lengths have a meaning, as they are: ``(1 - weight) old + weight carried``.
-
-    Parameters
-    ----------
-    old, carried : ndarray of shape (n_queries, dim)
-    weight : float, default 0.5
-        In [0, 1].
-    metric : Metric, default "cosine"
-        Of the rows that are searched.
-    """
-    if not 0 <= weight <= 1:
-        raise ParameterError.must_be("weight", "in [0, 1]", weight)
-    if metric == Metric.L2:
-        return (1 - np.float32(weight)) * old + np.float32(weight) * carried
-    return (1 - np.float32(weight)) * unit(old) + np.float32(weight) * unit(carried)
-
 
 _MOST_EMPTY = 1 << 16  # k beyond the vectors that an index holds: each place that stays empty takes memory
 
@@ -141,7 +91,7 @@ class Index:
             The index stays as it was.
         """
         with claim(Output(self.path, INDEX), inputs=(collection.path,), overwrite=True):
-            file = extend(self._file, self.space, collection, self.path, external_lists=self._external_lists)
+            file = add_rows(self._file, self.space, collection, self.path, external_lists=self._external_lists)
             write_index_file(self.path, file)
         self._take(file, self.space)
 
@@ -164,11 +114,11 @@ class Index:
         k : int, default 10
             More than the index holds leaves places empty; at most 65,536 then.
         via : LinearMap or FeatureMap, optional
-            Between the space of the queries and that of the index, in either direction (see `carry`).
+            Between the space of the queries and that of the index, in either direction (see `embridge.queries.project_queries`).
         old_queries : ndarray of shape (n_queries, index dim), optional
-            The same queries by the index's own model, to be blended with the carried ones.
+            The same queries by the index's own model, to be blended with the projected ones.
         weight : float, default 0.5
-            Of the carried queries in the blend.
+            Of the projected queries in the blend.
         parameters : str, optional
             Of the FAISS index, such as ``"nprobe=32"`` or ``"efSearch=128"``, for this call alone. Searches of other threads keep
             theirs. With parameters the search runs on the CPU.
@@ -190,24 +140,24 @@ class Index:
             Parameters that the index does not take.
         """
         k = self._checked(k)
-        asked = as_vectors(queries, None if via else self.space.dim, "queries")
+        given = as_vectors(queries, None if via else self.space.dim, "queries")
         cosine = self.space.metric == Metric.COSINE
-        check_rows(asked, range(len(asked)), "queries", zero_is_bad=cosine)
-        offset = np.zeros(len(asked), np.float32)
+        check_rows(given, range(len(given)), "queries", zero_is_bad=cosine)
+        offset = np.zeros(len(given), np.float32)
         if via is not None:
-            carried = carry(asked, via, self.space)
+            projected = project_queries(given, via, self.space)
             if self.space.metric == Metric.DOT and not via.target.same_as(self.space) and "hubness" not in self._file.notes:
-                offset = np.asarray(asked @ via.intercept, np.float32)
-            asked = carried
+                offset = np.asarray(given @ via.intercept, np.float32)
+            given = projected
         if old_queries is not None:
             if via is None:
-                raise ParameterError("Blending needs a map (via) that carries the new queries into the space of the index.")
+                raise ParameterError("Blending needs a map (via) that projects the new queries into the space of the index.")
             old = as_vectors(old_queries, self.space.dim, "old_queries")
-            if len(old) != len(asked):
-                raise ParameterError.must_be("old_queries", f"as many as queries ({len(asked):,})", len(old))
+            if len(old) != len(given):
+                raise ParameterError.must_be("old_queries", f"as many as queries ({len(given):,})", len(old))
             check_rows(old, range(len(old)), "old_queries", zero_is_bad=cosine)
-            asked, offset = blend(old, asked, weight, self.space.metric), np.zeros_like(offset)
-        scores, labels = self._search(asked, k, parameters)
+            given, offset = blend(old, given, weight, self.space.metric), np.zeros_like(offset)
+        scores, labels = self._search(given, k, parameters)
         return Hits(self._ids(labels, scores == -np.inf), scores + offset[:, None])
 
     def _checked(self, k: int) -> int:
@@ -232,7 +182,7 @@ class Index:
     def _ask(self, queries: np.ndarray, k: int, options: Any, parameters: str) -> tuple[np.ndarray, np.ndarray]:
         index = self._file.index if k > GPU_LIMIT or parameters else self._searched
         try:
-            return ask(self._file, self.space, queries, k, index=index, parameters=options)
+            return search_index(self._file, self.space, queries, k, index=index, parameters=options)
         except MemoryError as e:
             what = f"{len(queries):,} queries with k {k:,} over {self.path!r}"
             raise ParameterError(f"{what} take more memory than there is. Hint: a smaller k.") from e
@@ -293,7 +243,7 @@ def build_index(
     factory : str, default "HNSW32"
         As `faiss.index_factory` takes it: ``Flat``, ``IVF4096,PQ32``, ``OPQ32,IVF1024,PQ32`` ...
     hubness : Collection, optional
-        Reference queries of the same space, not those that will be asked: each row then carries its mean similarity to its 10
+        Reference queries of the same space, not those of later searches: each row then carries its mean similarity to its 10
         nearest of them, which every search subtracts (``2 <q, x> - r(x)``). Cosine and inner product only.
     calibrated : bool, default True
         Let translated rows of a merged collection carry the offset that it was calibrated with.
@@ -333,50 +283,4 @@ def _references(queries: Collection, space: Space) -> np.ndarray:
     return queries.read()[1]
 
 
-def search(
-    index: Index,
-    queries: Collection,
-    k: int = 10,
-    *,
-    via: Map | None = None,
-    old_queries: Collection | None = None,
-    weight: float = 0.5,
-    parameters: str = "",
-) -> tuple[np.ndarray, Hits]:
-    """Search with a collection of queries; every space is checked.
-
-    Parameters are those of `Index.search`, with collections for arrays; `old_queries` are matched to `queries` by id.
-
-    Returns
-    -------
-    ids : ndarray of shape (n_queries,)
-        Of the queries.
-    hits : Hits
-
-    Raises
-    ------
-    SpaceMismatchError
-        Queries are not of the index's space and no map leads there, or the map is of other spaces.
-    BadIdsError
-        A query has no counterpart among `old_queries`.
-    """
-    if via is None and not queries.space.same_as(index.space):
-        raise SpaceMismatchError.between("The index", index.space, queries.name, queries.space)
-    if via is not None:
-        ends = ((via.source, via.target), (via.target, via.source))
-        if not any(a.same_as(queries.space) and b.same_as(index.space) for a, b in ends):
-            names = (via.source.name, via.target.name)
-            raise SpaceMismatchError.unrelated(names, queries.space.name, index.space.name)
-    ids, vectors = queries.read()
-    old = None
-    if old_queries is not None:
-        if not old_queries.space.same_as(index.space):
-            raise SpaceMismatchError.between("Blending", index.space, old_queries.name, old_queries.space)
-        rows, old_rows = match_rows(queries, old_queries)
-        if len(rows) < len(ids):
-            raise BadIdsError.unknown(queries.name, np.delete(ids, rows).tolist())
-        old = old_queries.read()[1][old_rows]
-    return ids, index.search(vectors, k, via=via, old_queries=old, weight=weight, parameters=parameters)
-
-
-__all__ = ["Index", "blend", "build_index", "carry", "open_index", "search"]
+__all__ = ["Index", "build_index", "open_index"]

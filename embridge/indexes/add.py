@@ -16,7 +16,7 @@ from embridge.stores.faiss_file import FAISS_ERRORS, IndexFile, faiss_reason, re
 from embridge.types import Metric, Space
 
 
-def extend(file: IndexFile, space: Space, collection: Collection, path: str, *, external_lists: bool = False) -> IndexFile:
+def add_rows(file: IndexFile, space: Space, collection: Collection, path: str, *, external_lists: bool = False) -> IndexFile:
     """A copy of the index with the rows of a collection added.
 
     Raises

@@ -1,23 +1,30 @@
-"""One search of an index file: queries as its space has them, scores as its space has them."""
+"""Searches: of an index file with arrays, and of an open index with a collection of queries."""
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import faiss
 import numpy as np
 
 from embridge.arrays import unit
+from embridge.errors import BadIdsError, SpaceMismatchError
+from embridge.feature_maps import Map
+from embridge.ids import match_rows
 from embridge.indexes.build import prepare
-from embridge.indexes.calibration import with_length
 from embridge.indexes.hubness import augment
+from embridge.indexes.offset import with_length
+from embridge.stores.collection import Collection
 from embridge.stores.faiss_file import IndexFile
-from embridge.types import Metric, Space
+from embridge.types import Hits, Metric, Space
+
+if TYPE_CHECKING:
+    from embridge.indexes.index import Index
 
 _LARGEST = float(np.finfo(np.float32).max)
 
 
-def ask(
+def search_index(
     file: IndexFile,
     space: Space,
     queries: np.ndarray,
@@ -46,17 +53,19 @@ def ask(
     -------
     scores, labels : ndarray of shape (n_queries, k)
         Cosine or inner product, L2 as negated squared distance, with a hubness bias ``2 <q, x> - r(x)``, of translated rows in a
-        calibrated index with its offset (see `embridge.indexes.calibration`). Behind a map in front of
+        calibrated index with its offset (see `embridge.indexes.offset`). Behind a map in front of
         the index (`notes["scores"]`) they are those of the translated rows. A place that stays empty has the score ``-inf``, which
         no row has; its label is -1, which may also be the id of a row.
     """
     hub = "hubness" in file.notes
     as_they_are = as_they_are or file.notes.get("raw_queries", False)
-    asked = np.ascontiguousarray(queries, np.float32) if as_they_are else unit(queries) if hub else prepare(queries, space.metric)
-    extended = augment(asked) if hub and file.biased else with_length(asked, space.metric) if file.biased else asked
+    prepared = (
+        np.ascontiguousarray(queries, np.float32) if as_they_are else unit(queries) if hub else prepare(queries, space.metric)
+    )
+    extended = augment(prepared) if hub and file.biased else with_length(prepared, space.metric) if file.biased else prepared
     found, labels, empty = _search(index or file.index, extended, k, parameters)
     with np.errstate(over="ignore", invalid="ignore"):
-        scores = _scores(file, space, asked, found)
+        scores = _scores(file, space, prepared, found)
     scores = np.clip(np.nan_to_num(scores, nan=-_LARGEST), -_LARGEST, _LARGEST)  # of a row, however far it is
     scores[empty] = -np.inf
     return scores, labels
@@ -88,19 +97,19 @@ def _mapped(index: Any, queries: np.ndarray, k: int, parameters: Any) -> tuple[n
     return found, labels, labels == -1
 
 
-def _scores(file: IndexFile, space: Space, asked: np.ndarray, found: np.ndarray) -> np.ndarray:
+def _scores(file: IndexFile, space: Space, prepared: np.ndarray, found: np.ndarray) -> np.ndarray:
     """What FAISS found as scores of the space: a higher one is closer."""
     correction, calibration = file.notes.get("scores", {}), file.notes.get("calibration")
     if file.index.metric_type != faiss.METRIC_L2:
         if "offset" in correction:
-            offset = asked @ np.asarray(correction["offset"], np.float32)
+            offset = prepared @ np.asarray(correction["offset"], np.float32)
             found = found + (2 * offset if "hubness" in file.notes else offset)[:, None]
         return found
     if calibration:
         found = found - max(calibration["offset"], 0)
     if "scale" in correction:
-        centred = asked - np.asarray(correction["centre"], np.float32)
-        pulled = _first_transform(file.index).apply(asked)
+        centred = prepared - np.asarray(correction["centre"], np.float32)
+        pulled = _first_transform(file.index).apply(prepared)
         rest = np.einsum("ij,ij->i", centred, centred) - correction["scale"] * np.einsum("ij,ij->i", pulled, pulled)
         found = (correction["scale"] * found + rest[:, None]).astype(np.float32)
     # An L2 index of unit vectors may serve a cosine space: |q - x|^2 = 2 - 2 cos.
@@ -112,3 +121,49 @@ def _first_transform(index: Any) -> Any:
     while isinstance(index, faiss.IndexIDMap):
         index = faiss.downcast_index(index.index)
     return faiss.downcast_VectorTransform(index.chain.at(0))
+
+
+def search(
+    index: Index,
+    queries: Collection,
+    k: int = 10,
+    *,
+    via: Map | None = None,
+    old_queries: Collection | None = None,
+    weight: float = 0.5,
+    parameters: str = "",
+) -> tuple[np.ndarray, Hits]:
+    """Search with a collection of queries; every space is checked.
+
+    Parameters are those of `Index.search`, with collections for arrays; `old_queries` are matched to `queries` by id.
+
+    Returns
+    -------
+    ids : ndarray of shape (n_queries,)
+        Of the queries.
+    hits : Hits
+
+    Raises
+    ------
+    SpaceMismatchError
+        Queries are not of the index's space and no map leads there, or the map is of other spaces.
+    BadIdsError
+        A query has no counterpart among `old_queries`.
+    """
+    if via is None and not queries.space.same_as(index.space):
+        raise SpaceMismatchError.between("The index", index.space, queries.name, queries.space)
+    if via is not None:
+        ends = ((via.source, via.target), (via.target, via.source))
+        if not any(a.same_as(queries.space) and b.same_as(index.space) for a, b in ends):
+            names = (via.source.name, via.target.name)
+            raise SpaceMismatchError.unrelated(names, queries.space.name, index.space.name)
+    ids, vectors = queries.read()
+    old = None
+    if old_queries is not None:
+        if not old_queries.space.same_as(index.space):
+            raise SpaceMismatchError.between("Blending", index.space, old_queries.name, old_queries.space)
+        rows, old_rows = match_rows(queries, old_queries)
+        if len(rows) < len(ids):
+            raise BadIdsError.unknown(queries.name, np.delete(ids, rows).tolist())
+        old = old_queries.read()[1][old_rows]
+    return ids, index.search(vectors, k, via=via, old_queries=old, weight=weight, parameters=parameters)

@@ -1,6 +1,6 @@
 """The offset of translated rows in an index of native and translated ones: one more dimension, as for hubness.
 
-A row is stored as ``[x, c]``, c being the offset of a translated row and 0 for a native one, and a query asked as ``[q, |q|]``, so
+A row is stored as ``[x, c]``, c being the offset of a translated row and 0 for a native one, and a query is ``[q, |q|]``, so
 that the inner product is ``<q, x> + c |q|``: the order is that of ``<q, x> + c`` for the unit query, whatever its length. Under L2
 a dimension can only push away: queries get 0, and ``|q - x|^2`` grows by the square of what stands in the row, which is
 ``sqrt(-c)`` in translated rows, or, where they are to come nearer (c > 0), ``sqrt(c)`` in native ones.

@@ -1,4 +1,4 @@
-"""A FAISS index moved to another space, exactly where mathematics allows, and proven before it appears."""
+"""A FAISS index migrated to another space, exactly where mathematics allows, and verified before it is written."""
 
 from __future__ import annotations
 
@@ -18,16 +18,16 @@ from embridge.errors import (
     UnreadableFileError,
 )
 from embridge.feature_maps import Map
-from embridge.indexes.exam import AGREES, Exam, Marks
-from embridge.indexes.job import Job
 from embridge.maps import LinearMap
+from embridge.migration.attempt import MigrationAttempt
+from embridge.migration.verification import AGREES, Verification, VerificationScore
 from embridge.outputs import INDEX, Output, claim
 from embridge.records import Migration
 from embridge.stores.faiss_file import FAISS_ERRORS, IndexFile, faiss_reason, index_fingerprint, write_index_file
 from embridge.types import DeclaredSpace, Space
 
-MODES = ("auto", "wrap", "move", "rebuild")
-_RELATIVE = 0.9  # of what the old index itself finds, where nothing else is asked for
+MODES = ("auto", "wrap", "rewrite", "rebuild")
+_RELATIVE = 0.9  # of what the old index itself finds, where the caller wants nothing else
 
 
 def migrate(
@@ -48,11 +48,11 @@ def migrate(
 ) -> Migration:
     """Move a FAISS index into the space at the other end of a map, without the encoder and, where it can be, without a rebuild.
 
-    ``wrap`` puts the map in front of the old index: no stored vector is touched. ``move`` rewrites the stored vectors and keeps
+    ``wrap`` puts the map in front of the old index: no stored vector is touched. ``rewrite`` rewrites the stored vectors and keeps
     graph, lists and labels. ``rebuild`` reads vectors back, translates them and builds the same factory string anew. ``auto``
-    takes the first of move and wrap that is exact, else the first of them that measures well enough, else the best of all three.
+    takes the first of rewrite and wrap that is exact, else the first of them that measures well enough, else the best of all three.
 
-    Every result is asked sampled queries of the new space before it is written: its answers are held against brute force over
+    Before a result is written it is searched with sampled queries of the new space: its answers are compared with brute force over
     the translated rows, and against those of the old index to the pulled-back queries.
 
     Parameters
@@ -62,11 +62,12 @@ def migrate(
     translation : LinearMap
         Out of its space, or (``wrap`` only) into it.
     output : str or path-like
-    mode : {"auto", "wrap", "move", "rebuild"}
+    mode : {"auto", "wrap", "rewrite", "rebuild"}
+        ``move`` is another spelling of ``rewrite``.
     space : Space, DeclaredSpace or str, optional
         Of an index that does not say it itself.
     min_recall : float, optional
-        The share of the true neighbours of sampled queries that must be found. Default: any, but ``auto`` takes a move that is
+        The share of the true neighbours of sampled queries that must be found. Default: any, but ``auto`` takes a rewrite that is
         not exact (or wraps so) only where it finds 0.9 of what the old index finds in its own space.
     queries : ndarray of shape (n, dim_new), optional
         Real queries of the new space to verify with. Default: rows of the index plus noise, translated.
@@ -94,6 +95,7 @@ def migrate(
         It has kernel features.
     UnreadableFileError, MissingFileError, OutputExistsError, InterruptedOutputError, UndeclaredSpaceError
     """
+    mode = "rewrite" if mode == "move" else mode
     if mode not in MODES:
         raise ParameterError.must_be("mode", f"one of {', '.join(MODES)}", mode)
     if min_recall is not None and not 0 <= min_recall <= 1:
@@ -101,113 +103,113 @@ def migrate(
     if verify_queries < 1:
         raise ParameterError.must_be("verify_queries", "at least 1", verify_queries)
     if not isinstance(translation, LinearMap):
-        raise MapError.not_affine("no index moves through it; convert the collection and build one over it")
+        raise MapError.not_affine("no index migrates through it; convert the collection and build one over it")
     with claim(Output(output, INDEX), inputs=(path,), overwrite=overwrite):
-        job = Job(os.fspath(path), translation, space, seed, hubness, progress, external_lists)
+        attempt = MigrationAttempt(os.fspath(path), translation, space, seed, hubness, progress, external_lists)
         if queries is not None:
-            queries = as_vectors(queries, job.passage.space.dim, "queries")[:verify_queries]
+            queries = as_vectors(queries, attempt.equivalence.space.dim, "queries")[:verify_queries]
         try:
-            return _migrate(job, os.fspath(output), mode, min_recall, queries, verify_queries)
+            return _migrate(attempt, os.fspath(output), mode, min_recall, queries, verify_queries)
         except FAISS_ERRORS as e:  # FAISS read the file, and finds only now that it makes no sense
             if isinstance(e, EmbridgeError):
                 raise
-            raise UnreadableFileError.at(job.path, "a FAISS index", faiss_reason(e)) from e
+            raise UnreadableFileError.at(attempt.path, "a FAISS index", faiss_reason(e)) from e
 
 
 def _migrate(
-    job: Job, target: str, mode: str, min_recall: float | None, queries: np.ndarray | None, verify_queries: int
+    attempt: MigrationAttempt, target: str, mode: str, min_recall: float | None, queries: np.ndarray | None, verify_queries: int
 ) -> Migration:
-    exam = Exam(
-        job.file,
-        job.space,
-        job.translation,
-        job.passage,
+    verification = Verification(
+        attempt.file,
+        attempt.space,
+        attempt.translation,
+        attempt.equivalence,
         count=verify_queries,
-        seed=job.seed,
+        seed=attempt.seed,
         queries=queries,
-        references=job.references,
+        references=attempt.references,
     )
     refused: list[str] = []
     measured: dict[str, float] = {}
-    plan = job.plan(mode)
-    for attempt, hindered in plan:
+    plan = attempt.plan(mode)
+    for tried, hindered in plan:
         if hindered:
-            refused.append(f"{attempt}: {hindered}")
+            refused.append(f"{tried}: {hindered}")
             continue
         try:
-            made, exact, reason = job.carry_out(attempt)
-            marks = exam.mark(made)
+            made, exact, reason = attempt.make(tried)
+            score = verification.score(made)
         except FaissIndexError as e:
             if mode != "auto":
                 raise
-            refused.append(f"{attempt}: {e}")
+            refused.append(f"{tried}: {e}")
             continue
-        exact = exact and _proven(marks, attempt)
-        wanted = _wanted(min_recall, exam, is_shortcut=mode == "auto" and attempt != "rebuild" and not exact)
+        exact = exact and _proven(score, tried)
+        wanted = _wanted(min_recall, verification, is_shortcut=mode == "auto" and tried != "rebuild" and not exact)
         if min_recall is None and measured:  # the last resort must be better than what went before
             wanted = max(wanted, *measured.values())
-        if marks.overlap >= wanted:
-            return _finish(job, exam, target, attempt, made, marks, exact=exact, reason=reason, refused=refused)
-        refused.append(f"{attempt}: {marks.overlap:.3f} of the true neighbours are found, {wanted:.3f} are wanted")
-        measured[attempt] = marks.overlap
+        if score.overlap >= wanted:
+            return _finish(attempt, verification, target, tried, made, score, exact=exact, reason=reason, refused=refused)
+        refused.append(f"{tried}: {score.overlap:.3f} of the true neighbours are found, {wanted:.3f} are wanted")
+        measured[tried] = score.overlap
     if min_recall is not None or not measured:
-        raise MigrationRefusedError.of(job.path, mode, refused)
-    best = max(measured, key=lambda attempt: measured[attempt])
-    made, _, reason = job.carry_out(best)
+        raise MigrationRefusedError.of(attempt.path, mode, refused)
+    best = max(measured, key=measured.__getitem__)
+    made, _, reason = attempt.make(best)
     refused = [line for line in refused if not line.startswith(f"{best}:")]
-    return _finish(job, exam, target, best, made, exam.mark(made), exact=False, reason=reason, refused=refused)
+    return _finish(attempt, verification, target, best, made, verification.score(made), exact=False, reason=reason, refused=refused)
 
 
 def _finish(
-    job: Job,
-    exam: Exam,
+    attempt: MigrationAttempt,
+    verification: Verification,
     target: str,
     mode: str,
     made: IndexFile,
-    marks: Marks,
+    score: VerificationScore,
     *,
     exact: bool,
     reason: str,
     refused: list[str],
 ) -> Migration:
-    made.notes["migration"] = {"mode": mode, "exact": exact, "verified_overlap": marks.overlap}
+    made.notes["migration"] = {"mode": mode, "exact": exact, "verified_overlap": score.overlap}
     write_index_file(target, made)
     return Migration(
         path=target,
         mode=mode,
         exact=exact,
-        verified_overlap=marks.overlap,
-        queries_verified=len(exam.queries),
-        seconds=time.perf_counter() - job.started,
-        reason="; ".join([reason, *(f"not {line}" for line in refused), *_remarks(marks, exam, exact=exact)]),
+        verified_overlap=score.overlap,
+        queries_verified=len(verification.queries),
+        seconds=time.perf_counter() - attempt.started,
+        reason="; ".join([reason, *(f"not {line}" for line in refused), *_remarks(score, verification, exact=exact)]),
         rows=made.index.ntotal,
-        own_overlap=exam.own_overlap,
-        agreement=marks.agreement,
-        source=job.fingerprint,
-        map=job.translation.fingerprint,
+        own_overlap=verification.own_overlap,
+        agreement=score.agreement,
+        source=attempt.fingerprint,
+        map=attempt.translation.fingerprint,
         fingerprint=index_fingerprint(target),
-        source_space=job.space,
-        space=job.passage.space,
+        source_space=attempt.space,
+        space=attempt.equivalence.space,
     )
 
 
-def _proven(marks: Marks, mode: str) -> bool:
-    share = marks.overlap if mode == "rebuild" or marks.agreement is None else marks.agreement
+def _proven(score: VerificationScore, mode: str) -> bool:
+    share = score.overlap if mode == "rebuild" or score.agreement is None else score.agreement
     return share >= AGREES
 
 
-def _wanted(min_recall: float | None, exam: Exam, *, is_shortcut: bool) -> float:
-    """What must be found: what was asked for; else a move or wrap that is not exact must be nearly as good as the old index is."""
+def _wanted(min_recall: float | None, verification: Verification, *, is_shortcut: bool) -> float:
+    """The share that must be found: `min_recall`, else of a rewrite or wrap that is not exact nearly that of the old index."""
     if min_recall is not None:
         return min_recall
-    return _RELATIVE * (1.0 if exam.own_overlap is None else exam.own_overlap) if is_shortcut else 0.0
+    return _RELATIVE * (1.0 if verification.own_overlap is None else verification.own_overlap) if is_shortcut else 0.0
 
 
-def _remarks(marks: Marks, exam: Exam, *, exact: bool) -> Iterator[str]:
-    if not exact and marks.agreement is not None:
-        yield f"it gives {marks.agreement:.3f} of the old index's answers to pulled-back queries"
-    if not exam.readable:
+def _remarks(score: VerificationScore, verification: Verification, *, exact: bool) -> Iterator[str]:
+    if not exact and score.agreement is not None:
+        yield f"it gives {score.agreement:.3f} of the old index's answers to pulled-back queries"
+    if not verification.readable:
         yield "its vectors cannot be read back, so it was held against the old index's answers alone"
         return
-    own = "" if exam.own_overlap is None else f"; the old index finds {exam.own_overlap:.3f} of its own"
-    yield f"{marks.overlap:.3f} of the true neighbours are found{own}"
+    own = "" if verification.own_overlap is None else f"; the old index finds {verification.own_overlap:.3f} of its own"
+    yield f"{score.overlap:.3f} of the true neighbours are found{own}"

@@ -11,11 +11,11 @@ import pyarrow as pa
 
 from embridge.errors import FaissIndexError
 from embridge.ids import hash_ids
-from embridge.indexes.ask import ask
 from embridge.indexes.build import prepare
 from embridge.indexes.hubness import augment, with_bias
-from embridge.indexes.passage import Passage
+from embridge.indexes.search import search_index
 from embridge.maps import LinearMap
+from embridge.migration.equivalence import Equivalence
 from embridge.neighbors import Nearest, overlap
 from embridge.stores.collection import BATCH_BYTES
 from embridge.stores.faiss_decode import stored_vectors
@@ -29,7 +29,7 @@ _NOISE = 0.3  # of the spread of the rows: sampled queries are near rows, and ar
 
 
 @dataclass(frozen=True)
-class Marks:
+class VerificationScore:
     """How a migrated index did.
 
     Attributes
@@ -44,7 +44,7 @@ class Marks:
     agreement: float | None
 
 
-class Exam:
+class Verification:
     """Sampled queries of the new space, their true neighbours, and what the old index answers to them.
 
     Parameters
@@ -53,7 +53,7 @@ class Exam:
         The old index, before anything is changed in it.
     space : Space
     translation : LinearMap
-    passage : Passage
+    equivalence : Equivalence
     count : int
         Queries sampled.
     seed : int
@@ -66,8 +66,8 @@ class Exam:
     ----------
     queries : ndarray of shape (n_queries, dim_new)
     own_overlap : float or None
-        What the old index finds of the neighbours in its own space, asked with rows of its own plus noise: the best that can
-        be hoped for from a structure like its own. None where the passage is exact: then it is the overlap itself.
+        What the old index finds of the neighbours in its own space, searched with rows of its own plus noise: the best that can
+        be hoped for from a structure like its own. None where the equivalence is exact: then it is the overlap itself.
     readable : bool
         False where its vectors cannot be read back; then its own answers are all there is to compare with.
     """
@@ -77,14 +77,14 @@ class Exam:
         file: IndexFile,
         space: Space,
         translation: LinearMap,
-        passage: Passage,
+        equivalence: Equivalence,
         *,
         count: int = 100,
         seed: int = 0,
         queries: np.ndarray | None = None,
         references: np.ndarray | None = None,
     ) -> None:
-        self._file, self._space, self._map, self._passage, self._references = file, space, translation, passage, references
+        self._file, self._space, self._map, self._passage, self._references = file, space, translation, equivalence, references
         self.k = min(K, file.index.ntotal)
         rng = np.random.default_rng(seed)
         old_queries = self._sample(count, rng)
@@ -97,25 +97,25 @@ class Exam:
         pulled = self._pulled()
         if self.readable:
             self._truth = self._true_neighbours(pulled)
-            if not passage.exact:
+            if not equivalence.exact:
                 own = self._nearest(old_queries, space, hub="hubness" in file.notes)
                 for labels, stored in stored_vectors(file.index, self._batch_rows):
                     own.offer(stored, labels)
-                found = ask(file, space, old_queries, self.k)[1]
+                found = search_index(file, space, old_queries, self.k)[1]
                 self.own_overlap = float(overlap(self._ids(file, found), self._ids(file, own.rows)).mean())
-        hub = "hubness" in file.notes and passage.forward
-        answers = None if pulled is None else ask(file, space, pulled, self.k, as_they_are=hub)[1]
+        hub = "hubness" in file.notes and equivalence.forward
+        answers = None if pulled is None else search_index(file, space, pulled, self.k, as_they_are=hub)[1]
         self._old_answers = None if answers is None else self._ids(file, answers)
 
-    def mark(self, migrated: IndexFile) -> Marks:
-        """Put the questions to a migrated index."""
-        found = self._ids(migrated, ask(migrated, self._passage.space, self.queries, self.k)[1])
+    def score(self, migrated: IndexFile) -> VerificationScore:
+        """Search a migrated index with the queries."""
+        found = self._ids(migrated, search_index(migrated, self._passage.space, self.queries, self.k)[1])
         agreement = None if self._old_answers is None else float(overlap(found, self._old_answers).mean())
         if self._truth is None:
             if agreement is None:
                 raise FaissIndexError.cannot_be_verified()
-            return Marks(agreement, agreement)
-        return Marks(float(overlap(found, self._truth).mean()), agreement)
+            return VerificationScore(agreement, agreement)
+        return VerificationScore(float(overlap(found, self._truth).mean()), agreement)
 
     def _sample(self, count: int, rng: np.random.Generator) -> np.ndarray | None:
         """Rows of the index, plus noise; None where they cannot be read back."""

@@ -1,0 +1,1 @@
+"""A FAISS index migrated to another space: wrapped, rewritten or rebuilt, and verified."""
