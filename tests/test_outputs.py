@@ -35,7 +35,7 @@ from embridge.errors import (
 )
 from embridge.outputs import Output, claim
 from embridge.stores import locations, writer
-from embridge.stores.faiss_store import IndexFile, write_index_file
+from embridge.stores.faiss_file import IndexFile, write_index_file
 from embridge.types import Metric, Space
 
 P, Q, ROWS, GROUP_ROWS = 6, 9, 120, 16
