@@ -68,11 +68,25 @@ class FitRecord:
         """The inverse of `to_dict`; fields of a later version are ignored."""
         known = {f.name for f in fields(cls)}
         kept = {k: v for k, v in values.items() if k in known}
-        kept["sources"] = tuple(kept.get("sources", ()))
-        kept["candidates"] = tuple(
+        candidates = [
             Candidate(c.get("method", ""), c["parameters"], c["score"], c.get("deficit_error")) for c in kept.get("candidates", ())
-        )
-        return cls(**kept)
+        ]
+        found = cls(**kept | {"sources": tuple(kept.get("sources", ())), "candidates": tuple(candidates)})
+        found._check()
+        return found
+
+    def _check(self) -> None:
+        """A TypeError or ValueError where a value, out of a file, is not of its kind."""
+        words = (self.method, self.device, *self.sources, *(c.method for c in self.candidates))
+        tables = (self.parameters, *(c.parameters for c in self.candidates))
+        counts = (self.anchors, self.held_out, self.calibrated)
+        scores = [s for c in self.candidates for s in (c.score, c.deficit_error) if s is not None]
+        if not all(isinstance(word, str) for word in words) or not all(isinstance(table, dict) for table in tables):
+            raise TypeError("its record has values of wrong types")
+        if not all(type(count) is int and count >= 0 for count in counts):
+            raise ValueError("its record counts no rows")
+        if not all(type(number) in (int, float) for number in (self.seconds, *scores)):
+            raise TypeError("its record has values of wrong types")
 
 
 @dataclass(frozen=True)

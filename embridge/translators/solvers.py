@@ -41,7 +41,14 @@ def eigh(matrix: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _svd(matrix: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    u, s, vt = torch.linalg.svd(torch.tensor(matrix), full_matrices=False)
+    # LAPACK's divide and conquer fails now and then on matrices with many singular values of zero, as few anchors make them; on the
+    # triangular factor of the same matrix, or of its transpose, it then converges.
+    try:
+        u, s, vt = torch.linalg.svd(torch.tensor(matrix), full_matrices=False)
+    except torch.linalg.LinAlgError:
+        q, r = torch.linalg.qr(torch.tensor(matrix).T)
+        v, s, ut = torch.linalg.svd(r, full_matrices=False)
+        u, vt = ut.T, (q @ v).T
     return u.numpy(), s.numpy(), vt.numpy()
 
 
