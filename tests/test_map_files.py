@@ -1,10 +1,12 @@
 """Files of maps, moments and folds that no honest writer wrote: each is refused by name, and no reader hangs or traces back."""
 
+import contextlib
 import json
 import os
 import random
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -182,11 +184,10 @@ def test_a_random_change_of_bytes_ends_in_an_error_of_ours_or_in_the_same_value(
             place = rng.randrange(len(content)) if rng.random() < 0.5 else rng.randrange(min(3000, len(content)))
             content[place] = rng.randrange(256)
         path.write_bytes(content[: rng.randrange(len(content))] if rng.random() < 0.2 else content)
-        try:
+        found = None
+        with contextlib.suppress(EmbridgeError):  # anything else fails the test
             found = READERS[kind](path)
-        except EmbridgeError as e:
-            assert "mutated" in str(e)
-        else:
+        if found is not None:
             assert type(found) is type(expected)
             mine = getattr(found, "anchor_hashes", np.empty(0))
             np.testing.assert_array_equal(mine, getattr(expected, "anchor_hashes", np.empty(0)))
@@ -195,11 +196,9 @@ def test_a_random_change_of_bytes_ends_in_an_error_of_ours_or_in_the_same_value(
 @pytest.mark.parametrize("kind", READERS)
 def test_a_pipe_is_refused_and_not_waited_for(tmp_path, kind):
     os.mkfifo(tmp_path / "pipe")
-    code = (
-        "import sys, embridge as eb\nfrom embridge.folds import Folds\nfrom embridge.moments import Moments\n"
-        f"{ {'moments': 'Moments.load', 'folds': 'Folds.load', 'calibrated': 'eb.LinearMap.load'}.get(kind, 'eb.load_map') }(sys.argv[1])"
-    )
-    done = subprocess.run([sys.executable, "-c", code, str(tmp_path / "pipe")], capture_output=True, text=True, timeout=120)
+    code = "import sys\nfrom tests.test_map_files import READERS\nREADERS[sys.argv[1]](sys.argv[2])"
+    command = [sys.executable, "-c", code, kind, str(tmp_path / "pipe")]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, cwd=Path(__file__).parents[1])
     assert done.returncode == 1
     assert "is not a regular file" in done.stderr.splitlines()[-1]
 
