@@ -15,8 +15,7 @@ class Candidate:
     method : str
     parameters : dict
     score : float
-        Mean over held-out rows (or folds), higher is better: neighbour overlap for search, minus the squared error a row for
-        decoding.
+        Mean overlap@10 over queries, higher is better; recall@10 where judgements chose.
     deficit_error : float or None
         Standard error of the paired difference to the best candidate's score, where methods were compared.
     """
@@ -47,6 +46,11 @@ class FitRecord:
         What was tried on folds, where parameters were chosen.
     calibrated : int
         Held-out rows that its confidence was calibrated on.
+    role : str
+        What it is for: ``documents``, ``queries`` or ``decode``.
+    chosen_by : str
+        ``queries`` where real queries decided among candidates, ``documents`` where held-out documents stood in for them, empty
+        where nothing was chosen.
     """
 
     method: str
@@ -58,6 +62,8 @@ class FitRecord:
     sources: tuple[str, ...] = ()
     candidates: tuple[Candidate, ...] = ()
     calibrated: int = 0
+    role: str = ""
+    chosen_by: str = ""
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values."""
@@ -77,7 +83,7 @@ class FitRecord:
 
     def _check(self) -> None:
         """A TypeError or ValueError where a value, out of a file, is not of its kind."""
-        words = (self.method, self.device, *self.sources, *(c.method for c in self.candidates))
+        words = (self.method, self.device, self.role, self.chosen_by, *self.sources, *(c.method for c in self.candidates))
         tables = (self.parameters, *(c.parameters for c in self.candidates))
         counts = (self.anchors, self.held_out, self.calibrated)
         scores = [s for c in self.candidates for s in (c.score, c.deficit_error) if s is not None]

@@ -77,9 +77,9 @@ class Shrinkage:
     rank: int
 
     @classmethod
-    def of(cls, sxx: np.ndarray, sxy: np.ndarray, total_y: float) -> Shrinkage:
-        """From ``Sxx/n``, ``Sxy/n`` and ``tr Syy/n``."""
-        q, rank = orthogonal_factor(sxy)
+    def of(cls, sxx: np.ndarray, sxy: np.ndarray, total_y: float, factor: tuple[np.ndarray, int]) -> Shrinkage:
+        """From ``Sxx/n``, ``Sxy/n``, ``tr Syy/n``, and Q with its rank."""
+        q, rank = factor
         spread = float(np.vdot(q, sxx @ q))
         c = np.sqrt(total_y / spread) if spread > 0 else 0.0
         values, vectors = eigh(sxx)
