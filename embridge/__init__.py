@@ -71,11 +71,15 @@ if TYPE_CHECKING:
     from embridge.translators import Linear as Linear
     from embridge.translators import LOrtho as LOrtho
     from embridge.translators import Ortho as Ortho
+    from embridge.translators import Projection as Projection
+    from embridge.translators import QueryPairs as QueryPairs
     from embridge.translators import Ridge as Ridge
     from embridge.translators import Rotation as Rotation
     from embridge.translators import Translator as Translator
     from embridge.translators import calibrate as calibrate
     from embridge.translators import fit as fit
+    from embridge.translators.fitting import FittedMaps as FittedMaps
+    from embridge.translators.fitting import fit_maps as fit_maps
     from embridge.types import Hits as Hits
     from embridge.types import Metric as Metric
     from embridge.types import Space as Space
@@ -116,12 +120,15 @@ _HOMES = {
         "LOrtho",
         "Linear",
         "Ortho",
+        "Projection",
+        "QueryPairs",
         "Ridge",
         "Rotation",
         "Translator",
         "calibrate",
         "fit",
     ),
+    "translators.fitting": ("FittedMaps", "fit_maps"),
     "types": ("Hits", "Metric", "Space"),
 }
 _NAMES = {name: (home, name) for home, names in _HOMES.items() for name in names} | {"open": ("stores", "open_collection")}

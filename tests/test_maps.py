@@ -24,7 +24,7 @@ from embridge.types import Metric, Space
 
 P, Q = 6, 9
 RECORD = FitRecord(
-    "ridge", {"alpha": 0.3, "purpose": "search"}, 50, 12, 1.5, "cpu", ("one", "two"), (Candidate("ridge", {"alpha": 0.3}, 0.5),)
+    "ridge", {"alpha": 0.3}, 50, 12, 1.5, "cpu", ("one", "two"), (Candidate("ridge", {"alpha": 0.3}, 0.5),)
 )
 
 

@@ -50,7 +50,7 @@ def demo(session: Session, output: str) -> None:
     shared = eb.match(old, new)
     with session.status("fitting"):
         train = shared.sample(1000)
-        translation = eb.fit(train)
+        translation = eb.fit(train, keep_affine=True)
     translation.save(names["map.safetensors"], overwrite=True)
     made = map_artifact("map", names["map.safetensors"], translation)
     drawn = replace(shared.record, anchors=len(train), held_out=len(shared) - len(train))

@@ -119,8 +119,8 @@ def plan(
         raise TooFewAnchorsError.planned(k + 2, anchors, len(shared))
     train = shared.sample(anchors, seed)
     corpus = shared.without(train.hashes())
-    translation = fit(train, "auto", device=device)
-    reverse = fit(train.reversed(), "auto", device=device)
+    translation = fit(train, "auto", keep_affine=True, device=device)
+    reverse = fit(train.reversed(), "auto", role="queries", keep_affine=True, device=device)
     exclude = reference = None
     if queries is None:
         asked = corpus.sample(max_queries, seed)

@@ -2,7 +2,7 @@
 
 from embridge.records.artifacts import Artifact, Summary
 from embridge.records.evaluation import CorpusSize, Difference, Evaluation, LabelStrategy, PerQuery, Strategy
-from embridge.records.fitting import AnchorRecord, Candidate, FitRecord
+from embridge.records.fitting import AnchorRecord, Candidate, FitRecord, FitReport
 from embridge.records.outputs import Conversion, DecoderRecord, Decoding, Merge, Migration
 from embridge.records.planning import LabelFigures, LearningCurve, NormDistribution, Plan, PlannedStrategy, Recommendation
 from embridge.records.quality import (
@@ -28,6 +28,7 @@ __all__ = [
     "Difference",
     "Evaluation",
     "FitRecord",
+    "FitReport",
     "LabelFigures",
     "LabelStrategy",
     "LearningCurve",

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
+from embridge.types import Space
+
 
 @dataclass(frozen=True)
 class Candidate:
@@ -93,6 +95,61 @@ class FitRecord:
             raise ValueError("its record counts no rows")
         if not all(type(number) in (int, float) for number in (self.seconds, *scores)):
             raise TypeError("its record has values of wrong types")
+
+
+@dataclass(frozen=True)
+class FitReport:
+    """What `fit` reports of a map.
+
+    Attributes
+    ----------
+    path : str
+    fingerprint : str
+    source, target : Space
+    record : FitRecord
+    is_affine : bool
+    """
+
+    path: str
+    fingerprint: str
+    source: Space
+    target: Space
+    record: FitRecord
+    is_affine: bool
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values, as `fit --json` prints them."""
+        record = self.record
+        return {
+            "map": self.path,
+            "role": record.role,
+            "method": record.method,
+            "parameters": record.parameters,
+            "source": self.source.name,
+            "target": self.target.name,
+            "anchors": record.anchors,
+            "held_out": record.held_out,
+            "calibrated": record.calibrated,
+            "fingerprint": self.fingerprint,
+            "chosen_by": record.chosen_by or None,
+            "candidates": [
+                {"name": c.method, "parameters": c.parameters, "score": c.score, "standard_error": c.deficit_error}
+                for c in record.candidates
+            ],
+        }
+
+    def __str__(self) -> str:
+        record, source, target = self.record, self.source, self.target
+        needs = "more held-out rows" if self.is_affine else "an affine map"
+        confidence = (
+            f"confidence calibrated on {record.calibrated:,} of these" if record.calibrated else f"no confidence (it needs {needs})"
+        )
+        chosen = ", ".join(f"{k} {v:.4g}" if isinstance(v, float) else f"{k} {v}" for k, v in record.parameters.items())
+        by = f", chosen by {record.chosen_by}" if record.chosen_by else ""
+        return (
+            f"{self.path}: {source.name} ({source.dim}) -> {target.name} ({target.dim}) for {record.role}, {record.method} "
+            f"({chosen}){by}, {record.anchors:,} anchors, {record.held_out:,} held out, {confidence}"
+        )
 
 
 @dataclass(frozen=True)

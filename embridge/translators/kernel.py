@@ -149,9 +149,15 @@ class Kernel:
         return FeatureMap(affine, problem.landmarks.cpu().numpy(), features, problem.gamma)
 
     def contest(self, anchors: Anchors, device: str | torch.device | None) -> tuple[float | None, tuple[Candidate, ...]]:
-        """The best penalty, or None where folds cannot tell it from (nearly) no kernel by one standard error; alpha and s are given."""
-        assert self.alpha is not None
-        assert self.s is not None
+        """The best penalty, or None where its gain over hardly any kernel is within one standard error on folds.
+
+        Raises
+        ------
+        ParameterError
+            alpha or s is not given.
+        """
+        if self.alpha is None or self.s is None:
+            raise ParameterError("A contest is at one alpha and one s. Hint: give both.")
         scores = self._scores(anchors, self.alpha, self.s, resolve_device(device))
         best = int(np.argmax(scores.mean(axis=1)))
         gains = scores[best] - scores[-1]

@@ -18,7 +18,7 @@ from embridge.records import Candidate
 from embridge.translators.base import Solution, Translator, total
 from embridge.translators.bridge import Bridge, Ridge
 from embridge.translators.kernel import Kernel
-from embridge.translators.paper import LOrtho, Ortho
+from embridge.translators.paper import Ortho
 from embridge.translators.projection import Projection
 from embridge.translators.rigid import Isometry, Rotation
 from embridge.translators.scoring import QueryPairs, Role, as_role, fold_scores, is_cosine, real_scores
@@ -33,7 +33,7 @@ _LEAST_JUDGED = 50  # queries with a relevant row among the anchors, to let reca
 class Auto:
     """The method that serves a role best, as far as the anchors, or real queries, can tell.
 
-    Candidates are `Rotation`, `Isometry`, `Ortho` and `LOrtho`, and
+    Candidates are `Rotation`, `Isometry` and, but for documents without queries, where it never won, `Ortho`; and
 
     - for ``documents`` and ``decode`` `Bridge` over alpha and s; where only directions count, documents are translated with 1.5
       times the weight of the target's mean;
@@ -152,7 +152,7 @@ class _AutoAffine(Translator):
 def candidates_for(role: Role, target: Space, *, full: bool, real: bool) -> list[Translator]:
     """The methods that are compared for a role; with `real` queries, which tell more, in finer steps."""
     cosine = is_cosine(target)
-    plain: list[Translator] = [Rotation(), Isometry(), Ortho(), LOrtho()]
+    plain: list[Translator] = [Rotation(), Isometry(), *([Ortho()] if role != "documents" or real else [])]
     if role == "queries":
         weights = (0.0, 1 / 3, 2 / 3, 1.0) if cosine else (1.0,)
         alphas = (np.inf, 10.0, 3.0, 1.0) if full else (np.inf,)

@@ -45,7 +45,7 @@ def _svd(matrix: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     # triangular factor of the same matrix, or of its transpose, it then converges.
     try:
         u, s, vt = torch.linalg.svd(torch.tensor(matrix), full_matrices=False)
-    except torch.linalg.LinAlgError:
+    except RuntimeError:
         q, r = torch.linalg.qr(torch.tensor(matrix).T)
         v, s, ut = torch.linalg.svd(r, full_matrices=False)
         u, vt = ut.T, (q @ v).T
