@@ -59,11 +59,15 @@ from embridge.translators import Kernel as Kernel
 from embridge.translators import Linear as Linear
 from embridge.translators import LOrtho as LOrtho
 from embridge.translators import Ortho as Ortho
+from embridge.translators import Projection as Projection
+from embridge.translators import QueryPairs as QueryPairs
 from embridge.translators import Ridge as Ridge
 from embridge.translators import Rotation as Rotation
 from embridge.translators import Translator as Translator
 from embridge.translators import calibrate as calibrate
 from embridge.translators import fit as fit
+from embridge.translators.fitting import FittedMaps as FittedMaps
+from embridge.translators.fitting import fit_maps as fit_maps
 from embridge.types import Hits as Hits
 from embridge.types import Metric as Metric
 from embridge.types import Space as Space

@@ -90,8 +90,9 @@ class Confidence:
         p = self.coef.shape[1]
         shapes = self.mean.shape == (p,), self.factor.shape == (p, p), self.weights.shape == (3,), self.scores.ndim == 1
         finite = all(np.isfinite(getattr(self, name)).all() for name in _ARRAYS[:4])
-        if not all(shapes) or not finite or self.anchors < 1 or not len(self.scores) or self.kind not in _LARGEST:
-            raise ParameterError(f"A confidence of {p} dimensions needs finite arrays of its shapes, anchors and scores.")
+        ordered = finite and bool((np.diff(self.scores) >= 0).all())
+        if not all(shapes) or not ordered or self.anchors < 1 or not len(self.scores) or self.kind not in _LARGEST:
+            raise ParameterError(f"A confidence of {p} dimensions needs finite arrays of its shapes, anchors and sorted scores.")
 
     @property
     def rows(self) -> int:

@@ -10,13 +10,13 @@ from typing import Any, ClassVar, TypeVar, cast
 
 import numpy as np
 import torch
-from safetensors.numpy import save_file
 
 from embridge.arrays import as_vectors, check_rows
 from embridge.errors import MapError, SpaceMismatchError, UnreadableFileError
-from embridge.files import check_output, file_format, reading_tensors, whole_or_absent
+from embridge.maps import FORMAT as AFFINE
 from embridge.maps import LinearMap
 from embridge.records import FitRecord
+from embridge.tensors import reading_tensors, write_tensors
 from embridge.types import Space
 
 Vectors = TypeVar("Vectors", np.ndarray, torch.Tensor)
@@ -177,8 +177,7 @@ class FeatureMap:
             "gamma": repr(self.gamma),
             "fingerprint": self.fingerprint,
         }
-        with whole_or_absent(check_output(path, overwrite=overwrite)) as temporary:
-            save_file(tensors, temporary, metadata)
+        write_tensors(path, tensors, metadata, overwrite=overwrite)
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> FeatureMap:
@@ -191,13 +190,8 @@ class FeatureMap:
         UnreadableFileError
             Truncated, no feature map of embridge, or not the one that its fingerprint names.
         """
-        with reading_tensors(path, _FORMAT, "a feature map") as (metadata, tensors):
-            affine = LinearMap.from_file(tensors, metadata)
-            loaded = cls(affine, tensors["landmarks"], tensors["weights"], float(metadata["gamma"]))
-            known = metadata["fingerprint"]
-        if loaded.fingerprint != known:
-            raise UnreadableFileError.altered(os.fspath(path))
-        return loaded
+        with reading_tensors(path, (_FORMAT,), "a kernel map") as (metadata, tensors):
+            return _from_file(path, tensors, metadata)
 
     def __repr__(self) -> str:
         return (
@@ -224,4 +218,15 @@ def load_map(path: str | os.PathLike[str]) -> Map:
     UnreadableFileError
         Truncated, no map of embridge, or not the map that its fingerprint names.
     """
-    return FeatureMap.load(path) if file_format(path) == _FORMAT else LinearMap.load(path)
+    with reading_tensors(path, (AFFINE, _FORMAT), "a map") as (metadata, tensors):
+        return _from_file(path, tensors, metadata)
+
+
+def _from_file(path: str | os.PathLike[str], tensors: dict[str, np.ndarray], metadata: dict[str, str]) -> Any:
+    """The map of either kind that a file holds, checked against its fingerprint."""
+    loaded: Map = LinearMap.from_file(tensors, metadata)
+    if metadata["format"] == _FORMAT:
+        loaded = FeatureMap(loaded, tensors["landmarks"], tensors["weights"], float(metadata["gamma"]))
+    if loaded.fingerprint != metadata["fingerprint"]:
+        raise UnreadableFileError.altered(os.fspath(path))
+    return loaded

@@ -7,11 +7,10 @@ import os
 from dataclasses import dataclass, field
 
 import numpy as np
-from safetensors.numpy import save_file
 
 from embridge.errors import ParameterError
-from embridge.files import check_output, reading_tensors, whole_or_absent
 from embridge.moments import ARRAYS, Moments
+from embridge.tensors import reading_tensors, write_tensors
 from embridge.types import Space
 
 _FORMAT = "embridge.folds.1"
@@ -132,8 +131,7 @@ class Folds:
             "source": json.dumps(spaces.source.to_dict()),
             "target": json.dumps(spaces.target.to_dict()),
         }
-        with whole_or_absent(check_output(path, overwrite=overwrite)) as temporary:
-            save_file({name: np.ascontiguousarray(tensor) for name, tensor in tensors.items()}, temporary, metadata)
+        write_tensors(path, tensors, metadata, overwrite=overwrite)
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Folds:
@@ -144,14 +142,34 @@ class Folds:
         MissingFileError
             Nothing is there.
         UnreadableFileError
-            Truncated, or not such a file.
+            Truncated, altered, not such a file, or folds that no anchors have.
         """
-        with reading_tensors(path, _FORMAT, "moments by folds") as (metadata, tensors):
+        with reading_tensors(path, (_FORMAT,), "moments by folds", must_have_checksum=True) as (metadata, tensors):
             source, target = (Space.from_dict(json.loads(metadata[side])) for side in ("source", "target"))
+            counts = json.loads(metadata["n"])
+            if not isinstance(counts, list) or len(counts) < 2:
+                raise ValueError("it holds fewer than two folds")
             parts, samples, hashes = [], [], []
-            for number, n in enumerate(json.loads(metadata["n"])):
+            for number, n in enumerate(counts):
                 arrays = {name: tensors[f"{name}.{number}"] for name in ARRAYS}
-                parts.append(Moments.of_arrays(int(n), arrays, source, target))
+                parts.append(Moments.of_arrays(n, arrays, source, target))
                 samples.append((tensors[f"x.{number}"], tensors[f"y.{number}"]))
                 hashes.append(tensors[f"hashes.{number}"])
-            return cls(tuple(parts), tuple(samples), tuple(hashes), tensors["anchor_hashes"])
+            found = cls(tuple(parts), tuple(samples), tuple(hashes), tensors["anchor_hashes"])
+            found._check()
+            return found
+
+    def _check(self) -> None:
+        """A ValueError where counts, samples and hashes do not belong together."""
+        known, n = self.anchor_hashes, sum(part.n for part in self.parts)
+        if known.dtype != np.uint64 or known.shape != (n,) or not n or (known[1:] <= known[:-1]).any():
+            raise ValueError(f"hashes of its anchors are not those of {n:,} rows")
+        if len({part.full for part in self.parts}) > 1:
+            raise ValueError("some of its moments are full and some are not")
+        for part, (x, y), hashes in zip(self.parts, self.samples, self.sample_hashes, strict=True):
+            shapes = x.shape, y.shape, hashes.shape
+            m = len(hashes) if hashes.ndim == 1 else -1
+            if m > part.n or shapes != ((m, part.source.dim), (m, part.target.dim), (m,)) or hashes.dtype != np.uint64:
+                raise ValueError(f"a sample of shapes {shapes} is not one of {part.n:,} rows")
+            if x.dtype.kind != "f" or y.dtype.kind != "f":
+                raise ValueError("a sample holds no float values")

@@ -12,17 +12,16 @@ from typing import Any, TypeVar, cast
 
 import numpy as np
 import torch
-from safetensors.numpy import save_file
 
 from embridge.arrays import as_vectors, check_rows, unit
 from embridge.confidence import Confidence
 from embridge.errors import MapError, SpaceMismatchError, UnreadableFileError
-from embridge.files import check_output, reading_tensors, whole_or_absent
 from embridge.records import FitRecord
+from embridge.tensors import reading_tensors, write_tensors
 from embridge.types import Metric, Space
 
 Vectors = TypeVar("Vectors", np.ndarray, torch.Tensor)
-_FORMAT = "embridge.map.1"
+FORMAT = "embridge.map.1"
 
 
 @dataclass(frozen=True, eq=False)
@@ -234,14 +233,12 @@ class LinearMap:
         OutputExistsError
             The file exists and `overwrite` is False.
         """
-        tensors, metadata = self.to_file()
-        with whole_or_absent(check_output(path, overwrite=overwrite)) as temporary:
-            save_file(tensors, temporary, metadata)
+        write_tensors(path, *self.to_file(), overwrite=overwrite)
 
     def to_file(self) -> tuple[dict[str, np.ndarray], dict[str, str]]:
         """Tensors and metadata of the file of this map."""
         metadata = {
-            "format": _FORMAT,
+            "format": FORMAT,
             "source": json.dumps(self.source.to_dict()),
             "target": json.dumps(self.target.to_dict()),
             "method": self.record.method,
@@ -261,6 +258,8 @@ class LinearMap:
         """The inverse of `to_file`."""
         source, target = (Space.from_dict(json.loads(metadata[side])) for side in ("source", "target"))
         coef, intercept, hashes = (tensors[name] for name in ("coef", "intercept", "anchor_hashes"))
+        if hashes.dtype != np.uint64 or hashes.ndim != 1 or (hashes[1:] <= hashes[:-1]).any():
+            raise ValueError("the hashes of its anchors are not sorted")
         record, confidence = FitRecord.from_dict(json.loads(metadata["record"])), None
         if "confidence" in metadata:
             more = {name: tensor for name, tensor in tensors.items() if name.startswith("confidence.")}
@@ -278,11 +277,11 @@ class LinearMap:
         UnreadableFileError
             Truncated, no affine map of embridge (`load_map` reads both kinds), or not the map that its fingerprint names.
         """
-        with reading_tensors(path, _FORMAT, "a map") as (metadata, tensors):
+        with reading_tensors(path, (FORMAT,), "a map") as (metadata, tensors):
             loaded = cls.from_file(tensors, metadata)
-        if loaded.fingerprint != metadata.get("fingerprint"):
-            raise UnreadableFileError.altered(os.fspath(path))
-        return loaded
+            if loaded.fingerprint != metadata["fingerprint"]:
+                raise UnreadableFileError.altered(os.fspath(path))
+            return loaded
 
     def __repr__(self) -> str:
         return (

@@ -7,20 +7,21 @@ import json
 import os
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
-from safetensors.numpy import save_file
 
 from embridge.arrays import as_vectors
 from embridge.device import resolve_device
 from embridge.errors import BadVectorsError, ParameterError, SpaceMismatchError
-from embridge.files import check_output, reading_tensors, whole_or_absent
+from embridge.tensors import reading_tensors, write_tensors
 from embridge.types import Space
 
 _CHUNK = 8192
 _CPU_CHUNK = 1024  # in float64 it stays in the cache from the shift to the product
 _FORMAT = "embridge.moments.1"
+_ROUNDING = 1e-9  # of the largest second moment
 ARRAYS = ("mean_x", "mean_y", "sxx", "sxy", "syy")
 
 
@@ -127,6 +128,8 @@ class Moments:
         left = total / max(n, 1)
         across.addr_(left[:p], left, alpha=-n)
         syy -= n * (torch.outer(left[p:], left[p:]) if full else left[p:].square())
+        if not (torch.isfinite(across).all() and torch.isfinite(syy).all()):
+            raise BadVectorsError("Moments need finite squares; values of x or y are too large. Hint: scale those rows.")
         mean, across = (shift + left).cpu().numpy(), across.cpu().numpy()
         sxx, sxy = np.ascontiguousarray(across[:, :p]), np.ascontiguousarray(across[:, p:])
         return cls(n, mean[:p], mean[p:], sxx, sxy, syy.cpu().numpy(), source, target)
@@ -220,12 +223,11 @@ class Moments:
         """Write safetensors (float64), usually named ``*.moments.safetensors``."""
         metadata = {
             "format": _FORMAT,
-            "n": str(self.n),
+            "n": json.dumps(self.n),
             "source": json.dumps(self.source.to_dict()),
             "target": json.dumps(self.target.to_dict()),
         }
-        with whole_or_absent(check_output(path, overwrite=overwrite)) as temporary:
-            save_file({name: np.ascontiguousarray(getattr(self, name)) for name in ARRAYS}, temporary, metadata)
+        write_tensors(path, {name: getattr(self, name) for name in ARRAYS}, metadata, overwrite=overwrite)
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Moments:
@@ -236,20 +238,52 @@ class Moments:
         MissingFileError
             Nothing is there.
         UnreadableFileError
-            Truncated, or not moments of embridge.
+            Truncated, altered, not moments of embridge, or moments that no rows have.
         """
-        with reading_tensors(path, _FORMAT, "moments") as (metadata, tensors):
+        with reading_tensors(path, (_FORMAT,), "moments", must_have_checksum=True) as (metadata, tensors):
             source, target = (Space.from_dict(json.loads(metadata[side])) for side in ("source", "target"))
-            return cls.of_arrays(int(metadata["n"]), {name: tensors[name] for name in ARRAYS}, source, target)
+            found = cls.of_arrays(json.loads(metadata["n"]), {name: tensors[name] for name in ARRAYS}, source, target)
+            if not found.n:
+                raise ValueError("they are of no rows")
+            return found
 
     @classmethod
-    def of_arrays(cls, n: int, arrays: dict[str, np.ndarray], source: Space, target: Space) -> Moments:
-        """Moments out of a file; a ValueError where the shapes are not those of the spaces."""
+    def of_arrays(cls, n: Any, arrays: dict[str, np.ndarray], source: Space, target: Space) -> Moments:
+        """Moments out of a file.
+
+        Raises
+        ------
+        ValueError
+            n is no count, shapes are not those of the spaces, values are not finite, or the second moments are not symmetric and
+            positive semi-definite within rounding.
+        """
+        if type(n) is not int or n < 0:
+            raise ValueError(f"{n!r} is no number of rows")
         p, q = source.dim, target.dim
         shapes = [arrays[name].shape for name in ARRAYS]
         if shapes[:4] != [(p,), (q,), (p, p), (p, q)] or shapes[4] not in ((q,), (q, q)):
             raise ValueError(f"arrays are of other shapes than {p} and {q} dimensions have")
+        if any(array.dtype != np.float64 or not np.isfinite(array).all() for array in arrays.values()):
+            raise ValueError("arrays must hold finite float64 values")
+        _check_moments(arrays["sxx"], arrays["sxy"], arrays["syy"])
         return cls(n, **arrays, source=source, target=target)
+
+
+def _check_moments(sxx: np.ndarray, sxy: np.ndarray, syy: np.ndarray) -> None:
+    """A ValueError where no rows have these second moments, beyond what rounding and taking rows out again can do."""
+    full = syy.ndim == 2
+    whole = np.block([[sxx, sxy], [sxy.T, syy]]) if full else sxx
+    room = _ROUNDING * np.abs(np.diag(whole)).max(initial=0) + np.finfo(np.float64).tiny
+    if np.abs(whole - whole.T).max() > room:
+        raise ValueError("second moments are not symmetric")
+    try:
+        np.linalg.cholesky(whole + room * np.eye(len(whole)))
+    except np.linalg.LinAlgError:
+        raise ValueError("second moments are not positive semi-definite") from None
+    if not full:  # of Syy there is the diagonal alone: what is left to hold is the Cauchy-Schwarz inequality
+        room = _ROUNDING * max(np.diag(sxx).max(), syy.max()) + np.finfo(np.float64).tiny
+        if syy.min() < -room or (sxy**2 > np.outer(np.diag(sxx) + room, syy + room) * (1 + _ROUNDING)).any():
+            raise ValueError("second moments are not positive semi-definite")
 
 
 def _small(chunks: Iterable[tuple[np.ndarray, np.ndarray]], rows: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:

@@ -3,6 +3,8 @@
 ALTER TABLE conversion ADD COLUMN skipped BIGINT;
 ALTER TABLE decoding ADD COLUMN columns JSON;
 ALTER TABLE translator ADD COLUMN calibrated BIGINT;
+ALTER TABLE translator ADD COLUMN role VARCHAR;
+ALTER TABLE translator ADD COLUMN chosen_by VARCHAR;
 
 -- FAISS indexes that were moved to another space. (Changes of this schema are in the table migration.)
 CREATE TABLE index_migration (

@@ -11,7 +11,8 @@ from embridge.maps import LinearMap
 from embridge.neighbors import overlap, top_k
 from embridge.testing.translators import planted_anchors, textlike_anchors
 from embridge.translators import Bridge, Isometry, Ridge, fit
-from embridge.translators.bridge import ALPHAS, SHARES, _negated_errors, _overlaps
+from embridge.translators.bridge import ALPHAS, SHARES
+from embridge.translators.scoring import fold_scores
 from embridge.types import Metric, Space
 
 WIDTHS = [(6, 9), (9, 6), (8, 8)]
@@ -95,63 +96,61 @@ def candidates_directly(anchors, alphas, shares):
                 yield (fold, i, j), x, y, x @ found.weight + found.intercept, map_.apply(x)
 
 
-@pytest.mark.parametrize(("p", "q"), WIDTHS)
-def test_errors_of_folds_are_those_of_the_rows(p, q):
-    anchors, alphas = textlike_anchors(150, p, q), (0.0, 0.1, 3.0, np.inf)
-    folds = anchors.folds()
-    found = [_negated_errors(folds, fold, alphas, SHARES) for fold in range(5)]
-    for (fold, i, j), _, y, translated, _ in candidates_directly(anchors, alphas, SHARES):
-        expected = -np.square(translated - y).sum(1).mean()
-        assert found[fold][i, j] == pytest.approx(expected, rel=1e-9)
+def scores_of(anchors, role="documents", alphas=ALPHAS, shares=SHARES):
+    """Mean score of every candidate by role, shape (alphas, shares)."""
+    grid = [Bridge(alpha, s) for alpha in alphas for s in shares]
+    return fold_scores(grid, anchors.folds(), role).mean(1).reshape(len(alphas), len(shares))
 
 
 @pytest.mark.parametrize(("p", "q"), [(6, 9), (9, 6)])
 @pytest.mark.parametrize("normalized", [False, True])
 @pytest.mark.parametrize("metric", Metric)
-def test_overlaps_of_folds_are_those_of_a_search(metric, normalized, p, q):
+@pytest.mark.parametrize("role", ["documents", "decode"])
+def test_scores_of_folds_are_those_of_a_search(metric, normalized, p, q, role):
     anchors, alphas, shares = planted_anchors(300, p, q, noise=0.3), (1e-3, 0.3, np.inf), (0.0, 0.5, 1.0)
     # Lengths that differ, so that the metrics rank differently.
     lengths = np.random.default_rng(2).uniform(0.3, 2, size=(300, 1))
     y = anchors.y / np.linalg.norm(anchors.y, axis=1, keepdims=True) if normalized else anchors.y * lengths
     target = Space("target", q, metric, normalized)
     anchors = dataclasses.replace(anchors, y=y.astype(np.float32), target=target)
-    found = np.array([_overlaps(anchors.folds(), fold, alphas, shares).mean(-1) for fold in range(5)])
-    for at, x, y, _, applied in candidates_directly(anchors, alphas, shares):
-        itself = np.arange(len(x))
-        expected = overlap(*(top_k(y, rows, 10, metric, exclude=itself).ids for rows in (applied, y))).mean()
-        # Two ways to round may exchange one neighbour with one as near.
-        assert found[at] == pytest.approx(expected, abs=1.5 / (10 * len(x)))
-    assert np.ptp(found) > 0.05
+    expected, units = np.zeros((len(alphas), len(shares))), 0
+    for (fold, i, j), _, y, _, applied in candidates_directly(anchors, alphas, shares):
+        itself, queries = np.arange(len(y)), y
+        if role == "documents" and (normalized or metric == Metric.COSINE):
+            rows = y / np.linalg.norm(y, axis=1, keepdims=True) if metric == Metric.COSINE else y
+            queries = rows - anchors.folds().without(fold).mean_y.astype(np.float32)
+        found, truth = (top_k(queries, rows, 10, metric, exclude=itself).ids for rows in (applied, y))
+        expected[i, j] += overlap(found, truth).sum()
+        units += len(y) if i == j == 0 else 0
+    # Two ways to round may exchange one neighbor with one as near.
+    np.testing.assert_allclose(scores_of(anchors, role, alphas, shares), expected / units, rtol=0, atol=0.005)
+    assert np.ptp(expected) > 0.05 * units
 
 
-def test_decode_takes_the_least_held_out_error():
-    anchors = textlike_anchors(150, 6, 9)
-    errors = np.zeros((len(ALPHAS), len(SHARES)))
-    for (_, i, j), _, y, translated, _ in candidates_directly(anchors, ALPHAS, SHARES):
-        errors[i, j] += np.square(translated - y).sum(1).mean() / 5
-    i, j = np.unravel_index(errors.argmin(), errors.shape)
-    record = fit(anchors, "bridge", purpose="decode").record
-    assert (record.parameters["alpha"], record.parameters["s"], record.parameters["purpose"]) == (ALPHAS[i], SHARES[j], "decode")
-    scores = {(c.parameters["alpha"], c.parameters["s"]): c.score for c in record.candidates}
-    expected = {(alpha, s): -errors[a, b] for a, alpha in enumerate(ALPHAS) for b, s in enumerate(SHARES)}
-    assert scores == pytest.approx(expected, rel=1e-9)
-
-
-def test_search_takes_the_most_overlap():
+@pytest.mark.parametrize("role", ["documents", "decode", "queries"])
+def test_the_best_score_is_taken(role):
     anchors = planted_anchors(300, 24, 32, noise=0.7)
-    overlaps = np.concatenate([_overlaps(anchors.folds(), fold, ALPHAS, SHARES) for fold in range(5)], axis=-1).mean(-1)
-    i, j = np.unravel_index(overlaps.argmax(), overlaps.shape)
-    assert (overlaps == overlaps.max()).sum() == 1
-    record = fit(anchors, "bridge").record
-    assert record.parameters == {"alpha": ALPHAS[i], "s": SHARES[j], "rank": 24, "purpose": "search"}
-    assert [c.score for c in record.candidates] == overlaps.ravel().tolist()
+    scores = scores_of(anchors, role)
+    i, j = np.unravel_index(scores.size - 1 - scores.ravel()[::-1].argmax(), scores.shape)
+    record = fit(anchors, "bridge", role=role).record
+    assert record.parameters == {"alpha": ALPHAS[i], "s": SHARES[j], "rank": 24}
+    assert (record.role, record.chosen_by) == (role, "documents")
+    assert [c.score for c in record.candidates] == scores.ravel().tolist()
+
+
+@pytest.mark.parametrize("weight", [0.0, 1.5])
+def test_the_mean_of_the_target_takes_its_weight(weight):
+    anchors = planted_anchors(100, 6, 9)
+    plain, weighted = (Bridge(0.3, 0.5, mean_weight=w).solve(anchors.moments()) for w in (1.0, weight))
+    np.testing.assert_array_equal(plain.weight, weighted.weight)
+    np.testing.assert_allclose(weighted.intercept - plain.intercept, (weight - 1) * anchors.y.mean(0), rtol=0, atol=1e-6)
 
 
 def test_one_parameter_can_be_given_and_the_other_chosen():
     anchors = planted_anchors(60, 6, 9)
     for given, name, grid in (({"alpha": 0.7}, "s", SHARES), ({"s": 0.9}, "alpha", ALPHAS), ({"alpha": np.inf}, "s", SHARES)):
-        for purpose in ("search", "decode"):
-            record = fit(anchors, "bridge", purpose=purpose, **given).record
+        for role in ("documents", "queries", "decode"):
+            record = fit(anchors, "bridge", role=role, **given).record
             assert record.parameters.items() >= given.items()
             assert [c.parameters[name] for c in record.candidates] == list(grid)
             assert np.isfinite([c.score for c in record.candidates]).all()
@@ -165,7 +164,8 @@ def folds_of(anchors, size):
 def test_small_folds_still_tell_candidates_apart():
     # Of 9 rows, a list of 8 would hold all others, whatever the map.
     folds = folds_of(planted_anchors(45, 12, 14, noise=0.5), 9)
-    assert all(np.ptp(_overlaps(folds, fold, ALPHAS, SHARES)) > 0 for fold in range(5))
+    scores = fold_scores([Bridge(alpha, s) for alpha in ALPHAS for s in SHARES], folds, "documents")
+    assert all(np.ptp(scores[:, 9 * fold : 9 * fold + 9].mean(1)) > 0 for fold in range(5))
 
 
 def test_where_folds_tell_nothing_the_safest_candidate_is_taken():

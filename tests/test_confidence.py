@@ -268,7 +268,7 @@ def resaved(path, change):
     from safetensors import safe_open
 
     with safe_open(path, "np") as file:
-        metadata = dict(file.metadata())
+        metadata = {name: value for name, value in file.metadata().items() if name != "checksum"}
     tensors = {name: array.copy() for name, array in load_file(path).items()}
     change(tensors, metadata)
     save_file(tensors, path, metadata)

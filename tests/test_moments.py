@@ -8,7 +8,6 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from safetensors.numpy import save_file
 
 import embridge.moments
 from embridge.errors import (
@@ -21,6 +20,7 @@ from embridge.errors import (
 )
 from embridge.folds import Folds
 from embridge.moments import Moments
+from embridge.tensors import write_tensors
 from embridge.types import Space
 
 P, Q = 5, 7
@@ -233,10 +233,10 @@ def test_a_foreign_or_altered_file_is_refused(saved, change):
     moments, path = saved
     spaces = {side: json.dumps(getattr(moments, side).to_dict()) for side in ("source", "target")}
     metadata = {"format": "embridge.moments.1", "n": "50", **spaces}
-    tensors = {name: np.ascontiguousarray(getattr(moments, name)) for name in ARRAYS}
-    save_file(tensors, path, metadata)
+    tensors = {name: getattr(moments, name) for name in ARRAYS}
+    write_tensors(path, tensors, metadata, overwrite=True)
     assert Moments.load(path).n == 50
-    save_file(tensors, path, metadata | change)
+    write_tensors(path, tensors, metadata | change, overwrite=True)
     with pytest.raises(UnreadableFileError, match="moments"):
         Moments.load(path)
 

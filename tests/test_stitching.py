@@ -67,13 +67,13 @@ def test_what_relative_refuses(vectors, anchors, error, message):
 @pytest.mark.parametrize("method", METHODS)
 def test_a_translator_stitches_as_its_map_applies(method):
     anchors = planted_anchors(80, 6, 9, noise=0.3)
-    expected = fit(anchors, method, purpose="decode").apply(anchors.x)
+    expected = fit(anchors, method, role="decode").apply(anchors.x)
     np.testing.assert_array_equal(stitch(anchors.x, anchors, method), expected)
 
 
 def test_auto_is_for_decoding():
     anchors = textlike_anchors(300, 12, 16)
-    expected = fit(anchors, "auto", purpose="decode").apply(anchors.x)
+    expected = fit(anchors, "auto", role="decode").apply(anchors.x)
     np.testing.assert_array_equal(stitch(anchors.x, anchors), expected)
 
 

@@ -9,7 +9,7 @@ import torch
 
 from embridge.errors import ParameterError
 from embridge.testing.translators import TranslatorConformance, planted_anchors, textlike_anchors
-from embridge.translators import METHODS, Affine, Bridge, Isometry, Linear, LOrtho, Ortho, Ridge, Rotation, fit
+from embridge.translators import METHODS, Affine, Bridge, Isometry, Linear, LOrtho, Ortho, Projection, Ridge, Rotation, fit
 from embridge.translators.select import Auto
 from embridge.translators.solvers import least_squares, orthogonal_factor
 from embridge.types import Metric, Space
@@ -93,7 +93,9 @@ def test_isometry_matches_the_total_variance_and_the_mean(p, q):
 def test_fewer_anchors_than_dimensions_are_told_by_the_rank():
     anchors = planted_anchors(12, 20, 24)
     found = {
-        name: cls().fit(anchors).record.parameters["rank"] for name, cls in METHODS.items() if cls not in (Affine, Bridge, Ridge)
+        name: cls().fit(anchors).record.parameters["rank"]
+        for name, cls in METHODS.items()
+        if cls not in (Affine, Bridge, Projection, Ridge)
     }
     assert found == {"rotation": 12, "isometry": 11, "linear": 11, "l-ortho": 11, "ortho": 11}
     assert Bridge(alpha=0.1, s=1.0).fit(anchors).record.parameters["rank"] == 11
@@ -260,6 +262,7 @@ def test_fit_finds_the_method_by_its_name(name):
     fitted = fit(anchors, name)
     assert fitted.record.method == name
     assert fitted.fingerprint == METHODS[name]().fit(anchors).fingerprint
+    assert fitted.record.role == "documents"
 
 
 def test_fit_takes_a_translator_and_parameters():
@@ -287,11 +290,11 @@ def test_parameters_of_numpy_are_recorded_as_plain_numbers(tmp_path):
         ("bridge", {"alpha": 1.0, "s": 1.5}, r"s must be in \[0, 1\]. Got 1.5 instead"),
         ("bridge", {"s": -0.1}, r"s must be in \[0, 1\]. Got -0.1 instead"),
         ("ridge", {"alpha": -2.0}, "alpha must be at least 0"),
-        ("ridge", {"purpose": "ranking"}, "purpose must be 'search' or 'decode'. Got 'ranking' instead"),
+        ("ridge", {"role": "ranking"}, "role must be 'documents', 'queries' or 'decode'. Got 'ranking' instead"),
         ("affine", {"steps": 0}, "steps must be at least 1. Got 0 instead"),
         ("affine", {"learning_rate": 0.0}, "learning_rate must be above 0. Got 0.0 instead"),
         ("affine", {"learning_rate": np.nan}, "learning_rate must be above 0. Got nan instead"),
-        ("ridge", {"s": 0.5}, "'ridge' has no parameter 's'. It takes alpha, purpose"),
+        ("ridge", {"s": 0.5}, "'ridge' has no parameter 's'. It takes alpha"),
         ("ortho", {"alpha": 0.5}, "'ortho' has no parameter 'alpha'. It takes scaling"),
         ("ortho", {"scaling": "minmax"}, "scaling must be 'standard' or 'l2'. Got 'minmax' instead"),
         ("rotation", {"alpha": 0.5}, "'rotation' has no parameter 'alpha'. It takes no parameters"),

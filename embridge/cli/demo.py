@@ -87,7 +87,7 @@ def _fit(job: _Demo) -> Map:
     shared = eb.match(job.old, job.new)
     with job.session.status("fitting"):
         train = shared.sample(1000)
-        translation = eb.fit(train)
+        translation = eb.fit(train, keep_affine=True)
     translation.save(job.path("map.safetensors"), overwrite=True)
     drawn = replace(shared.record, anchors=len(train), held_out=len(shared) - len(train))
     run = eb.Run.of(

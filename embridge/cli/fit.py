@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import contextlib
 import time
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
 
 from embridge.cli.session import (
     Session,
     Verb,
-    check_outputs,
     collection_artifact,
     columns,
     device_option,
@@ -25,9 +23,6 @@ from embridge.cli.session import (
     verb,
 )
 
-if TYPE_CHECKING:
-    from embridge.feature_maps import Map
-
 
 @click.command(cls=Verb)
 @click.argument("source", metavar="SRC")
@@ -40,20 +35,31 @@ if TYPE_CHECKING:
 )
 @click.option(
     "--method",
-    type=click.Choice(["auto", "bridge", "ridge", "rotation", "isometry", "affine", "linear", "l-ortho", "ortho", "kernel"]),
+    type=click.Choice(
+        ["auto", "bridge", "ridge", "rotation", "isometry", "projection", "affine", "linear", "l-ortho", "ortho", "kernel"]
+    ),
     default="auto",
     show_default=True,
-    help="auto: the simplest that folds cannot tell from the best; with --alpha or --share it is bridge. kernel: nearer to the new "
-    "model than any of these, for converting; it moves no index and has no way back for queries.",
+    help="auto chooses for the role; with --alpha or --share it is bridge. kernel follows the new model further than any affine "
+    "map, but it moves no index and has no adjoint.",
 )
 @click.option(
     "--for",
-    "purpose",
-    type=click.Choice(["search", "decode"]),
-    default="search",
+    "role",
+    type=click.Choice(["documents", "queries", "decode", "search"]),
+    default="documents",
     show_default=True,
-    help="What auto, bridge, ridge and kernel choose by: neighbours, or squared error.",
+    help="What the map is for: translating rows (search is another word for it), projecting queries of SRC onto rows of TGT, or "
+    "feeding decoders of TGT. A reverse map is for the other side of the same search.",
 )
+@click.option("--keep-affine", is_flag=True, help="auto leaves kernel out, so that the map can move an index.")
+@click.option(
+    "--queries",
+    nargs=2,
+    metavar="QS QT",
+    help="Queries by both models: auto chooses by one half of them instead of by documents in their place.",
+)
+@click.option("--qrels", metavar="R", help="Judgements of the queries: Parquet with query_id, doc_id and, if it has one, score.")
 @click.option("--alpha", type=float, help="Of ridge, bridge and kernel, in units of the mean feature variance. [default: by folds]")
 @click.option(
     "--share", "s", type=float, help="Of bridge and kernel: share of the Procrustes solution, in [0, 1]. [default: by folds]"
@@ -83,129 +89,77 @@ if TYPE_CHECKING:
 @overwrite_option
 @verb()
 def fit(
-    session: Session, source: str, target: str, output: str, reverse_output: str | None, method: str, purpose: Any,
-    source_space: str | None, target_space: str | None, id_column: str | None, vector_column: str | None, test_size: float,
-    moments: str | None, update: str | None, remove: bool, seed: int, device: str, overwrite: bool, **given: float | None,
+    session: Session, source: str, target: str, output: str, reverse_output: str | None, method: str, source_space: str | None,
+    target_space: str | None, id_column: str | None, vector_column: str | None, queries: tuple[str, str] | None, qrels: str | None,
+    moments: str | None, update: str | None, overwrite: bool, alpha: float | None, s: float | None, landmarks: int | None,
+    **options: Any,
 ) -> None:  # fmt: skip
     """Fit a map from the space of SRC to the space of TGT, from the ids that they share.
 
-    Half of the rows held out, where there are 100 at least, calibrate the confidence of an affine map: `convert --confidence`
-    then foretells the error of each row.
+    Half of the held-out rows, where there are 100 at least, calibrate the confidence of an affine map: `convert --confidence`
+    then predicts the error of each row.
 
     \b
     embridge fit old.parquet new-sample.parquet -o map.safetensors
+    embridge fit old.parquet new-sample.parquet -o map.safetensors --queries q-old.parquet q-new.parquet --qrels qrels.parquet
     embridge fit old.parquet new-sample.parquet -o map.safetensors --reverse-output back.safetensors
+    embridge fit new-sample.parquet old.parquet -o back.safetensors --for queries
+    embridge fit old.parquet new-sample.parquet -o map.safetensors --keep-affine
     embridge fit old.parquet new.parquet -o map.safetensors --source-space minilm --target-space mpnet
     embridge fit old.parquet new.parquet -o rotation.safetensors --method rotation
-    embridge fit old.parquet new-sample.parquet -o kernel.safetensors --method kernel
     embridge fit old.parquet new-sample.parquet -o map.safetensors --moments all.moments.safetensors
     embridge fit old.parquet more.parquet -o map2.safetensors --update all.moments.safetensors
     """
     import embridge as eb
-    from embridge.errors import OutputExistsError, ParameterError
-    from embridge.files import check_output, one_file, whole_or_absent
-    from embridge.records import Run
-    from embridge.translators.calibration import LEAST_ROWS
+    from embridge.errors import ParameterError
+    from embridge.records import FitReport, Run
+    from embridge.stores.tables import read_graded_qrels
+    from embridge.translators.fitting import check_outputs
 
     started = time.perf_counter()
-    if remove and not update:
+    if options["remove"] and not update:
         raise ParameterError("--remove takes rows out of the moments of --update FILE; give that.")
-    if method == "kernel" and (moments or update):
-        raise ParameterError("'kernel' needs the anchors themselves; moments do not hold rows. Leave --moments and --update out.")
-    outputs = [path for path in (output, reverse_output, moments) if path]
-    for number, path in enumerate(outputs):
-        if any(one_file(path, other) for other in outputs[:number]):
-            raise OutputExistsError.twice(path)
-        inputs = [source, target, *([update] if update and path != moments else [])]
-        check_outputs(path, overwrite=overwrite, inputs=inputs)
+    if qrels and not queries:
+        raise ParameterError("--qrels judges queries; give them with --queries QS QT.")
+    inputs = [path for path in (source, target, *(queries or ()), qrels, update) if path and path != moments]
+    check_outputs([path for path in (output, reverse_output, moments) if path], overwrite=overwrite, inputs=inputs)
     earlier = eb.Folds.load(update) if update else None
     if earlier is not None and update and reverse_output and not earlier.full:
         raise ParameterError.one_way(update)
-    old = open_source(source, source_space, id_column, vector_column)
-    new = open_source(target, target_space, id_column, vector_column)
-    parameters: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
-    if method in ("affine", "kernel"):
-        parameters["seed"] = seed
-    with session.status("matching ids"):
-        known = None if earlier is None or remove else earlier.anchor_hashes
-        train, held_out = eb.match(old, new, known=known).split(test_size, seed)
-    if earlier is not None and not len(train):
-        raise ParameterError(f"{source!r} and {target!r} share no row to fit on that is not in {update!r} already.")
-    with session.status("taking moments"):
-        full = bool(reverse_output) if earlier is None else earlier.full
-        folds = train.folds(device=device, partial=earlier is not None, full=full) if moments or update else None
-        if earlier is not None and folds is not None:
-            folds = earlier - folds if remove else earlier + folds
-    half = len(held_out) // 2  # the other half is left for `evaluate` to check the confidence on
-    ways = [(output, folds or train, held_out)]
-    if reverse_output:
-        ways += [(reverse_output, ways[0][1].reversed(), held_out.reversed())]
-    made: list[tuple[str, Map]] = []
-    for path, data, rows in ways:
-        with session.status(f"fitting {method}"):
-            translation = eb.fit(data, method, purpose=purpose, device=device, **parameters)
-            sources = (rows.record.source, rows.record.target)
-            translation = translation.recorded(held_out=len(rows), sources=sources)
-        if half >= LEAST_ROWS and isinstance(translation, eb.LinearMap):
-            with session.status("calibrating"):
-                translation = eb.calibrate(translation, data, rows.sample(half, seed), seed=seed, device=device)
-        made.append((path, translation))
-    with contextlib.ExitStack() as stack:  # all are written before one of them gets its name
-        for path, written in [*([(moments, folds)] if moments and folds else []), *made]:
-            written.save(stack.enter_context(whole_or_absent(check_output(path, overwrite=overwrite))))
+    sides = [(source, source_space), (target, target_space)]
+    sides += list(zip(queries, (source_space, target_space), strict=True)) if queries else []
+    opened = [open_source(path, space, id_column, vector_column) for path, space in sides]
+    given = {"alpha": alpha, "s": s, "landmarks": landmarks, "seed": options["seed"] if method in ("affine", "kernel") else None}
+    parameters = {name: value for name, value in given.items() if value is not None}
+    seed = options.pop("seed")
+    found = eb.fit_maps(
+        opened[0],
+        opened[1],
+        method,
+        reverse=bool(reverse_output),
+        queries=eb.match(opened[2], opened[3]) if queries else None,
+        qrels=read_graded_qrels(qrels) if qrels else None,
+        keep_moments=bool(moments),
+        update=earlier,
+        progress=session.status,
+        parameters=parameters,
+        seed=seed,
+        **options,
+    )
+    found.save(output, reverse=reverse_output, moments=moments, overwrite=overwrite)
     seconds = time.perf_counter() - started
+    made = [(output, found.forward)] + ([(reverse_output, found.reverse)] if reverse_output and found.reverse else [])
     records = [translation.record for _, translation in made]
-    facts = {"method": method, "for": purpose, "test_size": test_size, "seed": seed, "calibrated": records[0].calibrated}
-    roles = ("map", "reverse map")
-    run = Run(
-        "fit",
-        facts | ({"update": update, "remove": remove} if update else {}) | parameters,
-        seconds,
-        (
-            collection_artifact("source", old),
-            collection_artifact("target", new),
-            *([file_artifact("moments", update)] if update else []),
-        ),
-        (
-            *(map_artifact(role, *one) for role, one in zip(roles, made, strict=False)),
-            *([file_artifact("moments", moments)] if moments else []),
-        ),
-        records[0].anchors,
-        records[0].device,
-        (train.record, *records),
-    )
-    session.record(run)
-    told = [_told(*one) for one in made]
-    result = told[0] | {"seconds": seconds, "reverse": told[1] if reverse_output else None}
-    lines = [_line(*one) for one in made]
-    session.emit(result, "\n".join([f"{lines[0]}, {seconds:.1f} s", *lines[1:]]))
-
-
-def _told(path: str, translation: Map) -> dict[str, Any]:
-    record = translation.record
-    return {
-        "map": path,
-        "method": record.method,
-        "parameters": record.parameters,
-        "source": translation.source.name,
-        "target": translation.target.name,
-        "anchors": record.anchors,
-        "held_out": record.held_out,
-        "calibrated": record.calibrated,
-        "fingerprint": translation.fingerprint,
-    }
-
-
-def _line(path: str, translation: Map) -> str:
-    from embridge.maps import LinearMap
-    from embridge.translators.calibration import LEAST_ROWS
-
-    record, source, target = translation.record, translation.source, translation.target
-    needs = f"{2 * LEAST_ROWS} rows held out" if isinstance(translation, LinearMap) else "an affine map"
-    none = f"no confidence (it needs {needs})"
-    confidence = f"confidence calibrated on {record.calibrated:,} of these" if record.calibrated else none
-    chosen = ", ".join(f"{k} {v}" for k, v in record.parameters.items())
-    return (
-        f"{path}: {source.name} ({source.dim}) -> {target.name} ({target.dim}), {record.method} ({chosen}), "
-        f"{record.anchors:,} anchors, {record.held_out:,} held out, {confidence}"
-    )
+    facts = {"method": method, "for": records[0].role, "test_size": options["test_size"], "seed": seed}
+    facts |= {"calibrated": records[0].calibrated, "keep_affine": options["keep_affine"]} | parameters
+    facts |= {"update": update, "remove": options["remove"]} if update else {}
+    names = ("source", "target", "source queries", "target queries")
+    inputs = [collection_artifact(name, side) for name, side in zip(names, opened, strict=False)]
+    inputs += [file_artifact(name, path) for name, path in (("moments", update), ("qrels", qrels)) if path]
+    outputs = [map_artifact(name, *one) for name, one in zip(("map", "reverse map"), made, strict=False)]
+    outputs += [file_artifact("moments", moments)] if moments else []
+    details = (found.anchors, *records)
+    session.record(Run("fit", facts, seconds, tuple(inputs), tuple(outputs), records[0].anchors, records[0].device, details))
+    reports = [FitReport(path, t.fingerprint, t.source, t.target, t.record, isinstance(t, eb.LinearMap)) for path, t in made]
+    result = reports[0].to_dict() | {"seconds": seconds, "reverse": reports[1].to_dict() if len(reports) > 1 else None}
+    session.emit(result, "\n".join([f"{reports[0]}, {seconds:.1f} s", *map(str, reports[1:])]))

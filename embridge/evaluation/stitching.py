@@ -69,7 +69,7 @@ def stitch(
             parameters["scaling"] = "l2"
     if method == "absolute":
         return _resized(vectors, anchors.target.dim) * length
-    return fit(anchors, method, purpose="decode", **parameters).apply(vectors) * length
+    return fit(anchors, method, role="decode", **parameters).apply(vectors) * length
 
 
 def compare_stitching(

@@ -142,8 +142,8 @@ def _benchmark(
 
 def _fit(train: Anchors, seed: int, device: Any) -> tuple[Maps, LinearMap]:
     """The map of rows, the map of queries and the kernel map."""
-    translation = fit(train, "auto", device=device)
-    reverse = fit(train.reversed(), "auto", device=device)
+    translation = fit(train, "auto", keep_affine=True, device=device)
+    reverse = fit(train.reversed(), "auto", role="queries", keep_affine=True, device=device)
     shrinkage = {name: value for name, value in translation.record.parameters.items() if name in ("alpha", "s")}
     kernel = fit(train, Kernel(**shrinkage, seed=seed), device=device)
     return Maps(translation, reverse, kernel), translation

@@ -2,7 +2,7 @@
 
 from embridge.records.artifacts import Artifact, Summary
 from embridge.records.evaluation import CorpusSize, Difference, Evaluation, LabelScore, PerQuery, StrategyScore
-from embridge.records.fitting import AnchorRecord, Candidate, FitRecord
+from embridge.records.fitting import AnchorRecord, Candidate, FitRecord, FitReport
 from embridge.records.outputs import Conversion, DecoderRecord, Decoding, Merge, Migration
 from embridge.records.planning import (
     FEW_QUERIES,
@@ -39,6 +39,7 @@ __all__ = [
     "Difference",
     "Evaluation",
     "FitRecord",
+    "FitReport",
     "LabelFigures",
     "LabelScore",
     "LazyDepth",

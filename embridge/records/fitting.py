@@ -9,6 +9,7 @@ from typing import Any
 from embridge.errors import CatalogError
 from embridge.records.artifacts import Artifact, absolute
 from embridge.records.rows import Row, columns_of
+from embridge.types import Space
 
 
 @dataclass(frozen=True)
@@ -20,8 +21,7 @@ class Candidate:
     method : str
     parameters : dict
     score : float
-        Mean over held-out rows (or folds), higher is better: neighbour overlap for search, minus the squared error a row for
-        decoding.
+        Mean overlap@10 over queries, higher is better; recall@10 where judgements chose.
     deficit_error : float or None
         Standard error of the paired difference to the best candidate's score, where methods were compared.
     """
@@ -52,6 +52,11 @@ class FitRecord:
         What was tried on folds, where parameters were chosen.
     calibrated : int
         Held-out rows that its confidence was calibrated on.
+    role : str
+        What it is for: ``documents``, ``queries`` or ``decode``.
+    chosen_by : str
+        ``queries`` where real queries decided among candidates, ``documents`` where held-out documents stood in for them, empty
+        where nothing was chosen.
     """
 
     method: str
@@ -63,6 +68,8 @@ class FitRecord:
     sources: tuple[str, ...] = ()
     candidates: tuple[Candidate, ...] = ()
     calibrated: int = 0
+    role: str = ""
+    chosen_by: str = ""
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values."""
@@ -89,11 +96,80 @@ class FitRecord:
         """The inverse of `to_dict`; fields of a later version are ignored."""
         known = {f.name for f in fields(cls)}
         kept = {k: v for k, v in values.items() if k in known}
-        kept["sources"] = tuple(kept.get("sources", ()))
-        kept["candidates"] = tuple(
+        candidates = [
             Candidate(c.get("method", ""), c["parameters"], c["score"], c.get("deficit_error")) for c in kept.get("candidates", ())
+        ]
+        found = cls(**kept | {"sources": tuple(kept.get("sources", ())), "candidates": tuple(candidates)})
+        found._check()
+        return found
+
+    def _check(self) -> None:
+        """A TypeError or ValueError where a value, out of a file, is not of its kind."""
+        words = (self.method, self.device, self.role, self.chosen_by, *self.sources, *(c.method for c in self.candidates))
+        tables = (self.parameters, *(c.parameters for c in self.candidates))
+        counts = (self.anchors, self.held_out, self.calibrated)
+        scores = [s for c in self.candidates for s in (c.score, c.deficit_error) if s is not None]
+        if not all(isinstance(word, str) for word in words) or not all(isinstance(table, dict) for table in tables):
+            raise TypeError("its record has values of wrong types")
+        if not all(type(count) is int and count >= 0 for count in counts):
+            raise ValueError("its record counts no rows")
+        if not all(type(number) in (int, float) for number in (self.seconds, *scores)):
+            raise TypeError("its record has values of wrong types")
+
+
+@dataclass(frozen=True)
+class FitReport:
+    """What `fit` reports of a map.
+
+    Attributes
+    ----------
+    path : str
+    fingerprint : str
+    source, target : Space
+    record : FitRecord
+    is_affine : bool
+    """
+
+    path: str
+    fingerprint: str
+    source: Space
+    target: Space
+    record: FitRecord
+    is_affine: bool
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values, as `fit --json` prints them."""
+        record = self.record
+        return {
+            "map": self.path,
+            "role": record.role,
+            "method": record.method,
+            "parameters": record.parameters,
+            "source": self.source.name,
+            "target": self.target.name,
+            "anchors": record.anchors,
+            "held_out": record.held_out,
+            "calibrated": record.calibrated,
+            "fingerprint": self.fingerprint,
+            "chosen_by": record.chosen_by or None,
+            "candidates": [
+                {"name": c.method, "parameters": c.parameters, "score": c.score, "standard_error": c.deficit_error}
+                for c in record.candidates
+            ],
+        }
+
+    def __str__(self) -> str:
+        record, source, target = self.record, self.source, self.target
+        needs = "more held-out rows" if self.is_affine else "an affine map"
+        confidence = (
+            f"confidence calibrated on {record.calibrated:,} of these" if record.calibrated else f"no confidence (it needs {needs})"
         )
-        return cls(**kept)
+        chosen = ", ".join(f"{k} {v:.4g}" if isinstance(v, float) else f"{k} {v}" for k, v in record.parameters.items())
+        by = f", chosen by {record.chosen_by}" if record.chosen_by else ""
+        return (
+            f"{self.path}: {source.name} ({source.dim}) -> {target.name} ({target.dim}) for {record.role}, {record.method} "
+            f"({chosen}){by}, {record.anchors:,} anchors, {record.held_out:,} held out, {confidence}"
+        )
 
 
 @dataclass(frozen=True)

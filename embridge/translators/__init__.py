@@ -14,11 +14,13 @@ from embridge.folds import Folds
 from embridge.maps import LinearMap
 from embridge.moments import Moments
 from embridge.translators.base import Translator
-from embridge.translators.bridge import Bridge, Purpose, Ridge
+from embridge.translators.bridge import Bridge, Ridge
 from embridge.translators.calibration import calibrate
 from embridge.translators.kernel import Kernel
 from embridge.translators.paper import Affine, Linear, LOrtho, Ortho
+from embridge.translators.projection import Projection
 from embridge.translators.rigid import Isometry, Rotation
+from embridge.translators.scoring import QueryPairs, Role, as_role
 from embridge.translators.select import Auto
 
 __all__ = [
@@ -31,16 +33,21 @@ __all__ = [
     "LOrtho",
     "Linear",
     "Ortho",
+    "Projection",
+    "QueryPairs",
     "Ridge",
+    "Role",
     "Rotation",
     "Translator",
     "calibrate",
     "fit",
 ]
 
-AffineMethod = Literal["auto", "bridge", "ridge", "rotation", "isometry", "affine", "linear", "l-ortho", "ortho"]
+AffineMethod = Literal["bridge", "ridge", "rotation", "isometry", "projection", "affine", "linear", "l-ortho", "ortho"]
 
-METHODS: dict[str, type[Translator]] = {cls.name: cls for cls in (Bridge, Ridge, Rotation, Isometry, Affine, Linear, LOrtho, Ortho)}
+METHODS: dict[str, type[Translator]] = {
+    cls.name: cls for cls in (Bridge, Ridge, Rotation, Isometry, Projection, Affine, Linear, LOrtho, Ortho)
+}
 
 
 @overload
@@ -48,33 +55,52 @@ def fit(
     anchors: Anchors | Moments | Folds,
     method: Literal["kernel"] | Kernel,
     *,
-    purpose: Purpose = ...,
+    role: str = ...,
+    keep_affine: bool = ...,
+    queries: QueryPairs | None = ...,
     device: str | torch.device | None = ...,
     **parameters: Any,
 ) -> FeatureMap: ...
 @overload
 def fit(
     anchors: Anchors | Moments | Folds,
-    method: AffineMethod | Translator = ...,
+    method: AffineMethod | Translator,
     *,
-    purpose: Purpose = ...,
+    role: str = ...,
+    keep_affine: bool = ...,
+    queries: QueryPairs | None = ...,
     device: str | torch.device | None = ...,
     **parameters: Any,
 ) -> LinearMap: ...
 @overload
 def fit(
     anchors: Anchors | Moments | Folds,
-    method: str | Translator | Kernel,
+    method: Literal["auto"] = ...,
     *,
-    purpose: Purpose = ...,
+    keep_affine: Literal[True],
+    role: str = ...,
+    queries: QueryPairs | None = ...,
+    device: str | torch.device | None = ...,
+    **parameters: Any,
+) -> LinearMap: ...
+@overload
+def fit(
+    anchors: Anchors | Moments | Folds,
+    method: str | Translator | Kernel | Auto = ...,
+    *,
+    role: str = ...,
+    keep_affine: bool = ...,
+    queries: QueryPairs | None = ...,
     device: str | torch.device | None = ...,
     **parameters: Any,
 ) -> Map: ...
 def fit(
     anchors: Anchors | Moments | Folds,
-    method: str | Translator | Kernel = "auto",
+    method: str | Translator | Kernel | Auto = "auto",
     *,
-    purpose: Purpose = "search",
+    role: str = "documents",
+    keep_affine: bool = False,
+    queries: QueryPairs | None = None,
     device: str | torch.device | None = "cpu",
     **parameters: Any,
 ) -> Map:
@@ -84,12 +110,17 @@ def fit(
     ----------
     anchors : Anchors, Moments or Folds
         ``kernel`` takes Anchors only.
-    method : str, Translator or Kernel, default "auto"
-        ``bridge``, ``ridge``, ``rotation``, ``isometry``, ``affine``, ``linear``, ``l-ortho``, ``ortho``; ``auto`` chooses
-        among them on folds (see `Auto`). ``kernel`` follows the target further than any of these where there are anchors
-        enough, but it is no affine map: it moves no index and has no adjoint (see `Kernel`).
-    purpose : {"search", "decode"}, default "search"
-        What is chosen for, by methods that choose.
+    method : str, Translator, Kernel or Auto, default "auto"
+        ``bridge``, ``ridge``, ``rotation``, ``isometry``, ``projection``, ``affine``, ``linear``, ``l-ortho``, ``ortho`` or
+        ``kernel``; ``auto`` chooses for the role (see `Auto`). ``kernel`` follows the target further than any affine map, but it
+        moves no index and has no adjoint (see `Kernel`).
+    role : {"documents", "queries", "decode"}, default "documents"
+        What the map is for: translating the rows of a collection (``search`` is another word for it), projecting queries of the
+        source space onto native rows of the target space, or feeding decoders of the target space.
+    keep_affine : bool, default False
+        ``auto`` leaves ``kernel`` out.
+    queries : QueryPairs, optional
+        Queries that both models encoded, for ``auto`` to choose by.
     device : str, default "cpu"
     **parameters
         Of the method.
@@ -97,39 +128,41 @@ def fit(
     Returns
     -------
     LinearMap, or FeatureMap by ``kernel``
-        With `record` telling how it was chosen.
+        Its `record` says how it was chosen.
 
     Raises
     ------
     ParameterError
-        No such method or parameter, or one out of its range.
+        No such method, role or parameter, or one out of its range.
     TooFewAnchorsError
     """
-    if isinstance(method, Translator | Kernel):
+    name = as_role(role)
+    if isinstance(method, Translator | Kernel | Auto):
         if parameters:
             raise ParameterError(f"{method!r} has its parameters already; leave {', '.join(parameters)} out.")
         return _fit(method, anchors, device)
-    # With a parameter of bridge's given there is nothing left to choose among methods.
-    cls: type[Translator] | type[Kernel] | None = METHODS.get("bridge" if method == "auto" and parameters else method)
     if method == "auto" and not parameters:
-        cls = Auto
-    if method == Kernel.name:
-        cls = Kernel
+        return Auto(name, keep_affine, queries).fit(anchors, device=device).recorded(role=name)
+    if queries is not None:
+        raise ParameterError(f"Only 'auto' chooses by queries. Hint: leave queries out, or method={method!r} and its parameters.")
+    # With a parameter of bridge's given there is nothing left to choose among methods.
+    known_methods: dict[str, type[Translator] | type[Kernel]] = {**METHODS, Kernel.name: Kernel}
+    cls = known_methods.get("bridge" if method == "auto" else method)
     if cls is None:
-        raise ParameterError.must_be("method", f"auto or one of {', '.join([*METHODS, Kernel.name])}", method)
-    known = [n for n in inspect.signature(cls.__init__).parameters if n not in ("self", "args", "kwargs")]
-    for name in parameters:
-        if name not in known:
+        raise ParameterError.must_be("method", f"auto or one of {', '.join(known_methods)}", method)
+    known = [n for n in inspect.signature(cls.__init__).parameters if n not in ("self", "args", "kwargs", "role")]
+    for parameter in parameters:
+        if parameter not in known:
             takes = ", ".join(known) or "no parameters"
-            raise ParameterError(f"{cls.name!r} has no parameter {name!r}. It takes {takes}.")
-    if "purpose" in known:
-        parameters["purpose"] = purpose
-    return _fit(cls(**parameters), anchors, device)
+            raise ParameterError(f"{cls.name!r} has no parameter {parameter!r}. It takes {takes}.")
+    if "role" in inspect.signature(cls.__init__).parameters:
+        parameters["role"] = name
+    return _fit(cls(**parameters), anchors, device).recorded(role=name)
 
 
-def _fit(translator: Translator | Kernel, anchors: Anchors | Moments | Folds, device: str | torch.device | None) -> Map:
-    if isinstance(translator, Translator):
-        return translator.fit(anchors, device=device)
+def _fit(method: Translator | Kernel | Auto, anchors: Anchors | Moments | Folds, device: str | torch.device | None) -> Map:
+    if isinstance(method, Translator | Auto):
+        return method.fit(anchors, device=device)
     if not isinstance(anchors, Anchors):
         raise ParameterError("'kernel' needs the anchors themselves; moments do not hold rows.")
-    return translator.fit(anchors, device=device)
+    return method.fit(anchors, device=device)

@@ -17,6 +17,7 @@ from embridge.folds import Folds
 from embridge.maps import LinearMap
 from embridge.moments import Moments
 from embridge.records import Candidate, FitRecord
+from embridge.translators.solvers import orthogonal_factor
 
 
 @dataclass(frozen=True, eq=False)
@@ -32,6 +33,8 @@ class Solution:
     candidates : tuple of Candidate
     method : str, optional
         The method that was chosen, where a translator chooses among methods.
+    role, chosen_by : str, optional
+        What it was chosen for, and whether real queries or documents in their place decided.
     """
 
     weight: np.ndarray
@@ -39,6 +42,8 @@ class Solution:
     parameters: dict[str, Any] = field(default_factory=dict)
     candidates: tuple[Candidate, ...] = ()
     method: str = ""
+    role: str = ""
+    chosen_by: str = ""
 
 
 class Translator(ABC):
@@ -63,6 +68,10 @@ class Translator(ABC):
 
     def needs_folds(self) -> bool:
         """True where parameters have to be chosen, and so `solve` takes Folds."""
+        return False
+
+    def needs_full(self) -> bool:
+        """True where `solve` reads all of Syy (see `Moments.full`)."""
         return False
 
     def fit(self, anchors: Anchors | Moments | Folds, *, device: str | torch.device | None = "cpu") -> LinearMap:
@@ -90,7 +99,8 @@ class Translator(ABC):
             raise TooFewAnchorsError.for_method(self.name, self.minimum, n)
         data = anchors
         if isinstance(data, Anchors):
-            data = data.folds(device=device) if self.needs_folds() else data.moments(device, full=False)
+            full = self.needs_full()
+            data = data.folds(device=device, full=full) if self.needs_folds() else data.moments(device, full=full)
         elif isinstance(data, Folds) and not self.needs_folds():
             data = data.total()
         elif isinstance(data, Moments) and self.needs_folds():
@@ -110,6 +120,8 @@ class Translator(ABC):
             str(resolve_device(device)),
             (anchors.record.source, anchors.record.target) if is_rows else (),
             found.candidates,
+            role=found.role,
+            chosen_by=found.chosen_by,
         )
         hashes = np.sort(anchors.hashes()) if is_rows else np.empty(0, np.uint64)
         if isinstance(anchors, Folds):
@@ -124,3 +136,11 @@ class Translator(ABC):
 def total(data: Moments | Folds) -> Moments:
     """Moments of all rows."""
     return data.total() if isinstance(data, Folds) else data
+
+
+def centred_factor(moments: Moments) -> tuple[np.ndarray, int]:
+    """The orthogonal factor of Sxy and its rank, taken once: many candidates are solved on the same moments."""
+    cache = moments.__dict__.setdefault("_centred_factor", [])
+    if not cache:
+        cache.append(orthogonal_factor(moments.sxy))
+    return cache[0]

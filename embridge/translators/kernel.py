@@ -17,7 +17,8 @@ from embridge.feature_maps import FeatureMap, gaussian
 from embridge.maps import LinearMap
 from embridge.moments import Moments
 from embridge.records import Candidate, FitRecord
-from embridge.translators.bridge import Bridge, Purpose, neighbours_kept
+from embridge.translators.bridge import Bridge
+from embridge.translators.scoring import Role, as_role, row_scores
 from embridge.types import Space
 
 PENALTIES = (0.03, 0.1, 0.3, 1.0, 3.0, 100.0)  # by the last one hardly anything is left of the kernel
@@ -52,10 +53,12 @@ class Kernel:
         Variance of the noise over that of what the kernel adds; above 0. Default: chosen on four folds of at most 1,500 anchors.
     alpha, s : float, optional
         As in `Bridge`; default: what it chooses on folds.
-    purpose : {"search", "decode"}, default "search"
-        What these are chosen by.
+    role : {"documents", "queries", "decode"}, default "documents"
+        What these are chosen for. The penalty is chosen by how rows are translated, for any role.
     seed : int, default 0
         Of the sample of landmarks.
+    mean_weight : float, default 1
+        As in `Bridge`.
     """
 
     name: ClassVar[str] = "kernel"
@@ -66,15 +69,17 @@ class Kernel:
         penalty: float | None = None,
         alpha: float | None = None,
         s: float | None = None,
-        purpose: Purpose = "search",
+        role: Role = "documents",
         seed: int = 0,
+        mean_weight: float = 1.0,
     ) -> None:
         self.landmarks = landmarks
         self.penalty = penalty
         self.alpha = alpha
         self.s = s
-        self.purpose: Purpose = purpose
+        self.role: Role = role
         self.seed = seed
+        self.mean_weight = mean_weight
 
     def fit(self, anchors: Anchors, *, device: str | torch.device | None = "cpu") -> FeatureMap:
         """Fit the map from the source to the target of the anchors.
@@ -103,8 +108,7 @@ class Kernel:
                 raise ParameterError.must_be(name, "above 0", value)
         if self.landmarks != int(self.landmarks):
             raise ParameterError.must_be("landmarks", "a whole number", self.landmarks)
-        if self.purpose not in ("search", "decode"):
-            raise ParameterError.must_be("purpose", "'search' or 'decode'", self.purpose)
+        role = as_role(self.role)
         if self.alpha is not None and not 0 < self.alpha < np.inf:
             raise ParameterError.must_be("alpha", "above 0 and finite", self.alpha)
         if len(anchors) < 2:
@@ -112,15 +116,13 @@ class Kernel:
         alpha, s = self.alpha, self.s
         candidates: tuple[Candidate, ...] = ()
         if alpha is None or s is None:
-            chosen = Bridge(alpha, s, self.purpose).fit(anchors, device=device).record
+            chosen = Bridge(alpha, s, role).fit(anchors, device=device).record
             alpha, s, candidates = chosen.parameters["alpha"], chosen.parameters["s"], chosen.candidates
         place, penalty = resolve_device(device), self.penalty
         if penalty is None:
             scores = self._scores(anchors, alpha, s, place)
-            penalty = PENALTIES[int(np.argmax(scores))]
-            candidates += tuple(
-                Candidate(self.name, {"penalty": value}, float(score)) for value, score in zip(PENALTIES, scores, strict=True)
-            )
+            penalty = PENALTIES[int(np.argmax(scores.mean(axis=1)))]
+            candidates += self._candidates(scores)
         problem = _Problem.of(anchors, alpha, s, anchors.sample(self.landmarks, self.seed).x, place)
         if len(anchors) <= self.landmarks:
             solution = next(problem.exact(anchors, (penalty,)))
@@ -131,38 +133,57 @@ class Kernel:
         record = FitRecord(
             self.name,
             {"alpha": float(alpha), "s": float(s), "penalty": float(penalty), "gamma": problem.gamma}
-            | {"landmarks": len(problem.landmarks), "purpose": self.purpose},
+            | {"landmarks": len(problem.landmarks)}
+            | ({"mean_weight": float(self.mean_weight)} if self.mean_weight != 1 else {}),
             len(anchors),
             anchors.record.held_out,
             time.perf_counter() - started,
             str(place),
             (anchors.record.source, anchors.record.target),
             candidates,
+            role=role if candidates else "",
+            chosen_by="documents" if candidates else "",
         )
         hashes = np.sort(anchors.hashes())
-        affine = LinearMap(weight.T, mean_y - mean_x @ weight, anchors.source, anchors.target, record, hashes)
+        affine = LinearMap(weight.T, self.mean_weight * mean_y - mean_x @ weight, anchors.source, anchors.target, record, hashes)
         return FeatureMap(affine, problem.landmarks.cpu().numpy(), features, problem.gamma)
 
+    def contest(self, anchors: Anchors, device: str | torch.device | None) -> tuple[float | None, tuple[Candidate, ...]]:
+        """The best penalty, or None where its gain over hardly any kernel is within one standard error on folds.
+
+        Raises
+        ------
+        ParameterError
+            alpha or s is not given.
+        """
+        if self.alpha is None or self.s is None:
+            raise ParameterError("A contest is at one alpha and one s. Hint: give both.")
+        scores = self._scores(anchors, self.alpha, self.s, resolve_device(device))
+        best = int(np.argmax(scores.mean(axis=1)))
+        gains = scores[best] - scores[-1]
+        is_better = gains.mean() > gains.std(ddof=1) / np.sqrt(len(gains)) and best < len(PENALTIES) - 1
+        return PENALTIES[best] if is_better else None, self._candidates(scores)
+
+    def _candidates(self, scores: np.ndarray) -> tuple[Candidate, ...]:
+        return tuple(
+            Candidate(self.name, {"penalty": value}, float(score.mean())) for value, score in zip(PENALTIES, scores, strict=True)
+        )
+
     def _scores(self, anchors: Anchors, alpha: float, s: float, place: torch.device) -> np.ndarray:
-        """What folds say of every penalty, higher is better: neighbours kept, or minus the squared error."""
-        rows = anchors.sample(_CHOSEN_ON, self.seed)
+        """Scores of every penalty on folds (see `row_scores`), shape (penalties, units)."""
+        rows, role = anchors.sample(_CHOSEN_ON, self.seed), as_role(self.role)
         fold = np.random.default_rng(self.seed).permutation(len(rows)) % _FOLDS
-        total = np.zeros(len(PENALTIES))
+        units: list[list[np.ndarray]] = [[] for _ in PENALTIES]
         for number in range(_FOLDS):
             train, test = rows.at(fold != number), rows.at(fold == number)
             problem = _Problem.of(train, alpha, s, train.x, place)
             x = _double(test.x, place)
-            features, x = problem.kernel(x), x - problem.mean_x
+            features, x, mean_y = problem.kernel(x), x - problem.mean_x, problem.mean_y.cpu().numpy()
             for i, (weight, found) in enumerate(problem.exact(train, PENALTIES)):
-                translated = x @ weight + features @ found + problem.mean_y
-                if test.target.normalized:
-                    translated = torch.nn.functional.normalize(translated)
-                translated = translated.to(torch.float32).cpu().numpy()
-                if self.purpose == "decode":
-                    total[i] -= np.square(translated - test.y).sum() / len(rows)
-                else:
-                    total[i] += neighbours_kept(translated, test.y, test.target.metric).sum() / len(rows)
-        return total
+                translated = x @ weight + features @ found + self.mean_weight * problem.mean_y
+                shown = translated.to(torch.float32).cpu().numpy()
+                units[i].append(row_scores(shown, test.y, mean_y, role, test.target))
+        return np.array([np.concatenate(one) for one in units])
 
     def __repr__(self) -> str:
         values = ", ".join(f"{k}={v!r}" for k, v in vars(self).items())

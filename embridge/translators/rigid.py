@@ -6,7 +6,7 @@ import numpy as np
 
 from embridge.folds import Folds
 from embridge.moments import Moments
-from embridge.translators.base import Solution, Translator, total
+from embridge.translators.base import Solution, Translator, centred_factor, total
 from embridge.translators.solvers import orthogonal_factor
 
 
@@ -39,7 +39,7 @@ class Isometry(Translator):
 
     def solve(self, data: Moments | Folds) -> Solution:
         moments = total(data)
-        q, rank = orthogonal_factor(moments.sxy)
+        q, rank = centred_factor(moments)
         spread = float(np.vdot(q, moments.sxx @ q))
         scale = float(np.sqrt(moments.square_y.sum() / spread)) if spread > 0 else 0.0
         weight = scale * q

@@ -1,67 +1,197 @@
-"""Choosing among methods on folds: the simplest that is not measurably worse than the best."""
+"""Choosing among methods for a role: on real queries where there are some, else on folds by queries that stand in for them."""
 
 from __future__ import annotations
 
-import numpy as np
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import ClassVar
 
+import numpy as np
+import torch
+
+from embridge.anchors import Anchors
 from embridge.errors import ParameterError
+from embridge.feature_maps import FeatureMap, Map
 from embridge.folds import Folds
 from embridge.moments import Moments
 from embridge.records import Candidate
 from embridge.translators.base import Solution, Translator, total
-from embridge.translators.bridge import ALPHAS, SHARES, Bridge, Purpose, Ridge, grid_scores, neighbours_kept
+from embridge.translators.bridge import Bridge, Ridge
+from embridge.translators.kernel import Kernel
 from embridge.translators.paper import Ortho
+from embridge.translators.projection import Projection
 from embridge.translators.rigid import Isometry, Rotation
+from embridge.translators.scoring import QueryPairs, Role, as_role, fold_scores, is_cosine, real_scores
+from embridge.types import Space
 
-# What is simpler comes first: a rotation keeps every index exact, an isometry keeps L2; `ortho` stretches single features.
-_SIMPLE: tuple[type[Translator], ...] = (Rotation, Isometry, Ortho)
+_ALPHAS = (0.03, 0.1, 0.3, 1.0, 3.0, 10.0)
+_SHARES = (0.5, 0.75, 1.0)
+_MEAN = 1.5  # weight of the target's mean for documents where only directions count
+_LEAST_JUDGED = 50  # queries with a relevant row among the anchors, to let recall decide
 
 
-class Auto(Translator):
-    """The simplest method that folds cannot tell from the best: the one-standard-error rule (Breiman et al. 1984), paired.
+class Auto:
+    """The method that serves a role best, as far as the anchors, or real queries, can tell.
 
-    Candidates are, from simple to general, `Rotation`, `Isometry`, `Ortho`, and `Bridge` over its grid of alpha and s from
-    strong to weak (`Ridge` where s is zero). Each is fitted on all folds but one and judged by that one. With d the differences
-    between the best candidate's scores and another's over the same held-out units, the first candidate with
-    ``mean(d) <= std(d) / sqrt(units)`` is taken and fitted on all anchors.
+    Candidates are `Rotation`, `Isometry` and, but for documents without queries, where it never won, `Ortho`; and
+
+    - for ``documents`` and ``decode`` `Bridge` over alpha and s; where only directions count, documents are translated with 1.5
+      times the weight of the target's mean;
+    - for ``queries`` `Projection` over alpha and the weight of the mean.
+
+    Without queries each is fitted on all folds but one and scored on that one (`row_scores`, `projection_scores`). Documents in the
+    place of queries cannot tell how much to shrink, since queries are farther from documents than these are from each other. So
+    among the candidates within one standard error of the best (paired differences), those of the smallest share s are preferred
+    for ``documents`` and those of the largest, the isometry-like, for ``decode``; of these the best is taken.
+
+    With `queries` candidates are compared on them, over the anchors: by recall where at least 50 have a relevant row there, then by
+    overlap among those within one standard error; else by overlap.
+
+    Where rows are at hand, documents are translated, and an affine map is not asked for, `Kernel` is fitted on top of the winner if
+    its gain over it on folds is above one standard error.
 
     Parameters
     ----------
-    purpose : {"search", "decode"}, default "search"
-        ``search``: units are held-out rows, at most 1,000 a fold, and the score is the overlap@10 of their neighbours.
-        ``decode``: units are folds and the score is minus the held-out squared error, exactly, from moments alone; the cost
-        does not depend on the number of anchors.
+    role : {"documents", "queries", "decode"}, default "documents"
+    keep_affine : bool, default False
+        True where the map has to be affine: to move an index, to pull queries back, to predict errors.
+    queries : QueryPairs, optional
+        Queries that both models encoded.
     """
+
+    name: ClassVar[str] = "auto"
+
+    def __init__(self, role: Role = "documents", keep_affine: bool = False, queries: QueryPairs | None = None) -> None:
+        self.role: Role = role
+        self.keep_affine = keep_affine
+        self.queries = queries
+
+    def fit(self, anchors: Anchors | Moments | Folds, *, device: str | torch.device | None = "cpu") -> Map:
+        """Fit the map from the source to the target of the anchors.
+
+        Parameters
+        ----------
+        anchors : Anchors or Folds
+            Folds have no rows to fit `Kernel` on, so the map is affine.
+        device : str, default "cpu"
+
+        Returns
+        -------
+        LinearMap, or FeatureMap where `Kernel` is chosen
+
+        Raises
+        ------
+        ParameterError
+            No such role.
+        TooFewAnchorsError
+            Too few for folds, or moments, which have none.
+        """
+        role = as_role(self.role)
+        affine = _AutoAffine(role, self.queries).fit(anchors, device=device)
+        if role != "documents" or self.keep_affine or not isinstance(anchors, Anchors):
+            return affine
+        chosen = affine.record.parameters
+        kernel = Kernel(
+            alpha=min(max(chosen.get("alpha", 1.0), _ALPHAS[0]), _ALPHAS[-1]),
+            s=chosen.get("s", 1.0),
+            mean_weight=chosen.get("mean_weight", 1.0),
+        )
+        penalty, candidates = kernel.contest(anchors, device)
+        record = replace(affine.record, candidates=affine.record.candidates + candidates)
+        if penalty is None:
+            return replace(affine, record=record)
+        fitted: FeatureMap = replace_penalty(kernel, penalty).fit(anchors, device=device)
+        seconds = affine.record.seconds + fitted.record.seconds
+        return fitted.recorded(candidates=record.candidates, seconds=seconds, role=role, chosen_by=record.chosen_by)
+
+    def __repr__(self) -> str:
+        values = ", ".join(f"{k}={v!r}" for k, v in vars(self).items())
+        return f"{type(self).__name__}({values})"
+
+
+def replace_penalty(kernel: Kernel, penalty: float) -> Kernel:
+    """The same kernel method with its penalty given."""
+    return Kernel(**{**vars(kernel), "penalty": penalty})
+
+
+class _AutoAffine(Translator):
+    """The affine part of `Auto`."""
 
     name = "auto"
 
-    def __init__(self, purpose: Purpose = "search") -> None:
-        self.purpose = purpose
+    def __init__(self, role: Role, queries: QueryPairs | None) -> None:
+        self.role: Role = role
+        self.queries = queries
 
     def needs_folds(self) -> bool:
         return True
 
+    def needs_full(self) -> bool:
+        return self.role == "queries"
+
     def solve(self, data: Moments | Folds) -> Solution:
-        if self.purpose not in ("search", "decode"):
-            raise ParameterError.must_be("purpose", "'search' or 'decode'", self.purpose)
         if not isinstance(data, Folds):
             raise ParameterError("'auto' chooses on folds, which one set of moments does not have.")
-        translators: list[Translator] = [cls() for cls in _SIMPLE]
-        scores = [simple_scores(translator, data, self.purpose) for translator in translators]
-        alphas, shares = ALPHAS[::-1], SHARES[::-1]
-        grid = grid_scores(data, self.purpose, alphas, shares)
-        for i, alpha in enumerate(alphas):
-            for j, s in enumerate(shares):
-                translators.append(Bridge(alpha, s) if s else Ridge(alpha))
-                scores.append(grid[i, j])
-        chosen, errors = one_standard_error(np.array(scores))
+        methods = candidates_for(self.role, data.parts[0].target, full=data.full, real=self.queries is not None)
+        if self.queries is None:
+            scores = fold_scores(methods, data, self.role)
+            chosen, errors = _prefer(scores, methods, self.role)
+        else:
+            found = real_scores(methods, data, self.role, self.queries)
+            scores = found.recall if found.recall.shape[1] >= _LEAST_JUDGED else found.overlap
+            chosen, errors = _among_the_best(scores, found.overlap.mean(axis=1))
         candidates = tuple(
-            Candidate(t.name, {k: v for k, v in vars(t).items() if k in ("alpha", "s")}, float(score.mean()), float(error))
-            for t, score, error in zip(translators, scores, errors, strict=True)
+            Candidate(method.name, _parameters(method), float(score.mean()), float(error))
+            for method, score, error in zip(methods, scores, errors, strict=True)
         )
-        found = translators[chosen].solve(total(data))
-        parameters = found.parameters | {"purpose": self.purpose}
-        return Solution(found.weight, found.intercept, parameters, candidates, translators[chosen].name)
+        found = methods[chosen].solve(total(data))
+        chosen_by = "documents" if self.queries is None else "queries"
+        return replace(found, candidates=candidates, method=methods[chosen].name, role=self.role, chosen_by=chosen_by)
+
+
+def candidates_for(role: Role, target: Space, *, full: bool, real: bool) -> list[Translator]:
+    """The methods that are compared for a role; with `real` queries, which tell more, in finer steps."""
+    cosine = is_cosine(target)
+    plain: list[Translator] = [Rotation(), Isometry(), *([Ortho()] if role != "documents" or real else [])]
+    if role == "queries":
+        weights = (0.0, 1 / 3, 2 / 3, 1.0) if cosine else (1.0,)
+        alphas = (np.inf, 10.0, 3.0, 1.0) if full else (np.inf,)
+        return [*plain, *(Projection(alpha, weight) for alpha in alphas for weight in weights)]
+    weights = (_MEAN,) if cosine and role == "documents" else (1.0,)
+    if real and cosine and role == "documents":
+        weights = (1.0, _MEAN, 2.0)
+    shares = (0.0, *_SHARES) if real else _SHARES
+    grid = [(alpha, s, weight) for s in shares for alpha in _ALPHAS[::-1] for weight in weights]
+    return [*plain, *(Bridge(a, s, mean_weight=w) if s or w != 1 else Ridge(a) for a, s, w in grid)]
+
+
+def _parameters(method: Translator) -> dict[str, float]:
+    return {k: v for k, v in vars(method).items() if k in ("alpha", "s", "mean_weight") and v is not None}
+
+
+def _prefer(scores: np.ndarray, methods: Sequence[Translator], role: Role) -> tuple[int, np.ndarray]:
+    """The choice without real queries (see `Auto`)."""
+    rank = {"documents": 1, "decode": -1, "queries": 0}[role]
+    # Methods without a share are isometry-like: the end of the order for documents, where they are taken only if they are better.
+    order = np.array([rank * getattr(method, "s", 1.0 + (rank > 0)) for method in methods])
+    means = scores.mean(axis=1)
+    within, errors = _within_one_error(scores)
+    if not rank:
+        return int(np.argmax(means)), errors
+    within &= order == order[within].min()
+    return int(np.flatnonzero(within)[np.argmax(means[within])]), errors
+
+
+def _among_the_best(scores: np.ndarray, overlaps: np.ndarray) -> tuple[int, np.ndarray]:
+    """The choice by real queries: of those within one standard error of the best the one of the most overlap."""
+    within, errors = _within_one_error(scores)
+    return int(np.flatnonzero(within)[np.argmax(overlaps[within])]), errors
+
+
+def _within_one_error(scores: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    deficits = scores[np.argmax(scores.mean(axis=1))] - scores
+    errors = deficits.std(axis=1, ddof=1) / np.sqrt(scores.shape[1])
+    return deficits.mean(axis=1) <= errors, errors
 
 
 def one_standard_error(scores: np.ndarray) -> tuple[int, np.ndarray]:
@@ -83,19 +213,5 @@ def one_standard_error(scores: np.ndarray) -> tuple[int, np.ndarray]:
     >>> one_standard_error(np.array([[0.0, 0.0], [0.9, 1.1], [1.1, 1.0]]))[0]
     1
     """
-    deficits = scores[np.argmax(scores.mean(axis=1))] - scores
-    errors = deficits.std(axis=1, ddof=1) / np.sqrt(scores.shape[1])
-    return int(np.flatnonzero(deficits.mean(axis=1) <= errors)[0]), errors
-
-
-def simple_scores(translator: Translator, folds: Folds, purpose: Purpose) -> np.ndarray:
-    """What folds say of a method without parameters, shape (units,) as in `grid_scores`."""
-    out = []
-    for number, part in enumerate(folds.parts):
-        found = translator.solve(folds.without(number))
-        if purpose == "decode":
-            out.append(np.array([-part.squared_error(found.weight, found.intercept) / part.n]))
-            continue
-        x, y = folds.samples[number]
-        out.append(neighbours_kept((x @ found.weight + found.intercept).astype(np.float32), y, part.target.metric))
-    return np.concatenate(out)
+    within, errors = _within_one_error(scores)
+    return int(np.flatnonzero(within)[0]), errors

@@ -41,7 +41,14 @@ def eigh(matrix: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _svd(matrix: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    u, s, vt = torch.linalg.svd(torch.tensor(matrix), full_matrices=False)
+    # LAPACK's divide and conquer fails now and then on matrices with many singular values of zero, as few anchors make them; on the
+    # triangular factor of the same matrix, or of its transpose, it then converges.
+    try:
+        u, s, vt = torch.linalg.svd(torch.tensor(matrix), full_matrices=False)
+    except RuntimeError:
+        q, r = torch.linalg.qr(torch.tensor(matrix).T)
+        v, s, ut = torch.linalg.svd(r, full_matrices=False)
+        u, vt = ut.T, (q @ v).T
     return u.numpy(), s.numpy(), vt.numpy()
 
 
@@ -70,9 +77,9 @@ class Shrinkage:
     rank: int
 
     @classmethod
-    def of(cls, sxx: np.ndarray, sxy: np.ndarray, total_y: float) -> Shrinkage:
-        """From ``Sxx/n``, ``Sxy/n`` and ``tr Syy/n``."""
-        q, rank = orthogonal_factor(sxy)
+    def of(cls, sxx: np.ndarray, sxy: np.ndarray, total_y: float, factor: tuple[np.ndarray, int]) -> Shrinkage:
+        """From ``Sxx/n``, ``Sxy/n``, ``tr Syy/n``, and Q with its rank."""
+        q, rank = factor
         spread = float(np.vdot(q, sxx @ q))
         c = np.sqrt(total_y / spread) if spread > 0 else 0.0
         values, vectors = eigh(sxx)

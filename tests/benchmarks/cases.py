@@ -143,7 +143,7 @@ def fit(folder: Path, n: int, p: int, q: int) -> dict[str, object]:
     if n <= 100_000:  # lstsq wants several copies of everything
         found["paper"] = _timed(paper)
     found |= {method: _best(lambda m=method: eb.fit(anchors, m)) for method in ("linear", "ortho", "bridge")}
-    found["bridge for decode"] = _best(lambda: eb.fit(anchors, "bridge", purpose="decode"))
+    found["bridge for decode"] = _best(lambda: eb.fit(anchors, "bridge", role="decode"))
     return found
 
 

@@ -1,0 +1,233 @@
+"""Fitting from collections in one call: one way or both, calibrated, from new anchors or on top of the moments of earlier ones."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+
+from embridge.anchors import Anchors, match
+from embridge.errors import OutputExistsError, ParameterError, TooFewAnchorsError
+from embridge.feature_maps import Map
+from embridge.files import check_output, one_file, whole_or_absent
+from embridge.folds import Folds
+from embridge.ids import hash_ids
+from embridge.maps import LinearMap
+from embridge.records import AnchorRecord
+from embridge.stores.collection import Collection
+from embridge.translators import fit
+from embridge.translators.calibration import LEAST_ROWS, calibrate
+from embridge.translators.scoring import QueryPairs, Role, as_role
+
+_LEAST_QUERIES = 20
+_OTHER: dict[Role, Role] = {"documents": "queries", "queries": "documents", "decode": "decode"}
+
+
+@dataclass(frozen=True, eq=False)
+class FittedMaps:
+    """What `fit_maps` made.
+
+    Attributes
+    ----------
+    forward : LinearMap or FeatureMap
+    reverse : LinearMap or FeatureMap, optional
+        The regression from target to source, on the same rows; not the inverse of `forward`.
+    moments : Folds, optional
+        What both were fitted on, to be updated later.
+    anchors : AnchorRecord
+        How the shared rows were split.
+    """
+
+    forward: Map
+    reverse: Map | None
+    moments: Folds | None
+    anchors: AnchorRecord
+
+    def save(
+        self,
+        path: str | os.PathLike[str],
+        *,
+        reverse: str | os.PathLike[str] | None = None,
+        moments: str | os.PathLike[str] | None = None,
+        overwrite: bool = False,
+    ) -> None:
+        """Write the map, and what else is named; all of it or nothing.
+
+        Raises
+        ------
+        OutputExistsError
+            A file exists and `overwrite` is False, or two names are of one file.
+        ParameterError
+            There is no reverse map, or there are no moments, to write.
+        """
+        outputs = [(path, self.forward), (reverse, self.reverse), (moments, self.moments)]
+        named = {os.fspath(name): value for name, value in outputs if name is not None}
+        check_outputs([os.fspath(name) for name, _ in outputs if name is not None], overwrite=overwrite)
+        with contextlib.ExitStack() as stack:  # all are written before one of them gets its name
+            for name, value in named.items():
+                if value is None:
+                    raise ParameterError(f"There is nothing to write to {name!r}. Hint: fit_maps(reverse=True, keep_moments=True).")
+                value.save(stack.enter_context(whole_or_absent(check_output(name, overwrite=overwrite))), overwrite=True)
+
+
+def check_outputs(paths: Sequence[str], *, overwrite: bool, inputs: Sequence[str] = ()) -> None:
+    """Refuse outputs of a fit that may not be written, before any work.
+
+    Raises
+    ------
+    OutputExistsError
+        One exists and `overwrite` is False, is an input, or is named twice.
+    """
+    for number, path in enumerate(paths):
+        if any(one_file(path, other) for other in paths[:number]):
+            raise OutputExistsError.twice(path)
+        check_output(path, overwrite=overwrite, inputs=tuple(inputs))
+
+
+def fit_maps(
+    source: Collection,
+    target: Collection,
+    method: str = "auto",
+    *,
+    role: str = "documents",
+    keep_affine: bool = False,
+    reverse: bool = False,
+    queries: Anchors | None = None,
+    qrels: Mapping[Any, Sequence[Any] | Mapping[Any, float]] | None = None,
+    keep_moments: bool = False,
+    update: Folds | None = None,
+    remove: bool = False,
+    test_size: float = 0.1,
+    seed: int = 0,
+    device: str | torch.device | None = "cpu",
+    progress: Callable[[str], contextlib.AbstractContextManager[None]] | None = None,
+    parameters: Mapping[str, Any] | None = None,
+) -> FittedMaps:
+    """Match two collections by id, hold rows out, fit one map or both, and calibrate their confidence.
+
+    Parameters
+    ----------
+    source, target : Collection
+        In two different spaces.
+    method : str, default "auto"
+        See `fit`.
+    role : {"documents", "queries", "decode"}, default "documents"
+        What the map from source to target is for. The reverse map is for the other side of the same search: queries where this
+        one is for documents, and the other way round.
+    keep_affine : bool, default False
+        ``auto`` chooses among affine maps only.
+    reverse : bool, default False
+        Fit the map from target to source too, on the same rows.
+    queries : Anchors, optional
+        Queries by both models (`match` of two collections), for ``auto`` to choose by. One half of them, by a hash of the id, is
+        looked at; the other half is left to report on.
+    qrels : mapping of query id to document ids, or to a mapping of document id to grade, optional
+        Relevance judgements of the queries.
+    keep_moments : bool, default False
+        Keep what was fitted on, for `update`.
+    update : Folds, optional
+        Moments of earlier anchors: the shared rows that are new are added to them.
+    remove : bool, default False
+        Take the shared rows out of `update` instead.
+    test_size : float, default 0.1
+        Share of the shared rows held out, by a hash of the id. Half of these, where there are 100 at least, calibrate the
+        confidence of an affine map.
+    seed : int, default 0
+    device : str, default "cpu"
+    progress : callable, optional
+        Given the name of a step; the context manager that it returns is held while the step runs.
+    parameters : mapping, optional
+        Of the method.
+
+    Returns
+    -------
+    FittedMaps
+
+    Raises
+    ------
+    ParameterError
+        Options that do not go together.
+    TooFewAnchorsError, NoSharedIdsError, BadIdsError, BadVectorsError, SpaceMismatchError
+        From matching and fitting.
+
+    Examples
+    --------
+    >>> import embridge as eb
+    >>> old, new = eb.open(eb.sample_path("minilm")), eb.open(eb.sample_path("mpnet"))
+    >>> found = eb.fit_maps(old, new, "rotation", reverse=True)
+    >>> found.forward.source.name, found.reverse.record.role
+    ('minilm', 'queries')
+    """
+    chosen = as_role(role)
+    if remove and update is None:
+        raise ParameterError("There are no moments to take rows out of. Hint: give them (--update FILE, update=...).")
+    if method == "kernel" and (keep_moments or update is not None):
+        raise ParameterError("'kernel' needs the anchors themselves; moments do not hold rows. Leave moments and update out.")
+    if qrels is not None and queries is None:
+        raise ParameterError("Judgements are of queries, and there are none. Hint: give queries by both models.")
+    step = progress or (lambda _: contextlib.nullcontext())
+    with step("matching ids"):
+        known = None if update is None or remove else update.anchor_hashes
+        train, held_out = match(source, target, known=known).split(test_size, seed)
+    if update is not None and not len(train):
+        raise ParameterError(f"{source.name!r} and {target.name!r} share no row to fit on that is not in the moments already.")
+    pairs = None if queries is None else query_pairs(queries, qrels, seed)
+    folds = None
+    if keep_moments or update is not None:
+        with step("taking moments"):
+            # Both ways, and maps for queries, need full moments.
+            full = (reverse or chosen == "queries") if update is None else update.full
+            folds = train.folds(device=device, partial=update is not None, full=full)
+            if update is not None:
+                folds = update - folds if remove else update + folds
+    data = folds or train
+    ways = [(chosen, data, held_out, pairs)]
+    if reverse:
+        ways.append((_OTHER[chosen], data.reversed(), held_out.reversed(), pairs and pairs.reversed()))
+    made: list[Map] = []
+    for way, rows, left, asked in ways:
+        with step(f"fitting {method}"):
+            translation = fit(rows, method, role=way, keep_affine=keep_affine, queries=asked, device=device, **(parameters or {}))
+            record = left.record
+            translation = translation.recorded(held_out=len(left), sources=(record.source, record.target))
+        half = len(left) // 2  # the other half is left for `evaluate` to check the confidence on
+        if half >= LEAST_ROWS and isinstance(translation, LinearMap):
+            with step("calibrating"):
+                translation = calibrate(translation, rows, left.sample(half, seed), seed=seed, device=device)
+        made.append(translation)
+    return FittedMaps(made[0], made[1] if reverse else None, folds, train.record)
+
+
+def query_pairs(
+    queries: Anchors, qrels: Mapping[Any, Sequence[Any] | Mapping[Any, float]] | None = None, seed: int = 0
+) -> QueryPairs:
+    """The half of some queries that maps are chosen by; documents graded above zero are relevant.
+
+    Raises
+    ------
+    TooFewAnchorsError
+        Fewer than 20 queries.
+    ParameterError
+        Judgements that name none of the queries.
+    """
+    if len(queries) < _LEAST_QUERIES:
+        raise TooFewAnchorsError(
+            f"A map is chosen by {_LEAST_QUERIES} queries at least. Got {len(queries)}. Hint: leave queries out."
+        )
+    half = queries.at(hash_ids(queries.ids, "half", seed) % np.uint64(2) == 0)
+    if qrels is None:
+        return QueryPairs(half.x, half.y)
+    if not any(query in qrels for query in queries.ids.tolist()):
+        raise ParameterError(f"The judgements name none of the {len(queries):,} queries. Hint: are their ids those of the queries?")
+    relevant = []
+    for query in half.ids.tolist():
+        graded = qrels.get(query, ())
+        named = [d for d in graded if not isinstance(graded, Mapping) or (graded[d] or 0) > 0]
+        whole = all(isinstance(document, int) for document in named)
+        relevant.append(np.array(named, np.int64 if whole and named else object))
+    return QueryPairs(half.x, half.y, tuple(relevant))

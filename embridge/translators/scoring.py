@@ -1,0 +1,216 @@
+"""What a map is worth for its role on rows that it was not fitted on, and on real queries where there are some."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal, Protocol, get_args
+
+import numpy as np
+
+from embridge.arrays import unit
+from embridge.errors import ParameterError
+from embridge.folds import Folds
+from embridge.ids import hash_ids
+from embridge.moments import Moments
+from embridge.neighbors import overlap, top_k
+from embridge.types import Metric, Space
+
+Role = Literal["documents", "queries", "decode"]
+_K = 10
+_STAND_INS = 300  # queries of a fold; the rows they rank are all of the fold's sample
+_MOST_QUERIES = 1500
+
+
+class Affine(Protocol):
+    """Weight W and intercept b of ``y = x @ W + b``."""
+
+    @property
+    def weight(self) -> np.ndarray: ...
+    @property
+    def intercept(self) -> np.ndarray: ...
+
+
+class Solver(Protocol):
+    """Whatever gives an affine map from moments."""
+
+    def solve(self, data: Moments, /) -> Affine: ...
+
+
+@dataclass(frozen=True, eq=False)
+class QueryPairs:
+    """Queries that both models encoded, to choose a map by.
+
+    Attributes
+    ----------
+    x : ndarray of shape (n, dim_source)
+    y : ndarray of shape (n, dim_target)
+    relevant : tuple of ndarray, optional
+        For each query the ids of the documents that are relevant to it.
+    """
+
+    x: np.ndarray
+    y: np.ndarray
+    relevant: tuple[np.ndarray, ...] = ()
+
+    def reversed(self) -> QueryPairs:
+        """The same queries with source and target exchanged."""
+        return QueryPairs(self.y, self.x, self.relevant)
+
+
+def as_role(role: str) -> Role:
+    """The role of that name; ``search`` is another word for ``documents``.
+
+    Raises
+    ------
+    ParameterError
+        No such role.
+    """
+    name = "documents" if role == "search" else role
+    if name not in get_args(Role):
+        raise ParameterError.must_be("role", "'documents', 'queries' or 'decode'", role)
+    return name  # pyright: ignore[reportReturnType]
+
+
+def is_cosine(space: Space) -> bool:
+    """True where only directions count."""
+    return space.metric == Metric.COSINE or space.normalized
+
+
+def list_size(rows: int) -> int:
+    """How many neighbors a sample of so many rows is judged by: 10, and at most half of the others.
+
+    A list of all of them would be found by any map. Zero where there is no other row.
+    """
+    return min(_K, (rows - 1) // 2)
+
+
+def row_scores(translated: np.ndarray, y: np.ndarray, mean_y: np.ndarray, role: Role, target: Space) -> np.ndarray:
+    """Overlap@k of stand-in queries' neighbors among translated rows with those among native rows; shape (n_queries,).
+
+    Under ``decode`` the stand-ins are the rows themselves. Under ``documents`` they are the rows less the mean of the anchors,
+    where only directions count: real queries lie elsewhere than documents, so that what all documents share must not decide.
+
+    Parameters
+    ----------
+    translated, y : ndarray of shape (n, dim_target)
+        Rows that the map was not fitted on, and their native vectors.
+    mean_y : ndarray of shape (dim_target,)
+        Mean of the anchors.
+    """
+    k, own = list_size(len(y)), np.arange(min(len(y), _STAND_INS))
+    if k < 1:
+        return np.zeros(len(own))
+    queries = y[own]
+    if role == "documents" and is_cosine(target):
+        queries = (unit(queries) if target.metric == Metric.COSINE else queries) - mean_y.astype(np.float32)
+    rows = unit(translated) if target.normalized else translated
+    truth = top_k(queries, y, k, target.metric, exclude=own).ids
+    return overlap(top_k(queries, rows, k, target.metric, exclude=own).ids, truth)
+
+
+def projection_scores(found: Affine, x: np.ndarray, y: np.ndarray, source: Space, target: Space) -> np.ndarray:
+    """Overlap@k of what projected stand-in queries find among native rows with what they find by their own model.
+
+    The stand-ins are the midpoints of two rows, which lie off the documents as real queries do; any vector of the source space
+    can be one, since the truth is the ranking of that space.
+
+    Parameters
+    ----------
+    found : Affine
+        The map that projects queries.
+    x, y : ndarray of shape (n, dim_source) and (n, dim_target)
+        Rows that it was not fitted on.
+    """
+    n, m = len(x), min(len(x), _STAND_INS)
+    k = list_size(n)
+    if k < 1:
+        return np.zeros(m)
+    rows = unit(x) if is_cosine(source) else x
+    queries = (rows[:m] + rows[(np.arange(m) + n // 2) % n]) / 2
+    return _projected_overlap(found, unit(queries) if source.normalized else queries, x, y, source, target, k)
+
+
+def _projected_overlap(
+    found: Affine, queries: np.ndarray, x: np.ndarray, y: np.ndarray, source: Space, target: Space, k: int
+) -> np.ndarray:
+    truth = top_k(queries, x, k, source.metric).ids
+    return overlap(top_k(_apply(found, queries), y, k, target.metric).ids, truth)
+
+
+def _apply(found: Affine, x: np.ndarray) -> np.ndarray:
+    return x @ found.weight.astype(np.float32) + found.intercept.astype(np.float32)
+
+
+def fold_scores(solvers: Sequence[Solver], folds: Folds, role: Role) -> np.ndarray:
+    """Scores of methods on folds, higher is better; shape (methods, units), the units being stand-in queries."""
+    columns = []
+    for number, part in enumerate(folds.parts):
+        moments, (x, y) = folds.without(number), folds.samples[number]
+        scores = []
+        for solver in solvers:
+            found = solver.solve(moments)
+            if role == "queries":
+                scores.append(projection_scores(found, x, y, part.source, part.target))
+            else:
+                scores.append(row_scores(_apply(found, x), y, moments.mean_y, role, part.target))
+        columns.append(np.array(scores))
+    return np.concatenate(columns, axis=1)
+
+
+@dataclass(frozen=True, eq=False)
+class QueryScores:
+    """What methods are worth on real queries over the anchors.
+
+    Attributes
+    ----------
+    overlap : ndarray of shape (methods, n_queries)
+        With the ranking of the model that the queries belong to.
+    recall : ndarray of shape (methods, n_judged)
+        Of queries with a relevant row among the anchors.
+    """
+
+    overlap: np.ndarray
+    recall: np.ndarray
+
+
+def real_scores(solvers: Sequence[Solver], folds: Folds, role: Role, queries: QueryPairs) -> QueryScores:
+    """Scores of methods on real queries that rank the sampled rows of all folds.
+
+    For ``documents`` each row is translated by the map that was fitted without its fold; for ``queries`` rows stay native, and
+    the map is that of all anchors.
+    """
+    spaces = folds.parts[0]
+    x, y = (np.concatenate([sample[side] for sample in folds.samples]) for side in (0, 1))
+    some = slice(0, _MOST_QUERIES)
+    relevant = _positions(queries.relevant[some], folds)
+    k = list_size(len(y))
+    own, rows, metric = (queries.x, x, spaces.source.metric) if role == "queries" else (queries.y, y, spaces.target.metric)
+    truth = top_k(own[some], rows, k, metric).ids
+    whole, left = folds.total(), [folds.without(number) for number in range(len(folds.parts))]
+    overlaps, recalls = [], []
+    for solver in solvers:
+        if role == "queries":
+            asked, rows = _apply(solver.solve(whole), queries.x[some]), y
+        else:
+            parts = (_apply(solver.solve(part), sample) for part, (sample, _) in zip(left, folds.samples, strict=True))
+            asked, rows = queries.y[some], np.concatenate(list(parts))
+            rows = unit(rows) if spaces.target.normalized else rows
+        ids = top_k(asked, rows, k, spaces.target.metric).ids
+        overlaps.append(overlap(ids, truth))
+        recalls.append([np.isin(wanted, row).mean() for wanted, row in zip(relevant, ids, strict=False) if len(wanted)])
+    return QueryScores(np.array(overlaps), np.array(recalls).reshape(len(solvers), -1))
+
+
+def _positions(relevant: Sequence[np.ndarray], folds: Folds) -> list[np.ndarray]:
+    """Positions of relevant documents among the sampled rows, which folds know by the hashes that drew them."""
+    known = np.concatenate(folds.sample_hashes) if folds.sample_hashes else np.empty(0, np.uint64)
+    if not len(known):
+        return []
+    order = np.argsort(known)
+    out = []
+    for ids in relevant:
+        hashes = hash_ids(ids, "fold", 0) // np.uint64(len(folds.parts)) if len(ids) else np.empty(0, np.uint64)
+        place = np.minimum(np.searchsorted(known, hashes, sorter=order), len(known) - 1)
+        out.append(order[place][known[order[place]] == hashes])
+    return out

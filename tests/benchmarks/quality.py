@@ -1,0 +1,220 @@
+"""Every method by role, pair and number of anchors, on real queries: `python -m tests.benchmarks.quality` prints Markdown.
+
+It needs the folder `shared/data` beside the repository (or --data). Anchors are the first rows of a corpus, whose order is
+random; of the others `--rows` are searched. Queries are split by a hash of their id: one half is for `auto, queries` to choose by,
+all figures are of the other half. Accuracy is that of a linear SVM trained on 4,000 native rows of the target and tested on 2,000
+others.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+from embridge.neighbors import overlap, top_k
+
+import embridge as eb
+from embridge.anchors import Anchors
+from embridge.ids import hash_ids
+from embridge.maps import LinearMap
+from embridge.records import AnchorRecord
+from embridge.translators import METHODS, QueryPairs
+from embridge.types import Metric, Space
+
+DATA = Path(__file__).parents[3] / "shared" / "data"
+PAIRS = {
+    "wordnet MiniLM -> MPNet": ("wordnet", "minilm-l6", "mpnet"),
+    "wordnet MPNet -> MiniLM": ("wordnet", "mpnet", "minilm-l6"),
+    "images Lite0 -> Lite2": ("images", "effnet-lite0", "effnet-lite2"),
+}
+ANCHORS = (300, 1000, 5000)
+ROLES = ("documents", "queries", "decode")
+K = 10
+_TRAINED, _TESTED = 4000, 2000
+
+
+@dataclass(frozen=True)
+class Pair:
+    """Rows and queries of two encoders in one order, with judgements (a document id for each query) and labels."""
+
+    ids: np.ndarray
+    x: np.ndarray
+    y: np.ndarray
+    query_ids: np.ndarray
+    query_x: np.ndarray
+    query_y: np.ndarray
+    relevant: tuple[np.ndarray, ...]
+    labels: np.ndarray
+    spaces: tuple[Space, Space]
+
+    @classmethod
+    def read(cls, data: Path, folder: str, source: str, target: str) -> Pair:
+        ids, x = _read(data / folder / f"{source}.parquet")
+        _, y = _read(data / folder / f"{target}.parquet")
+        query_ids, query_x = _read(data / folder / f"{source}.queries.parquet")
+        _, query_y = _read(data / folder / f"{target}.queries.parquet")
+        judged: dict[object, list[object]] = {}
+        for query, document in zip(*pq.read_table(data / folder / "qrels.parquet").to_pydict().values(), strict=True):
+            judged.setdefault(query, []).append(document)
+        relevant = tuple(np.array(judged.get(query, []), ids.dtype) for query in query_ids.tolist())
+        table = pq.read_table(data / folder / "docs.parquet").to_pydict()
+        known = dict(zip(table["id"], table["label"], strict=True))
+        labels = np.array([known[i] for i in ids.tolist()])
+        spaces = tuple(Space(name, side.shape[1], Metric.COSINE, True) for name, side in ((source, x), (target, y)))
+        return cls(ids, x, y, query_ids, query_x, query_y, relevant, labels, spaces)  # pyright: ignore[reportArgumentType]
+
+    def anchors(self, n: int) -> Anchors:
+        record = AnchorRecord("", "", n, n, 0, 0.0, 0)
+        return Anchors(self.ids[:n], self.x[:n], self.y[:n], *self.spaces, record)
+
+
+def _read(path: Path) -> tuple[np.ndarray, np.ndarray]:
+    ids, vectors = eb.open(path, space="any").read()
+    return np.asarray(ids), np.asarray(vectors, np.float32)
+
+
+def centred_procrustes(anchors: Anchors, **_: object) -> LinearMap:
+    """Orthogonal Procrustes between centred sides, as other tools have it: no scale, the mean of the target added."""
+    found = METHODS["isometry"]().solve(anchors.moments(full=False))
+    weight = found.weight / found.parameters["scale"]
+    intercept = anchors.y.mean(0) - anchors.x.mean(0) @ weight
+    return LinearMap(weight.T, intercept, anchors.source, anchors.target)
+
+
+def methods(role: str, queries: QueryPairs) -> dict[str, Callable[[Anchors], eb.LinearMap | eb.FeatureMap]]:
+    """What is compared for a role; `auto` last."""
+    names = ["rotation", "isometry", "affine", "linear", "l-ortho", "ortho", "ridge", "bridge"]
+    names += {"documents": ["kernel"], "queries": ["projection"], "decode": []}[role]
+    found = {"centred Procrustes": centred_procrustes}
+    found |= {name: lambda anchors, name=name: eb.fit(anchors, name, role=role) for name in names}
+    if role == "documents":
+        found["auto, affine"] = lambda anchors: eb.fit(anchors, role=role, keep_affine=True)
+    found["auto"] = lambda anchors: eb.fit(anchors, role=role)
+    if role != "decode":
+        found["auto, queries"] = lambda anchors: eb.fit(anchors, role=role, keep_affine=role != "documents", queries=queries)
+    return found
+
+
+def retrieval(pair: Pair, n: int, role: str, rows: int, most: int, only: list[str] | None) -> dict[str, dict[str, float]]:
+    """Overlap@10 and recall@10 of every method, with the standard errors of their differences to `auto`."""
+    half = hash_ids(pair.query_ids, "half", 0) % np.uint64(2) == 0
+    corpus = slice(n, n + rows)
+    place = {i: row for row, i in enumerate(pair.ids[corpus].tolist())}
+    wanted = [np.array([place[i] for i in documents.tolist() if i in place], np.int64) for documents in pair.relevant]
+    asked = [i for i in np.flatnonzero(~half) if len(wanted[i])][:most]
+    told = np.flatnonzero(half)
+    pairs = QueryPairs(pair.query_x[told], pair.query_y[told], tuple(pair.relevant[i] for i in told))
+    x, y, own = pair.x[corpus], pair.y[corpus], pair.query_y if role == "documents" else pair.query_x
+    truth = top_k(own[asked], y if role == "documents" else x, K).ids
+    relevant = np.stack([wanted[i][:1] for i in asked])  # one document a query in these data
+    found: dict[str, dict[str, float]] = {}
+    units: dict[str, tuple[np.ndarray, np.ndarray]] = {}
+    for name, fit in methods(role, pairs).items():
+        if only and name not in only:
+            continue
+        started = time.perf_counter()
+        fitted = fit(pair.anchors(n))
+        seconds = time.perf_counter() - started
+        queries, documents = (own[asked], fitted.apply(x)) if role == "documents" else (fitted.apply(own[asked]), y)
+        ids = top_k(queries, documents, K).ids
+        units[name] = overlap(ids, truth), (ids == relevant).any(1).astype(float)
+        found[name] = {"overlap": float(units[name][0].mean()), "recall": float(units[name][1].mean()), "seconds": seconds}
+        found[name] |= {"chosen": _chosen(fitted)} if name.startswith("auto") else {}
+        for number, measure in enumerate(("overlap", "recall")):
+            if "auto" in units:
+                for other in found:
+                    difference = units[other][number] - units["auto"][number]
+                    found[other][f"{measure} error"] = float(difference.std(ddof=1) / len(difference) ** 0.5)
+    return found
+
+
+def accuracy(pair: Pair, n: int, only: list[str] | None) -> dict[str, dict[str, float]]:
+    """Accuracy of a linear SVM of the target on translated rows of the source, by every method."""
+    from sklearn.svm import LinearSVC
+
+    trained, tested = (
+        slice(-_TRAINED - _TESTED, -_TESTED) if len(pair.ids) > n + 6000 else slice(0, -_TESTED),
+        slice(-_TESTED, None),
+    )
+    n = min(n, len(pair.ids) - _TESTED)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        model = LinearSVC(random_state=0, max_iter=200).fit(pair.y[trained], pair.labels[trained])
+    found = {"native": {"accuracy": float((model.predict(pair.y[tested]) == pair.labels[tested]).mean())}}
+    for name, fit in methods("decode", QueryPairs(pair.x, pair.y)).items():
+        if only and name not in only:
+            continue
+        fitted = fit(pair.anchors(n))
+        right = float((model.predict(fitted.apply(pair.x[tested])) == pair.labels[tested]).mean())
+        found[name] = {"accuracy": right} | ({"chosen": _chosen(fitted)} if name == "auto" else {})
+    return found
+
+
+def _chosen(fitted: eb.LinearMap | eb.FeatureMap) -> str:
+    kept = {k: v for k, v in fitted.record.parameters.items() if k in ("alpha", "s", "mean_weight", "penalty")}
+    return " ".join([fitted.record.method, *(f"{k}={v:.3g}" for k, v in kept.items())])
+
+
+def run(o: argparse.Namespace) -> list[dict]:
+    """All figures, one record a cell of the tables."""
+    records = []
+    for name in o.pairs:
+        pair = Pair.read(o.data, *PAIRS[name])
+        for n in o.anchors:
+            for role in o.roles:
+                measured = (accuracy, (pair, n, o.methods)), (retrieval, (pair, n, role, o.rows, o.queries, o.methods))
+                measure, arguments = measured[role != "decode"]
+                cells = measure(*arguments)
+                found = [{"pair": name, "anchors": n, "role": role, "method": method} | cell for method, cell in cells.items()]
+                print(table(found), flush=True)
+                records += found
+    return records
+
+
+def table(records: list[dict]) -> str:
+    """Markdown of the records of one pair, number of anchors and role."""
+    first = records[0]
+    lines = [f"\n{first['pair']}, {first['anchors']:,} anchors, {first['role']}\n"]
+    columns = [c for c in ("overlap", "recall", "accuracy", "seconds", "chosen") if any(c in record for record in records)]
+    lines += ["| method | " + " | ".join(columns) + " |", "|" + "---|" * (len(columns) + 1)]
+    for record in records:
+        cells = [_cell(record, column) for column in columns]
+        lines.append(f"| {record['method']} | " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def _cell(record: dict, column: str) -> str:
+    value = record.get(column, "")
+    if isinstance(value, str):
+        return value
+    error = f" ± {record[f'{column} error']:.3f}" if record.get(f"{column} error") else ""
+    return f"{value:.1f}" if column == "seconds" else f"{value:.3f}{error}"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m tests.benchmarks.quality", description=__doc__)
+    parser.add_argument("--pairs", nargs="+", choices=PAIRS, default=list(PAIRS))
+    parser.add_argument("--anchors", type=int, nargs="+", default=list(ANCHORS))
+    parser.add_argument(
+        "--roles", nargs="+", choices=("documents", "queries", "decode"), default=["documents", "queries", "decode"]
+    )
+    parser.add_argument("--methods", nargs="+", help="some of the methods")
+    parser.add_argument("--rows", type=int, default=15_000, help="of the corpus that is searched")
+    parser.add_argument("--queries", type=int, default=2500, help="at most, of the half that is reported")
+    parser.add_argument("--data", type=Path, default=DATA)
+    parser.add_argument("--out", type=Path, help="a JSON file to write")
+    o = parser.parse_args()
+    records = run(o)
+    if o.out:
+        o.out.write_text(json.dumps(records, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    main()
