@@ -170,6 +170,10 @@ class FeatureMap:
         OutputExistsError
             The file exists and `overwrite` is False.
         """
+        write_tensors(path, *self.to_file(), overwrite=overwrite)
+
+    def to_file(self) -> tuple[dict[str, np.ndarray], dict[str, str]]:
+        """Tensors and metadata of the file of this map."""
         tensors, metadata = self.affine.to_file()
         tensors |= {"landmarks": self.landmarks, "weights": self.weights}
         metadata |= {
@@ -177,7 +181,7 @@ class FeatureMap:
             "gamma": repr(self.gamma),
             "fingerprint": self.fingerprint,
         }
-        write_tensors(path, tensors, metadata, overwrite=overwrite)
+        return tensors, metadata
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> FeatureMap:

@@ -14,10 +14,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO, Protocol
 
-import numpy as np
-from safetensors import SafetensorError, safe_open
-
-from embridge.errors import DiskFullError, EmbridgeError, MissingFileError, OutputError, OutputExistsError, UnreadableFileError
+from embridge.errors import DiskFullError, EmbridgeError, OutputError
 
 _WHOLE = 64 << 20  # files up to this size are hashed whole
 _BLOCKS, _BLOCK = 1024, 64 << 10  # of larger ones, this many blocks, evenly spread
@@ -26,28 +23,6 @@ _BLOCKS, _BLOCK = 1024, 64 << 10  # of larger ones, this many blocks, evenly spr
 class _Readable(Protocol):
     def read(self, size: int = ..., /) -> bytes: ...
     def seek(self, position: int, /) -> object: ...
-
-
-def check_output(path: str | os.PathLike[str], *, overwrite: bool = False, inputs: tuple[str | None, ...] = ()) -> Path:
-    """The path of an output that may be written, checked before any work is done.
-
-    Raises
-    ------
-    OutputExistsError
-        It exists and `overwrite` is False, or it is a folder or one of the inputs.
-    MissingFileError
-        Its folder does not exist.
-    """
-    target = Path(path)
-    if any(source and os.path.exists(source) and target.exists() and os.path.samefile(source, target) for source in inputs):
-        raise OutputExistsError.is_input(str(path))
-    if target.is_dir():
-        raise OutputExistsError.is_folder(str(path))
-    if target.exists() and not overwrite:
-        raise OutputExistsError.at(str(path))
-    if not target.parent.is_dir():
-        raise MissingFileError.at(str(target.parent))
-    return target
 
 
 def one_file(one: str | os.PathLike[str], other: str | os.PathLike[str]) -> bool:
@@ -196,45 +171,6 @@ def _write_error(path: str, code: int | None, error: Exception) -> EmbridgeError
         return OutputError(f"{path!r} cannot be written: its folder is gone.")
     reason = os.strerror(code) if code else " ".join(str(error).split()) or type(error).__name__
     return OutputError(f"{path!r} cannot be written: {reason}.")
-
-
-@contextlib.contextmanager
-def reading_tensors(
-    path: str | os.PathLike[str], file_format: str, what: str
-) -> Iterator[tuple[dict[str, str], dict[str, np.ndarray]]]:
-    """Metadata and tensors of a safetensors file of ours; what is wrong with them, inside the block too, is told as unreadable.
-
-    Raises
-    ------
-    MissingFileError
-        Nothing is there.
-    UnreadableFileError
-        Truncated, not `what`, or the block fails on what the file holds.
-    """
-    name = os.fspath(path)
-    if not os.path.isfile(name):
-        raise MissingFileError.at(name)
-    try:
-        with safe_open(name, "np") as file:
-            metadata = file.metadata() or {}
-            if metadata.get("format") != file_format:
-                raise UnreadableFileError.foreign(name, f"{what} of embridge", "its metadata")
-            # copies: what comes out of the file may be read-only memory of it
-            tensors = {key: np.array(file.get_tensor(key)) for key in file.keys()}  # noqa: SIM118 (no mapping)
-        yield metadata, tensors
-    except (SafetensorError, OSError, LookupError, TypeError, ValueError, AttributeError) as e:
-        if isinstance(e, UnreadableFileError):
-            raise
-        raise UnreadableFileError.at(name, what, e) from e
-
-
-def file_format(path: str | os.PathLike[str]) -> str:
-    """Which of our formats a safetensors file says it is of; nothing where it does not say, or is no such file."""
-    try:
-        with safe_open(os.fspath(path), "np") as file:
-            return (file.metadata() or {}).get("format", "")
-    except (SafetensorError, OSError):
-        return ""
 
 
 def sync_folder(folder: Path) -> None:

@@ -120,6 +120,10 @@ class Folds:
 
     def save(self, path: str | os.PathLike[str], *, overwrite: bool = False) -> None:
         """Write safetensors, usually named ``*.moments.safetensors``: moments in float64, sampled rows in float32."""
+        write_tensors(path, *self.to_file(), overwrite=overwrite)
+
+    def to_file(self) -> tuple[dict[str, np.ndarray], dict[str, str]]:
+        """Tensors and metadata of the file of these moments."""
         tensors = {"anchor_hashes": self.anchor_hashes}
         for number, (part, (x, y)) in enumerate(zip(self.parts, self.samples, strict=True)):
             tensors |= {f"{name}.{number}": getattr(part, name) for name in ARRAYS}
@@ -131,7 +135,7 @@ class Folds:
             "source": json.dumps(spaces.source.to_dict()),
             "target": json.dumps(spaces.target.to_dict()),
         }
-        write_tensors(path, tensors, metadata, overwrite=overwrite)
+        return tensors, metadata
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Folds:

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from embridge.errors import InterruptedOutputError, MissingFileError, OutputExistsError, ParameterError
-from embridge.files import open_exclusively, remove_dead, writing
+from embridge.files import open_exclusively, remove_dead, whole_or_absent, writing
 from embridge.folders import check_replaceable
 
 # Side files by kind of output: suffixes of the output's own name. Whatever writes another one names it here.
@@ -125,6 +125,23 @@ def claim(
             remove_dead(path)
         check_outputs(*outputs, inputs=inputs, overwrite=overwrite, resume=resume)
         yield [output.target for output in outputs]
+
+
+@contextlib.contextmanager
+def replacing(
+    *outputs: Output, inputs: Iterable[str | os.PathLike[str] | None] = (), overwrite: bool = False
+) -> Iterator[list[Path]]:
+    """Claim outputs and give a temporary file for each; all of them get their names when the block ends, or none does.
+
+    Raises
+    ------
+    InterruptedOutputError, OutputExistsError, MissingFileError, ParameterError
+        As `claim`.
+    DiskFullError, OutputError
+        As `embridge.files.whole_or_absent`.
+    """
+    with claim(*outputs, inputs=inputs, overwrite=overwrite) as targets, contextlib.ExitStack() as stack:
+        yield [stack.enter_context(whole_or_absent(target)) for target in targets]
 
 
 def _lock_path(target: Path) -> Path:
@@ -273,4 +290,15 @@ def _check_existing(output: Output, *, overwrite: bool, resume: bool) -> None:
                 raise OutputExistsError(f"{str(path)!r} is not a regular file, so it is not replaced. Hint: give another name.")
 
 
-__all__ = ["CONVERSION", "DECODER", "ENCODING", "FILE", "INDEX", "Output", "check_outputs", "claim", "open_exclusively"]
+__all__ = [
+    "CONVERSION",
+    "DECODER",
+    "ENCODING",
+    "FILE",
+    "INDEX",
+    "Output",
+    "check_outputs",
+    "claim",
+    "open_exclusively",
+    "replacing",
+]

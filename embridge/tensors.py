@@ -11,10 +11,10 @@ from collections.abc import Iterator, Mapping
 
 import numpy as np
 from safetensors import SafetensorError, safe_open
-from safetensors.numpy import save_file
+from safetensors.numpy import save
 
 from embridge.errors import EmbridgeError, MissingFileError, UnreadableFileError
-from embridge.files import check_output, whole_or_absent
+from embridge.outputs import Output, replacing
 
 _HEADER = 16 << 20  # bytes; the metadata of a map is some 10 KiB
 _CHECKSUM = "checksum"
@@ -31,9 +31,17 @@ def write_tensors(
     OutputExistsError
         The file exists and `overwrite` is False.
     """
+    with replacing(Output(path), overwrite=overwrite) as [temporary]:
+        temporary.write_bytes(encode_tensors(tensors, metadata))
+
+
+def encode_tensors(tensors: Mapping[str, np.ndarray], metadata: Mapping[str, str]) -> bytes:
+    """The content of a file of tensors and metadata, with a checksum of both.
+
+    In memory, since safetensors itself would write by way of a temporary name that nobody removes after a kill.
+    """
     arrays = {name: np.ascontiguousarray(tensor) for name, tensor in tensors.items()}
-    with whole_or_absent(check_output(path, overwrite=overwrite)) as temporary:
-        save_file(arrays, temporary, {**metadata, _CHECKSUM: checksum(arrays, metadata)})
+    return save(arrays, {**metadata, _CHECKSUM: checksum(arrays, metadata)})
 
 
 @contextlib.contextmanager

@@ -8,8 +8,8 @@ import sys
 import pytest
 
 from embridge import files
-from embridge.errors import DiskFullError, EmbridgeError, MissingFileError, OutputError, OutputExistsError
-from embridge.files import check_output, fingerprint, hash_content, whole_or_absent
+from embridge.errors import DiskFullError, OutputError
+from embridge.files import fingerprint, hash_content, whole_or_absent
 
 MIB = 1 << 20
 
@@ -64,40 +64,6 @@ def test_it_is_on_the_disk_before_it_is_renamed(tmp_path, monkeypatch):
         temporary.write_text("x")
     file, folder = (tmp_path / "a").stat().st_ino, tmp_path.stat().st_ino
     assert events == [("fsync", file), ("rename", file), ("fsync", folder)]
-
-
-def test_a_new_output_may_be_written(tmp_path):
-    assert check_output(str(tmp_path / "a"), inputs=(None, str(tmp_path / "b"))) == tmp_path / "a"
-
-
-def test_an_output_that_exists_needs_overwrite(tmp_path):
-    path = tmp_path / "a"
-    path.touch()
-    with pytest.raises(OutputExistsError, match=r"a' exists already. Hint: .*--overwrite"):
-        check_output(path)
-    assert check_output(path, overwrite=True) == path
-
-
-@pytest.mark.parametrize("spelling", ["a", "./a", "sub/../a", "link"])
-def test_an_output_must_not_be_an_input(tmp_path, monkeypatch, spelling):
-    monkeypatch.chdir(tmp_path)
-    (tmp_path / "sub").mkdir()
-    (tmp_path / "a").touch()
-    (tmp_path / "link").symlink_to(tmp_path / "a")
-    with pytest.raises(OutputExistsError, match="is both input and output"):
-        check_output(spelling, overwrite=True, inputs=("missing", str(tmp_path / "a")))
-
-
-def test_an_output_needs_its_folder(tmp_path):
-    with pytest.raises(MissingFileError, match=r"There is no file or folder at .*nowhere'"):
-        check_output(tmp_path / "nowhere" / "a")
-
-
-def test_an_output_is_no_folder(tmp_path):
-    with pytest.raises(OutputExistsError, match="is a folder") as e:
-        check_output(tmp_path, overwrite=True)
-    assert isinstance(e.value, EmbridgeError)
-    assert isinstance(e.value, FileExistsError)
 
 
 def test_a_fingerprint_is_blake2b_of_size_and_content(tmp_path):

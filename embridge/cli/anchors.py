@@ -60,18 +60,16 @@ def sample(
     """
     import embridge as eb
     from embridge.anchors import ids_at
-    from embridge.outputs import Output, claim
     from embridge.records import Artifact, Run
     from embridge.stores.tables import write_ids
 
     started = time.perf_counter()
     check_outputs(output, overwrite=overwrite, inputs=[source])
-    with claim(Output(output), inputs=[source], overwrite=overwrite):
-        collection = open_source(source, space, **named)
-        with session.status("choosing rows"):
-            ids = ids_at(collection, eb.sample_rows(collection, size, strategy=strategy, seed=seed))
-        collection.check_unchanged()
-        write_ids(output, ids)
+    collection = open_source(source, space, **named)
+    with session.status("choosing rows"):
+        ids = ids_at(collection, eb.sample_rows(collection, size, strategy=strategy, seed=seed))
+    collection.check_unchanged()
+    write_ids(output, ids, inputs=[source], overwrite=overwrite)
     seconds = time.perf_counter() - started
     parameters = {"n": size, "strategy": strategy, "seed": seed}
     inputs, outputs = [Artifact.of_collection("source", collection)], [Artifact.of_file("ids", output)]

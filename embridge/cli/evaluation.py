@@ -117,7 +117,7 @@ def evaluate(
             corpus_size=size, progress=progress, **options,
         )  # fmt: skip
     if per_query and found.per_query is not None:
-        write_per_query(per_query, found.per_query)
+        write_per_query(per_query, found.per_query, inputs=given, overwrite=overwrite)
     inputs = [map_artifact("map", map_path, translation)]
     inputs += [map_artifact("reverse map", reverse_map, back)] if reverse_map and back else []
     inputs += [map_artifact("other map", against, other)] if against and other else []

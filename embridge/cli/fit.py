@@ -10,6 +10,7 @@ import click
 from embridge.cli.session import (
     Session,
     Verb,
+    check_outputs,
     collection_artifact,
     columns,
     device_option,
@@ -114,7 +115,6 @@ def fit(
     from embridge.errors import ParameterError
     from embridge.records import FitReport, Run
     from embridge.stores.tables import read_graded_qrels
-    from embridge.translators.fitting import check_outputs
 
     started = time.perf_counter()
     if options["remove"] and not update:
@@ -122,7 +122,7 @@ def fit(
     if qrels and not queries:
         raise ParameterError("--qrels judges queries; give them with --queries QS QT.")
     inputs = [path for path in (source, target, *(queries or ()), qrels, update) if path and path != moments]
-    check_outputs([path for path in (output, reverse_output, moments) if path], overwrite=overwrite, inputs=inputs)
+    check_outputs(*(path for path in (output, reverse_output, moments) if path), overwrite=overwrite, inputs=inputs)
     earlier = eb.Folds.load(update) if update else None
     if earlier is not None and update and reverse_output and not earlier.full:
         raise ParameterError.one_way(update)
@@ -146,7 +146,7 @@ def fit(
         seed=seed,
         **options,
     )
-    found.save(output, reverse=reverse_output, moments=moments, overwrite=overwrite)
+    found.save(output, reverse=reverse_output, moments=moments, inputs=inputs, overwrite=overwrite)
     seconds = time.perf_counter() - started
     made = [(output, found.forward)] + ([(reverse_output, found.reverse)] if reverse_output and found.reverse else [])
     records = [translation.record for _, translation in made]

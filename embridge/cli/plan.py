@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import time
 from dataclasses import replace
 from typing import Any
@@ -81,10 +80,10 @@ def plan(
     embridge plan old.parquet new.parquet --labels docs.parquet --report plan.html
     """
     import embridge as eb
-    from embridge.errors import OutputExistsError, ParameterError
-    from embridge.files import check_output, one_file, whole_or_absent
+    from embridge.errors import ParameterError
+    from embridge.outputs import Output, replacing
     from embridge.records import Run
-    from embridge.reporting import check_installed
+    from embridge.reporting import check_installed, report_page
     from embridge.stores.tables import read_graded_qrels, read_labels, write_order
 
     started = time.perf_counter()
@@ -92,11 +91,9 @@ def plan(
         raise ParameterError("--qrels judges queries; give them with --queries QS QT.")
     if report:
         check_installed()
-    if report and rows and one_file(report, rows):
-        raise OutputExistsError.twice(rows)
-    for output in (report, rows):
-        if output:
-            check_outputs(output, overwrite=overwrite, inputs=[p for p in (source, target, *(queries or ()), qrels, labels) if p])
+    given = [source, target, *(queries or ()), qrels, labels]
+    written = [path for path in (report, rows) if path]
+    check_outputs(*written, overwrite=overwrite, inputs=given)
     spaces = source_space or None, target_space or None
     opened, shared, query_pairs = open_pairs(session, (source, target), queries, spaces, (id_column, vector_column))
     judged = read_graded_qrels(qrels) if qrels else None
@@ -111,12 +108,11 @@ def plan(
             translation = eb.fit(shared, device=device)
             ids, counts = eb.rows_to_reencode(opened[0], translation, chosen.y, known=shared.hashes(), device=device)
         listed = len(ids)
-    with contextlib.ExitStack() as stack:  # both are written before one of them gets its name
+    with replacing(*map(Output, written), inputs=given, overwrite=overwrite) as temporaries:
         if report:
-            path = stack.enter_context(whole_or_absent(check_output(report, overwrite=overwrite)))
-            eb.write_report(found, path, all_strategies=all_strategies)
+            temporaries[0].write_bytes(report_page(found, all_strategies=all_strategies))
         if rows:
-            write_order(stack.enter_context(whole_or_absent(check_output(rows, overwrite=overwrite))), ids, counts)
+            write_order(temporaries[-1], ids, counts)
     seconds = time.perf_counter() - started
     inputs = pair_artifacts(opened)
     inputs += [file_artifact(role, path) for role, path in (("qrels", qrels), ("labels", labels)) if path]

@@ -100,7 +100,7 @@ def search(
     embridge search old.faiss queries-new.parquet --via map.safetensors --blend queries-old.parquet -o hits.parquet
     """
     import embridge as eb
-    from embridge.outputs import Output, check_outputs, claim
+    from embridge.outputs import Output, check_outputs
     from embridge.records import Run
     from embridge.stores.tables import write_hits
 
@@ -116,8 +116,7 @@ def search(
         most = min(k, max(len(opened), 1))
         ids, hits = eb.search(opened, asked, most, via=translation, old_queries=old, weight=weight, parameters=params)
     if output:
-        with claim(Output(output), inputs=given, overwrite=overwrite):
-            write_hits(output, ids, hits)
+        write_hits(output, ids, hits, inputs=given, overwrite=overwrite)
     seconds = time.perf_counter() - started
     inputs = [index_artifact("index", opened), collection_artifact("queries", asked)]
     inputs += [map_artifact("map", via, translation)] if via and translation else []

@@ -13,7 +13,7 @@ import numpy as np
 from embridge.decoders.base import KINDS, Decoder, Kind, as_classes
 from embridge.decoders.bounds import DIM, SIDECAR_BYTES, parse_json, read_bounded
 from embridge.errors import DecoderError, ParameterError, SpaceMismatchError, UndeclaredSpaceError, UnreadableFileError
-from embridge.files import check_output, whole_or_absent
+from embridge.outputs import Output, replacing
 from embridge.types import DeclaredSpace, Metric, Space, resolve_space
 
 _FORMAT, _KIND = "embridge.decoder.1", "a declaration of a decoder"
@@ -153,5 +153,5 @@ def write_declaration(path: str, decoder: Decoder, *, overwrite: bool) -> None:
         "classes": None if decoder.classes is None else decoder.classes.tolist(),
         "fingerprint": decoder.fingerprint,
     }
-    with whole_or_absent(check_output(sidecar(path), overwrite=overwrite)) as temporary:
+    with replacing(Output(sidecar(path)), overwrite=overwrite) as [temporary]:
         temporary.write_text(json.dumps(values, indent=1) + "\n", encoding="utf-8")

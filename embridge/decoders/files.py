@@ -16,7 +16,7 @@ from embridge.decoders.linear import LinearHead
 from embridge.decoders.onnx_decoder import open_onnx
 from embridge.decoders.skops_decoder import dump_skops, open_skops
 from embridge.errors import DecoderError, MissingFileError, ParameterError
-from embridge.files import check_output, whole_or_absent
+from embridge.outputs import Output, check_outputs, replacing
 from embridge.types import DeclaredSpace, Space
 
 FORMATS = (".safetensors (a linear head)", ".skops (scikit-learn)", ".onnx", ".pt2 (torch.export)")
@@ -121,7 +121,7 @@ def register_decoder(
     name = os.fspath(path)
     if not os.path.isfile(name) or _suffix(name) not in _DECLARED:
         return open_decoder(name, space=space, kind=kind, classes=classes)
-    check_output(sidecar(name), overwrite=overwrite)
+    check_outputs(Output(sidecar(name)), overwrite=overwrite)
     decoder = _open(name, read_bounded(name, "a decoder"), Declaration.of(space, kind, classes), trusted)
     if normalized is not None:
         decoder.space = replace(decoder.space, normalized=normalized)
@@ -165,7 +165,7 @@ def save_decoder(
         The model cannot be saved so, or not be opened again without `trusted`.
     """
     name = os.fspath(path)
-    target = check_output(name, overwrite=overwrite)
+    check_outputs(Output(name), overwrite=overwrite)
     if _suffix(name) == ".safetensors":
         head = model if isinstance(model, LinearHead) else LinearHead.from_estimator(model, space, kind=kind)
         head.save(name, overwrite=overwrite)
@@ -176,10 +176,10 @@ def save_decoder(
         data = _torch().dump_program(model)
     else:
         raise ParameterError.must_be("path", "*.skops, *.pt2 or *.safetensors", name)
-    check_output(sidecar(name), overwrite=overwrite)
-    with whole_or_absent(target) as temporary:
+    check_outputs(Output(sidecar(name)), overwrite=overwrite)
+    _open(name, data, Declaration.of(space, kind, classes), trusted)  # what cannot be opened is not saved
+    with replacing(Output(name), overwrite=overwrite) as [temporary]:
         temporary.write_bytes(data)
-        _open(name, data, Declaration.of(space, kind, classes), trusted)  # what cannot be opened is not saved
     return register_decoder(name, space, kind=kind, classes=classes, trusted=trusted, overwrite=overwrite)
 
 

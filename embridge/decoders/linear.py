@@ -10,7 +10,6 @@ from functools import cached_property
 from typing import Any, ClassVar, Self, cast
 
 import numpy as np
-from safetensors.numpy import save_file
 
 from embridge.arrays import check_rows
 from embridge.decoders.agreement import Link, check_decisions, check_values, columns, link_of, make_rows, quietly
@@ -19,7 +18,7 @@ from embridge.decoders.bounds import SIDECAR_BYTES, parse_json
 from embridge.decoders.declaration import stored_classes, stored_space
 from embridge.errors import DecoderError, MapError, ParameterError, SpaceMismatchError, UnreadableFileError
 from embridge.feature_maps import FeatureMap, Map
-from embridge.files import check_output, reading_tensors, whole_or_absent
+from embridge.tensors import reading_tensors, write_tensors
 from embridge.types import Space
 
 _FORMAT = "embridge.head.1"
@@ -265,8 +264,7 @@ class LinearHead(Decoder):
             The file exists and `overwrite` is False.
         """
         metadata = {"format": _FORMAT, "head": json.dumps(self._facts()), "fingerprint": self.fingerprint}
-        with whole_or_absent(check_output(path, overwrite=overwrite)) as temporary:
-            save_file(self._tensors(), temporary, metadata)
+        write_tensors(path, self._tensors(), metadata, overwrite=overwrite)
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> LinearHead:
@@ -280,7 +278,7 @@ class LinearHead(Decoder):
             Truncated, no linear head of embridge, or not the one that its fingerprint names.
         """
         name = os.fspath(path)
-        with reading_tensors(name, _FORMAT, "a linear head") as (metadata, arrays):
+        with reading_tensors(name, (_FORMAT,), "a linear head") as (metadata, arrays):
             facts = parse_json(metadata["head"], SIDECAR_BYTES)
             stated = {"space": stored_space(facts["space"]), "classes": stored_classes(facts["classes"])}
             with np.errstate(over="ignore"):  # beyond float32 is infinite, and refused

@@ -11,8 +11,7 @@ from typing import Any
 
 from embridge import __version__
 from embridge.errors import MissingDependencyError
-from embridge.files import whole_or_absent
-from embridge.outputs import Output, claim
+from embridge.outputs import Output, replacing
 from embridge.records import Plan
 
 LABELS = 40  # the largest, in the heat map and its table
@@ -63,10 +62,15 @@ def write_report(
         The file exists and `overwrite` is False.
     """
     check_installed()
-    with claim(Output(path), overwrite=overwrite) as [target]:
-        page = render(plan, date or datetime.datetime.now(datetime.UTC).date(), all_strategies=all_strategies)
-        with whole_or_absent(target) as temporary:
-            temporary.write_bytes(page.encode("utf-8", "replace"))
+    with replacing(Output(path), overwrite=overwrite) as [temporary]:
+        temporary.write_bytes(report_page(plan, date, all_strategies=all_strategies))
+
+
+def report_page(plan: Plan, date: datetime.date | None = None, *, all_strategies: bool = False) -> bytes:
+    """The page that `write_report` writes."""
+    return render(plan, date or datetime.datetime.now(datetime.UTC).date(), all_strategies=all_strategies).encode(
+        "utf-8", "replace"
+    )
 
 
 def render(plan: Plan, date: datetime.date, *, all_strategies: bool = False) -> str:

@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 
 from embridge.errors import BadIdsError, CollectionError
 from embridge.files import whole_or_absent
-from embridge.outputs import Output, claim
+from embridge.outputs import Output, replacing
 from embridge.records import PerQuery
 from embridge.stores.collection import normalise_ids
 from embridge.stores.locations import exists
@@ -76,18 +76,20 @@ def read_ids(path: str | os.PathLike[str], column: str = "id") -> np.ndarray:
     return pa.chunked_array(found).to_numpy()
 
 
-def write_ids(path: str | os.PathLike[str], ids: np.ndarray) -> None:
-    """Write a table of one column, ``id``."""
-    with claim(Output(path), overwrite=True) as [target], whole_or_absent(target) as temporary:
+def write_ids(path: str | os.PathLike[str], ids: np.ndarray, *, inputs: Sequence[str | None] = (), overwrite: bool = False) -> None:
+    """Write a table of one column, ``id``, as an output of its own (see `embridge.outputs.claim`)."""
+    with replacing(Output(path), inputs=inputs, overwrite=overwrite) as [temporary]:
         pq.write_table(pa.table({"id": pa.array(ids)}), temporary)
 
 
 def write_order(path: str | os.PathLike[str], ids: np.ndarray, counts: np.ndarray) -> None:
-    """Write ids in an order as a table of ``id``, ``order`` (from 1) and ``queries`` (how many find the row)."""
+    """Write ids in an order as a table of ``id``, ``order`` (from 1) and ``queries`` (how many find the row).
+
+    The caller has claimed `path`, or it is a temporary file.
+    """
     kind = pa.string() if ids.dtype == object else pa.int64()  # where there is none, too
     columns = {"id": pa.array(ids, kind), "order": np.arange(1, len(ids) + 1), "queries": counts}
-    with claim(Output(path), overwrite=True) as [target], whole_or_absent(target) as temporary:
-        pq.write_table(pa.table(columns), temporary)
+    pq.write_table(pa.table(columns), path)
 
 
 def read_qrels(path: str | os.PathLike[str]) -> dict[Any, list[Any]]:
@@ -164,7 +166,14 @@ def read_labels(
     return {row: label for row, label in labels.items() if label is not None}
 
 
-def write_hits(path: str | os.PathLike[str], query_ids: np.ndarray, hits: Hits) -> None:
+def write_hits(
+    path: str | os.PathLike[str],
+    query_ids: np.ndarray,
+    hits: Hits,
+    *,
+    inputs: Sequence[str | None] = (),
+    overwrite: bool = False,
+) -> None:
     """Write hits as rows of ``query_id``, ``rank`` (from 1), ``id`` and ``score``; places that stayed empty are left out."""
     n, k = hits.ids.shape
     kept = np.isfinite(hits.scores).ravel()
@@ -174,11 +183,13 @@ def write_hits(path: str | os.PathLike[str], query_ids: np.ndarray, hits: Hits) 
         "id": hits.ids.ravel()[kept],
         "score": hits.scores.ravel()[kept],
     }
-    with claim(Output(path), overwrite=True) as [target], whole_or_absent(target) as temporary:
+    with replacing(Output(path), inputs=inputs, overwrite=overwrite) as [temporary]:
         pq.write_table(pa.table(rows), temporary)
 
 
-def write_per_query(path: str | os.PathLike[str], found: PerQuery) -> None:
+def write_per_query(
+    path: str | os.PathLike[str], found: PerQuery, *, inputs: Sequence[str | None] = (), overwrite: bool = False
+) -> None:
     """Write one row per query and strategy: ``query_id``, ``label``, ``strategy``, figures (null where nothing is judged)."""
     labels: list[Any] = found.labels
     if len({type(label) for label in labels if label is not None}) > 1:
@@ -188,7 +199,7 @@ def write_per_query(path: str | os.PathLike[str], found: PerQuery) -> None:
     for strategy, figures in found.figures.items():
         named = {"query_id": pa.array(found.ids), "label": known, "strategy": pa.array([strategy] * len(known))}
         parts.append(pa.table(named | {name: pa.array(values, from_pandas=True) for name, values in figures.items()}))
-    with claim(Output(path), overwrite=True) as [target], whole_or_absent(target) as temporary:
+    with replacing(Output(path), inputs=inputs, overwrite=overwrite) as [temporary]:
         pq.write_table(pa.concat_tables(parts), temporary)
 
 

@@ -12,14 +12,15 @@ import numpy as np
 import torch
 
 from embridge.anchors import Anchors, match
-from embridge.errors import OutputExistsError, ParameterError, TooFewAnchorsError
+from embridge.errors import ParameterError, TooFewAnchorsError
 from embridge.feature_maps import Map
-from embridge.files import check_output, one_file, whole_or_absent
 from embridge.folds import Folds
 from embridge.ids import hash_ids
 from embridge.maps import LinearMap
+from embridge.outputs import Output, replacing
 from embridge.records import AnchorRecord
 from embridge.stores.collection import Collection
+from embridge.tensors import encode_tensors
 from embridge.translators import fit
 from embridge.translators.calibration import LEAST_ROWS, calibrate
 from embridge.translators.scoring import QueryPairs, Role, as_role
@@ -54,6 +55,7 @@ class FittedMaps:
         *,
         reverse: str | os.PathLike[str] | None = None,
         moments: str | os.PathLike[str] | None = None,
+        inputs: Sequence[str | None] = (),
         overwrite: bool = False,
     ) -> None:
         """Write the map, and what else is named; all of it or nothing.
@@ -66,27 +68,12 @@ class FittedMaps:
             There is no reverse map, or there are no moments, to write.
         """
         outputs = [(path, self.forward), (reverse, self.reverse), (moments, self.moments)]
-        named = {os.fspath(name): value for name, value in outputs if name is not None}
-        check_outputs([os.fspath(name) for name, _ in outputs if name is not None], overwrite=overwrite)
-        with contextlib.ExitStack() as stack:  # all are written before one of them gets its name
-            for name, value in named.items():
+        named = [(os.fspath(name), value) for name, value in outputs if name is not None]
+        with replacing(*(Output(name) for name, _ in named), inputs=inputs, overwrite=overwrite) as temporaries:
+            for temporary, (name, value) in zip(temporaries, named, strict=True):
                 if value is None:
                     raise ParameterError(f"There is nothing to write to {name!r}. Hint: fit_maps(reverse=True, keep_moments=True).")
-                value.save(stack.enter_context(whole_or_absent(check_output(name, overwrite=overwrite))), overwrite=True)
-
-
-def check_outputs(paths: Sequence[str], *, overwrite: bool, inputs: Sequence[str] = ()) -> None:
-    """Refuse outputs of a fit that may not be written, before any work.
-
-    Raises
-    ------
-    OutputExistsError
-        One exists and `overwrite` is False, is an input, or is named twice.
-    """
-    for number, path in enumerate(paths):
-        if any(one_file(path, other) for other in paths[:number]):
-            raise OutputExistsError.twice(path)
-        check_output(path, overwrite=overwrite, inputs=tuple(inputs))
+                temporary.write_bytes(encode_tensors(*value.to_file()))
 
 
 def fit_maps(

@@ -18,12 +18,12 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow.parquet as pq
-from embridge.neighbors import overlap, top_k
 
 import embridge as eb
 from embridge.anchors import Anchors
 from embridge.ids import hash_ids
 from embridge.maps import LinearMap
+from embridge.neighbors import overlap, top_k
 from embridge.records import AnchorRecord
 from embridge.translators import METHODS, QueryPairs
 from embridge.types import Metric, Space
