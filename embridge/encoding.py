@@ -158,20 +158,22 @@ def encode(
                 done += len(batch.ids)
                 if progress is not None:
                     progress(done, total)
-            encoded = ParquetCollection(parts.folder)
-            if len(encoded) != total:
-                raise OutputError(
-                    f"{encoded.name} holds {len(encoded):,} rows instead of {total:,}. Hint: --overwrite starts anew."
-                )
-            lineage = {"source": plan["texts"], "model": model}
-            metadata = {ENCODER_KEY: json.dumps(chosen).encode()}
-            with write_collection(target, encoded.space, table.id_type, table.payload_schema, columns=(id_column, "vector"),
-                                  lineage=lineage, dtype=dtype, metadata=metadata) as output:  # fmt: skip
-                for part in encoded.batches(payload=True):
-                    output.write(part)
-                check_content(table, plan["texts"])
+            _join(parts, table, total, target, plan, {ENCODER_KEY: json.dumps(chosen).encode()})
             parts.remove()
     return ParquetCollection(target)
+
+
+def _join(parts: Parts, table: TextTable, rows: int, target: Path, plan: dict[str, Any], metadata: dict[bytes, bytes]) -> None:
+    """All parts as one file, which gets its name when no row is missing and the texts have not changed."""
+    encoded = ParquetCollection(parts.folder)
+    if len(encoded) != rows:
+        raise OutputError(f"{encoded.name} holds {len(encoded):,} rows instead of {rows:,}. Hint: --overwrite starts anew.")
+    lineage, columns = {"source": plan["texts"], "model": plan["model"]}, (plan["columns"][0], "vector")
+    with write_collection(target, encoded.space, table.id_type, table.payload_schema, columns=columns,
+                          lineage=lineage, dtype=plan["dtype"], metadata=metadata) as output:  # fmt: skip
+        for part in encoded.batches(payload=True):
+            output.write(part)
+        check_content(table, plan["texts"])
 
 
 def _write_part(

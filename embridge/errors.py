@@ -261,10 +261,6 @@ class OutputExistsError(EmbridgeError, FileExistsError):
     def is_input(cls, path: str) -> OutputExistsError:
         return cls(f"{path!r} is both input and output. Hint: give the output another name.")
 
-    @classmethod
-    def within(cls, path: str, folder: str) -> OutputExistsError:
-        return cls(f"{path!r} lies in its own input {folder!r} and would become part of it. Hint: write it elsewhere.")
-
 
 class InterruptedOutputError(EmbridgeError, FileExistsError):
     """An unfinished output is in the way, or cannot be gone on with."""

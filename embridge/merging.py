@@ -6,6 +6,8 @@ import os
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -111,17 +113,7 @@ def merge(
         lineage |= {"map": translation.fingerprint} if translation else {}
         options = {"columns": (native.id_column, native.vector_column), "lineage": lineage, "mixture": mixture, "dtype": dtype}
         options["metadata"] = translated.metadata | native.metadata
-        with write_collection(target, space, native.id_type, rows.payload_schema, **options) as writer:
-            done = 0
-            for batch in rows.batches():
-                writer.write(batch)
-                done += len(batch)
-                if progress is not None:
-                    progress(done, len(rows))
-            if done != len(rows):
-                raise OutputError(f"The sides gave {done:,} rows instead of {len(rows):,}; nothing is written.")
-            for side, content in contents:
-                check_content(side, content)
+        _write(target, space, rows, contents, options, progress)
         made = fingerprint(target)
     kept = int(sides.is_translated.sum()) - int(sides.is_translated[sides.translated_rows].sum())
     asked = len(exam) > 0
@@ -146,6 +138,24 @@ def merge(
         translated_source=lineage["translated"],
         fingerprint=made,
     )
+
+
+def _write(
+    target: Path, space: Space, rows: MixedRows, contents: list[tuple[Collection, str]], options: dict[str, Any],
+    progress: Callable[[int, int], None] | None,
+) -> None:  # fmt: skip
+    """Write all rows; the file gets its name when they are as many as announced and no source has changed."""
+    with write_collection(target, space, contents[0][0].id_type, rows.payload_schema, **options) as writer:
+        done = 0
+        for batch in rows.batches():
+            writer.write(batch)
+            done += len(batch)
+            if progress is not None:
+                progress(done, len(rows))
+        if done != len(rows):
+            raise OutputError(f"The sides gave {done:,} rows instead of {len(rows):,}; nothing is written.")
+        for side, content in contents:
+            check_content(side, content)
 
 
 @dataclass(frozen=True, eq=False)
