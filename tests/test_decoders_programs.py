@@ -107,6 +107,31 @@ def test_zeros_of_any_size_are_not_made(tmp_path, parts):  # noqa: F811
         eb.open_decoder(packed(parts, tmp_path / "d.pt2", **changed), space=SPACE)
 
 
+def test_a_program_whose_parts_do_not_go_together_is_one_sentence(tmp_path, parts):  # noqa: F811
+    part = "data/weights/model_weights_config.json"
+
+    def turned(config):
+        config["config"]["layers.0.weight"]["tensor_meta"]["sizes"] = [{"as_int": P}, {"as_int": 8}]
+
+    path = packed(parts, tmp_path / "d.pt2", **edited(parts, turned, part))
+    command = [
+        sys.executable,
+        "-c",
+        "from embridge.cli.main import main; main()",
+        "decoder",
+        "register",
+        str(path),
+        "--space",
+        "taught",
+        "--no-catalog",
+    ]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    assert done.stderr.startswith("Error: ")
+    assert "d.pt2" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
 def test_in_place_operators_and_conditions_on_rows_pass(tmp_path):
     net = torch.nn.Sequential(torch.nn.Linear(P, 4), torch.nn.ReLU(inplace=True), torch.nn.Dropout(), torch.nn.Linear(4, 2))
     assert opened(net, tmp_path / "a.pt2").decode(rows(9)).output.shape == (9, 2)

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import logging
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, ClassVar, Self
 
 import numpy as np
@@ -172,22 +173,30 @@ def open_program(path: str, data: bytes, fingerprint: str, said: Declaration, tr
     if not data.startswith(b"PK\x03\x04") and is_pickle(data):
         raise DecoderError.pickle(path, "save the program with torch.export.save")
     data = audited_program(path, data, trusted)
-    log = logging.getLogger("torch.export")
-    before, log.disabled = log.disabled, True  # it logs what it raises
+    with _quietly():
+        try:
+            program = torch.export.load(io.BytesIO(data))
+            return TorchDecoder(program, said, path, fingerprint)
+        except EmbridgeError:
+            raise
+        except Exception as e:  # whatever a damaged program, or one whose parts do not go together, leads torch to
+            raise UnreadableFileError.at(path, "a program of torch.export", e) from e
+
+
+@contextlib.contextmanager
+def _quietly() -> Iterator[None]:
+    """Keep torch from logging what it raises, and from warning of tensors over read-only bytes."""
+    known = logging.root.manager.loggerDict.items()
+    logs = [log for name, log in known if name.startswith("torch") and isinstance(log, logging.Logger) and not log.disabled]
+    for log in logs:
+        log.disabled = True
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of tensors over read-only bytes
-            program = torch.export.load(io.BytesIO(data))
-    except Exception as e:  # whatever a damaged program leads torch to
-        raise UnreadableFileError.at(path, "a program of torch.export", e) from e
+            warnings.simplefilter("ignore")
+            yield
     finally:
-        log.disabled = before
-    try:
-        return TorchDecoder(program, said, path, fingerprint)
-    except EmbridgeError:
-        raise
-    except Exception as e:  # a program that loads, and whose parts do not go together
-        raise UnreadableFileError.at(path, "a program of torch.export", e) from e
+        for log in logs:
+            log.disabled = False
 
 
 def dump_program(program: torch.export.ExportedProgram) -> bytes:
