@@ -4,7 +4,7 @@ BIN := .venv/bin
 # Tests run in two processes; one OpenMP thread each keeps them from fighting over two cores.
 ONE_THREAD := OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 HF_HUB_OFFLINE=1
 
-.PHONY: setup demo test check bench notebooks format clean
+.PHONY: setup demo test check docs bench torture notebooks format clean
 
 setup: .venv/ready
 
@@ -24,7 +24,15 @@ check: setup
 	$(BIN)/ruff format --check .
 	$(BIN)/pyright --pythonpath $(BIN)/python
 	$(BIN)/lint-imports
+	$(MAKE) docs
 	$(MAKE) test
+
+# Kills, mutations, races and full disks, about an hour on one core: make torture TORTURE="kills --count 500"
+torture: setup
+	$(ONE_THREAD) $(BIN)/python -m tests.torture $(TORTURE)
+
+docs: setup
+	$(BIN)/zensical build --strict --clean
 
 bench: setup
 	$(BIN)/python -m tests.benchmarks $(BENCH)

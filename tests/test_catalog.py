@@ -115,7 +115,8 @@ def test_an_evaluation_is_recorded_in_full(path):
 
 def test_a_plan_is_recorded(path):
     base = CostedScore(
-        "blend", True, 0.5, (0.4, 0.6), 0.9, None, None, None, 0.1, (0.05, 0.15), None, 3, 4, None, 2.5, True, False
+        "blend", 0.5, (0.4, 0.6), candidate_recall=0.9, hubness=True, gain=0.1, gain_ci=(0.05, 0.15), recovered=None,
+        rows_changed=3, encodes=4, seconds=None, cost=2.5, needs_old_encoder=True, needs_texts=False,
     )  # fmt: skip
     curve = LearningCurve((10, 20), (0.3, 0.4), (40,), (0.5,), ((0.45, 0.55),))
     reasons = {"old-encoder-gone": Recommendation("blend+hubness", "It is best.")}

@@ -35,7 +35,7 @@ class Stub:
     """In a model's place: vectors made of the characters of a text."""
 
     similarity_fn_name = "cosine"
-    prompts, default_prompt_name = {}, None  # noqa: RUF012
+    prompts, default_prompt_name = {}, None
 
     def encode(self, texts, **_):
         return np.array([[len(t), t.count("1") + 1, t.count("2"), 1] for t in texts], np.float32)
@@ -200,5 +200,5 @@ def test_a_dead_temporary_file_of_a_side_file_goes_with_the_next_claim():
 @pytest.mark.parametrize("plant", [os.mkfifo, os.mkdir])
 def test_a_lock_that_is_no_file_is_refused(plant):
     plant(".out.parquet.lock")
-    with pytest.raises(eb.EmbridgeError, match="lock|cannot be written"), claim(Output("out.parquet")):
+    with pytest.raises(eb.EmbridgeError, match=r"lock|cannot be written"), claim(Output("out.parquet")):
         pass

@@ -125,3 +125,24 @@ def test_a_declared_space_and_kind_are_enough(folder):
     assert told(
         "decode new.parquet --decoder model.skops --decoder-space new -o x.parquet --overwrite --batch-rows 7 --json", cwd=folder
     )
+
+
+def test_the_id_column_holds_for_labels_and_excluded_ids_too(folder, table_of, write):
+    for name in ("old", "new"):
+        table = pq.read_table(folder / f"{name}.parquet")
+        named = table.rename_columns(["key" if column == "id" else column for column in table.column_names])
+        pq.write_table(named.replace_schema_metadata(table.schema.metadata), folder / f"{name}-keys.parquet")
+    labels = pq.read_table(folder / "old-keys.parquet").select(["key", "label"])
+    wrong = labels.append_column("id", labels["key"].take(list(range(399, -1, -1))))  # another order: labels of other rows
+    pq.write_table(wrong, folder / "labels.parquet")
+    pq.write_table(labels.select(["key"]).slice(0, 250), folder / "taught.parquet")
+    words = "decoder evaluate head.safetensors old-keys.parquet new-keys.parquet --via map.safetensors --id-column key --json "
+    plain = told(MEASURE.format("head.safetensors") + " --json", cwd=folder)
+    for given in ("labels.parquet", "old-keys.parquet"):
+        found = told(words + f"--labels {given}", cwd=folder)
+        assert found["strategies"] == plain["strategies"]
+    fewer = told(words + "--labels labels.parquet --exclude taught.parquet --no-retrain", cwd=folder)
+    assert 0 < fewer["rows"] < plain["rows"]
+    result = run(words + "--labels old.parquet", cwd=folder)
+    assert result.exit_code == 1
+    assert "no column 'key'" in result.stderr.replace("\n", " ")

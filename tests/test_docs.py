@@ -1,25 +1,35 @@
-"""The blocks of README run as they stand, on the bundled sample."""
+"""The code blocks of README and of every page of docs/ run as they stand, on the bundled sample."""
 
 import os
+import re
 import shutil
 import subprocess
 import sys
 from pathlib import Path
 
-import mktestdocs
-import numpy as np
-import pyarrow.parquet as pq
 import pytest
 
 import embridge as eb
 
 ROOT = Path(__file__).parents[1]
-README = ROOT / "README.md"
+BLOCK = re.compile(r"^```(python|bash)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
+WITH_BLOCKS = [page for page in PAGES if BLOCK.search(page.read_text())]
+LINK = re.compile(r"(?<!!)\[[^\]]*\]\(([^)#\s]+)(?:#[^)]*)?\)")
+EXPECTED = {
+    "README.md": {"old-in-new.parquet", "converted.faiss", "hits.parquet", "blended.parquet", "embridge.duckdb"},
+    "docs/guides/convert.md": {"big.parquet", "with-errors.parquet"},
+    "docs/guides/decoders.md": {"head.safetensors", "labels.parquet", "labels-again.parquet"},
+    "docs/guides/evaluate.md": {"by-query.parquet", "plan.html", "next.parquet"},
+    "docs/guides/merge.md": {"mixed.parquet", "mixed.faiss", "mixed-hits.parquet"},
+    "docs/guides/search.md": {"projected.parquet", "blended.parquet", "projected-by-reverse-map.parquet"},
+    "docs/quickstart.md": {"converted.faiss", "hits.parquet"},
+}
 
 
 @pytest.fixture
 def files(tmp_path, monkeypatch):
-    """The names that README uses, in an empty folder, with this interpreter's embridge on the path."""
+    """The file names that the documents use, in an empty folder, with this interpreter's embridge on the path."""
     names = {"minilm": "old", "mpnet": "new-sample", "minilm.queries": "queries-old", "mpnet.queries": "queries-new"}
     for sample, name in names.items():
         shutil.copy(eb.sample_path(sample), tmp_path / f"{name}.parquet")
@@ -28,27 +38,20 @@ def files(tmp_path, monkeypatch):
     return tmp_path
 
 
-def blocks(language: str) -> list[str]:
-    return mktestdocs.grab_code_blocks(README.read_text(), lang=language)
+@pytest.mark.parametrize("page", WITH_BLOCKS, ids=lambda page: str(page.relative_to(ROOT)))
+def test_the_blocks_of_a_page_run_in_order(page, files):
+    for language, block in BLOCK.findall(page.read_text()):
+        command = [sys.executable, "-W", "error", "-c", block] if language == "python" else ["bash", "-euc", block]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, f"{block}\n{done.stderr}"
+    assert EXPECTED.get(str(page.relative_to(ROOT)), set()) <= set(os.listdir(files))
 
 
-def test_python_story(files, capsys):
-    for story in blocks("python"):
-        exec(compile(story, str(README), "exec"), {})  # noqa: S102
-    printed = capsys.readouterr().out
-    assert "re-encode" in printed
-    assert "retrained" in printed
-    assert len(eb.open("old-in-new.parquet")) == 3000
-    assert "prediction" in pq.read_schema("labels.parquet").names
+@pytest.mark.parametrize("page", [*PAGES, ROOT / "CONTRIBUTING.md"], ids=lambda page: str(page.relative_to(ROOT)))
+def test_every_local_link_leads_to_a_file(page):
+    for target in LINK.findall(page.read_text()):
+        assert "://" in target or (page.parent / target).exists(), target
 
 
-def test_command_line_story(files):
-    new = eb.open("new-sample.parquet")
-    eb.LinearHead(np.eye(2, 768), [0, 0.1], new.space, classes=["noun.plant", "adj.all"]).save("head.safetensors")  # as from Python
-    story = "\n".join(blocks("bash"))
-    done = subprocess.run(["bash", "-euc", story], capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    assert "translate-documents" in done.stdout
-    assert {"converted.faiss", "hits.parquet", "blended.parquet", "labels-again.parquet", "embridge.duckdb"} <= set(
-        os.listdir(files)
-    )
+def test_readme_is_short():
+    assert len((ROOT / "README.md").read_text().splitlines()) <= 150

@@ -11,9 +11,18 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from click.testing import CliRunner
 
 import embridge as eb
-from embridge.errors import BadIdsError, CollectionError, MissingFileError, OutputExistsError, ParameterError
+from embridge.cli.main import main
+from embridge.errors import (
+    BadIdsError,
+    CollectionError,
+    InterruptedOutputError,
+    MissingFileError,
+    OutputExistsError,
+    ParameterError,
+)
 from embridge.stores.texts import TextTable
 from embridge.types import Metric, Space
 
@@ -272,3 +281,113 @@ def test_a_missing_package_is_told_with_the_line_that_installs_it(texts, tmp_pat
         eb.encode(texts, "m", tmp_path / "out.parquet")
     assert listing(tmp_path) == ["texts.parquet"]
     assert os.path.exists(texts)
+
+
+# Prompts
+
+
+@pytest.fixture
+def prompted(monkeypatch):
+    """A model that has prompts; each changes the vectors."""
+
+    class Prompted:
+        similarity_fn_name = "cosine"
+        prompts = {"query": "query: ", "document": "passage: "}  # noqa: RUF012
+        default_prompt_name = None
+
+        def encode(self, texts, prompt="", **_):
+            return np.array([[len(prompt) + 1, len(t), 1] for t in texts], np.float32)
+
+    monkeypatch.setattr(encoding, "_load", lambda model, device: Prompted())
+    return Prompted
+
+
+@pytest.mark.parametrize(
+    ("options", "used", "name"),
+    [({"prompt_name": "query"}, "query: ", "query"), ({"prompt": "to: "}, "to: ", None), ({"prompt": ""}, "", None)],
+)
+def test_a_prompt_is_put_before_the_texts_and_recorded(texts, prompted, tmp_path, options, used, name):
+    made = eb.encode(texts, "m", tmp_path / "out.parquet", **options)
+    assert (made.read()[1][:, 0] == len(used) + 1).all()
+    known = {"model": "m", "prompt": used, "prompt_name": name, "prompts": ["document", "query"]}
+    assert json.loads(pq.read_schema(tmp_path / "out.parquet").metadata[b"embridge.encoder"]) == known
+    assert encoding.encoder_of(made) == known
+
+
+def test_a_model_with_prompts_is_not_encoded_without_a_word(texts, prompted, tmp_path):
+    with pytest.warns(encoding.PromptWarning, match=r"has prompts \(document, query\) and none was chosen: none is used\. Hint"):
+        made = eb.encode(texts, "m", tmp_path / "out.parquet")
+    assert encoding.encoder_of(made)["prompt"] == ""
+    prompted.default_prompt_name = "document"
+    with pytest.warns(encoding.PromptWarning, match="its default, 'document', is used"):
+        made = eb.encode(texts, "m", tmp_path / "other.parquet")
+    assert encoding.encoder_of(made)["prompt_name"] == "document"
+
+
+def test_prompts_on_the_command_line(texts, prompted, tmp_path):
+    line = ["encode", str(texts), "--model", "m", "-o", str(tmp_path / "out.parquet"), "--no-catalog", "--json"]
+    found = CliRunner().invoke(main, line)
+    assert found.exit_code == 0
+    assert "Warning: The model 'm' has prompts" in found.stderr
+    assert json.loads(found.stdout)["prompt"] == ""
+    found = CliRunner().invoke(main, [*line, "--overwrite", "--prompt-name", "query"])
+    assert (found.exit_code, found.stderr) == (0, "")
+    assert json.loads(found.stdout)["prompt_name"] == "query"
+
+
+def test_prompts_that_cannot_be_are_refused(texts, prompted, tmp_path):
+    with pytest.raises(ParameterError, match=r"has no prompt 'title'\. Its prompts: document, query"):
+        eb.encode(texts, "m", tmp_path / "out.parquet", prompt_name="title")
+    with pytest.raises(ParameterError, match="not by both"):
+        eb.encode(texts, "m", tmp_path / "out.parquet", prompt_name="query", prompt="x")
+    assert listing(tmp_path) == ["texts.parquet"]
+
+
+# Killed and altered
+
+
+@pytest.mark.parametrize("step", ["embridge.encoding.check_content", "embridge.parts.Parts.remove", "embridge.parts.Parts.keep"])
+@pytest.mark.parametrize("where", ["before", "after"])
+def test_killed_at_a_step_and_run_again_leaves_the_output_alone(texts, stub, tmp_path, step, where):
+    code = (
+        "import importlib, os, signal, sys, embridge as eb\n"
+        "import numpy as np\n"
+        "from embridge import encoding, parts\n"
+        "class Stub:\n"
+        "    similarity_fn_name = 'cosine'\n"
+        "    def encode(self, texts, **_): return np.array([[len(t), 1, 2, 3] for t in texts], np.float32)\n"
+        "encoding._load = lambda model, device: Stub()\n"
+        "home, _, name = sys.argv[4].rpartition('.')\n"
+        "place = parts.Parts if home.endswith('Parts') else importlib.import_module(home)\n"
+        "plain = getattr(place, name)\n"
+        "def step(*given):\n"
+        "    if sys.argv[5] == 'after': plain(*given)\n"
+        "    os.kill(os.getpid(), signal.SIGKILL)\n"
+        "setattr(place, name, step)\n"
+        "eb.encode(sys.argv[1], sys.argv[2], sys.argv[3], space='minilm', part_rows=10)\n"
+    )
+    out = tmp_path / "out.parquet"
+    line = [sys.executable, "-c", code, str(texts), "m", str(out), step, where]
+    assert subprocess.run(line, capture_output=True, check=False).returncode == -signal.SIGKILL
+    assert listing(tmp_path) != ["out.parquet", "texts.parquet"]
+    eb.encode(texts, "m", out, space="minilm", part_rows=10, overwrite=True)
+    assert listing(tmp_path) == ["out.parquet", "texts.parquet"]
+    assert eb.open(out).read()[0].tolist() == IDS
+
+
+def test_a_part_that_was_altered_is_refused(texts, stub, tmp_path, monkeypatch):
+    plain = encoding._vectors
+
+    def interrupted(*given):
+        if stub.calls >= 12:
+            raise KeyboardInterrupt
+        return plain(*given)
+
+    monkeypatch.setattr(encoding, "_vectors", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        eb.encode(texts, "m", tmp_path / "out.parquet", part_rows=6)
+    monkeypatch.setattr(encoding, "_vectors", plain)
+    first, second = sorted((tmp_path / "out.parquet.parts").glob("part-*"))
+    first.write_bytes(second.read_bytes())
+    with pytest.raises(InterruptedOutputError, match=r"part-000000-\w+\.parquet' was altered .*--overwrite"):
+        eb.encode(texts, "m", tmp_path / "out.parquet", part_rows=6)

@@ -12,6 +12,7 @@ import pytest
 import embridge as eb
 from embridge import folders
 from embridge.conversion import journal
+from embridge.conversion.log import FORMAT
 from embridge.errors import InterruptedOutputError, OutputError, OutputExistsError, UnreadableFileError
 from embridge.folders import MANIFEST, Manifest, check_replaceable, read_manifest, settle
 from embridge.types import Space
@@ -195,7 +196,7 @@ def test_files_put_into_a_working_folder_are_not_removed(shards, tmp_path):
 
 
 def test_a_folder_inside_a_working_folder_is_not_followed_through_a_link(shards, tmp_path):
-    journal.start(tmp_path / "new", {"format": journal.FORMAT})
+    journal.start(tmp_path / "new", {"format": FORMAT})
     (tmp_path / "victim").mkdir()
     (tmp_path / "new.partial").symlink_to("victim")
     for options in ({"resume": True}, {"overwrite": True}):

@@ -2,6 +2,7 @@
 
 import io
 import json
+import os
 import subprocess
 import sys
 import tempfile
@@ -18,6 +19,8 @@ from click.testing import CliRunner
 import embridge as eb
 from embridge.cli.main import main
 from embridge.conversion import file, journal
+from embridge.conversion import remote as remote_module
+from embridge.conversion.log import FORMAT
 from embridge.errors import (
     BadIdsError,
     BadVectorsError,
@@ -32,7 +35,7 @@ from embridge.errors import (
 )
 from embridge.outputs import Output, claim
 from embridge.stores import locations, writer
-from embridge.stores.faiss_store import IndexFile, write_index_file
+from embridge.stores.faiss_file import IndexFile, write_index_file
 from embridge.types import Metric, Space
 
 P, Q, ROWS, GROUP_ROWS = 6, 9, 120, 16
@@ -236,7 +239,7 @@ def test_a_folder_is_replaced_only_when_told(shards, out):
 def test_a_folder_that_is_finished_is_resumed_at_once(shards, out):
     first = eb.convert(eb.open(shards.path), map_between(), out)
     stamps = {name: (out / name).stat().st_mtime_ns for name in shards.names}
-    journal.start(out, {"format": journal.FORMAT, "files": []})
+    journal.start(out, {"format": FORMAT, "files": []})
     again = eb.convert(eb.open(shards.path), map_between(), out, resume=True)
     assert (again.rows, again.fingerprint) == (first.rows, first.fingerprint)
     assert {name: (out / name).stat().st_mtime_ns for name in shards.names} == stamps
@@ -502,7 +505,7 @@ def test_an_upload_that_fails_leaves_no_object_and_is_done_again(remote, monkeyp
     collection = eb.open(remote.shards.path.parent / source)
     target = remote.uri("out/new" if source == "shards" else "out/new.parquet")
     with monkeypatch.context() as broken:
-        fails = lambda path, mode: Failing(path, mode, error) if path.suffix == ".parquet" else open(path, mode)  # noqa: E731
+        fails = lambda path, mode: Failing(path, mode, error) if path.suffix == ".parquet" else open(path, mode)  # noqa: E731, SIM115
         broken.setattr(locations, "open", fails, raising=False)
         with pytest.raises(told):
             eb.convert(collection, map_between(), target)
@@ -763,3 +766,78 @@ def test_an_output_within_its_own_input_is_refused(tmp_path, rows, name):
     with pytest.raises(OutputExistsError, match="lie one in the other"):
         eb.convert(eb.open(folder), map_between(), folder / name)
     assert listing(tmp_path) == before
+
+
+# A folder of objects
+
+
+def test_a_remote_folder_replaces_only_its_own_objects(remote, tmp_path):
+    source, target = eb.open(remote.shards.path), remote.uri("out/new")
+    eb.convert(source, map_between(seed=6), target)
+    (tmp_path / "notes.txt").write_text("mine")
+    remote.put(tmp_path / "notes.txt", "out/new/notes.txt")
+    (remote.shards.path / "a.parquet").unlink()
+    source = eb.open(remote.shards.path)
+    eb.convert(source, map_between(), target, overwrite=True)
+    there = [name for name in remote.names() if name.startswith("out/")]
+    assert there == sorted(f"out/new/{name}" for name in ["_embridge.json", "notes.txt", *remote.shards.names[1:]])
+    assert remote.get("out/new/notes.txt") == b"mine"
+    assert eb.verify(target, source=source, translation=map_between()).compared == ROWS - 30
+
+
+@pytest.mark.parametrize(
+    ("key", "named"),
+    [
+        ("out/new/c.parquet", "c.parquet.*was not written by embridge"),
+        ("out/new/a.parquet", "a.parquet.*was altered since embridge wrote it"),
+    ],
+)
+def test_a_remote_folder_with_objects_of_others_is_refused(remote, key, named):
+    target = remote.uri("out/new")
+    eb.convert(eb.open(remote.shards.path), map_between(seed=6), target)
+    remote.put(remote.shards.path / "a.parquet", key)
+    before = {name: remote.get(name) for name in remote.names()}
+    with pytest.raises(OutputExistsError, match=named):
+        eb.convert(eb.open(remote.shards.path), map_between(), target, overwrite=True)
+    assert {name: remote.get(name) for name in remote.names()} == before
+
+
+def test_a_remote_folder_without_a_manifest_is_refused(remote):
+    with pytest.raises(OutputExistsError, match="no manifest"):
+        eb.convert(eb.open(remote.shards.path), map_between(), remote.uri("shards"), overwrite=True)
+
+
+@pytest.mark.parametrize(
+    ("source", "target"),
+    [("shards", "shards/new"), ("shards/a.parquet", "shards"), ("shards", "shards"), ("shards/year=*", "shards")],
+)
+def test_remote_inputs_and_outputs_do_not_overlap(remote, source, target):
+    before = remote.names()
+    with pytest.raises(OutputExistsError, match=r"one in the other|both input and output|no manifest|exists already"):
+        eb.convert(eb.open(remote.uri(source)), map_between(), remote.uri(target), overwrite=True)
+    assert remote.names() == before
+
+
+@pytest.mark.parametrize("name", ["s3://", "s3://bucket", "s3://bucket/", "s3:///key"])
+def test_a_remote_output_needs_a_key(shards, name):
+    with pytest.raises(EmbridgeError):
+        eb.convert(eb.open(shards.path), map_between(), name)
+
+
+@pytest.mark.parametrize("plant", ["link", "open"])
+def test_a_staging_folder_of_somebody_else_is_not_used(remote, tmp_path, monkeypatch, plant):
+    """Its name can be predicted, and the folder of temporary files is everybody's."""
+    made = []
+    mkdir = os.mkdir
+    with monkeypatch.context() as patch:
+        patch.setattr(remote_module.os, "mkdir", lambda path, mode=0o777: made.append(path) or mkdir(path, mode))
+        eb.convert(eb.open(remote.shards.path / "a.parquet"), map_between(), remote.uri("x.parquet"))
+    staging = next(path for path in made if path.name.startswith("embridge-"))
+    (tmp_path / "victim").mkdir()
+    if plant == "link":
+        staging.symlink_to(tmp_path / "victim")
+    else:
+        staging.mkdir(mode=0o755)
+    with pytest.raises(EmbridgeError, match=r"is not a folder|is a file"):
+        eb.convert(eb.open(remote.shards.path / "a.parquet"), map_between(), remote.uri("x.parquet"), overwrite=True)
+    assert list((tmp_path / "victim").iterdir()) == []

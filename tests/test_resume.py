@@ -20,6 +20,7 @@ import pytest
 
 import embridge as eb
 from embridge.conversion import file, journal
+from embridge.conversion.log import FORMAT
 from embridge.errors import BadVectorsError, DiskFullError, InterruptedOutputError, OutputExistsError
 from embridge.stores import writer
 from embridge.types import Space
@@ -192,7 +193,8 @@ def test_killed_at_random_moments_and_resumed(job, name, options):
     assert halfway > 6  # most of them in the midst of the work, however fast the machine is
 
 
-FILE = {("journal.py", name) for name in ("Journal.add", "Journal.finish", "Lines.add", "open_journal", "begin", "start")}
+FILE = {("journal.py", name) for name in ("Journal.add", "Journal.finish", "open_journal", "begin")}
+FILE |= {("log.py", "Lines.add"), ("log.py", "start")}
 FILE |= {("outputs.py", "_locked"), ("file.py", "convert_file")}
 FOLDER = {("folder.py", name) for name in ("convert_folder", "_begin", "_one", "_discard")} | {("file.py", "finished_file")}
 REPLACED = {("folders.py", name) for name in ("adopt", "exchange", "settle", "remove_known")}
@@ -454,7 +456,7 @@ def test_without_resume_an_unfinished_output_is_in_the_way(job):
 
 
 def test_what_has_finished_nothing_is_not_in_the_way(job):
-    journal.start(job.out, {"format": journal.FORMAT, "another": "plan"})
+    journal.start(job.out, {"format": FORMAT, "another": "plan"})
     journal.partial_path(job.out).write_text("PAR1 and half a row group")
     job.convert()
     assert listing(job.out.parent) == ["new.parquet"]
@@ -463,7 +465,7 @@ def test_what_has_finished_nothing_is_not_in_the_way(job):
 def test_a_finished_output_is_resumed_at_once(job):
     job.convert()
     stamp = job.out.stat().st_mtime_ns
-    journal.start(job.out, {"format": journal.FORMAT})  # killed between the rename and its removal
+    journal.start(job.out, {"format": FORMAT})  # killed between the rename and its removal
     seen = []
     done = job.convert(resume=True, progress=lambda *rows: seen.append(rows))
     assert (done.rows, done.skipped, done.fingerprint) == (ROWS, 0, eb.open(job.out).fingerprint())
@@ -559,11 +561,21 @@ def test_two_processes_do_not_write_one_output(job):
     assert eb.verify(job.out, source=eb.open(job.source), translation=map_between()).compared == ROWS
 
 
+@pytest.fixture(params=[signal.SIG_IGN, signal.default_int_handler], ids=["ignored", "handled"])
+def inherited(request):
+    """What a child inherits for SIGINT: a shell that runs the tests in the background passes it ignored."""
+    before = signal.signal(signal.SIGINT, request.param)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("inherited")
 @pytest.mark.parametrize(("name", "out"), [("old.parquet", "new.parquet"), ("shards", "new")])
 def test_ctrl_c_ends_cleanly_and_says_how_to_go_on(small, name, out):
     target = small.folder / "out" / out
     at = target if out.endswith(".parquet") else target.with_name("new.partial") / "a.parquet"
-    code = f"import embridge.stores.writer as w; w.GROUP_BYTES = {GROUP_BYTES}; from embridge.cli.main import main; main()"
+    code = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)\n"  # as in a terminal, whatever is inherited
+    code += f"import embridge.stores.writer as w; w.GROUP_BYTES = {GROUP_BYTES}; from embridge.cli.main import main; main()"
     line = ["convert", str(small.folder / name), str(small.map), str(target), "--on-bad", "skip", "--no-catalog", "--quiet"]
     command = [sys.executable, "-c", code, *line]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:

@@ -11,7 +11,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from embridge.stores import MemoryCollection, ParquetCollection, faiss_file
-from embridge.stores.faiss_store import FaissCollection, IndexFile, write_index_file
+from embridge.stores.faiss_file import IndexFile, write_index_file
+from embridge.stores.faiss_store import FaissCollection
 from embridge.stores.writer import write_collection
 from embridge.testing.stores import CollectionConformance
 from embridge.types import Metric

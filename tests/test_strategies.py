@@ -241,6 +241,33 @@ def test_the_text_shows_the_strategies_that_decide(pair):
     assert [line.split()[0] for line in everything[1 : len(found.strategies) + 1]] == [s.title for s in found.strategies]
 
 
+@pytest.mark.parametrize("every", [False, True])
+def test_the_heat_map_shows_the_strategies_that_decide(pair, tmp_path, every):
+    rows, queries, _ = pair()
+    labels = {f"q{i}": "even" if i % 2 == 0 else "odd" for i in range(240)}
+    found = eb.plan(rows, queries=queries, labels=labels, anchors=300, k=K)
+    eb.write_report(found, tmp_path / "plan.html", all_strategies=every)
+    page = (tmp_path / "plan.html").read_text("utf-8")
+    shown = found.strategies if every else found.deciding
+    assert f"under {len(shown)} strategies (columns)" in page
+    assert ("draws them" in page) == (not every)
+    assert page.count('<tr><th scope="row">lazy-re-encode') == len(found.lazy_depths) == 16
+
+
+@pytest.mark.parametrize("metric", Metric)
+@pytest.mark.parametrize("kind", ["a large common part", "tiny", "huge", "of all lengths"])
+def test_an_exact_map_keeps_every_neighbor_whatever_the_rows_are(kind, metric):
+    rng = np.random.default_rng(0)
+    rows, rotation = rng.normal(size=(400, 8)), np.linalg.qr(rng.normal(size=(8, 8)))[0]
+    scale = {"tiny": 1e-14, "huge": 1e20, "of all lengths": 10.0 ** rng.integers(-14, 20, size=(400, 1))}.get(kind, 1.0)
+    x = (scale * rows + (3000 if "common" in kind else 0)).astype(np.float32)
+    anchors = anchors_of(range(400), x, (x.astype(np.float64) @ rotation.T).astype(np.float32), metric)
+    found = eb.evaluate(eb.LinearMap(rotation, np.zeros(8), anchors.source, anchors.target), anchors)
+    for name in ("keep-old", "translate-documents", "project-queries-adjoint", "re-encode"):
+        assert found[name].overlap == pytest.approx(1, abs=2e-3), name  # the rows themselves are rounded to float32
+    assert found.relative_residual < 1e-3
+
+
 # On the command line
 
 

@@ -211,11 +211,11 @@ def storage(monkeypatch):
     monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
     address = "{}:{}".format(*server.get_host_and_port())
     client = boto3.client("s3", endpoint_url=f"http://{address}", region_name="us-east-1")
-    client.create_bucket(Bucket="b")
+    client.create_bucket(Bucket="bucket")
     yield SimpleNamespace(
-        put=lambda key, body: client.put_object(Bucket="b", Key=key, Body=body),
-        delete=lambda key: client.delete_object(Bucket="b", Key=key),
-        uri=lambda key: f"s3://b/{key}?endpoint_override={address}&scheme=http&region=us-east-1",
+        put=lambda key, body: client.put_object(Bucket="bucket", Key=key, Body=body),
+        delete=lambda key: client.delete_object(Bucket="bucket", Key=key),
+        uri=lambda key: f"s3://bucket/{key}?endpoint_override={address}&scheme=http&region=us-east-1",
     )
     client.close()
     server.stop()

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -25,6 +26,11 @@ from embridge.cli.session import (
     target_space_option,
     verb,
 )
+
+if TYPE_CHECKING:
+    from embridge.anchors import Anchors
+    from embridge.records import Artifact, Evaluation
+    from embridge.stores import Collection
 
 
 @click.command(cls=Verb)
@@ -97,39 +103,37 @@ def evaluate(
     other = eb.load_map(against) if against else None
     back = eb.load_map(reverse_map) if reverse_map else None
     known = read_labels(labels, id_column=id_column, label_column=label_column) if labels else None
-    source_space, target_space = source_space or None, target_space or None
-    sides = [(source, source_space), (target, target_space)]
-    sides += list(zip(queries, (source_space, target_space), strict=True)) if queries else []
-    opened = [open_source(path, space, id_column, vector_column) for path, space in sides]
-    with session.status("matching ids"):
-        shared = eb.match(opened[0], opened[1])
-        asked = eb.match(opened[2], opened[3]) if queries else None
+    spaces = source_space or None, target_space or None
+    opened, shared, query_pairs = open_pairs(session, (source, target), queries, spaces, (id_column, vector_column))
     judged = read_graded_qrels(qrels) if qrels else None
-    references = open_source(hubness, target_space, id_column, vector_column) if hubness else None
+    references = open_source(hubness, spaces[1], id_column, vector_column) if hubness else None
     if references is not None and not references.space.same_as(translation.target):
-        raise SpaceMismatchError.between("Hubness correction", translation.target, references.name, references.space)
+        raise SpaceMismatchError.between("The hubness bias", translation.target, references.name, references.space)
     vectors = references.read()[1] if references else None
     size = len(opened[0]) if len(opened[0]) > len(shared) else None  # else every row of SRC is here, those fitted on apart
     with session.progress("evaluating") as progress:
         found = eb.evaluate(
-            translation, shared, queries=asked, qrels=judged, reverse_map=back, hubness=vectors, labels=known, against=other,
+            translation, shared, queries=query_pairs, qrels=judged, reverse_map=back, hubness=vectors, labels=known, against=other,
             corpus_size=size, progress=progress, **options,
         )  # fmt: skip
     if per_query and found.per_query is not None:
         write_per_query(per_query, found.per_query)
-    roles = ("source", "target", "source queries", "target queries")
     inputs = [map_artifact("map", map_path, translation)]
     inputs += [map_artifact("reverse map", reverse_map, back)] if reverse_map and back else []
     inputs += [map_artifact("other map", against, other)] if against and other else []
-    inputs += [collection_artifact(role, side) for role, side in zip(roles, opened, strict=False)]
+    inputs += pair_artifacts(opened)
     inputs += [file_artifact(role, path) for role, path in (("qrels", qrels), ("labels", labels)) if path]
     inputs += [collection_artifact("reference queries", references)] if references else []
     outputs = (file_artifact("per query", per_query),) if per_query else ()
     seconds = time.perf_counter() - started
     facts = options | ({"label_column": label_column} if labels else {})
     session.record(Run("evaluate", facts, seconds, tuple(inputs), outputs, found.corpus, device_name(options["device"]), (found,)))
-    maps = [Path(name).name for name in (reverse_map, against) if name]
-    fitted = f"neither it nor {' nor '.join(maps)} was fitted on" if maps else "the map was not fitted on"
+    session.emit(found.to_dict(), _text(found, map_path, [path for path in (reverse_map, against) if path], per_query))
+
+
+def _text(found: Evaluation, map_path: str, maps: Sequence[str], per_query: str | None) -> str:
+    names = [Path(path).name for path in maps]
+    fitted = f"neither it nor {' nor '.join(names)} was fitted on" if names else "the map was not fitted on"
     head = f"{Path(map_path).name}: {found.queries:,} queries over {found.corpus:,} rows that {fitted}"
     tail = f"mean cosine {found.mean_cosine:.3f}, relative residual {found.relative_residual:.3f}"
     if found.weight is not None:
@@ -137,4 +141,23 @@ def evaluate(
     tail += f"; recall, MRR and nDCG over the {found.judged:,} queries with a relevant row among these" if found.judged else ""
     tail += f"\nconfidence: {found.confidence}" if found.confidence else ""
     tail += f"\n{per_query}: scores by query" if per_query else ""
-    session.emit(found.to_dict(), f"{head}\n{found}\n{tail}")
+    return f"{head}\n{found}\n{tail}"
+
+
+def open_pairs(
+    session: Session, sides: tuple[str, str], queries: tuple[str, str] | None, spaces: tuple[str | None, str | None],
+    columns: tuple[str | None, str | None],
+) -> tuple[list[Collection], Anchors, Anchors | None]:  # fmt: skip
+    """Open SRC and TGT, and the queries of both where there are any, and match their ids."""
+    import embridge as eb
+
+    paths = [*zip(sides, spaces, strict=True), *(zip(queries, spaces, strict=True) if queries else ())]
+    opened = [open_source(path, space, *columns) for path, space in paths]
+    with session.status("matching ids"):
+        return opened, eb.match(opened[0], opened[1]), eb.match(opened[2], opened[3]) if queries else None
+
+
+def pair_artifacts(opened: Sequence[Collection]) -> list[Artifact]:
+    """What `open_pairs` opened, as inputs of a run."""
+    roles = ("source", "target", "source queries", "target queries")
+    return [collection_artifact(role, side) for role, side in zip(roles, opened, strict=False)]

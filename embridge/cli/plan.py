@@ -9,16 +9,15 @@ from typing import Any
 
 import click
 
+from embridge.cli.evaluation import open_pairs, pair_artifacts
 from embridge.cli.session import (
     Session,
     Verb,
     check_outputs,
-    collection_artifact,
     columns,
     device_name,
     device_option,
     file_artifact,
-    open_source,
     overwrite_option,
     seed_option,
     source_space_option,
@@ -98,20 +97,16 @@ def plan(
     for output in (report, rows):
         if output:
             check_outputs(output, overwrite=overwrite, inputs=[p for p in (source, target, *(queries or ()), qrels, labels) if p])
-    sides = [(source, source_space), (target, target_space)]
-    sides += list(zip(queries, (source_space, target_space), strict=True)) if queries else []
-    opened = [open_source(path, space, id_column, vector_column) for path, space in sides]
+    spaces = source_space or None, target_space or None
+    opened, shared, query_pairs = open_pairs(session, (source, target), queries, spaces, (id_column, vector_column))
     judged = read_graded_qrels(qrels) if qrels else None
     known = read_labels(labels, id_column=id_column, label_column=label_column) if labels else None
-    with session.status("matching ids"):
-        shared = eb.match(opened[0], opened[1])
-        asked = eb.match(opened[2], opened[3]) if queries else None
     with session.progress("planning") as progress:
-        found = eb.plan(shared, queries=asked, qrels=judged, labels=known, progress=progress, **options)
+        found = eb.plan(shared, queries=query_pairs, qrels=judged, labels=known, progress=progress, **options)
     listed, ids, counts = 0, None, None
     if rows:
         seed, device = options["seed"], options["device"]
-        chosen = (asked or shared).sample(options["max_queries"], seed)
+        chosen = (query_pairs or shared).sample(options["max_queries"], seed)
         with session.status("choosing rows to re-encode"):
             translation = eb.fit(shared, device=device)
             ids, counts = eb.rows_to_reencode(opened[0], translation, chosen.y, known=shared.hashes(), device=device)
@@ -123,10 +118,8 @@ def plan(
         if rows:
             write_order(stack.enter_context(whole_or_absent(check_output(rows, overwrite=overwrite))), ids, counts)
     seconds = time.perf_counter() - started
-    roles = ("source", "target", "source queries", "target queries")
-    inputs = [collection_artifact(role, side) for role, side in zip(roles, opened, strict=False)]
-    inputs += [file_artifact("qrels", qrels)] if qrels else []
-    inputs += [file_artifact("labels", labels)] if labels else []
+    inputs = pair_artifacts(opened)
+    inputs += [file_artifact(role, path) for role, path in (("qrels", qrels), ("labels", labels)) if path]
     outputs = [replace(file_artifact("report", report), kind="report")] if report else []
     outputs += [file_artifact("ids", rows)] if rows else []
     device = device_name(options["device"])

@@ -11,10 +11,10 @@ from embridge.arrays import check_rows
 from embridge.conversion.engine import Engine, TranslateOptions, check_translated
 from embridge.conversion.schedule import schedule
 from embridge.device import free_memory, resolve_device
-from embridge.errors import BadVectorsError, CollectionError, SpaceMismatchError
+from embridge.errors import BadIdsError, BadVectorsError, CollectionError, SpaceMismatchError
 from embridge.feature_maps import Map
 from embridge.stores import writer
-from embridge.stores.collection import IdValues
+from embridge.stores.collection import IdValues, normalise_ids
 from embridge.stores.parquet import ERROR_COLUMNS, SPACE_KEY
 from embridge.stores.parquet_file import vectors_of
 from embridge.types import Metric
@@ -48,6 +48,8 @@ def translate_batch(batch: pa.RecordBatch, translation: Map, options: TranslateO
         The vectors are of another space or width.
     CollectionError
         A column is missing, or has a name that the output needs.
+    BadIdsError
+        Null ids, or ids that are neither strings nor integers.
     BadVectorsError
         Rows without a vector, ragged, not finite, or zero under cosine; before or after the translation.
     MapError, ParameterError
@@ -64,7 +66,7 @@ def translate_batch(batch: pa.RecordBatch, translation: Map, options: TranslateO
         span = slice(start, start + rows)
         zero, not_finite = engine.run([vectors[span]], out[span], None if errors is None else errors[:, span])
         is_cosine = translation.target.metric == Metric.COSINE
-        check_translated(ids[span.start : span.stop], _WHERE, dtype, not_finite, zero if is_cosine else not_finite[:0])
+        check_translated(ids, _WHERE, dtype, start + not_finite, start + (zero if is_cosine else not_finite[:0]))
     element = pa.field("element", pa.from_numpy_dtype(dtype), nullable=False)
     column = pa.FixedSizeListArray.from_arrays(pa.array(out.reshape(-1)), type=pa.list_(element, dim))
     place = batch.schema.names.index(options.vector_column)
@@ -95,7 +97,10 @@ def _checked(batch: pa.RecordBatch, translation: Map, options: TranslateOptions)
     known = json.loads((batch.schema.metadata or {}).get(SPACE_KEY, b"null"))
     if known is not None and known.get("name") != translation.source.name:
         raise SpaceMismatchError(f"The map starts in {translation.source.name!r}, and the batch is of {known.get('name')!r}.")
-    ids = IdValues(batch.column(options.id_column))
+    column = normalise_ids(batch.column(options.id_column), _WHERE)
+    if column.null_count:
+        raise BadIdsError.null(_WHERE, column.null_count)
+    ids = IdValues(column)
     vectors = vectors_of(batch.column(options.vector_column), translation.source.dim, _WHERE, 0, lenient=False)
     check_rows(vectors, ids, _WHERE, zero_is_bad=translation.source.metric == Metric.COSINE)
     return ids, vectors

@@ -9,7 +9,8 @@ from pathlib import Path
 import numpy as np
 
 from embridge.conversion.engine import Engine
-from embridge.conversion.journal import Journal, bad_rows_of, discard, open_journal, partial_path, rows_done
+from embridge.conversion.journal import Journal, bad_rows_of, discard, open_journal, rows_done
+from embridge.conversion.log import partial_path
 from embridge.conversion.pipeline import Bad, Group, row_groups, translate_groups
 from embridge.conversion.schedule import schedule
 from embridge.conversion.task import Task

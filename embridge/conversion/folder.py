@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import cast
 
 from embridge.conversion.file import bad_rows_path, check_bad_rows, convert_file, finished_file
-from embridge.conversion.journal import Log, append_to, begin, journal_path, partial_path, read_log, start
+from embridge.conversion.journal import begin
+from embridge.conversion.log import Log, append_to, journal_path, partial_path, read_log, start
 from embridge.conversion.task import Task
 from embridge.errors import BadVectorsError, ChangedSourceError, InterruptedOutputError
 from embridge.files import fingerprint, sync_folder, writing

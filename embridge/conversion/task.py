@@ -10,7 +10,7 @@ from typing import Any, Literal
 import torch
 
 from embridge.conversion.engine import TranslateOptions
-from embridge.conversion.journal import FORMAT
+from embridge.conversion.log import FORMAT
 from embridge.device import resolve_devices
 from embridge.errors import CollectionError, EmbridgeError, ParameterError, SpaceMismatchError
 from embridge.feature_maps import Map

@@ -38,7 +38,7 @@ STEP_BYTES = 2 << 30
 RUN_BYTES, RUN_FLOPS = 64 << 30, 2 * 10**12
 """Bytes and floating-point operations of one run on the probe rows: under a minute on one core."""
 PROBE_SECONDS = 120
-"""Time in which an ONNX program must be loaded and run on the probe rows; honest ones take less than a second on an idle machine."""
+"""Time in which an ONNX program must be loaded and run on the probe rows: honest ones take under a second on an idle machine."""
 PROBE_BYTES = 8 << 30
 """Address space of the process that loads an ONNX program first, beside three times its file."""
 

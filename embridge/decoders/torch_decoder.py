@@ -51,9 +51,10 @@ class TorchDecoder(Decoder):
         self._module = program.module()
         self.classes = said.classes
         tried = probe(self.space.dim)
-        _check_cost(
-            path, self._module, max(self._rows[0], min(len(tried), self._rows[1] or len(tried))), self.space.dim, self._dtype
-        )
+        least, most = self._rows
+        rows = max(least, min(len(tried), most or len(tried)))
+        largest = _largest_step(path, self._module, rows, self.space.dim, self._dtype)
+        self._rows = least, min(most or BATCH, max(rows, rows * STEP_BYTES // largest))
         versions = self._versions()
         found = self._run(tried)
         if self._versions() != versions:
@@ -114,13 +115,14 @@ def _bounds(path: str, rows: Any, constraints: Any) -> tuple[int, int | None]:
 class _Cost(torch.fx.Interpreter):
     """Runs a program on tensors without data, and adds up what it would take."""
 
-    bytes = 0
+    bytes, largest = 0, 1
 
     def run_node(self, n: torch.fx.Node) -> Any:
         found = super().run_node(n)
         values = found if isinstance(found, tuple | list) else (found,)
         size = sum(value.numel() * value.element_size() for value in values if isinstance(value, torch.Tensor))
-        self.bytes += size if n.op == "call_function" else 0
+        if n.op == "call_function":
+            self.bytes, self.largest = self.bytes + size, max(self.largest, size)
         if size > STEP_BYTES or self.bytes > RUN_BYTES or any(isinstance(v, int) and abs(v) >= 1 << 63 for v in values):
             raise _TooCostlyError
         return found
@@ -130,17 +132,18 @@ class _TooCostlyError(Exception):
     """A step beyond a bound."""
 
 
-def _check_cost(path: str, module: Any, rows: int, dim: int, dtype: torch.dtype) -> None:
-    """Refuse a program that would take more memory or time than a decoder needs, before it runs.
+def _largest_step(path: str, module: Any, rows: int, dim: int, dtype: torch.dtype) -> int:
+    """Bytes that the largest result of an operator takes, found without running the program.
 
     Raises
     ------
     DecoderError
-        Too costly, or it does not even go together.
+        It takes more memory or time than a decoder needs, or does not even go together.
     """
+    cost = _Cost(module)
     try:
         with torch.no_grad(), FakeTensorMode(allow_non_fake_inputs=True) as mode, FlopCounterMode(display=False) as counter:
-            _Cost(module).run(mode.from_tensor(torch.empty(rows, dim, dtype=dtype)))
+            cost.run(mode.from_tensor(torch.empty(rows, dim, dtype=dtype)))
         too_costly = counter.get_total_flops() > RUN_FLOPS
     except Exception as e:  # whatever its operators raise; ours may come wrapped
         too_costly = isinstance(e, _TooCostlyError) or isinstance(e.__cause__, _TooCostlyError)
@@ -151,6 +154,7 @@ def _check_cost(path: str, module: Any, rows: int, dim: int, dtype: torch.dtype)
             f"{path!r} takes more than {STEP_BYTES >> 30} GiB in one step, or {RUN_BYTES >> 30} GiB or {RUN_FLOPS:.0e} operations "
             f"in all, for {rows:,} rows of {dim:,} values. Hint: it is no decoder of single vectors."
         )
+    return cost.largest
 
 
 def open_program(path: str, data: bytes, fingerprint: str, said: Declaration, trusted: Sequence[str]) -> TorchDecoder:

@@ -170,10 +170,10 @@ class Benchmark:
         queries = unit(self.queries.y) if metric == Metric.COSINE else self.queries.y
         for start in range(0, len(found), _RERANKED):
             ids = found[start : start + _RERANKED, :depth]
-            asked, rows = queries[start : start + _RERANKED, None].astype(np.float64), self.corpus.y[ids]
+            vectors, rows = queries[start : start + _RERANKED, None].astype(np.float64), self.corpus.y[ids]
             if metric == Metric.COSINE:
                 rows = unit(rows.reshape(-1, rows.shape[-1])).reshape(rows.shape)
-            scores = -np.square(rows - asked).sum(-1) if metric == Metric.L2 else (rows * asked).sum(-1)
+            scores = -np.square(rows - vectors).sum(-1) if metric == Metric.L2 else (rows * vectors).sum(-1)
             out[start : start + _RERANKED, :depth] = np.take_along_axis(ids, np.argsort(-scores, axis=1, kind="stable"), 1)
         return out
 

@@ -92,7 +92,7 @@ def check_qrels(corpus_ids: np.ndarray, query_ids: np.ndarray, qrels: Qrels) -> 
     if not found.documents_found:
         raise ParameterError(
             f"None of the {found.documents:,} documents that the judgements (qrels) name as relevant is among the {len(rows):,} "
-            f"rows of the corpus. Ids are such as {next(iter(documents))!r} in the judgements and {next(iter(rows))!r} in the "
+            f"rows of the corpus. Ids are such as {min(documents, key=str)!r} in the judgements and {min(rows, key=str)!r} in the "
             "corpus. Hint: check whether both are strings or integers; rows that the map was fitted on are not in the corpus."
         )
 

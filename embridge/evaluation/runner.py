@@ -33,7 +33,7 @@ class Runner:
     maps : Maps
     weight : float, optional
         Of the projected query in the blend. Default: for each half of the queries the weight nearest to 0.5 that the other half
-        cannot tell from the best.
+        cannot distinguish from the best.
     """
 
     def __init__(self, benchmark: Benchmark, maps: Maps, weight: float | None = None) -> None:
@@ -93,11 +93,11 @@ class Runner:
             for half in np.unique(benchmark.half):
                 members = np.flatnonzero(benchmark.half == half)
                 rows = self._mixed(strategy.percent, half) if strategy.rows == Rows.MIXED else self.rows(strategy.rows)
-                asked, how = vectors[members], metric
+                chosen, how = vectors[members], metric
                 if hubness:
                     references = self._references(strategy.queries, benchmark.references_for(half))
-                    asked, rows, how = corrected(asked, rows, metric, references)
-                found[members] = benchmark.search(asked, rows, how, members=members)
+                    chosen, rows, how = corrected(chosen, rows, metric, references)
+                found[members] = benchmark.search(chosen, rows, how, members=members)
         if strategy.rows in (Rows.OLD, Rows.TRANSLATED):  # lazy ones start from these
             self._candidates[key] = found
         return found
@@ -172,7 +172,7 @@ class Runner:
         return rows
 
     def _chosen_weight(self, half: int) -> float:
-        """The weight nearest to 0.5 that one half of the queries cannot tell from the best."""
+        """The weight nearest to 0.5 that one half of the queries cannot distinguish from the best."""
         small = self.benchmark.at(np.flatnonzero(self.benchmark.half == half)[:_TUNING])
         measured = int(small.judged.sum()) if self.benchmark.judged.any() else len(small.queries)
         if measured < _LEAST_QUERIES:

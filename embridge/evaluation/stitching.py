@@ -1,4 +1,4 @@
-"""Zero-shot stitching: a decoder that was trained on one encoder's space, run over another's, by every method side by side."""
+"""Zero-shot stitching: a decoder trained on one encoder's space is run on vectors of another, translated by several methods."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ TrainDecoder = Callable[[np.ndarray, int], Callable[[np.ndarray], float]]
 def stitch(
     vectors: np.ndarray, anchors: Anchors, method: str = "auto", *, scaling: Scaling = "standard", **parameters: Any
 ) -> np.ndarray:
-    """Vectors of the source as a decoder of the target is to be given them.
+    """Source vectors in the form that a decoder of the target space takes.
 
     Parameters
     ----------
     vectors : ndarray of shape (n, dim_source)
     anchors : Anchors
-        What a translator is fitted on.
+        Rows that a translator is fitted on.
     method : str, default "auto"
         ``absolute``: as they are, zero-padded or cut to the target's width, which needs no anchors and shows what not translating
         costs. ``relative``: their cosines to the anchors, for a decoder that was trained on `relative` vectors of the target.
@@ -83,7 +83,7 @@ def compare_stitching(
     seeds: Sequence[int] = (0,),
     progress: Callable[[int, int], None] | None = None,
 ) -> dict[str, Stitching]:
-    """Train decoders on the target's training rows, and score them on the source's test rows as each method hands them over.
+    """Train decoders on the target's training rows, and score them on the source's test rows as each method translates them.
 
     Parameters
     ----------

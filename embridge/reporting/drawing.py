@@ -103,7 +103,7 @@ def to_svg(figure: Figure, name: str, title: str, description: str) -> str:
 
 
 def printable(text: object, limit: int) -> str:
-    """Text of a stranger on one line of a figure: without control characters, cut where it is long."""
+    """Text from the data on one line of a figure: without control characters, cut where it is long."""
     clean = "".join(c if c.isprintable() else " " for c in str(text))
     return clean if len(clean) <= limit else clean[: limit - 1] + "\u2026"
 
