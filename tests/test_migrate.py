@@ -240,6 +240,10 @@ def test_a_move_that_costs_too_much_becomes_a_rebuild_with_the_reason(build, tmp
     )
 
 
+def test_move_is_another_spelling_of_rewrite(build, tmp_path):
+    assert eb.migrate(build("Flat"), a_map(), tmp_path / "new.faiss", mode="move").mode == "rewrite"
+
+
 def test_what_is_never_good_enough_is_the_best_of_all(build, tmp_path):
     """Codes decoded and coded again may lose more than a map in front does."""
     old, translation = build("PQ4x4np"), a_map("general")
@@ -484,6 +488,7 @@ def test_lists_in_another_file_are_not_shared(index_of, tmp_path):
 def test_damaged_indexes_are_refused_and_the_process_lives(build, tmp_path, factory):
     """Cut short, and with absurd numbers in every place of its header: an error or a whole output, within memory and time."""
     old = build(factory)
+    json_path(old).unlink()  # which would refuse each of them, as another index than its own
     a_map().save(tmp_path / "map")
     program = """
         import os, resource, struct, sys
@@ -499,7 +504,7 @@ def test_damaged_indexes_are_refused_and_the_process_lives(build, tmp_path, fact
         for number, content in enumerate(cut + spoilt):
             open(old, "wb").write(content)
             try:
-                eb.migrate(old, translation, new, mode="wrap", verify_queries=5)
+                eb.migrate(old, translation, new, mode="wrap", verify_queries=5, space="old:cosine")
             except eb.EmbridgeError as e:
                 assert len(str(e).splitlines()) == 1, e
                 refused += 1
@@ -511,7 +516,7 @@ def test_damaged_indexes_are_refused_and_the_process_lives(build, tmp_path, fact
         print(refused)
     """
     assert int(run_apart(program, old, tmp_path / "new.faiss", tmp_path / "map")) > 20
-    assert listing(tmp_path) == ["map", "old.faiss", "old.faiss.json"]  # and nothing of the new one
+    assert listing(tmp_path) == ["map", "old.faiss"]  # and nothing of the new one
 
 
 def test_an_index_that_claims_terabytes_is_refused_at_once(tmp_path):

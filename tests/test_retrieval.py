@@ -7,8 +7,10 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from click.testing import CliRunner
 
 import embridge as eb
+from embridge.cli.main import main
 from embridge.errors import (
     BadIdsError,
     BadVectorsError,
@@ -438,6 +440,15 @@ def test_an_index_that_is_not_there_or_damaged_is_told(build, tmp_path):
     (tmp_path / "a.faiss").write_bytes(content[: len(content) // 2])
     with pytest.raises(UnreadableFileError, match=r"a\.faiss' cannot be read as a FAISS index"):
         eb.open_index(tmp_path / "a.faiss")
+
+
+def test_a_k_beyond_the_index_gives_all_rows_on_the_command_line(build, tmp_path, write, table_of):
+    build(Space("old", P))
+    queries = write(tmp_path / "q.parquet", table_of(range(3), ASK[:3], space=Space("old", P)))
+    words = ["search", str(tmp_path / "a.faiss"), queries, "-k", str(10**9), "--json", "--no-catalog"]
+    done = CliRunner().invoke(main, words)
+    assert done.exit_code == 0, done.output
+    assert [sorted(hit["ids"]) for hit in json.loads(done.stdout)["hits"]] == [sorted(INTS.tolist())] * 3
 
 
 # Building
