@@ -142,13 +142,13 @@ def torture(torturer: Torturer, report: Report, *, seeds: Sequence[int], only: S
         if kind == "small" and reason:
             continue
         chance = random.Random(f"{kind} {case.name} {turn // len(cases)}")
+        report.counts[kind] += 1
         try:
             torturer.fresh(case)
             if kind in ("full", "broken"):
                 how = full(torturer, case, chance, errno.ENOSPC if kind == "full" else errno.EIO)
             else:
                 how = (small if kind == "small" else vanished)(torturer, case, chance)
-            report.counts[kind] += 1
             report.note(f"{seed}: {kind} {case.name}: {how}")
         except BrokenLawError as e:
             report.fail(seed, e.fact, f"{case.name} {kind} {str(e).removesuffix(e.fact).rstrip(': ')}")

@@ -49,6 +49,8 @@ def race(torturer: Torturer, planned: Race, report: Report) -> None:
     BrokenLawError
     """
     case, replacing = planned.case, planned.kind != "writers"
+    report.counts[planned.kind] += 1
+    report.counts["races"] += 1
     old = torturer.truth(case, other=True).files
     torturer.fresh(case, old if replacing else None)
     options = ["--overwrite"] if replacing else []
@@ -73,8 +75,6 @@ def race(torturer: Torturer, planned: Race, report: Report) -> None:
             except BrokenLawError as e:
                 raise BrokenLawError(e.fact, f"{planned.kind}, {where}") from e
     torturer.check_inputs()
-    report.counts[planned.kind] += 1
-    report.counts["races"] += 1
 
 
 def advance(one: Run, point: int) -> Call | None:

@@ -70,4 +70,4 @@ class Report:
 def class_of(fact: str) -> str:
     """A fact without its numbers, paths and names of temporary files."""
     first = re.sub(r"status -(\d+)", lambda found: f"signal {signal.Signals(int(found[1])).name}", fact.splitlines()[0])
-    return re.sub(r"'[^']*'|\"[^\"]*\"|/\S+|\.+\S+\.\d+-[0-9a-f]+\.tmp|[0-9a-f]{8,}|\d+", "_", first)[:300]
+    return re.sub(r"'[^']*'|\"[^\"]*\"|/\S+|\.+\S+\.\d+-[0-9a-f]+\.tmp|\.tmp\w+|[0-9a-f]{8,}|\d+", "_", first)[:300]

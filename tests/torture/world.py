@@ -7,6 +7,7 @@ import io
 import json
 import os
 import shlex
+import sys
 import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -111,14 +112,17 @@ def make_decoders(folder: Path) -> None:
 
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
-    """Nothing that native code prints on stderr."""
-    kept, null = os.dup(2), os.open(os.devnull, os.O_WRONLY)
+    """Nothing that native code prints."""
+    sys.stdout.flush()
+    kept, null = (os.dup(1), os.dup(2)), os.open(os.devnull, os.O_WRONLY)
+    os.dup2(null, 1)
     os.dup2(null, 2)
     try:
         yield
     finally:
-        os.dup2(kept, 2)
-        os.close(kept)
+        for number, before in enumerate(kept, 1):
+            os.dup2(before, number)
+            os.close(before)
         os.close(null)
 
 
