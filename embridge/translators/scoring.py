@@ -175,42 +175,57 @@ class QueryScores:
 
 
 def real_scores(solvers: Sequence[Solver], folds: Folds, role: Role, queries: QueryPairs) -> QueryScores:
-    """Scores of methods on real queries that rank the sampled rows of all folds.
+    """Scores of methods on real queries that rank the sampled rows of folds, by maps that were not fitted on these.
 
-    For ``documents`` each row is translated by the map that was fitted without its fold; for ``queries`` rows stay native, and
-    the map is that of all anchors.
+    For ``documents`` the rows of all folds are translated, each by the map that was fitted without its fold, and ranked together.
+    For ``queries`` they stay native and are ranked fold by fold: over rows that it was fitted on, the map that follows them most
+    closely would win.
     """
-    spaces = folds.parts[0]
-    x, y = (np.concatenate([sample[side] for sample in folds.samples]) for side in (0, 1))
-    some = slice(0, _MOST_QUERIES)
-    relevant = _positions(queries.relevant[some], folds)
-    k = list_size(len(y))
-    own, rows, metric = (queries.x, x, spaces.source.metric) if role == "queries" else (queries.y, y, spaces.target.metric)
-    truth = top_k(own[some], rows, k, metric).ids
-    whole, left = folds.total(), [folds.without(number) for number in range(len(folds.parts))]
+    source, target = folds.parts[0].source, folds.parts[0].target
+    left = [folds.without(number) for number in range(len(folds.parts))]
+    asked_x, asked_y = queries.x[:_MOST_QUERIES], queries.y[:_MOST_QUERIES]
+    hashes = [_hashes(ids, len(folds.parts)) for ids in queries.relevant[:_MOST_QUERIES]]
     overlaps, recalls = [], []
+    if role == "queries":
+        parts = list(zip(left, folds.samples, folds.sample_hashes or [None] * len(left), strict=True))
+        relevant = [_positions(hashes, known) for _, _, known in parts]
+        truths = [top_k(asked_x, x, list_size(len(x)), source.metric).ids for _, (x, _), _ in parts]
+        for solver in solvers:
+            found = [
+                top_k(_apply(solver.solve(moments), asked_x), y, truth.shape[1], target.metric).ids
+                for (moments, (_, y), _), truth in zip(parts, truths, strict=True)
+            ]
+            overlaps.append(np.mean([overlap(ids, truth) for ids, truth in zip(found, truths, strict=True)], axis=0))
+            recalls.append(np.concatenate([_recall(ids, wanted) for ids, wanted in zip(found, relevant, strict=True)]))
+        return QueryScores(np.array(overlaps), np.array(recalls))
+    y = np.concatenate([sample[1] for sample in folds.samples])
+    wanted = _positions(hashes, np.concatenate(folds.sample_hashes) if folds.sample_hashes else None)
+    truth = top_k(asked_y, y, list_size(len(y)), target.metric).ids
     for solver in solvers:
-        if role == "queries":
-            asked, rows = _apply(solver.solve(whole), queries.x[some]), y
-        else:
-            parts = (_apply(solver.solve(part), sample) for part, (sample, _) in zip(left, folds.samples, strict=True))
-            asked, rows = queries.y[some], np.concatenate(list(parts))
-            rows = unit(rows) if spaces.target.normalized else rows
-        ids = top_k(asked, rows, k, spaces.target.metric).ids
+        rows = np.concatenate([_apply(solver.solve(part), x) for part, (x, _) in zip(left, folds.samples, strict=True)])
+        ids = top_k(asked_y, unit(rows) if target.normalized else rows, truth.shape[1], target.metric).ids
         overlaps.append(overlap(ids, truth))
-        recalls.append([np.isin(wanted, row).mean() for wanted, row in zip(relevant, ids, strict=False) if len(wanted)])
-    return QueryScores(np.array(overlaps), np.array(recalls).reshape(len(solvers), -1))
+        recalls.append(_recall(ids, wanted))
+    return QueryScores(np.array(overlaps), np.array(recalls))
 
 
-def _positions(relevant: Sequence[np.ndarray], folds: Folds) -> list[np.ndarray]:
-    """Positions of relevant documents among the sampled rows, which folds know by the hashes that drew them."""
-    known = np.concatenate(folds.sample_hashes) if folds.sample_hashes else np.empty(0, np.uint64)
-    if not len(known):
+def _recall(found: np.ndarray, relevant: Sequence[np.ndarray]) -> np.ndarray:
+    """Recall of the queries that have a relevant row."""
+    return np.array([np.isin(wanted, ids).mean() for wanted, ids in zip(relevant, found, strict=False) if len(wanted)])
+
+
+def _hashes(ids: np.ndarray, parts: int) -> np.ndarray:
+    """Hashes of documents, as folds know their sampled rows."""
+    return hash_ids(ids, "fold", 0) // np.uint64(parts) if len(ids) else np.empty(0, np.uint64)
+
+
+def _positions(relevant: Sequence[np.ndarray], known: np.ndarray | None) -> list[np.ndarray]:
+    """For each query the positions of its relevant documents among rows of these hashes."""
+    if known is None or not len(known):
         return []
     order = np.argsort(known)
     out = []
-    for ids in relevant:
-        hashes = hash_ids(ids, "fold", 0) // np.uint64(len(folds.parts)) if len(ids) else np.empty(0, np.uint64)
-        place = np.minimum(np.searchsorted(known, hashes, sorter=order), len(known) - 1)
-        out.append(order[place][known[order[place]] == hashes])
+    for hashes in relevant:
+        place = order[np.minimum(np.searchsorted(known, hashes, sorter=order), len(known) - 1)]
+        out.append(place[known[place] == hashes])
     return out

@@ -42,7 +42,8 @@ class Auto:
     Without queries each is fitted on all folds but one and scored on that one (`row_scores`, `projection_scores`). Documents in the
     place of queries cannot tell how much to shrink, since queries are farther from documents than these are from each other. So
     among the candidates within one standard error of the best (paired differences), those of the smallest share s are preferred
-    for ``documents`` and those of the largest, the isometry-like, for ``decode``; of these the best is taken.
+    for ``documents`` where only directions count, and those of the largest, the isometry-like, for ``decode`` and L2; of these the
+    best is taken.
 
     With `queries` candidates are compared on them, over the anchors: by recall where at least 50 have a relevant row there, then by
     overlap among those within one standard error; else by overlap.
@@ -135,7 +136,8 @@ class _AutoAffine(Translator):
         methods = candidates_for(self.role, data.parts[0].target, full=data.full, real=self.queries is not None)
         if self.queries is None:
             scores = fold_scores(methods, data, self.role)
-            chosen, errors = _prefer(scores, methods, self.role)
+            shrink = self.role == "documents" and is_cosine(data.parts[0].target)
+            chosen, errors = _prefer(scores, methods, None if self.role == "queries" else shrink)
         else:
             found = real_scores(methods, data, self.role, self.queries)
             scores = found.recall if found.recall.shape[1] >= _LEAST_JUDGED else found.overlap
@@ -169,16 +171,17 @@ def _parameters(method: Translator) -> dict[str, float]:
     return {k: v for k, v in vars(method).items() if k in ("alpha", "s", "mean_weight") and v is not None}
 
 
-def _prefer(scores: np.ndarray, methods: Sequence[Translator], role: Role) -> tuple[int, np.ndarray]:
-    """The choice without real queries (see `Auto`)."""
-    rank = {"documents": 1, "decode": -1, "queries": 0}[role]
-    # Methods without a share are isometry-like: the end of the order for documents, where they are taken only if they are better.
-    order = np.array([rank * getattr(method, "s", 1.0 + (rank > 0)) for method in methods])
-    means = scores.mean(axis=1)
+def _prefer(scores: np.ndarray, methods: Sequence[Translator], smallest: bool | None) -> tuple[int, np.ndarray]:
+    """The choice without real queries: the best of those within one standard error that have the smallest, or the largest, share.
+
+    A method without a share counts as one of share one. Where it is the best itself, or no share is preferred, the best is taken.
+    """
+    means, shares = scores.mean(axis=1), np.array([getattr(method, "s", 1.0) for method in methods])
     within, errors = _within_one_error(scores)
-    if not rank:
-        return int(np.argmax(means)), errors
-    within &= order == order[within].min()
+    best = int(np.argmax(means))  # of equal scores the simplest: it comes first
+    if smallest is None or not hasattr(methods[best], "s"):
+        return best, errors
+    within &= shares == (shares[within].min() if smallest else shares[within].max())
     return int(np.flatnonzero(within)[np.argmax(means[within])]), errors
 
 
