@@ -175,57 +175,55 @@ class QueryScores:
 
 
 def real_scores(solvers: Sequence[Solver], folds: Folds, role: Role, queries: QueryPairs) -> QueryScores:
-    """Scores of methods on real queries that rank the sampled rows of folds, by maps that were not fitted on these.
+    """Scores of methods on real queries that rank the sampled rows of all folds, each row by a map that was not fitted on it.
 
-    For ``documents`` the rows of all folds are translated, each by the map that was fitted without its fold, and ranked together.
-    For ``queries`` they stay native and are ranked fold by fold: over rows that it was fitted on, the map that follows them most
-    closely would win.
+    For ``documents`` the rows are translated; for ``queries`` they stay native, and the query is projected once for each fold. Over
+    rows that it was fitted on, the map that follows them most closely would win.
     """
     source, target = folds.parts[0].source, folds.parts[0].target
     left = [folds.without(number) for number in range(len(folds.parts))]
     asked_x, asked_y = queries.x[:_MOST_QUERIES], queries.y[:_MOST_QUERIES]
-    hashes = [_hashes(ids, len(folds.parts)) for ids in queries.relevant[:_MOST_QUERIES]]
+    own, metric = (asked_x, source.metric) if role == "queries" else (asked_y, target.metric)
+    rows = np.concatenate([sample[0 if role == "queries" else 1] for sample in folds.samples])
+    k = list_size(len(rows))
+    truth = top_k(own, rows, k, metric).ids
+    relevant = _positions(queries.relevant[:_MOST_QUERIES], folds)
     overlaps, recalls = [], []
-    if role == "queries":
-        parts = list(zip(left, folds.samples, folds.sample_hashes or [None] * len(left), strict=True))
-        relevant = [_positions(hashes, known) for _, _, known in parts]
-        truths = [top_k(asked_x, x, list_size(len(x)), source.metric).ids for _, (x, _), _ in parts]
-        for solver in solvers:
-            found = [
-                top_k(_apply(solver.solve(moments), asked_x), y, truth.shape[1], target.metric).ids
-                for (moments, (_, y), _), truth in zip(parts, truths, strict=True)
-            ]
-            overlaps.append(np.mean([overlap(ids, truth) for ids, truth in zip(found, truths, strict=True)], axis=0))
-            recalls.append(np.concatenate([_recall(ids, wanted) for ids, wanted in zip(found, relevant, strict=True)]))
-        return QueryScores(np.array(overlaps), np.array(recalls))
-    y = np.concatenate([sample[1] for sample in folds.samples])
-    wanted = _positions(hashes, np.concatenate(folds.sample_hashes) if folds.sample_hashes else None)
-    truth = top_k(asked_y, y, list_size(len(y)), target.metric).ids
     for solver in solvers:
-        rows = np.concatenate([_apply(solver.solve(part), x) for part, (x, _) in zip(left, folds.samples, strict=True)])
-        ids = top_k(asked_y, unit(rows) if target.normalized else rows, truth.shape[1], target.metric).ids
-        overlaps.append(overlap(ids, truth))
-        recalls.append(_recall(ids, wanted))
+        start, ids, scores = 0, [], []
+        for moments, (x, y) in zip(left, folds.samples, strict=True):
+            found = solver.solve(moments)
+            if role == "queries":
+                asked, searched = _apply(found, asked_x), y
+                asked = unit(asked) if is_cosine(target) else asked  # else maps of other folds would score on other scales
+            else:
+                asked, searched = asked_y, _apply(found, x)
+                searched = unit(searched) if target.normalized else searched
+            hits = top_k(asked, searched, min(k, len(y)), target.metric)
+            ids.append(hits.ids + start)
+            scores.append(hits.scores)
+            start += len(y)
+        order = np.argsort(-np.concatenate(scores, axis=1), axis=1, kind="stable")[:, :k]
+        best = np.take_along_axis(np.concatenate(ids, axis=1), order, axis=1)
+        overlaps.append(overlap(best, truth))
+        recalls.append(_recall(best, relevant))
     return QueryScores(np.array(overlaps), np.array(recalls))
+
+
+def _positions(relevant: Sequence[np.ndarray], folds: Folds) -> list[np.ndarray]:
+    """For each query the positions of its relevant documents among the sampled rows, which folds know by their hashes."""
+    known = np.concatenate(folds.sample_hashes) if folds.sample_hashes else np.empty(0, np.uint64)
+    if not len(known):
+        return []
+    order = np.argsort(known)
+    out = []
+    for ids in relevant:
+        hashes = hash_ids(ids, "fold", 0) // np.uint64(len(folds.parts)) if len(ids) else np.empty(0, np.uint64)
+        place = order[np.minimum(np.searchsorted(known, hashes, sorter=order), len(known) - 1)]
+        out.append(place[known[place] == hashes])
+    return out
 
 
 def _recall(found: np.ndarray, relevant: Sequence[np.ndarray]) -> np.ndarray:
     """Recall of the queries that have a relevant row."""
     return np.array([np.isin(wanted, ids).mean() for wanted, ids in zip(relevant, found, strict=False) if len(wanted)])
-
-
-def _hashes(ids: np.ndarray, parts: int) -> np.ndarray:
-    """Hashes of documents, as folds know their sampled rows."""
-    return hash_ids(ids, "fold", 0) // np.uint64(parts) if len(ids) else np.empty(0, np.uint64)
-
-
-def _positions(relevant: Sequence[np.ndarray], known: np.ndarray | None) -> list[np.ndarray]:
-    """For each query the positions of its relevant documents among rows of these hashes."""
-    if known is None or not len(known):
-        return []
-    order = np.argsort(known)
-    out = []
-    for hashes in relevant:
-        place = order[np.minimum(np.searchsorted(known, hashes, sorter=order), len(known) - 1)]
-        out.append(place[known[place] == hashes])
-    return out
