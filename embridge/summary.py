@@ -9,6 +9,7 @@ import numpy as np
 
 from embridge.arrays import bad_rows, norms
 from embridge.ids import count_repeated
+from embridge.isotropy import Isotropy
 from embridge.records import Summary
 from embridge.stores.collection import Collection
 from embridge.types import Metric
@@ -31,11 +32,13 @@ def summarise(collection: Collection, *, progress: Callable[[int, int], None] | 
     """
     bad, n, mean, square = 0, 0, 0.0, 0.0
     low, high = math.inf, -math.inf
+    directions = Isotropy(len(collection))
     for batch in collection.batches(lenient=True):
         not_finite, zero = bad_rows(batch.vectors, zero_is_bad=collection.space.metric == Metric.COSINE)
         unusable = np.zeros(len(batch), bool)
         unusable[not_finite] = True
         lengths = norms(batch.vectors[~unusable]).astype(np.float64)
+        directions.add(batch.vectors[~unusable])
         if len(lengths):
             # Chan's formula for a mean and a sum of squares, batch by batch
             delta, total = lengths.mean() - mean, n + len(lengths)
@@ -50,4 +53,5 @@ def summarise(collection: Collection, *, progress: Callable[[int, int], None] | 
             progress(batch.start + len(batch), len(collection))
     values = (float(mean), math.sqrt(square / n), low, high) if n else (math.nan,) * 4
     norm: dict[str, float] = dict(zip(("mean", "std", "min", "max"), values, strict=True))
-    return Summary(len(collection), collection.space, norm, count_repeated(collection)[0], bad)
+    repeated = count_repeated(collection)[0]
+    return Summary(len(collection), collection.space, norm, repeated, bad, directions.mean_cosine, directions.effective_rank)
