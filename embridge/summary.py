@@ -9,6 +9,7 @@ import numpy as np
 
 from embridge.arrays import bad_rows, norms
 from embridge.ids import count_repeated
+from embridge.isotropy import Isotropy
 from embridge.records import Summary
 from embridge.stores.collection import Collection
 
@@ -30,9 +31,12 @@ def summarise(collection: Collection, *, progress: Callable[[int, int], None] | 
     """
     bad, n, mean, square = 0, 0, 0.0, 0.0
     low, high = math.inf, -math.inf
+    directions = Isotropy(len(collection))
     for batch in collection.batches(lenient=True):
         not_finite, _ = bad_rows(batch.vectors, zero_is_bad=False)
-        lengths = norms(np.delete(batch.vectors, not_finite, axis=0)).astype(np.float64)
+        usable = np.delete(batch.vectors, not_finite, axis=0)
+        lengths = norms(usable).astype(np.float64)
+        directions.add(usable[lengths > 0])
         if len(lengths):
             # Chan's formula for a mean and a sum of squares, batch by batch
             delta, total = lengths.mean() - mean, n + len(lengths)
@@ -45,4 +49,5 @@ def summarise(collection: Collection, *, progress: Callable[[int, int], None] | 
             progress(batch.start + len(batch), len(collection))
     values = (float(mean), math.sqrt(square / n), low, high) if n else (math.nan,) * 4
     norm: dict[str, float] = dict(zip(("mean", "std", "min", "max"), values, strict=True))
-    return Summary(len(collection), collection.space, norm, count_repeated(collection)[0], bad)
+    repeated = count_repeated(collection)[0]
+    return Summary(len(collection), collection.space, norm, repeated, bad, directions.mean_cosine, directions.effective_rank)

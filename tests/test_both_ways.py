@@ -65,7 +65,8 @@ def test_each_way_is_as_if_fitted_alone(kept, options):
     options = [*options, "--test-size", "0.4"]
     found = told("fit", OLD, NEW, "-o", "there.safetensors", "--reverse-output", "back.safetensors", *options, *kept)
     alone = told("fit", OLD, NEW, "-o", "alone.safetensors", *options)
-    back = told("fit", NEW, OLD, "-o", "alone-back.safetensors", *options)
+    role = [] if "decode" in options else ["--for", "queries"]  # the reverse map is for the other side of a search
+    back = told("fit", NEW, OLD, "-o", "alone-back.safetensors", *options, *role)
     assert alone["reverse"] is None
     for way, wanted in ((found, alone), (found["reverse"], back)):
         assert set(way) - {"seconds", "reverse"} == set(wanted) - {"seconds", "reverse"}

@@ -135,17 +135,17 @@ def test_the_simplest_within_one_standard_error_is_taken():
     assert one_standard_error(np.array([far, best]))[0] == 1
 
 
-@pytest.mark.parametrize("purpose", ["search", "decode"])
-def test_auto_takes_the_rotation_where_that_is_the_truth(purpose):
+@pytest.mark.parametrize("role", ["documents", "queries", "decode"])
+def test_auto_takes_the_rotation_where_that_is_the_truth(role):
     rng = np.random.default_rng(3)
     anchors = planted_anchors(400, 8, 8, noise=0.0)
     q, _ = np.linalg.qr(rng.normal(size=(8, 8)))
     turned = type(anchors)(
         anchors.ids, anchors.x, (anchors.x @ q).astype(np.float32), anchors.source, anchors.target, anchors.record
     )
-    found = fit(turned, purpose=purpose)
+    found = fit(turned, role=role)
     assert found.record.method == "rotation"
-    assert len(found.record.candidates) == 3 + 45
+    assert found.isometry_scale == pytest.approx(1, abs=1e-5)
 
 
 def test_folds_added_are_folds_of_all(tmp_path):

@@ -53,6 +53,7 @@ def info(session: Session, source: str, space: str | None, **named: str | None) 
     space_found = collection.space.to_dict() | ({} if is_named else {"name": None})
     result: dict[str, Any] = {"rows": found.rows, "space": space_found, "norm": found.norm}
     result |= {"duplicate_ids": found.duplicate_ids, "bad_rows": found.bad_rows}
+    result |= {"mean_cosine": found.mean_cosine, "effective_rank": found.effective_rank}
     if is_named:
         seconds = time.perf_counter() - started
         inputs, parameters = [Artifact.of_collection("source", collection)], {"source": source}
@@ -63,6 +64,7 @@ def info(session: Session, source: str, space: str | None, **named: str | None) 
         f"{source}: {found.rows:,} rows, {collection.space.dim} dimensions, space {space_found['name'] or '(not declared)'}, "
         f"{collection.space.metric}, {'normalised' if collection.space.normalized else 'not normalised'}\n"
         f"norms: {lengths}\n"
+        f"mean cosine of two rows: {found.mean_cosine:.3f}; effective rank: {found.effective_rank:.1f} of {collection.space.dim}\n"
         f"ids that occur more than once: {found.duplicate_ids:,}; bad rows: {found.bad_rows:,}",
     )
 

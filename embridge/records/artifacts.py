@@ -130,6 +130,10 @@ class Summary:
     duplicate_ids : int
         Ids that occur more than once.
     bad_rows : int
+    mean_cosine : float
+        Of pairs of different rows; near zero where directions are used evenly, NaN below two rows.
+    effective_rank : float
+        How many dimensions the rows fill (see `Isotropy`); NaN where they do not differ.
     """
 
     rows: int
@@ -137,3 +141,5 @@ class Summary:
     norm: dict[str, float]
     duplicate_ids: int
     bad_rows: int
+    mean_cosine: float
+    effective_rank: float

@@ -204,7 +204,7 @@ def query_pairs(
     """
     if len(queries) < _LEAST_QUERIES:
         raise TooFewAnchorsError(
-            f"A map is chosen by {_LEAST_QUERIES} queries at least. Got {len(queries)}. Hint: leave queries out."
+            f"A map is chosen by at least {_LEAST_QUERIES} queries. Got {len(queries)} instead. Hint: leave queries out."
         )
     half = queries.at(hash_ids(queries.ids, "half", seed) % np.uint64(2) == 0)
     if qrels is None:

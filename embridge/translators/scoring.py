@@ -175,35 +175,43 @@ class QueryScores:
 
 
 def real_scores(solvers: Sequence[Solver], folds: Folds, role: Role, queries: QueryPairs) -> QueryScores:
-    """Scores of methods on real queries that rank the sampled rows of all folds.
+    """Scores of methods on real queries that rank the sampled rows of all folds, each row by a map that was not fitted on it.
 
-    For ``documents`` each row is translated by the map that was fitted without its fold; for ``queries`` rows stay native, and
-    the map is that of all anchors.
+    For ``documents`` the rows are translated; for ``queries`` they stay native, and the query is projected once for each fold. Over
+    rows that it was fitted on, the map that follows them most closely would win.
     """
-    spaces = folds.parts[0]
-    x, y = (np.concatenate([sample[side] for sample in folds.samples]) for side in (0, 1))
-    some = slice(0, _MOST_QUERIES)
-    relevant = _positions(queries.relevant[some], folds)
-    k = list_size(len(y))
-    own, rows, metric = (queries.x, x, spaces.source.metric) if role == "queries" else (queries.y, y, spaces.target.metric)
-    truth = top_k(own[some], rows, k, metric).ids
-    whole, left = folds.total(), [folds.without(number) for number in range(len(folds.parts))]
+    source, target = folds.parts[0].source, folds.parts[0].target
+    left = [folds.without(number) for number in range(len(folds.parts))]
+    asked_x, asked_y = queries.x[:_MOST_QUERIES], queries.y[:_MOST_QUERIES]
+    own, metric = (asked_x, source.metric) if role == "queries" else (asked_y, target.metric)
+    rows = np.concatenate([sample[0 if role == "queries" else 1] for sample in folds.samples])
+    k = list_size(len(rows))
+    truth = top_k(own, rows, k, metric).ids
+    relevant = _positions(queries.relevant[:_MOST_QUERIES], folds)
     overlaps, recalls = [], []
     for solver in solvers:
-        if role == "queries":
-            asked, rows = _apply(solver.solve(whole), queries.x[some]), y
-        else:
-            parts = (_apply(solver.solve(part), sample) for part, (sample, _) in zip(left, folds.samples, strict=True))
-            asked, rows = queries.y[some], np.concatenate(list(parts))
-            rows = unit(rows) if spaces.target.normalized else rows
-        ids = top_k(asked, rows, k, spaces.target.metric).ids
-        overlaps.append(overlap(ids, truth))
-        recalls.append([np.isin(wanted, row).mean() for wanted, row in zip(relevant, ids, strict=False) if len(wanted)])
-    return QueryScores(np.array(overlaps), np.array(recalls).reshape(len(solvers), -1))
+        start, ids, scores = 0, [], []
+        for moments, (x, y) in zip(left, folds.samples, strict=True):
+            found = solver.solve(moments)
+            if role == "queries":
+                asked, searched = _apply(found, asked_x), y
+                asked = unit(asked) if is_cosine(target) else asked  # else maps of other folds would score on other scales
+            else:
+                asked, searched = asked_y, _apply(found, x)
+                searched = unit(searched) if target.normalized else searched
+            hits = top_k(asked, searched, min(k, len(y)), target.metric)
+            ids.append(hits.ids + start)
+            scores.append(hits.scores)
+            start += len(y)
+        order = np.argsort(-np.concatenate(scores, axis=1), axis=1, kind="stable")[:, :k]
+        best = np.take_along_axis(np.concatenate(ids, axis=1), order, axis=1)
+        overlaps.append(overlap(best, truth))
+        recalls.append(_recall(best, relevant))
+    return QueryScores(np.array(overlaps), np.array(recalls))
 
 
 def _positions(relevant: Sequence[np.ndarray], folds: Folds) -> list[np.ndarray]:
-    """Positions of relevant documents among the sampled rows, which folds know by the hashes that drew them."""
+    """For each query the positions of its relevant documents among the sampled rows, which folds know by their hashes."""
     known = np.concatenate(folds.sample_hashes) if folds.sample_hashes else np.empty(0, np.uint64)
     if not len(known):
         return []
@@ -211,6 +219,11 @@ def _positions(relevant: Sequence[np.ndarray], folds: Folds) -> list[np.ndarray]
     out = []
     for ids in relevant:
         hashes = hash_ids(ids, "fold", 0) // np.uint64(len(folds.parts)) if len(ids) else np.empty(0, np.uint64)
-        place = np.minimum(np.searchsorted(known, hashes, sorter=order), len(known) - 1)
-        out.append(order[place][known[order[place]] == hashes])
+        place = order[np.minimum(np.searchsorted(known, hashes, sorter=order), len(known) - 1)]
+        out.append(place[known[place] == hashes])
     return out
+
+
+def _recall(found: np.ndarray, relevant: Sequence[np.ndarray]) -> np.ndarray:
+    """Recall of the queries that have a relevant row."""
+    return np.array([np.isin(wanted, ids).mean() for wanted, ids in zip(relevant, found, strict=False) if len(wanted)])

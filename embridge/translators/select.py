@@ -21,13 +21,14 @@ from embridge.translators.kernel import Kernel
 from embridge.translators.paper import Ortho
 from embridge.translators.projection import Projection
 from embridge.translators.rigid import Isometry, Rotation
-from embridge.translators.scoring import QueryPairs, Role, as_role, fold_scores, is_cosine, real_scores
+from embridge.translators.scoring import QueryPairs, QueryScores, Role, as_role, fold_scores, is_cosine, real_scores
 from embridge.types import Space
 
 _ALPHAS = (0.03, 0.1, 0.3, 1.0, 3.0, 10.0)
 _SHARES = (0.5, 0.75, 1.0)
 _MEAN = 1.5  # weight of the target's mean for documents where only directions count
-_LEAST_JUDGED = 50  # queries with a relevant row among the anchors, to let recall decide
+_LEAST_JUDGED = 100  # queries with a relevant row among the anchors, to let recall exclude
+_CLEARLY = 2.0  # standard errors
 
 
 class Auto:
@@ -42,10 +43,12 @@ class Auto:
     Without queries each is fitted on all folds but one and scored on that one (`row_scores`, `projection_scores`). Documents in the
     place of queries cannot tell how much to shrink, since queries are farther from documents than these are from each other. So
     among the candidates within one standard error of the best (paired differences), those of the smallest share s are preferred
-    for ``documents`` and those of the largest, the isometry-like, for ``decode``; of these the best is taken.
+    for ``documents`` where only directions count, and those of the largest, the isometry-like, for ``decode`` and L2; of these the
+    best is taken.
 
-    With `queries` candidates are compared on them, over the anchors: by recall where at least 50 have a relevant row there, then by
-    overlap among those within one standard error; else by overlap.
+    With `queries` candidates are compared on them, over the anchors (`real_scores`). Where at least 100 of them have a relevant row
+    there, those whose recall is below the best by more than two standard errors are out. Of the others the one of the most overlap
+    is taken: it rests on ten rows a query, recall on one or two.
 
     Where rows are at hand, documents are translated, and an affine map is not asked for, `Kernel` is fitted on top of the winner if
     its gain over it on folds is above one standard error.
@@ -135,11 +138,10 @@ class _AutoAffine(Translator):
         methods = candidates_for(self.role, data.parts[0].target, full=data.full, real=self.queries is not None)
         if self.queries is None:
             scores = fold_scores(methods, data, self.role)
-            chosen, errors = _prefer(scores, methods, self.role)
+            shrink = self.role == "documents" and is_cosine(data.parts[0].target)
+            chosen, errors = _prefer(scores, methods, None if self.role == "queries" else shrink)
         else:
-            found = real_scores(methods, data, self.role, self.queries)
-            scores = found.recall if found.recall.shape[1] >= _LEAST_JUDGED else found.overlap
-            chosen, errors = _among_the_best(scores, found.overlap.mean(axis=1))
+            chosen, scores, errors = _among_the_best(real_scores(methods, data, self.role, self.queries))
         candidates = tuple(
             Candidate(method.name, _parameters(method), float(score.mean()), float(error))
             for method, score, error in zip(methods, scores, errors, strict=True)
@@ -169,29 +171,34 @@ def _parameters(method: Translator) -> dict[str, float]:
     return {k: v for k, v in vars(method).items() if k in ("alpha", "s", "mean_weight") and v is not None}
 
 
-def _prefer(scores: np.ndarray, methods: Sequence[Translator], role: Role) -> tuple[int, np.ndarray]:
-    """The choice without real queries (see `Auto`)."""
-    rank = {"documents": 1, "decode": -1, "queries": 0}[role]
-    # Methods without a share are isometry-like: the end of the order for documents, where they are taken only if they are better.
-    order = np.array([rank * getattr(method, "s", 1.0 + (rank > 0)) for method in methods])
-    means = scores.mean(axis=1)
-    within, errors = _within_one_error(scores)
-    if not rank:
-        return int(np.argmax(means)), errors
-    within &= order == order[within].min()
+def _prefer(scores: np.ndarray, methods: Sequence[Translator], smallest: bool | None) -> tuple[int, np.ndarray]:
+    """The choice without real queries: the best of those within one standard error that have the smallest, or the largest, share.
+
+    A method without a share counts as one of share one. Where it is the best itself, or no share is preferred, the best is taken.
+    """
+    means, shares = scores.mean(axis=1), np.array([getattr(method, "s", 1.0) for method in methods])
+    deficits, errors = _deficits(scores)
+    within = deficits <= errors
+    best = int(np.argmax(means))  # of equal scores the simplest: it comes first
+    if smallest is None or not hasattr(methods[best], "s"):
+        return best, errors
+    within &= shares == (shares[within].min() if smallest else shares[within].max())
     return int(np.flatnonzero(within)[np.argmax(means[within])]), errors
 
 
-def _among_the_best(scores: np.ndarray, overlaps: np.ndarray) -> tuple[int, np.ndarray]:
-    """The choice by real queries: of those within one standard error of the best the one of the most overlap."""
-    within, errors = _within_one_error(scores)
-    return int(np.flatnonzero(within)[np.argmax(overlaps[within])]), errors
+def _among_the_best(found: QueryScores) -> tuple[int, np.ndarray, np.ndarray]:
+    """The choice by real queries, the scores that it was made by and their errors (see `Auto`)."""
+    scores = found.recall if found.recall.shape[1] >= _LEAST_JUDGED else found.overlap
+    deficits, errors = _deficits(scores)
+    within = deficits <= _CLEARLY * errors
+    overlaps = found.overlap.mean(axis=1)
+    return int(np.flatnonzero(within)[np.argmax(overlaps[within])]), scores, errors
 
 
-def _within_one_error(scores: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def _deficits(scores: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Mean paired differences of the best to each method, and their standard errors."""
     deficits = scores[np.argmax(scores.mean(axis=1))] - scores
-    errors = deficits.std(axis=1, ddof=1) / np.sqrt(scores.shape[1])
-    return deficits.mean(axis=1) <= errors, errors
+    return deficits.mean(axis=1), deficits.std(axis=1, ddof=1) / np.sqrt(scores.shape[1])
 
 
 def one_standard_error(scores: np.ndarray) -> tuple[int, np.ndarray]:
@@ -213,5 +220,5 @@ def one_standard_error(scores: np.ndarray) -> tuple[int, np.ndarray]:
     >>> one_standard_error(np.array([[0.0, 0.0], [0.9, 1.1], [1.1, 1.0]]))[0]
     1
     """
-    within, errors = _within_one_error(scores)
-    return int(np.flatnonzero(within)[0]), errors
+    deficits, errors = _deficits(scores)
+    return int(np.flatnonzero(deficits <= errors)[0]), errors
