@@ -25,13 +25,13 @@ from embridge.errors import (
     ParameterError,
 )
 from embridge.files import writing
-from embridge.ids import check_unique
 from embridge.outputs import ENCODING, Output, claim
 from embridge.parts import Parts
-from embridge.stores.collection import Batch, Collection, check_content
-from embridge.stores.parquet import ParquetCollection
-from embridge.stores.texts import TextBatch, TextTable
-from embridge.stores.writer import write_collection
+from embridge.stores.base import Batch, Collection, check_content
+from embridge.stores.ids import check_unique
+from embridge.stores.parquet.collection import ParquetCollection
+from embridge.stores.parquet.writer import write_collection
+from embridge.tables.texts import TextBatch, TextTable
 from embridge.types import Metric, Space
 
 if TYPE_CHECKING:

@@ -126,7 +126,7 @@ def resolve_space(where: str, declared: Space | DeclaredSpace | str | None, foun
 
 
 @dataclass(frozen=True)
-class Mixture:
+class Provenance:
     """What a collection of native and translated rows says of itself.
 
     Attributes
@@ -135,7 +135,7 @@ class Mixture:
         Added to the score of a translated row for a query of unit length (L2: for any query), so that translated rows come up
         as often as if they were native; 0 where it was not calibrated.
     k : int
-        Neighbours a query that it was calibrated for.
+        Neighbors a query that it was calibrated for.
     column : str
         Tells the provenance of each row: ``native`` or ``translated``.
     """
@@ -146,12 +146,12 @@ class Mixture:
 
     def __post_init__(self) -> None:
         if not math.isfinite(self.offset):
-            raise ParameterError.must_be("Mixture.offset", "finite", self.offset)
+            raise ParameterError.must_be("Provenance.offset", "finite", self.offset)
         if self.k < 1:
-            raise ParameterError.must_be("Mixture.k", "at least 1", self.k)
+            raise ParameterError.must_be("Provenance.k", "at least 1", self.k)
 
     @classmethod
-    def from_dict(cls, values: dict[str, Any]) -> Mixture:
+    def from_dict(cls, values: dict[str, Any]) -> Provenance:
         """The inverse of `dataclasses.asdict`; values of another kind are a TypeError."""
         offset, k, column = values["offset"], values["k"], values["column"]
         if type(offset) not in (int, float) or type(k) is not int or type(column) is not str:
@@ -161,7 +161,7 @@ class Mixture:
 
 @dataclass(frozen=True, eq=False)
 class Hits:
-    """Neighbours of some queries, best first.
+    """Neighbors of some queries, best first.
 
     Attributes
     ----------

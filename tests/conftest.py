@@ -19,7 +19,7 @@ import pyarrow.parquet as pq
 import pytest
 from hypothesis import settings
 
-from embridge.stores.parquet import SPACE_KEY
+from embridge.stores.parquet.collection import SPACE_KEY
 from embridge.types import Space
 
 # Tests run beside others on small machines, where a deadline tells nothing; CI must not find something new in old code.

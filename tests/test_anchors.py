@@ -3,13 +3,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from embridge import anchors as anchors_module
 from embridge.anchors import Anchors, match, sample_rows
+from embridge.anchors import anchors as anchors_module
+from embridge.anchors.moments import Moments
 from embridge.errors import BadIdsError, BadVectorsError, NoSharedIdsError, ParameterError, SpaceMismatchError, TooFewAnchorsError
-from embridge.ids import hash_ids
-from embridge.moments import Moments
 from embridge.records import AnchorRecord
 from embridge.stores import MemoryCollection, ParquetCollection
+from embridge.stores.ids import hash_ids
 from embridge.testing.translators import planted_anchors
 from embridge.types import Metric, Space
 
@@ -230,7 +230,7 @@ def test_reversed_twice_is_the_same(some):
     assert same(back.reversed(), anchors)
 
 
-# Folds.
+# FoldMoments.
 
 
 def test_folds_part_the_rows_by_hash(some, mapped):

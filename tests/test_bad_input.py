@@ -89,7 +89,7 @@ def test_lenient_reading_gives_missing_and_ragged_vectors_as_nan(tmp_path, rows,
     nan = np.nan
     expected = [[1, 2], [3, nan], [nan, nan], [nan, nan], [nan, nan], [nan, nan], [9, 10]]
     for batch_rows in (3, 100):
-        batches = list(collection.batches(batch_rows, lenient=True))
+        batches = list(collection.batches(batch_rows, validate=False))
         np.testing.assert_array_equal(np.concatenate([b.vectors for b in batches]), expected)
         assert [i for b in batches for i in b.ids.to_pylist()] == [0, 1, 2, 3, None, 5, 6]
     np.testing.assert_array_equal(collection.take(np.array([0, 6])), [[1, 2], [9, 10]])

@@ -5,8 +5,8 @@ import dataclasses
 import numpy as np
 import pytest
 
+from embridge.anchors.fold_moments import FoldMoments
 from embridge.errors import TooFewAnchorsError
-from embridge.folds import Folds
 from embridge.maps import LinearMap
 from embridge.neighbors import overlap, top_k
 from embridge.testing.translators import planted_anchors, textlike_anchors
@@ -158,7 +158,7 @@ def test_one_parameter_can_be_given_and_the_other_chosen():
 
 def folds_of(anchors, size):
     parts = [anchors.at(np.arange(start, start + size)) for start in range(0, len(anchors), size)]
-    return Folds(tuple(part.moments() for part in parts), tuple((part.x, part.y) for part in parts))
+    return FoldMoments(tuple(part.moments() for part in parts), tuple((part.x, part.y) for part in parts))
 
 
 def test_small_folds_still_tell_candidates_apart():

@@ -14,7 +14,7 @@ import embridge as eb
 from embridge import encoding
 from embridge.errors import ChangedSourceError, InterruptedOutputError, OutputError, OutputExistsError
 from embridge.outputs import CONVERSION, ENCODING, Output, check_outputs, claim
-from embridge.stores import writer
+from embridge.stores.parquet import writer
 from embridge.types import Space
 
 OLD, NEW = Space("old", 4), Space("new", 5)

@@ -16,7 +16,6 @@ from safetensors.numpy import load_file, save_file
 import embridge as eb
 from embridge.anchors import Anchors
 from embridge.cli.main import main
-from embridge.confidence import translation_errors
 from embridge.conversion.engine import Engine
 from embridge.errors import (
     CollectionError,
@@ -29,9 +28,10 @@ from embridge.errors import (
     UnreadableFileError,
     VerificationError,
 )
+from embridge.maps.confidence import translation_errors
 from embridge.records import AnchorRecord
-from embridge.stores import writer
-from embridge.stores.faiss_file import IndexFile, write_index_file
+from embridge.stores.faiss.file import IndexFile, write_index_file
+from embridge.stores.parquet import writer
 from embridge.translators.calibration import LEAST_ROWS, halves
 from embridge.types import Metric, Space
 

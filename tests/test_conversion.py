@@ -28,8 +28,8 @@ from embridge.errors import (
     SpaceMismatchError,
     UnreadableFileError,
 )
-from embridge.stores import writer
-from embridge.stores.faiss_file import IndexFile, write_index_file
+from embridge.stores.faiss.file import IndexFile, write_index_file
+from embridge.stores.parquet import writer
 from embridge.types import Metric, Space
 
 P, Q, N = 6, 9, 100

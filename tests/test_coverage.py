@@ -12,7 +12,7 @@ from embridge.evaluation.benchmark import Benchmark
 from embridge.evaluation.metrics import recall_and_mrr, relevance
 from embridge.neighbors import overlap, top_k
 from embridge.planning.learning_curve import _extrapolate, learning_curve
-from embridge.stores.tables import read_qrels
+from embridge.tables.qrels import read_qrels
 from embridge.testing.translators import textlike_anchors
 
 DATA = Path(os.environ.get("EMBRIDGE_SHARED_DATA", Path(__file__).parents[2] / "shared" / "data")) / "wordnet"

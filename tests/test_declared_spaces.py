@@ -11,8 +11,8 @@ from embridge.errors import (
     UndeclaredSpaceError,
 )
 from embridge.stores import ParquetCollection, open_collection
-from embridge.stores.faiss_file import IndexFile, write_index_file
-from embridge.stores.parquet import SPACE_KEY
+from embridge.stores.faiss.file import IndexFile, write_index_file
+from embridge.stores.parquet.collection import SPACE_KEY
 from embridge.types import DeclaredSpace, Metric, Space
 
 ROWS, DIM = 20, 4

@@ -6,8 +6,8 @@ from sklearn.linear_model import LogisticRegression, Ridge
 from sklearn.metrics import accuracy_score, f1_score, mean_squared_error, r2_score
 
 import embridge as eb
-from embridge.decoder_evaluation import _classification, _of_cells, _regression
 from embridge.errors import ParameterError, SpaceMismatchError, TooFewAnchorsError
+from embridge.evaluation.decoders import _classification, _of_cells, _regression
 from embridge.testing.translators import planted_anchors
 
 

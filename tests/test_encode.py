@@ -23,7 +23,7 @@ from embridge.errors import (
     OutputExistsError,
     ParameterError,
 )
-from embridge.stores.texts import TextTable
+from embridge.tables.texts import TextTable
 from embridge.types import Metric, Space
 
 sentence_transformers = pytest.importorskip("sentence_transformers")

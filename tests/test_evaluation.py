@@ -370,7 +370,7 @@ def test_a_summary_counts_what_is_wrong_and_measures_the_rest(tmp_path, write):
     path = write(tmp_path / "a.parquet", pa.table({"id": ids, "vector": pa.array(rows, pa.list_(pa.float32()))}), row_group_size=3)
     lengths = np.array([5, 0, 1, 13])
     for declared, bad in (("m", 5), ("m:l2", 4)):  # a zero vector is bad under cosine only
-        found = eb.summarise(eb.open(path, space=declared))
+        found = eb.summarize(eb.open(path, space=declared))
         assert (found.rows, found.duplicate_ids, found.bad_rows) == (8, 1, bad)
         told = {"mean": lengths.mean(), "std": lengths.std(), "min": 0, "max": 13}
         assert found.norm == pytest.approx(told, abs=1e-6)
@@ -381,7 +381,7 @@ def test_a_summary_is_the_same_whatever_the_batches(tmp_path, write, table_of, r
     x = np.random.default_rng(0).normal(5, 2, size=(500, 4))
     path = write(tmp_path / "a.parquet", table_of(range(500), x), row_group_size=rows_a_group)
     lengths = np.linalg.norm(x.astype(np.float32).astype(np.float64), axis=1)
-    found = eb.summarise(eb.open(path, space="m"))
+    found = eb.summarize(eb.open(path, space="m"))
     told = {"mean": lengths.mean(), "std": lengths.std(), "min": lengths.min(), "max": lengths.max()}
     assert found.norm == pytest.approx(told, rel=1e-6)
     assert (found.bad_rows, found.duplicate_ids, found.rows) == (0, 0, 500)

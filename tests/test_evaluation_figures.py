@@ -18,7 +18,8 @@ from embridge.evaluation import bootstrap_interval, bootstrap_intervals
 from embridge.evaluation.bootstrap import resampled_means
 from embridge.evaluation.corpus_size import extrapolate
 from embridge.evaluation.metrics import candidate_depth, ndcg, recall_and_mrr, relevance
-from embridge.stores.tables import read_graded_qrels, read_qrels, write_per_query
+from embridge.tables.hits import write_per_query
+from embridge.tables.qrels import read_graded_qrels, read_qrels
 from embridge.types import Metric, Space
 
 OLD, NEW = Space("old", 6), Space("new", 9)
@@ -209,7 +210,7 @@ def test_labels_of_none_of_the_queries_are_told(data, labels):
 
 def test_overlap_in_a_part_of_the_corpus_is_that_of_an_evaluation_on_it(data):
     """Each subset is measured as if its rows were all there are; rows that ask may be outside."""
-    from embridge.ids import hash_ids
+    from embridge.stores.ids import hash_ids
 
     rows, asked, _, good, _ = data
     found = eb.evaluate(good, rows, queries=asked, k=5)

@@ -25,8 +25,8 @@ from embridge.errors import (
 )
 from embridge.files import fingerprint
 from embridge.outputs import INDEX, Output, claim
-from embridge.stores.faiss_file import read_index_file, write_index_file
-from embridge.stores.faiss_sidecars import ids_path, json_path
+from embridge.stores.faiss.file import read_index_file, write_index_file
+from embridge.stores.faiss.sidecars import ids_path, json_path
 from embridge.types import Space
 
 N, DIM = 60, 6

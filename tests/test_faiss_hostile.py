@@ -17,8 +17,8 @@ from embridge.errors import (
     SpaceMismatchError,
     UnreadableFileError,
 )
-from embridge.stores.faiss_decode import stored_vectors
-from embridge.stores.faiss_file import open_index_file
+from embridge.stores.faiss.decode import stored_vectors
+from embridge.stores.faiss.file import open_index_file
 from embridge.types import Space
 
 N, DIM = 400, 8

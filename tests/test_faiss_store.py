@@ -21,9 +21,9 @@ from embridge.errors import (
 )
 from embridge.files import fingerprint
 from embridge.stores import open_collection
-from embridge.stores.faiss_file import IndexFile, write_index_file
-from embridge.stores.faiss_sidecars import ids_path, json_path
-from embridge.stores.faiss_store import FaissCollection
+from embridge.stores.faiss.collection import FaissCollection
+from embridge.stores.faiss.file import IndexFile, write_index_file
+from embridge.stores.faiss.sidecars import ids_path, json_path
 from embridge.types import DeclaredSpace, Metric, Space
 
 IP, L2 = faiss.METRIC_INNER_PRODUCT, faiss.METRIC_L2

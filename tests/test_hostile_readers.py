@@ -15,12 +15,14 @@ from hypothesis import strategies as st
 
 import embridge as eb
 from embridge.errors import BadIdsError, BadVectorsError, CollectionError, EmbridgeError, MissingFileError, UnreadableFileError
-from embridge.ids import check_unique
-from embridge.stores import ParquetCollection, thrift
-from embridge.stores.metadata import COLUMNS_KEY, CONFIDENCE_KEY, LINEAGE_KEY, MIXTURE_KEY, SPACE_KEY
-from embridge.stores.predictions import read_labels as read_targets
-from embridge.stores.tables import read_graded_qrels, read_ids, read_labels
-from embridge.stores.texts import TextTable
+from embridge.stores import ParquetCollection
+from embridge.stores.ids import check_unique
+from embridge.stores.parquet import thrift
+from embridge.stores.parquet.metadata import COLUMNS_KEY, CONFIDENCE_KEY, LINEAGE_KEY, PROVENANCE_KEY, SPACE_KEY
+from embridge.tables.ids import read_ids
+from embridge.tables.qrels import read_graded_qrels
+from embridge.tables.targets import read_targets as read_targets
+from embridge.tables.texts import TextTable
 
 ROWS, DIM = 20, 4
 VECTORS = np.random.default_rng(1).normal(size=(ROWS, DIM)).astype(np.float32)
@@ -48,7 +50,7 @@ def strings(*values: bytes) -> pa.Array:
     ],
     ids=["deep list", "deep object", "twice", "infinite", "float", "text", "surrogate", "object", "digits", "list"],
 )
-@pytest.mark.parametrize("key", [SPACE_KEY, COLUMNS_KEY, MIXTURE_KEY], ids=bytes.decode)
+@pytest.mark.parametrize("key", [SPACE_KEY, COLUMNS_KEY, PROVENANCE_KEY], ids=bytes.decode)
 def test_metadata_that_is_not_what_it_should_be(tmp_path, key, text, table_of, write):
     table = table_of(range(ROWS), VECTORS).replace_schema_metadata({key: text})
     with pytest.raises(EmbridgeError, match=rf"The metadata {key.decode()!r} of .*a.parquet'"):
@@ -127,7 +129,7 @@ def test_columns_whose_values_would_change_in_one_type_are_refused(tmp_path, tab
 def test_ids_of_every_type_are_read_or_refused(tmp_path, ids, kept, table_of, write):
     path = write(tmp_path / "a.parquet", pa.table({"id": ids, "vector": table_of([0, 1], VECTORS[:2])["vector"], "label": ids}))
     readers = [lambda: ParquetCollection(path, space="m").read()[0].tolist(), lambda: read_ids(path).tolist()]
-    readers.append(lambda: list(read_labels(path)))
+    readers.append(lambda: list(read_targets(path)))
     for read in readers:
         if isinstance(kept, list):
             assert read() == kept

@@ -11,8 +11,8 @@ import embridge as eb
 from embridge.cli.main import main
 from embridge.errors import FaissIndexError, MigrationRefusedError, ParameterError, SpaceMismatchError
 from embridge.indexes.hubness import augment, bias, with_bias
-from embridge.queries import blend
-from embridge.stores.faiss_file import read_index_file
+from embridge.maps.queries import blend
+from embridge.stores.faiss.file import read_index_file
 from embridge.types import Metric, Space
 
 P, Q, N, REFERENCES, ASKED, K = 8, 12, 300, 40, 30, 10

@@ -6,8 +6,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from embridge.errors import BadIdsError
-from embridge.ids import check_unique, count_repeated, hash_ids, match_rows
 from embridge.stores import MemoryCollection, ParquetCollection
+from embridge.stores.ids import check_unique, count_repeated, hash_ids, match_rows
 from embridge.types import Space
 
 

@@ -20,7 +20,7 @@ import embridge as eb
 from embridge.cli.main import main
 from embridge.conversion.engine import Engine
 from embridge.errors import MapError, OutputExistsError, ParameterError, SpaceMismatchError, TooFewAnchorsError, UnreadableFileError
-from embridge.feature_maps import load_map
+from embridge.maps import load_map
 from embridge.testing.translators import planted_anchors
 from embridge.translators.kernel import _Problem
 
@@ -45,11 +45,11 @@ def halves() -> tuple[eb.Anchors, eb.Anchors]:
 
 
 @pytest.fixture(scope="module")
-def fitted(halves: tuple[eb.Anchors, eb.Anchors]) -> eb.FeatureMap:
+def fitted(halves: tuple[eb.Anchors, eb.Anchors]) -> eb.KernelMap:
     return eb.fit(halves[0], "kernel", alpha=0.1, s=0.5)
 
 
-def squared_error(translation: eb.LinearMap | eb.FeatureMap, rows: eb.Anchors) -> float:
+def squared_error(translation: eb.LinearMap | eb.KernelMap, rows: eb.Anchors) -> float:
     return float(np.square(translation.apply(rows.x) - rows.y).sum(1).mean())
 
 
@@ -92,12 +92,12 @@ def test_with_the_linear_part_held_down_it_is_scikit_learns_process(halves: tupl
     np.testing.assert_allclose(raw, peer.predict(held_out.x.astype(float)) + train.y.mean(0), atol=2e-5)
 
 
-def _features(found: eb.FeatureMap, x: np.ndarray) -> np.ndarray:
+def _features(found: eb.KernelMap, x: np.ndarray) -> np.ndarray:
     u = x.astype(float) / np.linalg.norm(x.astype(float), axis=1, keepdims=True)
     return np.exp(-found.gamma * np.square(u[:, None] - found.landmarks[None]).sum(-1))
 
 
-def test_applying_is_the_formula(fitted: eb.FeatureMap) -> None:
+def test_applying_is_the_formula(fitted: eb.KernelMap) -> None:
     x = np.random.default_rng(1).normal(size=(2500, 6))  # of any length, more than one block of rows
     raw = x @ fitted.affine.coef.T + fitted.affine.intercept + _features(fitted, x) @ fitted.weights
     expected = raw / np.linalg.norm(raw, axis=1, keepdims=True)
@@ -135,14 +135,14 @@ def test_identical_anchors_and_a_source_without_variance_do_no_harm() -> None:
             assert np.isfinite(eb.fit(rows, "kernel", alpha=0.1, s=0.5, landmarks=landmarks).apply(anchors.x)).all()
 
 
-def test_what_needs_an_affine_map_says_so(halves: tuple[eb.Anchors, eb.Anchors], fitted: eb.FeatureMap) -> None:
+def test_what_needs_an_affine_map_says_so(halves: tuple[eb.Anchors, eb.Anchors], fitted: eb.KernelMap) -> None:
     with pytest.raises(MapError, match="not affine"):
         eb.fit(halves[0].reversed(), "ridge", alpha=0.1).then(fitted)  # type: ignore[arg-type]
     with pytest.raises(MapError, match="not affine"):
         eb.calibrate(fitted, halves[0], halves[1])  # type: ignore[arg-type]
 
 
-def test_vectors_of_any_float_are_translated(fitted: eb.FeatureMap) -> None:
+def test_vectors_of_any_float_are_translated(fitted: eb.KernelMap) -> None:
     x = np.random.default_rng(1).normal(size=(3, 6)).astype(np.float32)
     for kind in (">f4", np.float64, np.longdouble):
         assert np.array_equal(fitted.apply(x.astype(kind)), fitted.apply(x))
@@ -165,11 +165,11 @@ def test_moments_and_a_single_row_are_not_enough(halves: tuple[eb.Anchors, eb.An
         eb.fit(halves[0].at(np.arange(1)), "kernel")
 
 
-def test_the_file_gives_the_same_map_back(fitted: eb.FeatureMap, tmp_path) -> None:
+def test_the_file_gives_the_same_map_back(fitted: eb.KernelMap, tmp_path) -> None:
     path = tmp_path / "map.safetensors"
     fitted.save(path)
     loaded = load_map(path)
-    assert isinstance(loaded, eb.FeatureMap)
+    assert isinstance(loaded, eb.KernelMap)
     assert loaded.fingerprint == fitted.fingerprint
     assert loaded.record == fitted.record
     assert np.array_equal(loaded.anchor_hashes, fitted.anchor_hashes)
@@ -182,7 +182,7 @@ def test_the_file_gives_the_same_map_back(fitted: eb.FeatureMap, tmp_path) -> No
 
 
 @pytest.mark.parametrize("name", ["coef", "landmarks", "weights"])
-def test_an_altered_file_is_refused(fitted: eb.FeatureMap, tmp_path, name: str) -> None:
+def test_an_altered_file_is_refused(fitted: eb.KernelMap, tmp_path, name: str) -> None:
     path = tmp_path / "map.safetensors"
     fitted.save(path)
     with safe_open(path, "np") as file:
@@ -205,15 +205,15 @@ def test_affine_maps_load_by_the_same_verb(halves: tuple[eb.Anchors, eb.Anchors]
         load_map(tmp_path / "text")
 
 
-def test_a_map_that_cannot_be_is_refused(fitted: eb.FeatureMap) -> None:
+def test_a_map_that_cannot_be_is_refused(fitted: eb.KernelMap) -> None:
     with pytest.raises(SpaceMismatchError):
-        eb.FeatureMap(fitted.affine, fitted.landmarks[:, :5], fitted.weights, 1.0)
+        eb.KernelMap(fitted.affine, fitted.landmarks[:, :5], fitted.weights, 1.0)
     with pytest.raises(MapError):
-        eb.FeatureMap(fitted.affine, fitted.landmarks, fitted.weights, 0.0)
+        eb.KernelMap(fitted.affine, fitted.landmarks, fitted.weights, 0.0)
 
 
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
-def test_the_engine_gives_what_apply_gives(fitted: eb.FeatureMap, precision) -> None:
+def test_the_engine_gives_what_apply_gives(fitted: eb.KernelMap, precision) -> None:
     x = np.random.default_rng(1).normal(size=(3000, 6)).astype(np.float32)
     out = np.empty((3000, 16), np.float32)
     zero, not_finite = Engine(fitted, torch.device("cpu"), 1500, precision=precision).run([x[:700], x[700:]], out)
@@ -224,12 +224,12 @@ def test_the_engine_gives_what_apply_gives(fitted: eb.FeatureMap, precision) -> 
 
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA device here")
-def test_cuda_gives_what_the_cpu_gives(halves: tuple[eb.Anchors, eb.Anchors], fitted: eb.FeatureMap) -> None:
+def test_cuda_gives_what_the_cpu_gives(halves: tuple[eb.Anchors, eb.Anchors], fitted: eb.KernelMap) -> None:
     on_device = eb.fit(halves[0], "kernel", alpha=0.1, s=0.5, device="cuda")
     np.testing.assert_allclose(on_device.apply(halves[1].x), fitted.apply(halves[1].x), atol=1e-5)
 
 
-def test_collections_are_converted_and_verified(fitted: eb.FeatureMap, tmp_path) -> None:
+def test_collections_are_converted_and_verified(fitted: eb.KernelMap, tmp_path) -> None:
     x = np.random.default_rng(2).normal(size=(5000, 6)).astype(np.float32)
     old = eb.MemoryCollection(np.arange(5000), x / np.linalg.norm(x, axis=1, keepdims=True), fitted.source)
     eb.convert(old, fitted, tmp_path / "out.parquet")
@@ -242,7 +242,7 @@ def test_collections_are_converted_and_verified(fitted: eb.FeatureMap, tmp_path)
     assert not (tmp_path / "two.parquet").exists()
 
 
-def test_it_carries_queries_forward_and_refuses_to_carry_them_back(fitted: eb.FeatureMap, tmp_path) -> None:
+def test_it_carries_queries_forward_and_refuses_to_carry_them_back(fitted: eb.KernelMap, tmp_path) -> None:
     rng = np.random.default_rng(3)
     for space, dim in ((fitted.source, 6), (fitted.target, 16)):
         rows = rng.normal(size=(200, dim)).astype(np.float32)
@@ -258,7 +258,7 @@ def test_it_carries_queries_forward_and_refuses_to_carry_them_back(fitted: eb.Fe
     assert not (tmp_path / "moved.faiss").exists()
 
 
-def test_evaluating_leaves_out_what_needs_an_adjoint(halves: tuple[eb.Anchors, eb.Anchors], fitted: eb.FeatureMap) -> None:
+def test_evaluating_leaves_out_what_needs_an_adjoint(halves: tuple[eb.Anchors, eb.Anchors], fitted: eb.KernelMap) -> None:
     train, held_out = halves
     found = eb.evaluate(fitted, held_out)
     assert {s.name for s in found.strategies} == {"keep-old", "translate-documents", "re-encode"}
@@ -268,7 +268,7 @@ def test_evaluating_leaves_out_what_needs_an_adjoint(halves: tuple[eb.Anchors, e
         eb.evaluate(fitted, train)
 
 
-def test_a_linear_head_stands_behind_it_unfolded(fitted: eb.FeatureMap, tmp_path) -> None:
+def test_a_linear_head_stands_behind_it_unfolded(fitted: eb.KernelMap, tmp_path) -> None:
     rng = np.random.default_rng(4)
     head = eb.LinearHead(rng.normal(size=(3, 16)), rng.normal(size=3), fitted.target, classes=["a", "b", "c"])
     with pytest.raises(MapError, match="not affine"):

@@ -13,9 +13,9 @@ import pytest
 from safetensors import safe_open
 
 import embridge as eb
+from embridge.anchors.fold_moments import FoldMoments
+from embridge.anchors.moments import Moments
 from embridge.errors import EmbridgeError, UnreadableFileError
-from embridge.folds import Folds
-from embridge.moments import Moments
 from embridge.tensors import write_tensors
 from embridge.testing.translators import planted_anchors
 
@@ -24,7 +24,7 @@ READERS = {
     "kernel": eb.load_map,
     "calibrated": eb.LinearMap.load,
     "moments": Moments.load,
-    "folds": Folds.load,
+    "folds": FoldMoments.load,
 }
 
 

@@ -9,6 +9,7 @@ import torch
 from safetensors import safe_open
 from safetensors.numpy import save_file
 
+from embridge.anchors.moments import Moments
 from embridge.errors import (
     BadVectorsError,
     MapError,
@@ -18,7 +19,6 @@ from embridge.errors import (
     UnreadableFileError,
 )
 from embridge.maps import LinearMap
-from embridge.moments import Moments
 from embridge.records import Candidate, FitRecord
 from embridge.types import Metric, Space
 

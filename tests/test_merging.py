@@ -10,7 +10,6 @@ import pytest
 from click.testing import CliRunner
 
 import embridge as eb
-from embridge.calibration import Found, Nearest
 from embridge.catalog import Catalog
 from embridge.cli.main import main
 from embridge.errors import (
@@ -22,10 +21,11 @@ from embridge.errors import (
     ParameterError,
     SpaceMismatchError,
 )
-from embridge.ids import match_rows
 from embridge.indexes import hubness
-from embridge.stores.mixture import MixedRows, translated_rows
-from embridge.types import Metric, Mixture, Space
+from embridge.merging.calibration import Found, Nearest
+from embridge.stores.ids import match_rows
+from embridge.stores.provenance import MixedRows, translated_rows
+from embridge.types import Metric, Provenance, Space
 
 DIM, N, NATIVE, ASKED, K = 12, 1500, 600, 600, 10
 METRICS = [Metric.COSINE, Metric.DOT, Metric.L2]
@@ -179,7 +179,7 @@ def test_an_index_agrees_with_brute_force_over_calibrated_scores(mixed, tmp_path
 
 def test_an_offset_below_zero_is_exact_under_l2_too(mixed, tmp_path):
     _, collection, flags, _ = mixed(Metric.L2)
-    collection.mixture = Mixture(-0.7, K)
+    collection.provenance = Provenance(-0.7, K)
     hits = eb.build_index(collection, tmp_path / "m.faiss", "Flat").search(Q[:40], K)
     expected = scores(Q[:40], collection.read()[1], Metric.L2) - 0.7 * flags
     assert hits.ids.tolist() == collection.read()[0][best(expected)].tolist()
@@ -256,7 +256,7 @@ def test_ids_vectors_provenance_and_columns(tmp_path):
     made = eb.open(tmp_path / "m.parquet")
     assert made.space == of(Metric.COSINE)
     assert made.lineage == {"native": native.fingerprint(), "translated": translated.fingerprint()}
-    assert made.mixture == Mixture(0.0, 10)
+    assert made.provenance == Provenance(0.0, 10)
     assert made.fingerprint() == done.fingerprint
     assert "not calibrated" in done.reason
 
@@ -411,7 +411,11 @@ def test_hostile_inputs_are_refused_and_leave_nothing(tmp_path):
 
 @pytest.mark.parametrize(
     ("metadata", "match"),
-    [('{"offset": "NaN", "k": 10, "column": "provenance"}', "no mixture"), ("[1]", "JSON object"), ('{"k": 1}', "no mixture")],
+    [
+        ('{"offset": "NaN", "k": 10, "column": "provenance"}', "no provenance"),
+        ("[1]", "JSON object"),
+        ('{"k": 1}', "no provenance"),
+    ],
 )
 def test_a_mixture_that_is_none_is_refused(tmp_path, table_of, write, metadata, match):
     table = table_of(["a", "b"], Y[:2], {"provenance": ["native", "translated"]}, space=of(Metric.COSINE))

@@ -27,8 +27,8 @@ from embridge.errors import (
 )
 from embridge.indexes import gpu
 from embridge.migration import attempt
-from embridge.stores.faiss_file import IndexFile, read_index_file, write_index_file
-from embridge.stores.faiss_sidecars import json_path
+from embridge.stores.faiss.file import IndexFile, read_index_file, write_index_file
+from embridge.stores.faiss.sidecars import json_path
 from embridge.types import Metric, Space
 
 P, Q, N, ASKED, K = 8, 12, 400, 50, 10
@@ -235,7 +235,7 @@ def test_a_move_that_costs_too_much_becomes_a_rebuild_with_the_reason(build, tmp
     assert done.mode == "rebuild"
     assert done.verified_overlap > moved.verified_overlap
     assert (
-        f"not rewrite: {moved.verified_overlap:.3f} of the true neighbours are found, {0.9 * done.own_overlap:.3f} are wanted"
+        f"not rewrite: {moved.verified_overlap:.3f} of the true neighbors are found, {0.9 * done.own_overlap:.3f} are wanted"
         in done.reason
     )
 
@@ -264,11 +264,11 @@ def test_a_map_that_flattens_is_not_moved_by(build, tmp_path):
 
 @pytest.mark.parametrize("mode", ["auto", "wrap", "rewrite", "rebuild"])
 def test_below_the_wanted_recall_nothing_is_written(build, tmp_path, mode):
-    """One list of 32 is probed: exact, and yet half of the neighbours are missed."""
+    """One list of 32 is probed: exact, and yet half of the neighbors are missed."""
     old = build("IVF32,Flat")
     before = listing(tmp_path)
     with pytest.raises(
-        MigrationRefusedError, match=r"0\.\d+ of the true neighbours are found, 0\.990 are wanted.*lower --min-recall"
+        MigrationRefusedError, match=r"0\.\d+ of the true neighbors are found, 0\.990 are wanted.*lower --min-recall"
     ):
         eb.migrate(old, a_map(), tmp_path / "new.faiss", mode=mode, min_recall=0.99)
     assert listing(tmp_path) == before

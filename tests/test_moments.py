@@ -9,7 +9,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-import embridge.moments
+import embridge.anchors.moments
+from embridge.anchors.fold_moments import FoldMoments
+from embridge.anchors.moments import Moments
 from embridge.errors import (
     BadVectorsError,
     DeviceError,
@@ -18,8 +20,6 @@ from embridge.errors import (
     SpaceMismatchError,
     UnreadableFileError,
 )
-from embridge.folds import Folds
-from embridge.moments import Moments
 from embridge.tensors import write_tensors
 from embridge.types import Space
 
@@ -81,7 +81,7 @@ def test_they_equal_the_direct_formulas(dtype):
 
 def test_a_large_mean_costs_no_accuracy(monkeypatch):
     # Means 10^6 standard deviations from zero: sums of raw squares would keep 4 digits of 16.
-    monkeypatch.setattr(embridge.moments, "_CHUNK", 64)
+    monkeypatch.setattr(embridge.anchors.moments, "_CHUNK", 64)
     x, y = rows(1000, 1e6, np.float64)
     assert_close(Moments.from_rows(x, y, SOURCE, TARGET), direct(x, y), 1e-12)
 
@@ -125,7 +125,7 @@ def test_squared_error_equals_the_direct_sum():
 def test_folds_leave_one_part_out():
     x, y = rows(90, 1.0)
     parts = tuple(Moments.from_rows(x[i::3], y[i::3], SOURCE, TARGET) for i in range(3))
-    folds = Folds(parts, ())
+    folds = FoldMoments(parts, ())
     assert folds.total().n == 90
     assert_close(folds.total(), direct(x, y), 1e-12)
     kept = np.arange(90) % 3 != 1

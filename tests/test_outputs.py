@@ -34,8 +34,9 @@ from embridge.errors import (
     VerificationError,
 )
 from embridge.outputs import Output, claim
-from embridge.stores import locations, writer
-from embridge.stores.faiss_file import IndexFile, write_index_file
+from embridge.stores import locations
+from embridge.stores.faiss.file import IndexFile, write_index_file
+from embridge.stores.parquet import writer
 from embridge.types import Metric, Space
 
 P, Q, ROWS, GROUP_ROWS = 6, 9, 120, 16
@@ -727,7 +728,7 @@ def test_verify_tells_on_the_command_line(made):
 MEASURE = """
 import sys
 import numpy as np, pyarrow as pa, pyarrow.parquet as pq
-import embridge as eb, embridge.stores.writer as writer
+import embridge as eb, embridge.stores.parquet.writer as writer
 from embridge.types import Space
 writer.GROUP_BYTES = 4 << 20
 rows, path = int(sys.argv[1]), sys.argv[2]

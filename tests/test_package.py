@@ -101,7 +101,7 @@ def test_the_sample_is_small_and_whole():
     for one, other in (documents, queries):
         assert one.read()[0].tolist() == other.read()[0].tolist()
     for collection in (*documents, *queries):
-        found = eb.summarise(collection)
+        found = eb.summarize(collection)
         assert (found.bad_rows, found.duplicate_ids) == (0, 0)
         assert collection.space.normalized
     qrels = pq.read_table(eb.sample_path("qrels")).to_pydict()

@@ -14,7 +14,7 @@ from embridge.errors import (
     UnreadableFileError,
 )
 from embridge.stores import ParquetCollection, open_collection
-from embridge.stores.parquet import COLUMNS_KEY
+from embridge.stores.parquet.collection import COLUMNS_KEY
 from embridge.types import Space
 
 ROWS, DIM = 20, 4

@@ -15,8 +15,8 @@ from hypothesis import strategies as st
 import embridge as eb
 from embridge.conversion import journal
 from embridge.errors import EmbridgeError
-from embridge.stores import thrift, writer
-from embridge.stores.thrift import BINARY, I32, LIST, STRUCT
+from embridge.stores.parquet import thrift, writer
+from embridge.stores.parquet.thrift import BINARY, I32, LIST, STRUCT
 from embridge.types import DeclaredSpace, Space
 
 OLD, NEW = Space("old", 4), Space("new", 3)

@@ -8,13 +8,13 @@ import pyarrow.parquet as pq
 import pytest
 from click.testing import CliRunner
 
-from embridge import Catalog, Folds, LinearMap, fit, plan, sample_path
+from embridge import Catalog, FoldMoments, LinearMap, fit, plan, sample_path
 from embridge import match as match_
 from embridge import open as open_
 from embridge.cli.main import main
 from embridge.errors import ParameterError, TooFewAnchorsError
 from embridge.planning.recommendation import recommend
-from embridge.stores.tables import read_qrels
+from embridge.tables.qrels import read_qrels
 from embridge.testing.translators import planted_anchors
 from embridge.translators.select import one_standard_error
 
@@ -73,7 +73,7 @@ def test_lazy_reencoding_only_reorders_candidates(planned, suffix):
     for name, first in (("lazy-re-encode", "translate-documents"), ("lazy-re-encode-blend", "blend")):
         lazy, raw = planned[name + suffix], planned[first + suffix]
         assert lazy.candidate_recall == pytest.approx(raw.candidate_recall)
-        assert lazy.overlap == pytest.approx(raw.candidate_recall, abs=1e-3)  # the native order keeps every native neighbour
+        assert lazy.overlap == pytest.approx(raw.candidate_recall, abs=1e-3)  # the native order keeps every native neighbor
         assert lazy.overlap > raw.overlap
         assert 100 <= lazy.encodes <= planned.corpus
 
@@ -152,7 +152,7 @@ def test_folds_added_are_folds_of_all(tmp_path):
     anchors = planted_anchors(500, 6, 9, noise=0.3)
     first, rest = anchors.at(np.arange(300)), anchors.at(np.arange(300, 500))
     first.folds().save(tmp_path / "a.moments.safetensors")
-    grown = Folds.load(tmp_path / "a.moments.safetensors") + rest.folds()
+    grown = FoldMoments.load(tmp_path / "a.moments.safetensors") + rest.folds()
     whole = anchors.folds()
     for got, want in zip(grown.parts, whole.parts, strict=True):
         assert got.n == want.n

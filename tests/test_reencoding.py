@@ -11,7 +11,7 @@ import embridge as eb
 from embridge.cli.main import main
 from embridge.errors import ParameterError, SpaceMismatchError
 from embridge.evaluation.metrics import by_hits
-from embridge.ids import hash_ids
+from embridge.stores.ids import hash_ids
 from embridge.types import Metric, Space
 
 N = 700

@@ -22,7 +22,7 @@ import embridge as eb
 from embridge.conversion import file, journal
 from embridge.conversion.log import FORMAT
 from embridge.errors import BadVectorsError, DiskFullError, InterruptedOutputError, OutputExistsError
-from embridge.stores import writer
+from embridge.stores.parquet import writer
 from embridge.types import Space
 
 P, Q, GROUPS, GROUP_ROWS = 6, 9, 50, 16
@@ -38,7 +38,7 @@ PROCESSES.set_forkserver_preload(
 # `where` names functions; the process kills itself before the `dies`-th line that is run in them.
 CONVERT = """
 import os, signal, sys
-import embridge.stores.writer as writer
+import embridge.stores.parquet.writer as writer
 from embridge.cli.main import main
 writer.GROUP_BYTES = group_bytes
 lines = 0
@@ -575,7 +575,7 @@ def test_ctrl_c_ends_cleanly_and_says_how_to_go_on(small, name, out):
     target = small.folder / "out" / out
     at = target if out.endswith(".parquet") else target.with_name("new.partial") / "a.parquet"
     code = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)\n"  # as in a terminal, whatever is inherited
-    code += f"import embridge.stores.writer as w; w.GROUP_BYTES = {GROUP_BYTES}; from embridge.cli.main import main; main()"
+    code += f"import embridge.stores.parquet.writer as w; w.GROUP_BYTES = {GROUP_BYTES}; from embridge.cli.main import main; main()"
     line = ["convert", str(small.folder / name), str(small.map), str(target), "--on-bad", "skip", "--no-catalog", "--quiet"]
     command = [sys.executable, "-c", code, *line]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:

@@ -23,7 +23,7 @@ from embridge.errors import (
     UndeclaredSpaceError,
     UnreadableFileError,
 )
-from embridge.queries import blend, project_queries
+from embridge.maps.queries import blend, project_queries
 from embridge.types import Metric, Space
 
 P, Q, N, ASKED, K = 8, 12, 400, 40, 10

@@ -14,8 +14,8 @@ from click.testing import CliRunner
 import embridge as eb
 from embridge.cli.main import main
 from embridge.errors import OutputExistsError, ParameterError, TooFewAnchorsError
-from embridge.ids import hash_ids
 from embridge.neighbors import overlap, top_k
+from embridge.stores.ids import hash_ids
 from embridge.testing.translators import planted_anchors, textlike_anchors
 from embridge.translators import Auto, Bridge, Isometry, Ortho, Projection, QueryPairs, Rotation, fit
 from embridge.translators.fitting import query_pairs
@@ -154,7 +154,7 @@ def test_a_kernel_is_chosen_for_documents_where_no_affine_map_follows_and_affine
     y = np.tanh(2 * x @ np.linalg.qr(rng.normal(size=(8, 8)))[0]) + (x**2 - 1) @ rng.normal(size=(8, 8)) / 4
     x, y = (side / np.linalg.norm(side, axis=1, keepdims=True) for side in (x, y.astype(np.float32)))
     anchors = dataclasses.replace(anchors, x=x, y=y)
-    assert isinstance(fit(anchors), eb.FeatureMap)
+    assert isinstance(fit(anchors), eb.KernelMap)
     assert fit(anchors).record.chosen_by == "documents"
     for affine in (fit(anchors, keep_affine=True), fit(anchors.folds()), fit(anchors, role="queries"), fit(anchors, role="decode")):
         assert isinstance(affine, eb.LinearMap)
@@ -242,7 +242,7 @@ def test_the_verb_and_the_library_fit_one_map(files):
         found.save("c", moments="./c")
     found.save("c", reverse="d", moments="e")
     assert eb.load_map("d").fingerprint == found.reverse.fingerprint
-    assert eb.Folds.load("e").total().n == found.forward.record.anchors
+    assert eb.FoldMoments.load("e").total().n == found.forward.record.anchors
     alone = eb.fit_maps(old, new, "rotation")
     with pytest.raises(ParameterError, match="nothing to write to 'g'"):
         alone.save("f", reverse="g")

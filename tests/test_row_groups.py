@@ -12,11 +12,12 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from embridge.stores import Batch, MemoryCollection, row_groups, thrift
-from embridge.stores import writer as writer_module
-from embridge.stores.row_groups import MAGIC, Encoder
-from embridge.stores.thrift import BINARY, DOUBLE, FALSE, I8, I16, I32, I64, LIST, SET, STRUCT, TRUE
-from embridge.stores.writer import CollectionWriter, write_collection
+from embridge.stores import Batch, MemoryCollection
+from embridge.stores.parquet import row_groups, thrift
+from embridge.stores.parquet import writer as writer_module
+from embridge.stores.parquet.row_groups import MAGIC, Encoder
+from embridge.stores.parquet.thrift import BINARY, DOUBLE, FALSE, I8, I16, I32, I64, LIST, SET, STRUCT, TRUE
+from embridge.stores.parquet.writer import CollectionWriter, write_collection
 from embridge.types import Metric, Space
 
 # Thrift

@@ -10,10 +10,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from embridge.stores import MemoryCollection, ParquetCollection, faiss_file
-from embridge.stores.faiss_file import IndexFile, write_index_file
-from embridge.stores.faiss_store import FaissCollection
-from embridge.stores.writer import write_collection
+from embridge.stores import MemoryCollection, ParquetCollection
+from embridge.stores.faiss import file as faiss_file
+from embridge.stores.faiss.collection import FaissCollection
+from embridge.stores.faiss.file import IndexFile, write_index_file
+from embridge.stores.parquet.writer import write_collection
 from embridge.testing.stores import CollectionConformance
 from embridge.types import Metric
 
@@ -76,7 +77,7 @@ class TestParquetAsEmbridgeWritesIt(CollectionConformance):
             memory = MemoryCollection(ids, vectors, space, payload)
             path = Path(tempfile.mkdtemp(dir=tmp_path)) / "out.parquet"
             with write_collection(path, space, memory.id_type, memory.payload_schema, **self.options) as writer:
-                for batch in memory.batches(11, payload=True, lenient=True):
+                for batch in memory.batches(11, payload=True, validate=False):
                     writer.write(batch)
             return ParquetCollection(path)
 

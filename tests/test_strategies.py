@@ -14,8 +14,8 @@ from embridge.errors import BadVectorsError, MapError, ParameterError, SpaceMism
 from embridge.evaluation.benchmark import Benchmark
 from embridge.evaluation.runner import Runner
 from embridge.evaluation.strategies import ENCODING, STRATEGIES, Maps
+from embridge.maps.queries import blend
 from embridge.neighbors import overlap
-from embridge.queries import blend
 from embridge.types import Metric, Space
 
 K = 5

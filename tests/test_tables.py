@@ -4,7 +4,10 @@ import pyarrow.parquet as pq
 import pytest
 
 from embridge.errors import BadIdsError, CollectionError, MissingFileError
-from embridge.stores.tables import read_ids, read_labels, read_qrels, write_hits, write_ids
+from embridge.tables.hits import write_hits
+from embridge.tables.ids import read_ids, write_ids
+from embridge.tables.labels import read_labels
+from embridge.tables.qrels import read_qrels
 from embridge.types import Hits
 
 

@@ -9,7 +9,7 @@ import pytest
 
 import embridge as eb
 from embridge.errors import BadVectorsError, CollectionError, MapError, ParameterError, SpaceMismatchError
-from embridge.stores import writer
+from embridge.stores.parquet import writer
 from embridge.types import Metric, Space
 
 OLD, NEW = Space("old", 6), Space("new", 9)
@@ -28,7 +28,7 @@ def map_between(target=NEW):
 
 def kernel_between():
     rng = np.random.default_rng(7)
-    return eb.FeatureMap(map_between(), rng.normal(size=(20, 6)), rng.normal(size=(20, 9)), 0.5)
+    return eb.KernelMap(map_between(), rng.normal(size=(20, 6)), rng.normal(size=(20, 9)), 0.5)
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float16"])

@@ -14,8 +14,8 @@ import pytest
 import embridge as eb
 from embridge.errors import BadVectorsError, ChangedSourceError, CollectionError, SpaceMismatchError
 from embridge.stores import ParquetCollection
-from embridge.stores.texts import TextTable
-from embridge.stores.writer import write_collection
+from embridge.stores.parquet.writer import write_collection
+from embridge.tables.texts import TextTable
 from embridge.types import Metric, Space
 
 ROWS, DIM = 3000, 4
@@ -72,7 +72,7 @@ def test_stated_unit_length_is_checked_while_reading(tmp_path, said_by, table_of
     with pytest.raises(BadVectorsError, match="ids 2500"):
         collection.take(np.array([0, 2500]))
     np.testing.assert_array_equal(collection.take(np.array([0, 2499])), UNIT[[0, 2499]])
-    assert eb.summarise(collection).bad_rows == 1
+    assert eb.summarize(collection).bad_rows == 1
 
 
 def test_rows_without_the_stated_length_are_left_out_of_a_conversion_and_listed(tmp_path, table_of, write):
@@ -117,7 +117,7 @@ def test_rows_of_another_width_are_bad_rows_wherever_they_are(tmp_path, places, 
     assert collection.stated_space.dim == DIM
     with pytest.raises(BadVectorsError, match=f"row {places[0]:,}"):
         list(collection.batches())
-    assert eb.summarise(collection).bad_rows == len(places)
+    assert eb.summarize(collection).bad_rows == len(places)
     assert collection.space.normalized
 
 
@@ -127,7 +127,7 @@ def test_the_width_is_that_of_most_rows_of_all_files(tmp_path, write):
         write(tmp_path / f"{name}.parquet", pa.table({"id": [f"{name}{i}" for i in range(rows)], "vector": vectors}))
     collection = ParquetCollection(tmp_path, space="m")
     assert collection.stated_space.dim == DIM
-    assert eb.summarise(collection).bad_rows == 10
+    assert eb.summarize(collection).bad_rows == 10
 
 
 # What is read behind a path
@@ -325,7 +325,7 @@ def test_content_is_compared_where_size_and_times_are_the_same(tmp_path, table_o
     data = bytearray(path.read_bytes())
     data[1000] ^= 1
     path.write_bytes(data)
-    monkeypatch.setattr("embridge.stores.parquet_file.file_identity", lambda *_: collection._first._identity)
+    monkeypatch.setattr("embridge.stores.parquet.file.file_identity", lambda *_: collection._first._identity)
     with pytest.raises(ChangedSourceError, match="its content is another"):
         collection.check_unchanged()
 

@@ -11,9 +11,10 @@ from embridge.errors import (
     CollectionError,
     ParameterError,
 )
-from embridge.stores import MemoryCollection, ParquetCollection, row_groups
-from embridge.stores import writer as writer_module
-from embridge.stores.writer import write_collection
+from embridge.stores import MemoryCollection, ParquetCollection
+from embridge.stores.parquet import row_groups
+from embridge.stores.parquet import writer as writer_module
+from embridge.stores.parquet.writer import write_collection
 from embridge.types import Metric, Space
 
 ROWS, DIM = 20, 4
@@ -22,7 +23,7 @@ VECTORS = np.random.default_rng(1).normal(size=(ROWS, DIM)).astype(np.float16)
 
 def batches_of(vectors, ids=None, payload=None, space=None, batch_rows=7):
     memory = MemoryCollection(ids or list(range(len(vectors))), vectors, space or Space("m", vectors.shape[1]), payload)
-    return memory, memory.batches(batch_rows, payload=True, lenient=True)
+    return memory, memory.batches(batch_rows, payload=True, validate=False)
 
 
 def write_all(path, memory, batches, **options):

@@ -61,7 +61,7 @@ def sample(
     import embridge as eb
     from embridge.anchors import ids_at
     from embridge.records import Artifact, Run
-    from embridge.stores.tables import write_ids
+    from embridge.tables.ids import write_ids
 
     started = time.perf_counter()
     check_outputs(output, overwrite=overwrite, inputs=[source])
@@ -93,8 +93,8 @@ def match_(
     \b
     embridge anchors match old.parquet new-sample.parquet
     """
-    from embridge.ids import match_rows
     from embridge.records import Artifact, Run
+    from embridge.stores.ids import match_rows
 
     started = time.perf_counter()
     old, new = open_source(source, source_space, **named), open_source(target, target_space, **named)

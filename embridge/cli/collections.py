@@ -49,7 +49,7 @@ def info(session: Session, source: str, space: str | None, **named: str | None) 
     except UndeclaredSpaceError:
         collection, is_named = open_source(source, "undeclared", **named), False
     with session.progress("reading") as progress:
-        found = eb.summarise(collection, progress=progress)
+        found = eb.summarize(collection, progress=progress)
     space_found = collection.space.to_dict() | ({} if is_named else {"name": None})
     result: dict[str, Any] = {"rows": found.rows, "space": space_found, "norm": found.norm}
     result |= {"duplicate_ids": found.duplicate_ids, "bad_rows": found.bad_rows}
@@ -99,7 +99,7 @@ def encode(session: Session, texts: str, model: str, output: str, id_column: str
     from embridge.encoding import PromptWarning, encoder_of
     from embridge.outputs import ENCODING, Output
     from embridge.records import Artifact, Run
-    from embridge.stores.tables import read_ids
+    from embridge.tables.ids import read_ids
 
     started = time.perf_counter()
     check_outputs(Output(output, ENCODING), overwrite=options["overwrite"], inputs=[texts, ids])

@@ -209,8 +209,8 @@ def evaluate(
     import embridge as eb
     from embridge.files import one_file
     from embridge.records import Run
-    from embridge.stores.predictions import read_labels
-    from embridge.stores.tables import read_ids
+    from embridge.tables.ids import read_ids
+    from embridge.tables.targets import read_targets
 
     started = time.perf_counter()
     found = _open(path, decoder_space, trusted, kind)
@@ -218,7 +218,7 @@ def evaluate(
     old = open_source(source, source_space, id_column, vector_column)
     new = open_source(target, target_space, id_column, vector_column)
     same = id_column or (old.id_column if one_file(labels, source) else "id")
-    known = read_labels(labels, label_column, same)
+    known = read_targets(labels, label_column, same)
     apart = read_ids(exclude, id_column or "id") if exclude else ()
     with session.status("matching ids"):
         shared = eb.match(old, new)

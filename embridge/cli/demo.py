@@ -14,7 +14,7 @@ from embridge.cli.session import Session, Verb, table, verb
 
 if TYPE_CHECKING:
     from embridge.catalog import Catalog
-    from embridge.feature_maps import Map
+    from embridge.maps import Map
     from embridge.records import Evaluation
     from embridge.stores import Collection
 
@@ -106,7 +106,7 @@ def _fit(job: _Demo) -> Map:
 
 def _evaluate(job: _Demo, translation: Map) -> Evaluation:
     import embridge as eb
-    from embridge.stores.tables import read_qrels
+    from embridge.tables.qrels import read_qrels
 
     job.say("2. Measure it on the 2,000 others, beside leaving the index alone and re-encoding everything.")
     clock = time.perf_counter()
@@ -141,7 +141,7 @@ def _convert(job: _Demo, translation: Map) -> Collection:
 def _search(job: _Demo, translation: Map, converted: Collection) -> list[dict[str, Any]]:
     """Index and search; for a few queries the first hits of each strategy, best first."""
     import embridge as eb
-    from embridge.stores.tables import read_qrels
+    from embridge.tables.qrels import read_qrels
 
     old, moved, native = (
         _index(job, collection, name)

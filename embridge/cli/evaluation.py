@@ -91,7 +91,9 @@ def evaluate(
     import embridge as eb
     from embridge.errors import ParameterError, SpaceMismatchError
     from embridge.records import Run
-    from embridge.stores.tables import read_graded_qrels, read_labels, write_per_query
+    from embridge.tables.hits import write_per_query
+    from embridge.tables.labels import read_labels
+    from embridge.tables.qrels import read_graded_qrels
 
     started = time.perf_counter()
     if qrels and not queries:

@@ -114,7 +114,7 @@ def fit(
     import embridge as eb
     from embridge.errors import ParameterError
     from embridge.records import FitReport, Run
-    from embridge.stores.tables import read_graded_qrels
+    from embridge.tables.qrels import read_graded_qrels
 
     started = time.perf_counter()
     if options["remove"] and not update:
@@ -123,7 +123,7 @@ def fit(
         raise ParameterError("--qrels judges queries; give them with --queries QS QT.")
     inputs = [path for path in (source, target, *(queries or ()), qrels, update) if path and path != moments]
     check_outputs(*(path for path in (output, reverse_output, moments) if path), overwrite=overwrite, inputs=inputs)
-    earlier = eb.Folds.load(update) if update else None
+    earlier = eb.FoldMoments.load(update) if update else None
     if earlier is not None and update and reverse_output and not earlier.full:
         raise ParameterError.one_way(update)
     sides = [(source, source_space), (target, target_space)]

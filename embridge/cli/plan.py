@@ -84,7 +84,9 @@ def plan(
     from embridge.outputs import Output, replacing
     from embridge.records import Run
     from embridge.reporting import check_installed, report_page
-    from embridge.stores.tables import read_graded_qrels, read_labels, write_order
+    from embridge.tables.ids import write_order
+    from embridge.tables.labels import read_labels
+    from embridge.tables.qrels import read_graded_qrels
 
     started = time.perf_counter()
     if qrels and not queries:

@@ -102,7 +102,7 @@ def search(
     import embridge as eb
     from embridge.outputs import Output, check_outputs
     from embridge.records import Run
-    from embridge.stores.tables import write_hits
+    from embridge.tables.hits import write_hits
 
     started = time.perf_counter()
     given = [index_path, queries, via, blend]

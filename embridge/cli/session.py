@@ -21,8 +21,8 @@ from embridge.errors import EmbridgeError
 if TYPE_CHECKING:
     from embridge.catalog import Catalog
     from embridge.decoders import Decoder
-    from embridge.feature_maps import Map
     from embridge.indexes.index import Index
+    from embridge.maps import Map
     from embridge.outputs import Output
     from embridge.records import Artifact, Run
     from embridge.stores import Collection

@@ -12,11 +12,11 @@ from embridge.conversion.engine import Engine, TranslateOptions, check_translate
 from embridge.conversion.schedule import schedule
 from embridge.device import free_memory, resolve_device
 from embridge.errors import BadIdsError, BadVectorsError, CollectionError, SpaceMismatchError
-from embridge.feature_maps import Map
-from embridge.stores import writer
-from embridge.stores.collection import IdValues, normalise_ids
-from embridge.stores.parquet import ERROR_COLUMNS, SPACE_KEY
-from embridge.stores.parquet_file import vectors_of
+from embridge.maps import Map
+from embridge.stores.base import IdValues, normalize_ids
+from embridge.stores.parquet import writer
+from embridge.stores.parquet.collection import ERROR_COLUMNS, SPACE_KEY
+from embridge.stores.parquet.file import vectors_of
 from embridge.types import Metric
 
 _WHERE = "The batch"
@@ -97,11 +97,11 @@ def _checked(batch: pa.RecordBatch, translation: Map, options: TranslateOptions)
     known = json.loads((batch.schema.metadata or {}).get(SPACE_KEY, b"null"))
     if known is not None and known.get("name") != translation.source.name:
         raise SpaceMismatchError(f"The map starts in {translation.source.name!r}, and the batch is of {known.get('name')!r}.")
-    column = normalise_ids(batch.column(options.id_column), _WHERE)
+    column = normalize_ids(batch.column(options.id_column), _WHERE)
     if column.null_count:
         raise BadIdsError.null(_WHERE, column.null_count)
     ids = IdValues(column)
-    vectors = vectors_of(batch.column(options.vector_column), translation.source.dim, _WHERE, 0, lenient=False)
+    vectors = vectors_of(batch.column(options.vector_column), translation.source.dim, _WHERE, 0, validate=True)
     check_rows(vectors, ids, _WHERE, zero_is_bad=translation.source.metric == Metric.COSINE)
     return ids, vectors
 

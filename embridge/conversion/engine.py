@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from embridge.errors import BadVectorsError, MapError, ParameterError
-from embridge.feature_maps import FeatureMap, Map
+from embridge.maps import KernelMap, Map
 
 Precision = Literal["float32", "tf32", "bfloat16"]
 CPU_CHUNK = 2048  # rows of a product on the CPU: what is normalised is still in the cache it was computed in
@@ -56,7 +56,7 @@ class TranslateOptions:
             if value not in known:
                 raise ParameterError.must_be(name, f"one of {', '.join(known)}", value)
         if self.confidence is not None:
-            if isinstance(translation, FeatureMap):
+            if isinstance(translation, KernelMap):
                 raise MapError.not_affine("its errors cannot be foretold")
             if translation.confidence is None:
                 raise MapError.no_confidence()
@@ -104,7 +104,7 @@ class Engine:
 
     Parameters
     ----------
-    translation : LinearMap or FeatureMap
+    translation : LinearMap or KernelMap
     device : torch.device
     chunk_rows : int
         Rows of one product. On CUDA it is halved for good when the device runs out of memory.
@@ -128,7 +128,7 @@ class Engine:
         coef, self._intercept = translation.tensors(device)
         kind = torch.bfloat16 if precision == "bfloat16" else torch.float32
         self._weight = coef.T.to(kind)
-        self._features = translation if isinstance(translation, FeatureMap) else None
+        self._features = translation if isinstance(translation, KernelMap) else None
         self._slots: list[_Slot] = []
         self._confidence, self._coverage = (None if coverage is None else translation.confidence), coverage
         self._spread = None if self._confidence is None else self._confidence.tensors(device)

@@ -19,8 +19,8 @@ from embridge.device import free_memory
 from embridge.errors import BadIdsError, BadVectorsError, DiskFullError, MissingFileError, OutputError, OutputExistsError
 from embridge.files import fingerprint, writing
 from embridge.records import Conversion
-from embridge.stores.tables import is_bad_rows, write_bad_rows
-from embridge.stores.writer import CollectionWriter
+from embridge.stores.parquet.writer import CollectionWriter
+from embridge.tables.rejected import is_bad_rows, write_bad_rows
 from embridge.types import Metric
 
 

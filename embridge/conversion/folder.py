@@ -19,7 +19,7 @@ from embridge.files import fingerprint, sync_folder, writing
 from embridge.folders import MANIFEST, adopt, check_replaceable, exchange, make_folders, remove_known, settle, write_manifest
 from embridge.records import Conversion
 from embridge.stores import ParquetCollection
-from embridge.stores.tables import is_bad_rows, join_bad_rows
+from embridge.tables.rejected import is_bad_rows, join_bad_rows
 
 _FILES_AT_ONCE = 2  # on the CPU, where one file's pipeline leaves little idle
 Files = list[tuple[str, ParquetCollection]]

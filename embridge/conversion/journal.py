@@ -13,7 +13,7 @@ from typing import Any
 from embridge.conversion.log import Entry, Lines, Log, append_to, journal_path, open_own, partial_path, read_log, start
 from embridge.errors import ChangedSourceError, EmbridgeError, InterruptedOutputError, OutputError
 from embridge.files import open_exclusively, sync_folder
-from embridge.stores.thrift import Struct
+from embridge.stores.parquet.thrift import Struct
 
 
 class Checked(io.FileIO):

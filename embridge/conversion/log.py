@@ -17,8 +17,8 @@ from typing import Any
 
 from embridge.errors import InterruptedOutputError
 from embridge.files import whole_or_absent
-from embridge.stores import thrift
-from embridge.stores.thrift import Struct
+from embridge.stores.parquet import thrift
+from embridge.stores.parquet.thrift import Struct
 
 FORMAT = "embridge.convert.2"
 _FIRST_LINE = re.compile(rb"[0-9a-f]{32} \{|.*\"format\": \"embridge\.convert\.")

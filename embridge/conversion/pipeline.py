@@ -55,7 +55,7 @@ def row_groups(source: Collection, group_rows: int, batch_rows: int, *, start: i
     """
     group = Group()
     bad: list[Bad] = []
-    for batch in source.batches(batch_rows, payload=True, needed=lambda _, stop: stop > start, lenient=on_bad == "skip"):
+    for batch in source.batches(batch_rows, payload=True, row_filter=lambda _, stop: stop > start, validate=on_bad != "skip"):
         rows = np.arange(max(start - batch.start, 0), len(batch))
         if on_bad == "skip" and (reasons := source.unusable(batch)):
             bad += [(batch.start + row, batch.ids[row].as_py(), reasons[row]) for row in rows.tolist() if row in reasons]

@@ -19,10 +19,10 @@ from embridge.conversion.task import Task
 from embridge.errors import OutputExistsError, ParameterError
 from embridge.files import writing
 from embridge.folders import MANIFEST, Manifest, check_own_folder
-from embridge.ids import check_unique
 from embridge.outputs import Output, claim
 from embridge.records import Conversion
 from embridge.stores import ParquetCollection
+from embridge.stores.ids import check_unique
 from embridge.stores.locations import (
     beside,
     exists,
@@ -34,7 +34,7 @@ from embridge.stores.locations import (
     remove,
     upload,
 )
-from embridge.stores.tables import join_bad_rows
+from embridge.tables.rejected import join_bad_rows
 
 _UNKNOWN = (-1, "")  # size and fingerprint of a file that an unfinished run may have uploaded
 

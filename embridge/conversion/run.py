@@ -14,11 +14,11 @@ from embridge.conversion.folder import convert_folder, finished_folder
 from embridge.conversion.remote import convert_remote
 from embridge.conversion.task import OnBad, Progress, Task
 from embridge.errors import OutputExistsError
-from embridge.feature_maps import Map
-from embridge.ids import check_unique
+from embridge.maps import Map
 from embridge.outputs import CONVERSION, Output, claim
 from embridge.records import Conversion
 from embridge.stores import Collection, ParquetCollection, source_paths
+from embridge.stores.ids import check_unique
 from embridge.stores.locations import is_remote
 
 

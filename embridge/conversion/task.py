@@ -13,11 +13,11 @@ from embridge.conversion.engine import TranslateOptions
 from embridge.conversion.log import FORMAT
 from embridge.device import resolve_devices
 from embridge.errors import CollectionError, EmbridgeError, ParameterError, SpaceMismatchError
-from embridge.feature_maps import Map
+from embridge.maps import Map
 from embridge.records import Conversion
 from embridge.stores import Collection, ParquetCollection
-from embridge.stores.collection import check_content
-from embridge.stores.parquet import ERROR_COLUMNS
+from embridge.stores.base import check_content
+from embridge.stores.parquet.collection import ERROR_COLUMNS
 
 OnBad = Literal["stop", "skip"]
 Progress = Callable[[int, int], None]

@@ -8,15 +8,15 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from embridge.confidence import Confidence
 from embridge.conversion.engine import Precision
 from embridge.errors import SpaceMismatchError, VerificationError
-from embridge.feature_maps import Map
-from embridge.ids import check_unique
+from embridge.maps import Map
+from embridge.maps.confidence import Confidence
 from embridge.stores import Batch, Collection, ParquetCollection, open_collection
+from embridge.stores.ids import check_unique
 from embridge.stores.locations import beside
-from embridge.stores.parquet import ERROR_COLUMNS
-from embridge.stores.tables import read_bad_rows
+from embridge.stores.parquet.collection import ERROR_COLUMNS
+from embridge.tables.rejected import read_bad_rows
 
 _SAMPLE_GROUPS, _SAMPLE_ROWS = 8, 64
 # Of the longest vector: float32 products in another order differ by about 1e-6, a float16 is off by 5e-4 of its value.
@@ -84,7 +84,7 @@ def check_sample(
     if len(made) != expected:
         raise VerificationError.of(str(path), f"it has {len(made):,} rows instead of {expected:,}.")
     for row, ids, vectors in sample.kept:
-        wanted = made.batches(len(ids), payload=coverage is not None, needed=lambda start, stop, row=row: start <= row < stop)
+        wanted = made.batches(len(ids), payload=coverage is not None, row_filter=lambda start, stop, row=row: start <= row < stop)
         found = next(wanted)
         if found.ids.to_pylist() != ids:
             raise VerificationError.of(str(path), f"ids near row {row:,} are not those of the source.")
@@ -113,7 +113,7 @@ def verify(
         A Parquet collection.
     source : Collection, optional
         What it was converted from. Rows of it that are not in the output must be listed in ``OUT.bad.parquet``.
-    translation : LinearMap or FeatureMap, optional
+    translation : LinearMap or KernelMap, optional
     precision : {"float32", "tf32", "bfloat16"}
         Of the products that made it, for the tolerance.
     progress : callable, optional
@@ -204,7 +204,7 @@ class _Rows:
     """The rows of a source that should be in the output, taken a number at a time."""
 
     def __init__(self, source: Collection, skipped: np.ndarray) -> None:
-        self._batches = source.batches(lenient=True)
+        self._batches = source.batches(validate=False)
         self._skipped = skipped
         self._dim = source.stated_space.dim
         self._held: list[tuple[list, np.ndarray]] = []

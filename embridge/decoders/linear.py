@@ -17,7 +17,7 @@ from embridge.decoders.base import KINDS, Decoded, Decoder, Kind, as_classes, te
 from embridge.decoders.bounds import SIDECAR_BYTES, parse_json
 from embridge.decoders.declaration import stored_classes, stored_space
 from embridge.errors import DecoderError, MapError, ParameterError, SpaceMismatchError, UnreadableFileError
-from embridge.feature_maps import FeatureMap, Map
+from embridge.maps import KernelMap, Map
 from embridge.tensors import reading_tensors, write_tensors
 from embridge.types import Space
 
@@ -163,7 +163,7 @@ class LinearHead(Decoder):
             The map is not affine; or the head was folded with a normalised space already, and so is the map's: no single head does
             both.
         """
-        if isinstance(translation, FeatureMap):
+        if isinstance(translation, KernelMap):
             raise MapError.not_affine("a linear head does not fold with it")
         if not translation.target.same_as(self.space):
             raise SpaceMismatchError.decoder(self.name, self.space, "the map's target", translation.target)

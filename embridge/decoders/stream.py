@@ -14,14 +14,14 @@ from embridge.decoders.base import Decoded, Decoder
 from embridge.decoders.linear import LinearHead
 from embridge.device import resolve_device
 from embridge.errors import MapError, OutputError, ParameterError, SpaceMismatchError
-from embridge.feature_maps import Map
 from embridge.files import fingerprint
-from embridge.ids import check_unique
+from embridge.maps import Map
 from embridge.outputs import Output, claim
 from embridge.records import Decoding
 from embridge.stores import Collection, source_paths
-from embridge.stores.collection import IdValues, check_content
-from embridge.stores.predictions import check_payload, write_predictions
+from embridge.stores.base import IdValues, check_content
+from embridge.stores.ids import check_unique
+from embridge.tables.predictions import check_payload, write_predictions
 
 BATCH_BYTES = 8 << 20  # of float32 vectors: wide enough for a product, small enough for wide outputs
 
@@ -50,7 +50,7 @@ def decode(
     decoder : Decoder
     path : str or path-like
         A local Parquet file.
-    via : LinearMap or FeatureMap, optional
+    via : LinearMap or KernelMap, optional
         From the space of the source to that of the decoder.
     batch_rows : int, optional
         Default: as many as hold 8 MiB of float32 vectors.

@@ -19,9 +19,9 @@ from embridge.evaluation.metrics import (
     query_scores,
     relevance,
 )
-from embridge.ids import hash_ids
 from embridge.neighbors import top_k
 from embridge.records import QrelsCoverage
+from embridge.stores.ids import hash_ids
 from embridge.types import Metric
 
 REFERENCES = 1500  # queries of the other half that hubness is measured with

@@ -9,7 +9,6 @@ import numpy as np
 
 from embridge.anchors import Anchors
 from embridge.arrays import as_vectors, check_rows, unit
-from embridge.confidence import translation_errors
 from embridge.errors import ParameterError, SpaceMismatchError, TooFewAnchorsError
 from embridge.evaluation.benchmark import Benchmark, References
 from embridge.evaluation.corpus_size import SIZED, corpus_sizes, parts_of
@@ -17,7 +16,8 @@ from embridge.evaluation.metrics import Qrels, labels_of_queries
 from embridge.evaluation.runner import Runner
 from embridge.evaluation.scores import by_label, differences, mean_scores, per_query
 from embridge.evaluation.strategies import STRATEGIES, Maps, Rows, Strategy, StrategyRun
-from embridge.feature_maps import Map
+from embridge.maps import Map
+from embridge.maps.confidence import translation_errors
 from embridge.neighbors import check_k
 from embridge.records import ConfidenceCheck, CorpusSize, Evaluation
 from embridge.types import Metric
@@ -51,7 +51,7 @@ def evaluate(
 
     Parameters
     ----------
-    translation : LinearMap or FeatureMap
+    translation : LinearMap or KernelMap
     held_out : Anchors
         Rows of both spaces. Those that a map was fitted on are left out, so the whole match may be given.
     queries : Anchors, optional
@@ -60,7 +60,7 @@ def evaluate(
     qrels : mapping of query id to sequence of document ids, or to mapping of document id to grade, optional
         Relevance judgements, for recall@k, MRR@k and nDCG@k. Only relevant documents (grade above 0) that are in the corpus count,
         and only queries that have one; `Evaluation.qrels` says how many do.
-    reverse_map : LinearMap or FeatureMap, optional
+    reverse_map : LinearMap or KernelMap, optional
         A map from the target space to the source space, fitted on reversed anchors: adds ``project-queries``.
     k : int, default 10
     weight : float, optional
@@ -72,7 +72,7 @@ def evaluate(
     labels : mapping of id to label, optional
         Strings or integers: scores of every strategy by label. A query has the label of the first of its relevant rows that has
         one, else its own.
-    against : LinearMap or FeatureMap, optional
+    against : LinearMap or KernelMap, optional
         Another map between the same spaces: the paired difference to it of every strategy that depends on the map. Rows that
         either map was fitted on are left out.
     corpus_size : int, optional

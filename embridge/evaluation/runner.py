@@ -12,9 +12,9 @@ from embridge.errors import MapError
 from embridge.evaluation.benchmark import Benchmark, References
 from embridge.evaluation.metrics import by_hits
 from embridge.evaluation.strategies import TRANSLATE_DOCUMENTS, Maps, Queries, Rows, Strategy, StrategyRun
-from embridge.feature_maps import Map
 from embridge.indexes.hubness import augment, with_bias
-from embridge.queries import blend, project_queries
+from embridge.maps import Map
+from embridge.maps.queries import blend, project_queries
 from embridge.translators.select import one_standard_error
 from embridge.types import Metric
 

@@ -10,8 +10,8 @@ import numpy as np
 from embridge.anchors import Anchors
 from embridge.arrays import as_vectors, norms, unit
 from embridge.errors import ParameterError, SpaceMismatchError, TooFewAnchorsError
+from embridge.evaluation.relative import relative
 from embridge.records import Stitching, StitchingScore
-from embridge.representations import relative
 from embridge.translators import METHODS, fit
 from embridge.translators.paper import PaperTranslator, Scaling
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 
 from embridge.evaluation.metrics import QueryScores
-from embridge.feature_maps import Map
+from embridge.maps import Map
 
 PERCENTS = (1, 5, 20)
 

@@ -8,11 +8,11 @@ import numpy as np
 import pyarrow as pa
 
 from embridge.errors import BadIdsError, EmbridgeError, FaissIndexError, SpaceMismatchError
-from embridge.ids import check_unique
 from embridge.indexes.build import prepare
-from embridge.stores.collection import Collection
-from embridge.stores.faiss_decode import external_lists_of, holds_lists, keeps_labels, labels_of
-from embridge.stores.faiss_file import FAISS_ERRORS, IndexFile, faiss_reason, read_index_file
+from embridge.stores.base import Collection
+from embridge.stores.faiss.decode import external_lists_of, holds_lists, keeps_labels, labels_of
+from embridge.stores.faiss.file import FAISS_ERRORS, IndexFile, faiss_reason, read_index_file
+from embridge.stores.ids import check_unique
 from embridge.types import Metric, Space
 
 

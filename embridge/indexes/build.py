@@ -13,12 +13,12 @@ from embridge.arrays import as_vectors, unit
 from embridge.errors import EmbridgeError, FaissIndexError
 from embridge.indexes.describe import apply_settings
 from embridge.indexes.gpu import on_gpu
-from embridge.indexes.hubness import NEIGHBOURS, with_bias
+from embridge.indexes.hubness import NEIGHBORS, with_bias
 from embridge.indexes.offset import with_offset
-from embridge.stores.collection import Collection
-from embridge.stores.faiss_decode import keeps_labels
-from embridge.stores.faiss_file import FAISS_ERRORS, IndexFile, faiss_reason
-from embridge.stores.mixture import translated_rows
+from embridge.stores.base import Collection
+from embridge.stores.faiss.decode import keeps_labels
+from embridge.stores.faiss.file import FAISS_ERRORS, IndexFile, faiss_reason
+from embridge.stores.provenance import translated_rows
 from embridge.types import Metric
 
 _TRAINING_ROWS = 1 << 17  # more only where there are more lists than this trains well
@@ -56,23 +56,23 @@ def build(
             raise FaissIndexError.bias_under_l2(collection.name)
         references = as_vectors(references, space.dim, "reference queries")
 
-    mixture = collection.mixture if calibrated and collection.mixture and collection.mixture.offset else None
-    translated = translated_rows(collection, mixture.column) if mixture else np.empty(0, bool)
+    provenance = collection.provenance if calibrated and collection.provenance and collection.provenance.offset else None
+    translated = translated_rows(collection, provenance.column) if provenance else np.empty(0, bool)
 
     def rows_of(vectors: np.ndarray, places: slice | np.ndarray) -> np.ndarray:
         rows = prepare(vectors, space.metric)
         if references is not None:
             rows = with_bias(rows, references)
-            if mixture:
-                rows[translated[places], -1] -= 2 * mixture.offset
+            if provenance:
+                rows[translated[places], -1] -= 2 * provenance.offset
             return rows
-        return with_offset(rows, translated[places], mixture.offset, space.metric) if mixture else rows
+        return with_offset(rows, translated[places], provenance.offset, space.metric) if provenance else rows
 
     metric = faiss.METRIC_L2 if space.metric == Metric.L2 else faiss.METRIC_INNER_PRODUCT
     own_ids = collection.id_type == pa.int64() and not _has_empty_label(collection)
     held: list[pa.Array] = []
     try:
-        index = faiss.index_factory(space.dim + (references is not None or mixture is not None), factory, metric)
+        index = faiss.index_factory(space.dim + (references is not None or provenance is not None), factory, metric)
         if index.metric_type != metric:
             raise FaissIndexError.factory(factory, f"it measures by L2 alone, and {collection.name} by {space.metric}")
         apply_settings(index, settings or {})
@@ -97,9 +97,9 @@ def build(
     ids = None if own_ids else pa.chunked_array(held, collection.id_type).combine_chunks()
     notes: dict[str, Any] = {}
     if references is not None:
-        notes["hubness"] = {"neighbours": min(NEIGHBOURS, len(references)), "references": len(references)}
-    if mixture is not None:
-        notes["calibration"] = {"offset": mixture.offset, "k": mixture.k}
+        notes["hubness"] = {"neighbors": min(NEIGHBORS, len(references)), "references": len(references)}
+    if provenance is not None:
+        notes["calibration"] = {"offset": provenance.offset, "k": provenance.k}
     return IndexFile(index, space, ids, {"source": collection.fingerprint()}, notes)
 
 

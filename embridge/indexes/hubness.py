@@ -11,7 +11,7 @@ import numpy as np
 from embridge.arrays import unit
 from embridge.errors import ParameterError
 
-NEIGHBOURS = 10
+NEIGHBORS = 10
 
 
 def bias(rows: np.ndarray, references: np.ndarray) -> np.ndarray:
@@ -28,7 +28,7 @@ def bias(rows: np.ndarray, references: np.ndarray) -> np.ndarray:
     -------
     ndarray of shape (n,), float32
     """
-    count = min(NEIGHBOURS, len(references))
+    count = min(NEIGHBORS, len(references))
     if not count:
         raise ParameterError.must_be("hubness", "at least one reference query", 0)
     queries = unit(references)

@@ -12,17 +12,17 @@ import numpy as np
 
 from embridge.arrays import as_vectors, check_rows
 from embridge.errors import EmbridgeError, FaissIndexError, ParameterError, SpaceMismatchError
-from embridge.feature_maps import Map
-from embridge.ids import check_unique
 from embridge.indexes.add import add_rows
 from embridge.indexes.build import build
 from embridge.indexes.gpu import GPU_LIMIT, on_gpu
 from embridge.indexes.parameters import in_force, search_parameters, stateful
 from embridge.indexes.search import search_index
+from embridge.maps import Map
+from embridge.maps.queries import blend, project_queries
 from embridge.outputs import INDEX, Output, claim
-from embridge.queries import blend, project_queries
-from embridge.stores.collection import Collection
-from embridge.stores.faiss_file import (
+from embridge.stores.base import Collection
+from embridge.stores.faiss.collection import external_ids, space_of
+from embridge.stores.faiss.file import (
     FAISS_ERRORS,
     IndexFile,
     faiss_reason,
@@ -30,7 +30,7 @@ from embridge.stores.faiss_file import (
     read_index_file,
     write_index_file,
 )
-from embridge.stores.faiss_store import external_ids, space_of
+from embridge.stores.ids import check_unique
 from embridge.types import DeclaredSpace, Hits, Metric, Space
 
 _MOST_EMPTY = 1 << 16  # k beyond the vectors that an index holds: each place that stays empty takes memory
@@ -113,8 +113,8 @@ class Index:
             Of the index's own space, or of the other end of `via`.
         k : int, default 10
             More than the index holds leaves places empty; at most 65,536 then.
-        via : LinearMap or FeatureMap, optional
-            Between the space of the queries and that of the index, in either direction (see `embridge.queries.project_queries`).
+        via : LinearMap or KernelMap, optional
+            Between the space of the queries and that of the index, in either direction (see `project_queries`).
         old_queries : ndarray of shape (n_queries, index dim), optional
             The same queries by the index's own model, to be blended with the projected ones.
         weight : float, default 0.5

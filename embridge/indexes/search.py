@@ -9,13 +9,13 @@ import numpy as np
 
 from embridge.arrays import unit
 from embridge.errors import BadIdsError, SpaceMismatchError
-from embridge.feature_maps import Map
-from embridge.ids import match_rows
 from embridge.indexes.build import prepare
 from embridge.indexes.hubness import augment
 from embridge.indexes.offset import with_length
-from embridge.stores.collection import Collection
-from embridge.stores.faiss_file import IndexFile
+from embridge.maps import Map
+from embridge.stores.base import Collection
+from embridge.stores.faiss.file import IndexFile
+from embridge.stores.ids import match_rows
 from embridge.types import Hits, Metric, Space
 
 if TYPE_CHECKING:

@@ -16,9 +16,9 @@ from embridge.migration.equivalence import Equivalence, Extent, equivalence, ext
 from embridge.migration.rebuild import TranslatedRows, rebuild
 from embridge.migration.rewrite import folds, loses, obstacle, rewrite
 from embridge.migration.wrap import wrap
-from embridge.stores.faiss_decode import external_lists_of, holds_codes, stored_vectors
-from embridge.stores.faiss_file import IndexFile, index_fingerprint, read_index_file
-from embridge.stores.faiss_store import space_of
+from embridge.stores.faiss.collection import space_of
+from embridge.stores.faiss.decode import external_lists_of, holds_codes, stored_vectors
+from embridge.stores.faiss.file import IndexFile, index_fingerprint, read_index_file
 from embridge.types import DeclaredSpace, Space
 
 _CONDITION = 1e4  # beyond it a map flattens directions that a graph or lists were built on

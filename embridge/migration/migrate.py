@@ -17,13 +17,12 @@ from embridge.errors import (
     ParameterError,
     UnreadableFileError,
 )
-from embridge.feature_maps import Map
-from embridge.maps import LinearMap
+from embridge.maps import LinearMap, Map
 from embridge.migration.attempt import MigrationAttempt
 from embridge.migration.verification import AGREES, Verification, VerificationScore
 from embridge.outputs import INDEX, Output, claim
 from embridge.records import Migration
-from embridge.stores.faiss_file import FAISS_ERRORS, IndexFile, faiss_reason, index_fingerprint, write_index_file
+from embridge.stores.faiss.file import FAISS_ERRORS, IndexFile, faiss_reason, index_fingerprint, write_index_file
 from embridge.types import DeclaredSpace, Space
 
 MODES = ("auto", "wrap", "rewrite", "rebuild")
@@ -67,7 +66,7 @@ def migrate(
     space : Space, DeclaredSpace or str, optional
         Of an index that does not say it itself.
     min_recall : float, optional
-        The share of the true neighbours of sampled queries that must be found. Default: any, but ``auto`` takes a rewrite that is
+        The share of the true neighbors of sampled queries that must be found. Default: any, but ``auto`` takes a rewrite that is
         not exact (or wraps so) only where it finds 0.9 of what the old index finds in its own space.
     queries : ndarray of shape (n, dim_new), optional
         Real queries of the new space to verify with. Default: rows of the index plus noise, translated.
@@ -150,7 +149,7 @@ def _migrate(
             wanted = max(wanted, *measured.values())
         if score.overlap >= wanted:
             return _finish(attempt, verification, target, tried, made, score, exact=exact, reason=reason, refused=refused)
-        refused.append(f"{tried}: {score.overlap:.3f} of the true neighbours are found, {wanted:.3f} are wanted")
+        refused.append(f"{tried}: {score.overlap:.3f} of the true neighbors are found, {wanted:.3f} are wanted")
         measured[tried] = score.overlap
     if min_recall is not None or not measured:
         raise MigrationRefusedError.of(attempt.path, mode, refused)
@@ -212,4 +211,4 @@ def _remarks(score: VerificationScore, verification: Verification, *, exact: boo
         yield "its vectors cannot be read back, so it was held against the old index's answers alone"
         return
     own = "" if verification.own_overlap is None else f"; the old index finds {verification.own_overlap:.3f} of its own"
-    yield f"{score.overlap:.3f} of the true neighbours are found{own}"
+    yield f"{score.overlap:.3f} of the true neighbors are found{own}"

@@ -11,10 +11,10 @@ import pyarrow as pa
 from embridge.indexes.build import build
 from embridge.indexes.describe import factory_of, settings_of
 from embridge.maps import LinearMap
-from embridge.stores.collection import Batch, Collection, Needed
-from embridge.stores.faiss_decode import stored_vectors
-from embridge.stores.faiss_file import IndexFile
-from embridge.stores.faiss_store import external_ids
+from embridge.stores.base import Batch, Collection, RowFilter
+from embridge.stores.faiss.collection import external_ids
+from embridge.stores.faiss.decode import stored_vectors
+from embridge.stores.faiss.file import IndexFile
 from embridge.stores.memory import empty_payload
 from embridge.types import Space
 
@@ -34,10 +34,12 @@ class TranslatedRows(Collection):
     def __len__(self) -> int:
         return self._file.index.ntotal
 
-    def _read(self, batch_rows: int, *, payload: bool, vectors: bool, needed: Needed | None, lenient: bool) -> Iterator[Batch]:
+    def _read(
+        self, batch_rows: int, *, payload: bool, vectors: bool, row_filter: RowFilter | None, validate: bool
+    ) -> Iterator[Batch]:
         start, width = 0, self._translation.source.dim
         for labels, values in stored_vectors(self._file.index, batch_rows):
-            if needed is None or needed(start, start + len(labels)):
+            if row_filter is None or row_filter(start, start + len(labels)):
                 rows = self._translation.apply(values[:, :width]) if vectors else np.empty((len(labels), 0), np.float32)
                 yield Batch(start, external_ids(self._file, labels, self.name), rows, empty_payload(len(labels)))
             start += len(labels)
@@ -62,6 +64,6 @@ def rebuild(
         No factory string builds such an index, or its vectors cannot be read back, or it cannot be built in the new width.
     """
     factory = factory_of(like)
-    for prefix in ("IDMap2,", "IDMap,"):  # `build` maps ids where that is needed
+    for prefix in ("IDMap2,", "IDMap,"):  # `build` maps ids where that is row_filter
         factory = factory.removeprefix(prefix)
     return build(rows, factory, references=references, settings=settings_of(like), seed=seed, progress=progress), factory

@@ -10,17 +10,17 @@ import numpy as np
 import pyarrow as pa
 
 from embridge.errors import FaissIndexError
-from embridge.ids import hash_ids
 from embridge.indexes.build import prepare
 from embridge.indexes.hubness import augment, with_bias
 from embridge.indexes.search import search_index
 from embridge.maps import LinearMap
 from embridge.migration.equivalence import Equivalence
 from embridge.neighbors import Nearest, overlap
-from embridge.stores.collection import BATCH_BYTES
-from embridge.stores.faiss_decode import stored_vectors
-from embridge.stores.faiss_file import IndexFile
-from embridge.stores.faiss_store import external_ids
+from embridge.stores.base import BATCH_BYTES
+from embridge.stores.faiss.collection import external_ids
+from embridge.stores.faiss.decode import stored_vectors
+from embridge.stores.faiss.file import IndexFile
+from embridge.stores.ids import hash_ids
 from embridge.types import Metric, Space
 
 K = 10
@@ -45,7 +45,7 @@ class VerificationScore:
 
 
 class Verification:
-    """Sampled queries of the new space, their true neighbours, and what the old index answers to them.
+    """Sampled queries of the new space, their true neighbors, and what the old index answers to them.
 
     Parameters
     ----------
@@ -66,7 +66,7 @@ class Verification:
     ----------
     queries : ndarray of shape (n_queries, dim_new)
     own_overlap : float or None
-        What the old index finds of the neighbours in its own space, searched with rows of its own plus noise: the best that can
+        What the old index finds of the neighbors in its own space, searched with rows of its own plus noise: the best that can
         be hoped for from a structure like its own. None where the equivalence is exact: then it is the overlap itself.
     readable : bool
         False where its vectors cannot be read back; then its own answers are all there is to compare with.
@@ -147,7 +147,7 @@ class Verification:
         return self._map.apply(old_queries) if self._passage.forward else self._map.inverse().apply(old_queries)
 
     def _true_neighbours(self, pulled: np.ndarray | None) -> np.ndarray:
-        """Ids of the true neighbours, by brute force over translated rows.
+        """Ids of the true neighbors, by brute force over translated rows.
 
         Where pulled-back queries should rank stored rows just so, they do the work, at a fraction of the cost, once a first batch
         of rows has shown that they do.

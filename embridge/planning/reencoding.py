@@ -11,10 +11,10 @@ from embridge.arrays import as_vectors
 from embridge.device import resolve_device
 from embridge.errors import ParameterError, SpaceMismatchError
 from embridge.evaluation.metrics import DEPTH, by_hits
-from embridge.feature_maps import Map
-from embridge.ids import hash_ids
+from embridge.maps import Map
 from embridge.neighbors import Nearest
-from embridge.stores.collection import Collection
+from embridge.stores.base import Collection
+from embridge.stores.ids import hash_ids
 
 if TYPE_CHECKING:
     import torch
@@ -36,7 +36,7 @@ def rows_to_reencode(
     Parameters
     ----------
     source : Collection
-    translation : LinearMap or FeatureMap
+    translation : LinearMap or KernelMap
         From its space.
     queries : ndarray of shape (n_queries, dim_target)
         By the new model.

@@ -59,7 +59,7 @@ class Migration:
         True where the index was shown to return, for queries of the new space, the ids that the old one returns for the
         pulled-back queries (a rebuild: those of brute force).
     verified_overlap : float
-        Mean share of the 10 true neighbours, by brute force over translated rows, that it finds.
+        Mean share of the 10 true neighbors, by brute force over translated rows, that it finds.
     queries_verified : int
     seconds : float
         Verification and writing included.
@@ -115,7 +115,7 @@ class Merge:
     replaced : int
         Rows of the translated side whose place a native row took.
     offset : float
-        Added to scores of translated rows (see `Mixture`); 0 where nothing told which.
+        Added to scores of translated rows (see `Provenance`); 0 where nothing told which.
     reason : str
         How it was found, or why not.
     k, queries : int

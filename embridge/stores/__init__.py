@@ -5,10 +5,10 @@ from __future__ import annotations
 import os
 
 from embridge.errors import ParameterError
-from embridge.stores.collection import Batch, Collection
+from embridge.stores.base import Batch, Collection
 from embridge.stores.locations import is_remote
 from embridge.stores.memory import MemoryCollection
-from embridge.stores.parquet import ParquetCollection
+from embridge.stores.parquet.collection import ParquetCollection
 from embridge.types import DeclaredSpace, Space
 
 __all__ = ["Batch", "Collection", "MemoryCollection", "ParquetCollection", "open_collection", "source_paths"]
@@ -56,7 +56,7 @@ def open_collection(
     if name.lower().endswith((".faiss", ".index")):
         if id_column or vector_column:
             raise ParameterError(f"{name!r} is a FAISS index, which has no columns. Leave id_column and vector_column out.")
-        from embridge.stores.faiss_store import FaissCollection  # loads FAISS, which a Parquet user may not have
+        from embridge.stores.faiss.collection import FaissCollection  # loads FAISS, which a Parquet user may not have
 
         return FaissCollection(name, space=space, external_lists=external_lists)
     return ParquetCollection(name, space=space, id_column=id_column, vector_column=vector_column)

@@ -11,7 +11,7 @@ import pyarrow as pa
 
 from embridge.arrays import as_vectors
 from embridge.errors import BadIdsError, BadVectorsError, CollectionError
-from embridge.stores.collection import Batch, Collection, Needed, normalise_ids
+from embridge.stores.base import Batch, Collection, RowFilter, normalize_ids
 from embridge.types import Space
 
 
@@ -48,7 +48,7 @@ class MemoryCollection(Collection):
             raise BadIdsError.kind(self.name, f"values of several kinds, or beyond them ({e})") from e
         if not len(values):
             raise CollectionError.empty(self.name)
-        self._ids = normalise_ids(values, self.name)
+        self._ids = normalize_ids(values, self.name)
         if self._ids.null_count:
             raise BadIdsError.null(self.name, self._ids.null_count)
         counts = self._ids.value_counts()
@@ -72,10 +72,12 @@ class MemoryCollection(Collection):
     def __len__(self) -> int:
         return len(self._ids)
 
-    def _read(self, batch_rows: int, *, payload: bool, vectors: bool, needed: Needed | None, lenient: bool) -> Iterator[Batch]:
+    def _read(
+        self, batch_rows: int, *, payload: bool, vectors: bool, row_filter: RowFilter | None, validate: bool
+    ) -> Iterator[Batch]:
         for start in range(0, len(self), batch_rows):
             rows = slice(start, start + batch_rows)
-            if needed is not None and not needed(start, min(start + batch_rows, len(self))):
+            if row_filter is not None and not row_filter(start, min(start + batch_rows, len(self))):
                 continue
             ids = self._ids[rows]
             others = self._payload.slice(start, batch_rows).to_batches() if payload and self.payload_schema.names else None

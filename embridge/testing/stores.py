@@ -21,8 +21,8 @@ import numpy as np
 import pytest
 
 from embridge.errors import BadVectorsError, EmbridgeError, ParameterError
-from embridge.ids import check_unique, count_repeated
-from embridge.stores.collection import Collection
+from embridge.stores.base import Collection
+from embridge.stores.ids import check_unique, count_repeated
 from embridge.types import Metric, Space
 
 N, DIM = 100, 8  # more rows than one batch, fewer than one default batch
@@ -191,14 +191,14 @@ class CollectionConformance:
     def test_spans_that_are_not_needed_may_be_passed_over(self, make: Make) -> None:
         collection = make(self.ids(), self.vectors(), self.space())
         whole = collection.read()[1]
-        assert list(collection.batches(10, needed=lambda start, stop: False)) == []
+        assert list(collection.batches(10, row_filter=lambda start, stop: False)) == []
         asked: list[tuple[int, int]] = []
 
-        def needed(start: int, stop: int) -> bool:
+        def row_filter(start: int, stop: int) -> bool:
             asked.append((start, stop))
             return start <= 42 < stop
 
-        found = list(collection.batches(10, needed=needed))
+        found = list(collection.batches(10, row_filter=row_filter))
         assert any(b.start <= 42 < b.start + len(b) for b in found)
         for batch in found:
             self.assert_close(batch.vectors, whole[batch.start : batch.start + len(batch)])
@@ -261,7 +261,7 @@ class CollectionConformance:
         ids, vectors = self.ids(), self.vectors()
         vectors[40], vectors[41] = np.nan, 0
         collection = make(ids, vectors, self.space())
-        found = {b.start + row: why for b in collection.batches(30, lenient=True) for row, why in collection.unusable(b).items()}
+        found = {b.start + row: why for b in collection.batches(30, validate=False) for row, why in collection.unusable(b).items()}
         assert found == {40: "no vector, or NaN or infinite values", 41: "zero vector"}
 
     def test_ids_are_unique_here(self, make: Make, id_kind: str) -> None:
@@ -311,7 +311,7 @@ class CollectionConformance:
             pytest.skip("the store cannot hold such values")
         vectors = self.vectors()
         vectors[40], vectors[60, 2], vectors[70] = np.nan, np.inf, 0
-        batches = list(make(self.ids(), vectors, self.space()).batches(lenient=True))
+        batches = list(make(self.ids(), vectors, self.space()).batches(validate=False))
         np.testing.assert_array_equal(np.concatenate([b.vectors for b in batches]), vectors)
 
     def test_bad_rows_do_not_hinder_taking_others(self, make: Make) -> None:

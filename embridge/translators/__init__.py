@@ -8,11 +8,10 @@ from typing import Any, Literal, overload
 import torch
 
 from embridge.anchors import Anchors
+from embridge.anchors.fold_moments import FoldMoments
+from embridge.anchors.moments import Moments
 from embridge.errors import ParameterError
-from embridge.feature_maps import FeatureMap, Map
-from embridge.folds import Folds
-from embridge.maps import LinearMap
-from embridge.moments import Moments
+from embridge.maps import KernelMap, LinearMap, Map
 from embridge.translators.base import Translator
 from embridge.translators.bridge import Bridge, Ridge
 from embridge.translators.calibration import calibrate
@@ -52,7 +51,7 @@ METHODS: dict[str, type[Translator]] = {
 
 @overload
 def fit(
-    anchors: Anchors | Moments | Folds,
+    anchors: Anchors | Moments | FoldMoments,
     method: Literal["kernel"] | Kernel,
     *,
     role: str = ...,
@@ -60,10 +59,10 @@ def fit(
     queries: QueryPairs | None = ...,
     device: str | torch.device | None = ...,
     **parameters: Any,
-) -> FeatureMap: ...
+) -> KernelMap: ...
 @overload
 def fit(
-    anchors: Anchors | Moments | Folds,
+    anchors: Anchors | Moments | FoldMoments,
     method: AffineMethod | Translator,
     *,
     role: str = ...,
@@ -74,7 +73,7 @@ def fit(
 ) -> LinearMap: ...
 @overload
 def fit(
-    anchors: Anchors | Moments | Folds,
+    anchors: Anchors | Moments | FoldMoments,
     method: Literal["auto"] = ...,
     *,
     keep_affine: Literal[True],
@@ -85,7 +84,7 @@ def fit(
 ) -> LinearMap: ...
 @overload
 def fit(
-    anchors: Anchors | Moments | Folds,
+    anchors: Anchors | Moments | FoldMoments,
     method: str | Translator | Kernel | Auto = ...,
     *,
     role: str = ...,
@@ -95,7 +94,7 @@ def fit(
     **parameters: Any,
 ) -> Map: ...
 def fit(
-    anchors: Anchors | Moments | Folds,
+    anchors: Anchors | Moments | FoldMoments,
     method: str | Translator | Kernel | Auto = "auto",
     *,
     role: str = "documents",
@@ -108,7 +107,7 @@ def fit(
 
     Parameters
     ----------
-    anchors : Anchors, Moments or Folds
+    anchors : Anchors, Moments or FoldMoments
         ``kernel`` takes Anchors only.
     method : str, Translator, Kernel or Auto, default "auto"
         ``bridge``, ``ridge``, ``rotation``, ``isometry``, ``projection``, ``affine``, ``linear``, ``l-ortho``, ``ortho`` or
@@ -127,7 +126,7 @@ def fit(
 
     Returns
     -------
-    LinearMap, or FeatureMap by ``kernel``
+    LinearMap, or KernelMap by ``kernel``
         Its `record` says how it was chosen.
 
     Raises
@@ -160,7 +159,7 @@ def fit(
     return _fit(cls(**parameters), anchors, device).recorded(role=name)
 
 
-def _fit(method: Translator | Kernel | Auto, anchors: Anchors | Moments | Folds, device: str | torch.device | None) -> Map:
+def _fit(method: Translator | Kernel | Auto, anchors: Anchors | Moments | FoldMoments, device: str | torch.device | None) -> Map:
     if isinstance(method, Translator | Auto):
         return method.fit(anchors, device=device)
     if not isinstance(anchors, Anchors):

@@ -11,11 +11,11 @@ import numpy as np
 import torch
 
 from embridge.anchors import Anchors
+from embridge.anchors.fold_moments import FoldMoments
+from embridge.anchors.moments import Moments
 from embridge.device import resolve_device
 from embridge.errors import TooFewAnchorsError
-from embridge.folds import Folds
 from embridge.maps import LinearMap
-from embridge.moments import Moments
 from embridge.records import Candidate, FitRecord
 from embridge.translators.solvers import orthogonal_factor
 
@@ -63,23 +63,23 @@ class Translator(ABC):
     minimum: ClassVar[int] = 2
 
     @abstractmethod
-    def solve(self, data: Moments | Folds) -> Solution:
+    def solve(self, data: Moments | FoldMoments) -> Solution:
         """The map in closed form (or by iteration over moments)."""
 
     def needs_folds(self) -> bool:
-        """True where parameters have to be chosen, and so `solve` takes Folds."""
+        """True where parameters have to be chosen, and so `solve` takes FoldMoments."""
         return False
 
     def needs_full(self) -> bool:
         """True where `solve` reads all of Syy (see `Moments.full`)."""
         return False
 
-    def fit(self, anchors: Anchors | Moments | Folds, *, device: str | torch.device | None = "cpu") -> LinearMap:
+    def fit(self, anchors: Anchors | Moments | FoldMoments, *, device: str | torch.device | None = "cpu") -> LinearMap:
         """Fit the map from the source to the target of the anchors.
 
         Parameters
         ----------
-        anchors : Anchors, Moments or Folds
+        anchors : Anchors, Moments or FoldMoments
             Moments are enough for methods without parameters to choose.
         device : str, default "cpu"
             Where moments of anchors are taken. Solving is float64 on the CPU.
@@ -94,22 +94,22 @@ class Translator(ABC):
             Fewer than the method needs, or too few for folds.
         """
         started = time.perf_counter()
-        n = anchors.total().n if isinstance(anchors, Folds) else anchors.n if isinstance(anchors, Moments) else len(anchors)
+        n = anchors.total().n if isinstance(anchors, FoldMoments) else anchors.n if isinstance(anchors, Moments) else len(anchors)
         if n < self.minimum:
             raise TooFewAnchorsError.for_method(self.name, self.minimum, n)
         data = anchors
         if isinstance(data, Anchors):
             full = self.needs_full()
             data = data.folds(device=device, full=full) if self.needs_folds() else data.moments(device, full=full)
-        elif isinstance(data, Folds) and not self.needs_folds():
+        elif isinstance(data, FoldMoments) and not self.needs_folds():
             data = data.total()
         elif isinstance(data, Moments) and self.needs_folds():
             raise TooFewAnchorsError(
                 f"{self.name!r} chooses its parameters on folds, which one set of moments does not have. "
-                "Hint: give Anchors or Folds, or set the parameters."
+                "Hint: give Anchors or FoldMoments, or set the parameters."
             )
         found = self.solve(data)
-        spaces = data.parts[0] if isinstance(data, Folds) else data
+        spaces = data.parts[0] if isinstance(data, FoldMoments) else data
         is_rows = isinstance(anchors, Anchors)
         record = FitRecord(
             found.method or self.name,
@@ -124,7 +124,7 @@ class Translator(ABC):
             chosen_by=found.chosen_by,
         )
         hashes = np.sort(anchors.hashes()) if is_rows else np.empty(0, np.uint64)
-        if isinstance(anchors, Folds):
+        if isinstance(anchors, FoldMoments):
             hashes = anchors.anchor_hashes
         return LinearMap(found.weight.T, found.intercept, spaces.source, spaces.target, record, hashes)
 
@@ -133,9 +133,9 @@ class Translator(ABC):
         return f"{type(self).__name__}({values})"
 
 
-def total(data: Moments | Folds) -> Moments:
+def total(data: Moments | FoldMoments) -> Moments:
     """Moments of all rows."""
-    return data.total() if isinstance(data, Folds) else data
+    return data.total() if isinstance(data, FoldMoments) else data
 
 
 def centred_factor(moments: Moments) -> tuple[np.ndarray, int]:

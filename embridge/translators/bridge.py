@@ -7,9 +7,9 @@ from typing import Any
 
 import numpy as np
 
+from embridge.anchors.fold_moments import FoldMoments
+from embridge.anchors.moments import Moments
 from embridge.errors import ParameterError
-from embridge.folds import Folds
-from embridge.moments import Moments
 from embridge.records import Candidate
 from embridge.translators.base import Solution, Translator, centred_factor, total
 from embridge.translators.scoring import Role, as_role, fold_scores
@@ -58,7 +58,7 @@ class Bridge(Translator):
     def needs_folds(self) -> bool:
         return self.alpha is None or self.s is None
 
-    def solve(self, data: Moments | Folds) -> Solution:
+    def solve(self, data: Moments | FoldMoments) -> Solution:
         if self.alpha is not None and not self.alpha >= 0:
             raise ParameterError.must_be("alpha", "at least 0", self.alpha)
         if self.s is not None and not 0 <= self.s <= 1:
@@ -69,9 +69,11 @@ class Bridge(Translator):
         alpha, s = self.alpha, self.s
         chosen: dict[str, Any] = {}
         if alpha is None or s is None:
-            # `fit` gives Folds where one of them is to be chosen.
-            if not isinstance(data, Folds):
-                raise ParameterError(f"{self.name!r} chooses its parameters on folds. Hint: give Anchors or Folds, or set them.")
+            # `fit` gives FoldMoments where one of them is to be chosen.
+            if not isinstance(data, FoldMoments):
+                raise ParameterError(
+                    f"{self.name!r} chooses its parameters on folds. Hint: give Anchors or FoldMoments, or set them."
+                )
             grid = [(a, b) for a in (ALPHAS if alpha is None else (alpha,)) for b in (SHARES if s is None else (s,))]
             scores = fold_scores([Bridge(*one, mean_weight=self.mean_weight) for one in grid], data, role).mean(axis=1)
             # Of equal scores the last one: the strongest alpha and the largest share are the safest choice.

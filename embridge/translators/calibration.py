@@ -8,12 +8,12 @@ import numpy as np
 import torch
 
 from embridge.anchors import Anchors
-from embridge.confidence import Confidence, error_kind, translation_errors
+from embridge.anchors.fold_moments import FoldMoments
+from embridge.anchors.moments import Moments
 from embridge.errors import MapError, SpaceMismatchError, TooFewAnchorsError
-from embridge.folds import Folds
-from embridge.ids import hash_ids
 from embridge.maps import LinearMap
-from embridge.moments import Moments
+from embridge.maps.confidence import Confidence, error_kind, translation_errors
+from embridge.stores.ids import hash_ids
 from embridge.translators.base import total
 
 LEAST_ROWS = 50  # 25 for weights, 25 for scores: enough for a coverage of 0.96
@@ -24,7 +24,7 @@ _FLAT = 1e-3  # a logarithm that varies less than this over the rows (the length
 
 def calibrate(
     translation: LinearMap,
-    anchors: Anchors | Moments | Folds,
+    anchors: Anchors | Moments | FoldMoments,
     held_out: Anchors,
     *,
     seed: int = 0,
@@ -38,7 +38,7 @@ def calibrate(
     Parameters
     ----------
     translation : LinearMap
-    anchors : Anchors, Moments or Folds
+    anchors : Anchors, Moments or FoldMoments
         What it was fitted on.
     held_out : Anchors
         Rows that it was not fitted on. Anchors of the map among them are left out; of more than 20,000 a sample is taken.

@@ -12,14 +12,13 @@ import numpy as np
 import torch
 
 from embridge.anchors import Anchors, match
+from embridge.anchors.fold_moments import FoldMoments
 from embridge.errors import ParameterError, TooFewAnchorsError
-from embridge.feature_maps import Map
-from embridge.folds import Folds
-from embridge.ids import hash_ids
-from embridge.maps import LinearMap
+from embridge.maps import LinearMap, Map
 from embridge.outputs import Output, replacing
 from embridge.records import AnchorRecord
-from embridge.stores.collection import Collection
+from embridge.stores.base import Collection
+from embridge.stores.ids import hash_ids
 from embridge.tensors import encode_tensors
 from embridge.translators import fit
 from embridge.translators.calibration import LEAST_ROWS, calibrate
@@ -35,10 +34,10 @@ class FittedMaps:
 
     Attributes
     ----------
-    forward : LinearMap or FeatureMap
-    reverse : LinearMap or FeatureMap, optional
+    forward : LinearMap or KernelMap
+    reverse : LinearMap or KernelMap, optional
         The regression from target to source, on the same rows; not the inverse of `forward`.
-    moments : Folds, optional
+    moments : FoldMoments, optional
         What both were fitted on, to be updated later.
     anchors : AnchorRecord
         How the shared rows were split.
@@ -46,7 +45,7 @@ class FittedMaps:
 
     forward: Map
     reverse: Map | None
-    moments: Folds | None
+    moments: FoldMoments | None
     anchors: AnchorRecord
 
     def save(
@@ -87,7 +86,7 @@ def fit_maps(
     queries: Anchors | None = None,
     qrels: Mapping[Any, Sequence[Any] | Mapping[Any, float]] | None = None,
     keep_moments: bool = False,
-    update: Folds | None = None,
+    update: FoldMoments | None = None,
     remove: bool = False,
     test_size: float = 0.1,
     seed: int = 0,
@@ -117,7 +116,7 @@ def fit_maps(
         Relevance judgements of the queries.
     keep_moments : bool, default False
         Keep what was fitted on, for `update`.
-    update : Folds, optional
+    update : FoldMoments, optional
         Moments of earlier anchors: the shared rows that are new are added to them.
     remove : bool, default False
         Take the shared rows out of `update` instead.

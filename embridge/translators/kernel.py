@@ -11,11 +11,11 @@ import numpy as np
 import torch
 
 from embridge.anchors import Anchors
+from embridge.anchors.moments import Moments
 from embridge.device import resolve_device
 from embridge.errors import ParameterError, TooFewAnchorsError
-from embridge.feature_maps import FeatureMap, gaussian
-from embridge.maps import LinearMap
-from embridge.moments import Moments
+from embridge.maps import KernelMap, LinearMap
+from embridge.maps.kernel import gaussian
 from embridge.records import Candidate, FitRecord
 from embridge.translators.bridge import Bridge
 from embridge.translators.scoring import Role, as_role, row_scores
@@ -43,7 +43,7 @@ class Kernel:
     are taken in one pass.
 
     Translating a row costs ``m (dim_source + dim_target)`` multiplications more than an affine map with m landmarks. The
-    result is a `FeatureMap`.
+    result is a `KernelMap`.
 
     Parameters
     ----------
@@ -81,7 +81,7 @@ class Kernel:
         self.seed = seed
         self.mean_weight = mean_weight
 
-    def fit(self, anchors: Anchors, *, device: str | torch.device | None = "cpu") -> FeatureMap:
+    def fit(self, anchors: Anchors, *, device: str | torch.device | None = "cpu") -> KernelMap:
         """Fit the map from the source to the target of the anchors.
 
         Parameters
@@ -93,7 +93,7 @@ class Kernel:
 
         Returns
         -------
-        FeatureMap
+        KernelMap
 
         Raises
         ------
@@ -146,7 +146,7 @@ class Kernel:
         )
         hashes = np.sort(anchors.hashes())
         affine = LinearMap(weight.T, self.mean_weight * mean_y - mean_x @ weight, anchors.source, anchors.target, record, hashes)
-        return FeatureMap(affine, problem.landmarks.cpu().numpy(), features, problem.gamma)
+        return KernelMap(affine, problem.landmarks.cpu().numpy(), features, problem.gamma)
 
     def contest(self, anchors: Anchors, device: str | torch.device | None) -> tuple[float | None, tuple[Candidate, ...]]:
         """The best penalty, or None where its gain over hardly any kernel is within one standard error on folds.

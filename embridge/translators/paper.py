@@ -15,9 +15,9 @@ from typing import Any, Literal
 import numpy as np
 import torch
 
+from embridge.anchors.fold_moments import FoldMoments
+from embridge.anchors.moments import Moments
 from embridge.errors import ParameterError
-from embridge.folds import Folds
-from embridge.moments import Moments
 from embridge.translators.base import Solution, Translator, total
 from embridge.translators.solvers import least_squares, orthogonal_factor
 
@@ -61,7 +61,7 @@ class PaperTranslator(Translator):
     def __init__(self, scaling: Scaling = "standard") -> None:
         self.scaling = scaling
 
-    def solve(self, data: Moments | Folds) -> Solution:
+    def solve(self, data: Moments | FoldMoments) -> Solution:
         moments = total(data)
         if self.scaling == "l2":
             return self._solve_unit(moments)

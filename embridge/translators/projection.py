@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 
+from embridge.anchors.fold_moments import FoldMoments
+from embridge.anchors.moments import Moments
 from embridge.errors import ParameterError
-from embridge.folds import Folds
-from embridge.moments import Moments
 from embridge.translators.base import Solution, Translator, total
 from embridge.translators.bridge import Scaled
 from embridge.translators.scoring import is_cosine
@@ -44,7 +44,7 @@ class Projection(Translator):
     def needs_full(self) -> bool:
         return not np.isinf(self.alpha)
 
-    def solve(self, data: Moments | Folds) -> Solution:
+    def solve(self, data: Moments | FoldMoments) -> Solution:
         if not self.alpha > 0:
             raise ParameterError.must_be("alpha", "above 0", self.alpha)
         moments = total(data)

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from embridge.folds import Folds
-from embridge.moments import Moments
+from embridge.anchors.fold_moments import FoldMoments
+from embridge.anchors.moments import Moments
 from embridge.translators.base import Solution, Translator, centred_factor, total
 from embridge.translators.solvers import orthogonal_factor
 
@@ -21,7 +21,7 @@ class Rotation(Translator):
     name = "rotation"
     minimum = 1
 
-    def solve(self, data: Moments | Folds) -> Solution:
+    def solve(self, data: Moments | FoldMoments) -> Solution:
         moments = total(data)
         weight, rank = orthogonal_factor(moments.sxy + moments.n * np.outer(moments.mean_x, moments.mean_y))
         return Solution(weight, np.zeros(weight.shape[1]), {"rank": rank})
@@ -32,12 +32,12 @@ class Isometry(Translator):
 
     Q is ``U V^T`` of ``Sxy`` and ``c = sqrt(tr Syy / <Q, Sxx Q>)`` matches the total variances. (The least-squares scalar
     shrinks toward the mean, which costs ranking.) It keeps L2 exactly up to c where dim_source <= dim_target; because of the
-    offset it keeps cosine and inner-product neighbours only approximately.
+    offset it keeps cosine and inner-product neighbors only approximately.
     """
 
     name = "isometry"
 
-    def solve(self, data: Moments | Folds) -> Solution:
+    def solve(self, data: Moments | FoldMoments) -> Solution:
         moments = total(data)
         q, rank = centred_factor(moments)
         spread = float(np.vdot(q, moments.sxx @ q))

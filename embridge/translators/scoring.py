@@ -8,12 +8,12 @@ from typing import Literal, Protocol, get_args
 
 import numpy as np
 
+from embridge.anchors.fold_moments import FoldMoments
+from embridge.anchors.moments import Moments
 from embridge.arrays import unit
 from embridge.errors import ParameterError
-from embridge.folds import Folds
-from embridge.ids import hash_ids
-from embridge.moments import Moments
 from embridge.neighbors import overlap, top_k
+from embridge.stores.ids import hash_ids
 from embridge.types import Metric, Space
 
 Role = Literal["documents", "queries", "decode"]
@@ -142,7 +142,7 @@ def _apply(found: Affine, x: np.ndarray) -> np.ndarray:
     return x @ found.weight.astype(np.float32) + found.intercept.astype(np.float32)
 
 
-def fold_scores(solvers: Sequence[Solver], folds: Folds, role: Role) -> np.ndarray:
+def fold_scores(solvers: Sequence[Solver], folds: FoldMoments, role: Role) -> np.ndarray:
     """Scores of methods on folds, higher is better; shape (methods, units), the units being stand-in queries."""
     columns = []
     for number, part in enumerate(folds.parts):
@@ -174,7 +174,7 @@ class QueryScores:
     recall: np.ndarray
 
 
-def real_scores(solvers: Sequence[Solver], folds: Folds, role: Role, queries: QueryPairs) -> QueryScores:
+def real_scores(solvers: Sequence[Solver], folds: FoldMoments, role: Role, queries: QueryPairs) -> QueryScores:
     """Scores of methods on real queries that rank the sampled rows of all folds, each row by a map that was not fitted on it.
 
     For ``documents`` the rows are translated; for ``queries`` they stay native, and the query is projected once for each fold. Over
@@ -210,7 +210,7 @@ def real_scores(solvers: Sequence[Solver], folds: Folds, role: Role, queries: Qu
     return QueryScores(np.array(overlaps), np.array(recalls))
 
 
-def _positions(relevant: Sequence[np.ndarray], folds: Folds) -> list[np.ndarray]:
+def _positions(relevant: Sequence[np.ndarray], folds: FoldMoments) -> list[np.ndarray]:
     """For each query the positions of its relevant documents among the sampled rows, which folds know by their hashes."""
     known = np.concatenate(folds.sample_hashes) if folds.sample_hashes else np.empty(0, np.uint64)
     if not len(known):

@@ -10,10 +10,10 @@ import numpy as np
 import torch
 
 from embridge.anchors import Anchors
+from embridge.anchors.fold_moments import FoldMoments
+from embridge.anchors.moments import Moments
 from embridge.errors import ParameterError
-from embridge.feature_maps import FeatureMap, Map
-from embridge.folds import Folds
-from embridge.moments import Moments
+from embridge.maps import KernelMap, Map
 from embridge.records import Candidate
 from embridge.translators.base import Solution, Translator, total
 from embridge.translators.bridge import Bridge, Ridge
@@ -69,18 +69,18 @@ class Auto:
         self.keep_affine = keep_affine
         self.queries = queries
 
-    def fit(self, anchors: Anchors | Moments | Folds, *, device: str | torch.device | None = "cpu") -> Map:
+    def fit(self, anchors: Anchors | Moments | FoldMoments, *, device: str | torch.device | None = "cpu") -> Map:
         """Fit the map from the source to the target of the anchors.
 
         Parameters
         ----------
-        anchors : Anchors or Folds
-            Folds have no rows to fit `Kernel` on, so the map is affine.
+        anchors : Anchors or FoldMoments
+            FoldMoments have no rows to fit `Kernel` on, so the map is affine.
         device : str, default "cpu"
 
         Returns
         -------
-        LinearMap, or FeatureMap where `Kernel` is chosen
+        LinearMap, or KernelMap where `Kernel` is chosen
 
         Raises
         ------
@@ -103,7 +103,7 @@ class Auto:
         record = replace(affine.record, candidates=affine.record.candidates + candidates)
         if penalty is None:
             return replace(affine, record=record)
-        fitted: FeatureMap = replace_penalty(kernel, penalty).fit(anchors, device=device)
+        fitted: KernelMap = replace_penalty(kernel, penalty).fit(anchors, device=device)
         seconds = affine.record.seconds + fitted.record.seconds
         return fitted.recorded(candidates=record.candidates, seconds=seconds, role=role, chosen_by=record.chosen_by)
 
@@ -132,8 +132,8 @@ class _AutoAffine(Translator):
     def needs_full(self) -> bool:
         return self.role == "queries"
 
-    def solve(self, data: Moments | Folds) -> Solution:
-        if not isinstance(data, Folds):
+    def solve(self, data: Moments | FoldMoments) -> Solution:
+        if not isinstance(data, FoldMoments):
             raise ParameterError("'auto' chooses on folds, which one set of moments does not have.")
         methods = candidates_for(self.role, data.parts[0].target, full=data.full, real=self.queries is not None)
         if self.queries is None:

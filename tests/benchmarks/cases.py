@@ -172,7 +172,7 @@ def kernel(folder: Path, n: int, p: int, q: int, landmarks: int) -> dict[str, ob
     rng = np.random.default_rng(0)
     spaces = eb.Space("old", p), eb.Space("new", q, eb.Metric.COSINE, True)
     affine = eb.LinearMap(rng.standard_normal((q, p)), rng.standard_normal(q), *spaces)
-    bent = eb.FeatureMap(affine, rng.standard_normal((landmarks, p)), rng.standard_normal((landmarks, q)), 1.0)
+    bent = eb.KernelMap(affine, rng.standard_normal((landmarks, p)), rng.standard_normal((landmarks, q)), 1.0)
     x = torch.randn(n, p)
     coef, z, w = torch.randn(p, q), torch.randn(p, landmarks), torch.randn(landmarks, q)
 

@@ -21,10 +21,10 @@ import pyarrow.parquet as pq
 
 import embridge as eb
 from embridge.anchors import Anchors
-from embridge.ids import hash_ids
 from embridge.maps import LinearMap
 from embridge.neighbors import overlap, top_k
 from embridge.records import AnchorRecord
+from embridge.stores.ids import hash_ids
 from embridge.translators import METHODS, QueryPairs
 from embridge.types import Metric, Space
 
@@ -88,7 +88,7 @@ def centred_procrustes(anchors: Anchors, **_: object) -> LinearMap:
     return LinearMap(weight.T, intercept, anchors.source, anchors.target)
 
 
-def methods(role: str, queries: QueryPairs) -> dict[str, Callable[[Anchors], eb.LinearMap | eb.FeatureMap]]:
+def methods(role: str, queries: QueryPairs) -> dict[str, Callable[[Anchors], eb.LinearMap | eb.KernelMap]]:
     """What is compared for a role; `auto` last."""
     names = ["rotation", "isometry", "affine", "linear", "l-ortho", "ortho", "ridge", "bridge"]
     names += {"documents": ["kernel"], "queries": ["projection"], "decode": []}[role]
@@ -157,7 +157,7 @@ def accuracy(pair: Pair, n: int, only: list[str] | None) -> dict[str, dict[str, 
     return found
 
 
-def _chosen(fitted: eb.LinearMap | eb.FeatureMap) -> str:
+def _chosen(fitted: eb.LinearMap | eb.KernelMap) -> str:
     kept = {k: v for k, v in fitted.record.parameters.items() if k in ("alpha", "s", "mean_weight", "penalty")}
     return " ".join([fitted.record.method, *(f"{k}={v:.3g}" for k, v in kept.items())])
 

@@ -26,7 +26,7 @@ PRELOADED = [
     "embridge.cli.conversion", "embridge.cli.collections", "embridge.cli.anchors", "embridge.cli.evaluation", "embridge.cli.merge",
     "embridge.cli.plan", "embridge.cli.search", "embridge.cli.migrate", "embridge.cli.decode", "embridge.cli.catalog",
     "embridge.catalog", "embridge.conversion", "embridge.decoders", "embridge.indexes.migrate", "embridge.planning",
-    "embridge.merging", "embridge.retrieval", "embridge.reporting", "embridge.evaluation", "embridge.translators", "duckdb",
+    "embridge.merging.merge", "embridge.retrieval", "embridge.reporting", "embridge.evaluation", "embridge.translators", "duckdb",
     "faiss", "pyarrow.compute", "pyarrow.dataset", "rich.progress", "safetensors.numpy", "torch.export", "skops.io", "onnxruntime",
     "sklearn.linear_model", "matplotlib.figure", "jinja2",
 ]  # fmt: skip
@@ -175,7 +175,7 @@ def _work(listener_to: socket.socket, arguments: list[str], folder: str, notes: 
 def small_steps() -> None:
     """Let small inputs take several row groups and parts."""
     import embridge as eb
-    from embridge.stores import writer
+    from embridge.stores.parquet import writer
 
     if not hasattr(writer, "GROUP_BYTES") or "part_rows" not in (eb.encode.__kwdefaults__ or {}):
         raise RuntimeError("the sizes of row groups and of parts have other names now: torture must set them")

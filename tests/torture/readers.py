@@ -38,7 +38,7 @@ def read_collection(path: Path, _: Path) -> None:
     for _batch in found.batches(payload=True):
         pass
     found.fingerprint()
-    eb.summarise(found)
+    eb.summarize(found)
 
 
 def convert_collection(path: Path, world: Path) -> None:
@@ -53,26 +53,26 @@ def convert_collection(path: Path, world: Path) -> None:
 
 
 def read_qrels(path: Path, _: Path) -> None:
-    from embridge.stores.tables import read_graded_qrels
+    from embridge.tables.qrels import read_graded_qrels
 
     read_graded_qrels(path)
 
 
 def read_labels(path: Path, _: Path) -> None:
-    from embridge.stores.tables import read_labels as read
+    from embridge.tables.labels import read_labels as read
 
     read(path)
 
 
 def read_ids(path: Path, _: Path) -> None:
-    from embridge.stores.tables import read_ids as read
+    from embridge.tables.ids import read_ids as read
 
     read(path)
 
 
 def read_texts(path: Path, _: Path) -> None:
-    from embridge.ids import check_unique
-    from embridge.stores.texts import TextTable
+    from embridge.stores.ids import check_unique
+    from embridge.tables.texts import TextTable
 
     texts = TextTable(path)
     check_unique(texts)
@@ -97,7 +97,7 @@ def read_map(path: Path, _: Path) -> tuple[bytes, bytes]:
 
 
 def read_moments(path: Path, _: Path) -> bytes:
-    found = eb.fit(eb.Folds.load(path), "ridge", alpha=0.1)
+    found = eb.fit(eb.FoldMoments.load(path), "ridge", alpha=0.1)
     return found.apply(_numbers(OLD_DIM)).tobytes()
 
 

@@ -1,0 +1,6 @@
+"""What conversion, search, decoders and indexes know of a translation: affine maps and kernel maps."""
+
+from embridge.maps.kernel import KernelMap as KernelMap
+from embridge.maps.linear import LinearMap as LinearMap
+from embridge.maps.loading import Map as Map
+from embridge.maps.loading import load_map as load_map

@@ -1,0 +1,264 @@
+"""Native and translated rows of one space in one collection, calibrated so that neither crowds the other out."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from embridge.anchors import ids_at
+from embridge.arrays import unit
+from embridge.errors import CollectionError, OutputError, ParameterError, SpaceMismatchError
+from embridge.files import fingerprint
+from embridge.maps import Map
+from embridge.merging.calibration import HITS, Found
+from embridge.neighbors import Nearest
+from embridge.outputs import Output, claim
+from embridge.records import Merge
+from embridge.stores import source_paths
+from embridge.stores.base import Collection, check_content
+from embridge.stores.ids import check_unique, hash_ids, match_rows
+from embridge.stores.parquet.writer import write_collection
+from embridge.stores.provenance import MixedRows, translated_rows
+from embridge.types import Metric, Provenance, Space
+
+
+def merge(
+    native: Collection,
+    translated: Collection,
+    path: str | os.PathLike[str],
+    *,
+    queries: Collection | None = None,
+    translation: Map | None = None,
+    k: int = 10,
+    max_queries: int = 2000,
+    dtype: str = "float32",
+    overwrite: bool = False,
+    seed: int = 0,
+    device: str = "cpu",
+    progress: Callable[[int, int], None] | None = None,
+) -> Merge:
+    """Write native and translated rows into one collection, with a column ``provenance`` and a calibration of their scores.
+
+    Scores of native and of translated rows are on different scales. By rows that are on both sides, whose native and translated
+    vectors are both known, one number is found that brings them onto one scale; it is kept in the file,
+    and every index that is built over it adds it to the scores of translated rows. Half of the queries find it, the other half
+    measure what it does.
+
+    Parameters
+    ----------
+    native : Collection
+        Rows by the new model.
+    translated : Collection
+        Converted rows; or an earlier merge, to which more native rows come. A row whose id is on both sides is written once,
+        native, and keeps the columns that only the translated side has.
+    path : str or path-like
+        The Parquet file to write: native rows first.
+    queries : Collection, optional
+        Of the new model. Default: native rows that have a translation ask, and do not find themselves; that is less exact.
+    translation : LinearMap or KernelMap, optional
+        The map that the translated rows were made with. Rows that it was fitted on are translated better than others; by them
+        alone an offset comes out at about half of what it should be, so with the map given they are left out.
+    k : int, default 10
+        Neighbors a search will ask for: an offset that is right for the 10 nearest is too high for the 100 nearest.
+    max_queries : int, default 2000
+    dtype : {"float32", "float16"}
+    overwrite : bool, default False
+    seed : int, default 0
+        Of which queries ask, and which of them measure.
+    device : str, default "cpu"
+        Where scores are computed.
+    progress : callable, optional
+        Called with (rows written, rows in all).
+
+    Returns
+    -------
+    Merge
+
+    Raises
+    ------
+    SpaceMismatchError
+        The sides, the queries or the map are of different spaces.
+    BadIdsError
+        An id occurs twice on one side, or ids are of different types.
+    CollectionError
+        Columns of one name and different types, a column ``provenance`` that no merge wrote, or a native side that was converted.
+    ChangedSourceError
+        A side or the queries changed while they were read.
+    BadVectorsError, OutputExistsError, InterruptedOutputError, ParameterError
+        Nothing is written.
+    """
+    started = time.perf_counter()
+    for name, value in (("k", k), ("max_queries", max_queries)):
+        if value < 1:
+            raise ParameterError.must_be(name, "at least 1", value)
+    with claim(Output(path), inputs=source_paths(native, translated, queries), overwrite=overwrite) as [target]:
+        space = _one_space(native, translated, queries, translation)
+        contents = [(side, side.fingerprint()) for side in (native, translated, queries) if side is not None]
+        check_unique(native)
+        check_unique(translated)
+        sides = _Sides.of(native, translated, translation, has_queries=queries is not None)
+        rows = MixedRows(native, translated, sides.native_rows, sides.translated_rows, sides.is_translated, Provenance(0, k).column)
+        found, own = _ask(sides, queries, k, max_queries, seed, device)
+        measured = hash_ids(own, "measure", seed) % np.uint64(2) == 0
+        offset, reason = _offset(found.at(~measured), sides, queries)
+        provenance, exam = Provenance(offset, k), found.at(measured)
+        before, after = exam.places(0.0), exam.places(offset)
+        lineage = {"native": contents[0][1], "translated": contents[1][1]}
+        lineage |= {"map": translation.fingerprint} if translation else {}
+        options = {
+            "columns": (native.id_column, native.vector_column),
+            "lineage": lineage,
+            "provenance": provenance,
+            "dtype": dtype,
+        }
+        options["metadata"] = translated.metadata | native.metadata
+        _write(target, space, rows, contents, options, progress)
+        made = fingerprint(target)
+    kept = int(sides.is_translated.sum()) - int(sides.is_translated[sides.translated_rows].sum())
+    asked = len(exam) > 0
+    return Merge(
+        path=str(target),
+        rows=len(rows),
+        native=len(rows) - kept,
+        translated=kept,
+        replaced=len(sides.translated_rows),
+        offset=offset,
+        reason=reason,
+        k=k,
+        queries=len(exam),
+        pairs=len(sides.pair_rows),
+        share_before=before.share if asked else None,
+        share_after=after.share if asked else None,
+        share_truth=after.truth if asked else None,
+        overlap_before=before.overlap if asked else None,
+        overlap_after=after.overlap if asked else None,
+        seconds=time.perf_counter() - started,
+        native_source=lineage["native"],
+        translated_source=lineage["translated"],
+        fingerprint=made,
+    )
+
+
+def _write(
+    target: Path, space: Space, rows: MixedRows, contents: list[tuple[Collection, str]], options: dict[str, Any],
+    progress: Callable[[int, int], None] | None,
+) -> None:  # fmt: skip
+    """Write all rows; the file gets its name when they are as many as announced and no source has changed."""
+    with write_collection(target, space, contents[0][0].id_type, rows.payload_schema, **options) as writer:
+        done = 0
+        for batch in rows.batches():
+            writer.write(batch)
+            done += len(batch)
+            if progress is not None:
+                progress(done, len(rows))
+        if done != len(rows):
+            raise OutputError(f"The sides gave {done:,} rows instead of {len(rows):,}; nothing is written.")
+        for side, content in contents:
+            check_content(side, content)
+
+
+@dataclass(frozen=True, eq=False)
+class _Sides:
+    """The two collections and how their rows go together."""
+
+    native: Collection
+    translated: Collection
+    native_rows: np.ndarray  # positions of rows that share an id, by position on the native side
+    translated_rows: np.ndarray
+    is_translated: np.ndarray  # (len(translated),)
+    pair_rows: np.ndarray  # native positions of rows that the calibration may use, sorted
+    pairs_told: str
+
+    @classmethod
+    def of(cls, native: Collection, translated: Collection, translation: Map | None, *, has_queries: bool) -> _Sides:
+        native_rows, rows = match_rows(native, translated)
+        provenance = translated.provenance
+        flags = np.ones(len(translated), bool) if provenance is None else translated_rows(translated, provenance.column)
+        pairs = native_rows[flags[rows]]
+        told = f"{len(pairs):,} rows on both sides"
+        if translation is not None and len(pairs):
+            fitted = np.isin(hash_ids(ids_at(native, pairs), "anchor"), translation.anchor_hashes)
+            if not fitted.all() or not has_queries:  # asked by themselves, fitted rows would tell worse than nothing
+                pairs = pairs[~fitted]
+                told = f"{len(pairs):,} rows on both sides that the map was not fitted on"
+            else:
+                told += ", on all of which the map was fitted: it should be about twice as much"
+        return cls(native, translated, native_rows, rows, flags, pairs, told)
+
+
+def _one_space(native: Collection, translated: Collection, queries: Collection | None, translation: Map | None) -> Space:
+    space = native.space
+    for what, side in (("The merge", translated), ("The calibration", queries)):
+        if side is None:
+            continue
+        if not side.space.same_as(space):
+            raise SpaceMismatchError.between(what, space, side.name, side.space)
+        if side.space.metric != space.metric:
+            raise SpaceMismatchError.mixed("The merge", native.name, space, side.name, side.space)
+    if translation is not None and not translation.target.same_as(space):
+        raise SpaceMismatchError.between("The merge", space, "the map's target", translation.target)
+    if native.provenance is not None:
+        raise CollectionError.not_native(native.name, "it holds translated rows itself")
+    if "map" in getattr(native, "lineage", {}):
+        raise CollectionError.not_native(native.name, "it was converted with a map")
+    # What a quantized index gives back has about the length of what went in.
+    normalized = all(side.is_exact and side.space.normalized for side in (native, translated))
+    return replace(space, normalized=normalized)
+
+
+def _ask(sides: _Sides, queries: Collection | None, k: int, max_queries: int, seed: int, device: str) -> tuple[Found, np.ndarray]:
+    """What the queries find among native rows, translated rows and translations of pairs, and the ids of the queries."""
+    native, metric = sides.native, sides.native.space.metric
+    source = native if queries is None else queries
+    rows = sides.pair_rows if queries is None else np.arange(len(queries))
+    ids = ids_at(source, rows)
+    chosen = np.sort(np.argsort(hash_ids(ids, "merge", seed), kind="stable")[:max_queries])
+    asked = source.take(rows[chosen])
+    asked = unit(asked) if metric == Metric.DOT else asked  # the offset is for queries of unit length
+    own = rows[chosen] if queries is None else np.full(len(chosen), -1)
+    nearest = [Nearest(asked, count, metric, device) for count in (k + 2, k + 1, 5 * k + 2)]  # one more: a query finds itself
+    if len(asked):
+        _look(sides, *nearest)
+        for part in (nearest[0], nearest[2]):
+            part.without(np.where(own >= 0, own, -2))
+    is_pair = np.isin(nearest[0].rows, sides.pair_rows)
+    return Found.of(k, *nearest, is_pair), ids[chosen]
+
+
+def _look(sides: _Sides, natives: Nearest, translations: Nearest, twins: Nearest) -> None:
+    """One pass over either side. Rows of `natives` and `twins` are native positions."""
+    for batch in sides.native.batches():
+        natives.offer(batch.vectors, np.arange(batch.start, batch.start + len(batch)))
+    order = np.argsort(sides.translated_rows)
+    replaced, by = sides.translated_rows[order], sides.native_rows[order]
+    for batch in sides.translated.batches():
+        low, high = np.searchsorted(replaced, (batch.start, batch.start + len(batch)))
+        places = replaced[low:high] - batch.start
+        usable = np.isin(by[low:high], sides.pair_rows)
+        twins.offer(batch.vectors[places[usable]], by[low:high][usable])
+        rest = np.delete(np.arange(len(batch)), places)
+        flags = sides.is_translated[batch.start + rest]
+        beyond = len(sides.native) + batch.start + rest  # native rows of an earlier merge
+        natives.offer(batch.vectors[rest[~flags]], beyond[~flags])
+        translations.offer(batch.vectors[rest[flags]], beyond[flags])
+
+
+def _offset(found: Found, sides: _Sides, queries: Collection | None) -> tuple[float, str]:
+    """The offset, and how it was found or why there is none."""
+    if not len(sides.translated) > len(sides.translated_rows):
+        return 0.0, "not calibrated, every translated row is replaced"
+    if not len(sides.pair_rows):
+        return 0.0, f"not calibrated, from {sides.pairs_told}. Hint: give native rows of some translated ones too"
+    offset = found.offset() if len(found) else 0.0
+    held = found.places(offset).native if len(found) else 0
+    if held < HITS:
+        hint = "ask more queries" if queries is not None else "give --queries (queries=)"
+        return 0.0, f"not calibrated, rows on both sides hold only {held:,} of the nearest places ({HITS} are needed). Hint: {hint}"
+    by = "queries" if queries is not None else "native rows as queries"
+    return round(offset, 7), f"from {len(found):,} {by}, over {sides.pairs_told}"

@@ -1,0 +1,322 @@
+"""The contract of a collection: (id, vector, payload) rows in one space, read in batches of bounded size."""
+
+from __future__ import annotations
+
+import functools
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator
+from typing import ClassVar, Protocol
+
+import numpy as np
+import pyarrow as pa
+
+from embridge.arrays import bad_rows, check_rows, not_unit
+from embridge.errors import BadIdsError, ChangedSourceError, CollectionError, EmbridgeError, ParameterError, UndeclaredSpaceError
+from embridge.stores.batch import Batch, IdValues
+from embridge.types import DeclaredSpace, Metric, Provenance, Space, resolve_space
+
+BATCH_BYTES = 32 << 20  # of float32 vectors, in a batch that nobody asked another size for
+
+
+RowFilter = Callable[[int, int], bool]
+
+
+class Collection(ABC):
+    """Vectors with ids, in one space.
+
+    A store implements `_read`, `__len__` and `fingerprint`, and sets the attributes; everything else follows.
+
+    Attributes
+    ----------
+    kind : str
+        ``parquet``, ``faiss`` or ``memory``.
+    is_exact : bool
+        Vectors come back as they were stored. Then they are checked to have unit length where the file or the caller says so.
+    path : str or None
+        Where it lies.
+    id_type : pyarrow.DataType
+        string or int64.
+    payload_schema : pyarrow.Schema
+        The columns that are neither id nor vector.
+    provenance : Provenance or None
+        Of native and translated rows (`embridge.merge`).
+    """
+
+    kind: ClassVar[str]
+    is_exact: ClassVar[bool] = False
+    path: str | None
+    id_type: pa.DataType
+    payload_schema: pa.Schema
+    id_column: str = "id"
+    vector_column: str = "vector"
+    provenance: Provenance | None = None
+
+    @functools.cached_property
+    def space(self) -> Space:
+        """The space of its vectors. A store sets it, or computes it here.
+
+        Where neither the file nor the caller says whether all vectors have unit length, a pass over them finds out.
+        """
+        raise NotImplementedError
+
+    @property
+    def stated_space(self) -> Space:
+        """The space by name, width and metric, without reading rows; `normalized` is False where nobody stated it."""
+        return self.space
+
+    @property
+    def metadata(self) -> dict[bytes, bytes]:
+        """What others wrote about the whole file, as key-value metadata of Parquet; not what embridge and Arrow wrote."""
+        return {}
+
+    @abstractmethod
+    def __len__(self) -> int:
+        """Rows."""
+
+    @abstractmethod
+    def _read(
+        self, batch_rows: int, *, payload: bool, vectors: bool, row_filter: RowFilter | None, validate: bool
+    ) -> Iterator[Batch]:
+        """Batches in order, unchecked.
+
+        `row_filter(start, stop)` says whether any row of a span is wanted, so that whole spans can be passed over. Without
+        `validate`, rows without a usable vector are NaN instead of an error. Without `vectors` they have no columns.
+        """
+
+    @abstractmethod
+    def fingerprint(self) -> str:
+        """Content hash: 32 hexadecimal digits."""
+
+    def check_unchanged(self) -> None:  # noqa: B027 (most stores have nothing to check)
+        """Check, when all rows are read, that what was opened is still there as it was. In memory nothing can change.
+
+        Raises
+        ------
+        ChangedSourceError
+            A file was overwritten, replaced, added or removed since the collection was opened.
+        """
+
+    @property
+    def name(self) -> str:
+        """How messages call it."""
+        return repr(self.path) if self.path is not None else "the collection in memory"
+
+    def batches(
+        self,
+        batch_rows: int | None = None,
+        *,
+        payload: bool = False,
+        row_filter: RowFilter | None = None,
+        validate: bool = True,
+    ) -> Iterator[Batch]:
+        """Read all rows, in order, in batches of at most `batch_rows`.
+
+        Parameters
+        ----------
+        batch_rows : int, optional
+            Default: as many as hold 32 MiB of float32 vectors.
+        payload : bool, default False
+            Read the other columns too.
+        row_filter : callable, optional
+            ``row_filter(start, stop)`` says whether a span of rows is wanted; a store may pass over spans that are not.
+        validate : bool, default True
+            False takes rows as they are: no check of values and ids; missing and ragged vectors are NaN.
+
+        Raises
+        ------
+        BadVectorsError
+            NaN or infinite values, zero vectors under cosine, missing or ragged vectors, rows without the unit length that the
+            space states, with their ids.
+        BadIdsError
+            Null ids.
+        UnreadableFileError
+            The file is damaged.
+        """
+        rows = self.default_batch_rows() if batch_rows is None else batch_rows
+        if rows < 1:
+            raise ParameterError.must_be("batch_rows", "at least 1", rows)
+        for batch in self._read(rows, payload=payload, vectors=True, row_filter=row_filter, validate=validate):
+            if validate:
+                if batch.ids.null_count:
+                    raise BadIdsError.null(self.name, batch.ids.null_count)
+                self._check(batch.vectors, batch.ids)
+            yield batch
+
+    def _check(self, vectors: np.ndarray, ids: pa.Array, otherwise: str = "") -> None:
+        stated = self.stated_space
+        zero_is_bad, unit_length = stated.metric == Metric.COSINE, self.is_exact and stated.normalized
+        check_rows(vectors, IdValues(ids), self.name, zero_is_bad=zero_is_bad, unit_length=unit_length, otherwise=otherwise)
+
+    def unusable(self, batch: Batch) -> dict[int, str]:
+        """Why rows of a batch that was read without `validate` cannot be used, by their position in it, in order."""
+        stated = self.stated_space
+        zero_is_bad = stated.metric == Metric.COSINE
+        not_finite, zero = bad_rows(batch.vectors, zero_is_bad=zero_is_bad)
+        reasons = dict.fromkeys(zero.tolist(), "zero vector")
+        if self.is_exact and stated.normalized:
+            lengths = not_unit(batch.vectors, zero_is_bad=zero_is_bad)
+            reasons |= dict.fromkeys(lengths.tolist(), "not of unit length, as its space states")
+        reasons |= dict.fromkeys(not_finite.tolist(), "no vector, or NaN or infinite values")
+        if batch.ids.null_count:
+            reasons |= dict.fromkeys(np.flatnonzero(batch.ids.is_null().to_numpy(zero_copy_only=False)).tolist(), "no id")
+        return dict(sorted(reasons.items()))
+
+    def default_batch_rows(self) -> int:
+        """Rows that hold 32 MiB of float32 vectors, 1,024 at least."""
+        return max(1024, BATCH_BYTES // (4 * self.stated_space.dim))
+
+    def select(self, rows: np.ndarray) -> Iterator[tuple[slice, np.ndarray]]:
+        """Vectors of the rows at `rows` (sorted positions), as pieces: where in `rows` they belong, and the vectors.
+
+        Only these rows are checked: what is wrong with others does not matter, whatever batch they lie in.
+
+        Raises
+        ------
+        ParameterError
+            Positions that are not sorted, or beyond the rows there are.
+        BadVectorsError
+            As for `batches`.
+        """
+        if len(rows) and (rows[0] < 0 or rows[-1] >= len(self) or (np.diff(rows) < 0).any()):
+            expected = f"sorted positions between 0 and {len(self) - 1:,} (the rows of {self.name})"
+            raise ParameterError.must_be("rows", expected, rows)
+
+        def row_filter(start: int, stop: int) -> bool:
+            return bool(np.searchsorted(rows, start) < np.searchsorted(rows, stop))
+
+        for batch in self.batches(row_filter=row_filter, validate=False):
+            low, high = np.searchsorted(rows, (batch.start, batch.start + len(batch)))
+            if low < high:
+                places = rows[low:high] - batch.start
+                vectors = batch.vectors[places]
+                self._check(vectors, batch.ids.take(places), ", or without a vector of the right width")
+                yield slice(int(low), int(high)), vectors
+
+    def take(self, rows: np.ndarray) -> np.ndarray:
+        """Vectors of the rows at `rows` (sorted positions) in float32, shape (len(rows), dim)."""
+        out = self._room(len(rows))
+        for place, vectors in self.select(rows):
+            out[place] = vectors
+        return out
+
+    def _room(self, rows: int) -> np.ndarray:
+        try:
+            return np.empty((rows, self.stated_space.dim), np.float32)
+        except (MemoryError, ValueError) as e:
+            raise CollectionError(f"{self.name}: {rows:,} rows do not fit into memory.") from e
+
+    def id_reader(self) -> pa.RecordBatchReader:
+        """All ids with their positions, as a stream of columns ``id`` and ``row``."""
+        schema = pa.schema([("id", self.id_type), ("row", pa.int64())])
+
+        def stream() -> Iterator[pa.RecordBatch]:
+            for batch in self._read(1 << 16, payload=False, vectors=False, row_filter=None, validate=False):
+                rows = pa.array(np.arange(batch.start, batch.start + len(batch)))
+                yield pa.record_batch([batch.ids, rows], schema=schema)
+
+        return pa.RecordBatchReader.from_batches(schema, stream())
+
+    def read(self) -> tuple[np.ndarray, np.ndarray]:
+        """All ids (int64, or object for strings) and all vectors (float32): for collections that fit into memory."""
+        ids, vectors = [], self._room(len(self))
+        for batch in self.batches():
+            ids.append(batch.ids)
+            vectors[batch.start : batch.start + len(batch)] = batch.vectors
+        return pa.chunked_array(ids, self.id_type).to_numpy(), vectors
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({self.path!r}, {len(self):,} rows of {self.stated_space})"
+
+
+class _Source(Protocol):
+    @property
+    def name(self) -> str: ...
+    def check_unchanged(self) -> None: ...
+    def fingerprint(self) -> str: ...
+
+
+def check_content(source: _Source, content: str) -> None:
+    """Check, when all rows are read, that a source still has the fingerprint `content` that it had when reading began.
+
+    Raises
+    ------
+    ChangedSourceError
+    """
+    source.check_unchanged()
+    try:
+        found = source.fingerprint()
+    except (EmbridgeError, OSError) as e:
+        raise ChangedSourceError.of(source.name, f"it cannot be read any more ({e})") from e
+    if found != content:
+        raise ChangedSourceError.of(source.name, "its content is another")
+
+
+def normalize_ids(ids: pa.Array | pa.ChunkedArray, where: str) -> pa.Array:
+    """Ids as string or int64; other string and integer types are cast.
+
+    Raises
+    ------
+    BadIdsError
+        Ids of another kind, or integers beyond int64.
+    """
+    kind = id_type_of(ids.type, where)
+    if ids.type == kind:
+        return ids
+    try:
+        return ids.cast(kind)
+    except pa.ArrowException as e:
+        raise BadIdsError(f"{where} has ids that are not {kind}: {str(e).splitlines()[0]}") from None
+
+
+def id_type_of(kind: pa.DataType, where: str) -> pa.DataType:
+    """string or int64, whichever ids of type `kind` become."""
+    if pa.types.is_dictionary(kind):
+        kind = kind.value_type
+    if pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind):
+        return pa.string()
+    if pa.types.is_integer(kind):
+        return pa.int64()
+    raise BadIdsError.kind(where, kind)
+
+
+def declare_space(
+    where: str,
+    declared: Space | DeclaredSpace | str | None,
+    known: Space | None,
+    dim: int,
+    metric: Metric | None,
+    *,
+    normalized: bool = False,
+) -> Space:
+    """The space of a file: what it says itself, held against what the caller says, else what was found.
+
+    Parameters
+    ----------
+    where : str
+        How messages call the file.
+    declared : Space, DeclaredSpace or str, optional
+        What the caller says.
+    known : Space, optional
+        What the file says.
+    dim : int
+        Width of its vectors.
+    metric : Metric, optional
+        What the file's kind dictates (a FAISS index has one); None is cosine, unless declared otherwise.
+    normalized : bool, default False
+        Used where neither the file nor a whole Space says it: True only where every row was seen to have unit length
+        (`embridge.arrays.all_unit`).
+
+    Raises
+    ------
+    UndeclaredSpaceError
+        Neither the file nor the caller names the space.
+    SpaceMismatchError, CollectionError
+        The caller contradicts the file, or the file its own vectors.
+    """
+    found = known or Space("?", dim, metric or Metric.COSINE, normalized)
+    space = resolve_space(where, declared, found, is_known=known is not None)
+    if space is None:
+        raise UndeclaredSpaceError.of(where)
+    if known is not None and known.dim != dim:
+        raise CollectionError(f"{where} says that it is {known.dim}-dimensional, but its vectors have {dim} values.")
+    return space

@@ -1,0 +1,260 @@
+"""The sidecars of a FAISS index: bound to it by its fingerprint, and replaced together with it.
+
+``X.faiss.json`` holds space and lineage, ``X.faiss.ids.parquet`` ids by position. Both name the fingerprint (content hash) and the
+count of the index they belong to, the first also the fingerprint of the second. New ones are written as ``.X.faiss.json.next`` and
+``.X.faiss.ids.parquet.next`` before the index is renamed into place; a reader takes whichever names the index it sees.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import glob
+import json
+import os
+import stat
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from embridge.errors import BadIdsError, EmbridgeError, FaissIndexError, UnreadableFileError
+from embridge.files import fingerprint, sync_folder, whole_or_absent
+from embridge.stores.base import normalize_ids
+from embridge.types import Space
+
+if TYPE_CHECKING:
+    from embridge.stores.faiss.file import IndexFile
+
+_KEY = b"embridge.index"  # of the id table's metadata
+_LARGEST = 64 << 20  # bytes of a JSON sidecar
+_HINT = "Hint: build the index again, or remove its sidecars to open it bare, with its own labels as ids."
+
+
+def json_path(path: str | os.PathLike[str]) -> Path:
+    """The sidecar with space and lineage."""
+    return Path(f"{os.fspath(path)}.json")
+
+
+def ids_path(path: str | os.PathLike[str]) -> Path:
+    """The sidecar with ids by position."""
+    return Path(f"{os.fspath(path)}.ids.parquet")
+
+
+def _next(path: Path) -> Path:
+    return path.with_name(f".{path.name}.next")
+
+
+@dataclass(frozen=True, eq=False)
+class Sidecars:
+    """What the sidecars of an index say; see `IndexFile` for the attributes of the same names.
+
+    Attributes
+    ----------
+    count : int or None
+        Vectors of the index that they belong to.
+    """
+
+    space: Space | None = None
+    ids: pa.Array | None = None
+    lineage: dict[str, str] = field(default_factory=dict)
+    notes: dict[str, Any] = field(default_factory=dict)
+    count: int | None = None
+    bound: bool = False
+
+
+def read_sidecars(path: str) -> Sidecars:
+    """The sidecars that belong to an index; none for a bare one.
+
+    Raises
+    ------
+    UnreadableFileError
+        Damaged, or not sidecars of an index.
+    FaissIndexError
+        They belong to another index, or to each other not at all.
+    BadIdsError
+        Ids that are null or repeated.
+    """
+    if not _there(path):
+        return Sidecars()
+    own = fingerprint(path)
+    manifest, pending = _manifest(path, own)
+    binding = manifest.get("index")
+    expected = binding["ids"] if binding else None
+    table = _id_table(path, own, binding)
+    if expected is not None and table is None:
+        raise FaissIndexError(f"The ids of {path!r} ({ids_path(path)}) are missing or belong to another index. {_HINT}")
+    if table is None and not pending and os.path.lexists(ids_path(path)):
+        raise FaissIndexError(f"The ids in {str(ids_path(path))!r} belong to another index than {path!r}. {_HINT}")
+    ids, count = (None, binding["count"] if binding else None) if table is None else _read_ids(path, table)
+    notes = {key: value for key, value in manifest.items() if key not in ("space", "lineage", "index")}
+    if notes and not binding:
+        raise FaissIndexError(
+            f"{str(json_path(path))!r} does not name the index it belongs to, and says more of it than its space "
+            f"({', '.join(sorted(notes))}). {_HINT}"
+        )
+    space = manifest.get("space")
+    bound = bool(binding) or table is not None
+    return Sidecars(space, ids, manifest.get("lineage", {}), notes, count, bound)
+
+
+def current_ids_paths(path: str) -> list[Path]:
+    """Where the ids of an index lie; empty where it has none beside it."""
+    if not _there(path):
+        return []
+    own = fingerprint(path)
+    table = _id_table(path, own, _manifest(path, own)[0].get("index"))
+    return [] if table is None else [table]
+
+
+def is_pending(path: str) -> bool:
+    """True while new sidecars have not got their own names."""
+    return any(os.path.lexists(_next(name)) for name in (json_path(path), ids_path(path)))
+
+
+def _there(path: str) -> bool:
+    files = (json_path(path), ids_path(path))
+    return any(os.path.lexists(file) for name in files for file in (name, _next(name)))
+
+
+def _manifest(path: str, own: str) -> tuple[dict[str, Any], bool]:
+    """The content of the JSON sidecar, and whether it stands under its hidden name still."""
+    with contextlib.suppress(EmbridgeError):  # an unfinished one of a writer that was killed means nothing
+        found = _read_json(_next(json_path(path)), path)
+        if found.get("index", {}).get("fingerprint") == own:
+            return found, True
+    if not os.path.lexists(json_path(path)):
+        return {}, False
+    found = _read_json(json_path(path), path)
+    if "index" in found and found["index"]["fingerprint"] != own:
+        raise FaissIndexError(f"{str(json_path(path))!r} belongs to another index than the one in {path!r}. {_HINT}")
+    return found, False
+
+
+def _read_json(name: Path, path: str) -> dict[str, Any]:
+    try:
+        sidecar = json.loads(_regular(name, _LARGEST).read_bytes())
+        binding = sidecar.get("index")
+        if binding is not None:
+            binding = {"fingerprint": str(binding["fingerprint"]), "count": int(binding["count"]), "ids": binding["ids"]}
+        space = Space.from_dict(sidecar["space"])
+        lineage = {str(key): str(value) for key, value in sidecar.get("lineage", {}).items()}
+        _check_notes(sidecar, space)
+    except EmbridgeError as e:
+        raise UnreadableFileError.at(str(name), "the sidecar of an index", e) from e
+    except (OSError, LookupError, TypeError, ValueError, AttributeError, RecursionError, OverflowError) as e:
+        reason = f"it lacks {e}" if isinstance(e, KeyError) else e
+        raise UnreadableFileError.at(str(name), "the sidecar of an index", reason) from e
+    return {**sidecar, "space": space, "lineage": lineage, **({"index": binding} if binding else {})}
+
+
+def _check_notes(notes: dict[str, Any], space: Space) -> None:
+    """What a search reads from the notes must be there, and of the right kind and width."""
+    if "scores" in notes:
+        scores = notes["scores"]
+        for name in ("offset", "centre"):
+            if name in scores:
+                np.asarray(scores[name], np.float32).reshape(space.dim)
+        if "scale" in scores:
+            float(scores["scale"]), scores["centre"]
+    if "calibration" in notes:
+        float(notes["calibration"]["offset"])
+    if not isinstance(notes.get("hubness", {}), dict):
+        raise TypeError("hubness is not an object")
+
+
+def _id_table(path: str, own: str, binding: dict[str, Any] | None) -> Path | None:
+    """The id table that belongs to an index, of the two that may stand there while it is replaced."""
+    if binding is not None and binding["ids"] is None:
+        return None
+    for name in (_next(ids_path(path)), ids_path(path)):
+        if os.path.lexists(name):
+            try:
+                metadata = pq.read_metadata(_regular(name)).metadata or {}
+                found = json.loads(metadata.get(_KEY, b"{}"))
+                if found.get("fingerprint") == own and (binding is None or binding["ids"] == fingerprint(name)):
+                    return name
+            except (pa.ArrowException, OSError, ValueError, AttributeError, RecursionError) as e:
+                if name == ids_path(path):  # the other one may be unfinished, or have its own name by now
+                    raise UnreadableFileError.at(str(name), "the ids of an index", e) from e
+    return None
+
+
+def _read_ids(path: str, name: Path) -> tuple[pa.Array, int]:
+    try:
+        with pq.ParquetFile(name) as file:
+            count = int(json.loads(file.metadata.metadata[_KEY])["count"])
+            column = file.read(columns=["id"]).column("id").combine_chunks()
+        column.validate(full=True)
+    except (pa.ArrowException, OSError, LookupError, ValueError, TypeError) as e:
+        raise UnreadableFileError.at(str(name), "the ids of an index", e) from e
+    ids = normalize_ids(column, repr(path))
+    if ids.null_count:
+        raise BadIdsError.null(repr(str(name)), ids.null_count)
+    if pc.count_distinct(ids).as_py() != len(ids):
+        counts = ids.value_counts()
+        repeated = counts.field("values").filter(pc.greater(counts.field("counts"), 1))
+        raise BadIdsError.duplicate(repr(str(name)), repeated.to_pylist())
+    return ids, count
+
+
+def _regular(name: Path, most: int | None = None) -> Path:
+    """The same path, where it is a regular file: a FIFO would be waited for."""
+    found = os.stat(name)
+    if not stat.S_ISREG(found.st_mode):
+        raise OSError("it is not a regular file")
+    if most is not None and found.st_size > most:
+        raise OSError(f"it has {found.st_size:,} bytes")
+    return name
+
+
+def write_sidecars(path: str, own: str, count: int, content: IndexFile) -> None:
+    """Write the sidecars of an index that is about to be renamed into place, under their hidden names."""
+    if content.space is None:
+        raise ValueError("An index is written with the space of its vectors.")
+    _check_notes(content.notes, content.space)
+    binding: dict[str, Any] = {"fingerprint": own, "count": count, "ids": None}
+    if content.ids is not None:
+        name = _next(ids_path(path))
+        with whole_or_absent(name) as temporary:
+            table = pa.table({"id": content.ids})
+            pq.write_table(table.replace_schema_metadata({_KEY: json.dumps({"fingerprint": own, "count": count})}), temporary)
+        binding["ids"] = fingerprint(name)
+    sidecar = {"space": content.space.to_dict(), "lineage": content.lineage, **content.notes, "index": binding}
+    with whole_or_absent(_next(json_path(path))) as temporary:
+        temporary.write_text(json.dumps(sidecar, indent=2) + "\n")
+
+
+def settle(path: str) -> None:
+    """Give new sidecars their names where their index stands there already; else remove them, since it never came.
+
+    Done by the writer after its commit, or by the next one after a kill; each step leaves what a reader can match. The caller
+    holds the lock of the output, so every temporary file of a sidecar is of a writer that was killed.
+    """
+    pending, pending_ids = _next(json_path(path)), _next(ids_path(path))
+    for name in (pending, pending_ids):
+        for left in name.parent.glob(f".{glob.escape(name.name)}.*-*.tmp"):
+            left.unlink(missing_ok=True)
+    if not os.path.lexists(pending) and not os.path.lexists(pending_ids):
+        return
+    manifest: dict[str, Any] = {}
+    with contextlib.suppress(EmbridgeError, OSError):
+        own = fingerprint(path)
+        found = _read_json(pending, path)
+        manifest = found if found.get("index", {}).get("fingerprint") == own else {}
+    if manifest:
+        if manifest["index"]["ids"] is None:
+            ids_path(path).unlink(missing_ok=True)
+        elif os.path.lexists(pending_ids):
+            os.replace(pending_ids, ids_path(path))
+        os.replace(pending, json_path(path))
+    for name in (pending, pending_ids):
+        name.unlink(missing_ok=True)
+    with contextlib.suppress(OSError):  # the folder may be gone: whoever writes there says so
+        sync_folder(Path(path).parent)
+
+
+__all__ = ["Sidecars", "current_ids_paths", "ids_path", "is_pending", "json_path", "read_sidecars", "settle", "write_sidecars"]

@@ -1,0 +1,278 @@
+"""Collections in Parquet: a file, a folder or a glob, local or in object storage, and the writer of new ones."""
+
+from __future__ import annotations
+
+import collections
+import copy
+import functools
+import os
+from collections.abc import Iterator
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from embridge.arrays import all_unit
+from embridge.errors import (
+    BadIdsError,
+    BadVectorsError,
+    CollectionError,
+    ParameterError,
+    SpaceMismatchError,
+    UndeclaredSpaceError,
+)
+from embridge.stores.base import Collection, RowFilter, declare_space, id_type_of, normalize_ids
+from embridge.stores.batch import Batch, cast_column
+from embridge.stores.filesystems import shown
+from embridge.stores.memory import empty_payload
+from embridge.stores.parquet.file import ParquetFile, ParquetFiles, row_lengths, vectors_of
+from embridge.stores.parquet.metadata import (
+    COLUMNS_KEY,
+    CONFIDENCE_KEY,
+    LINEAGE_KEY,
+    PROVENANCE_KEY,
+    SPACE_KEY,
+    foreign,
+    read_mixture,
+    read_object,
+    read_space,
+    read_texts,
+)
+from embridge.types import DeclaredSpace, Metric, Provenance, Space
+
+__all__ = ["COLUMNS_KEY", "CONFIDENCE_KEY", "ERROR_COLUMNS", "LINEAGE_KEY", "PROVENANCE_KEY", "SPACE_KEY", "ParquetCollection"]
+
+ERROR_COLUMNS = ("predicted_error", "error_bound")  # what a conversion with confidence adds
+
+
+class ParquetCollection(Collection):
+    """Rows of one or many Parquet files.
+
+    Parameters
+    ----------
+    path : str or path-like
+        A file, a folder (read recursively; ``key=value`` folders become columns), a glob, or any of these behind ``s3://`` or
+        ``gs://``. Files are read in the order of their names.
+    space : Space, DeclaredSpace or str, optional
+        Needed where the files do not name it (see `embridge.open`).
+    id_column, vector_column : str, optional
+        Default: what the file's metadata says, else ``id`` and ``vector``. Vectors are list, large_list or fixed_size_list of
+        float16, float32 or float64.
+
+    Raises
+    ------
+    MissingFileError, UnreadableFileError, CollectionError, BadIdsError, BadVectorsError
+        Nothing there; not Parquet; a missing column or no rows; ids or vectors of another type.
+    UndeclaredSpaceError, SpaceMismatchError
+        The space is not known, or two sources contradict each other.
+    """
+
+    kind = "parquet"
+    is_exact = True
+
+    def __init__(
+        self,
+        path: str | os.PathLike[str],
+        *,
+        space: Space | DeclaredSpace | str | None = None,
+        id_column: str | None = None,
+        vector_column: str | None = None,
+    ) -> None:
+        self.path = os.fspath(path)
+        self._files = ParquetFiles(self.path)
+        first = self._files.files[0]
+        columns = read_texts(first.schema, COLUMNS_KEY, first.name)
+        self.id_column = id_column or columns.get("id", "id")
+        self.vector_column = vector_column or columns.get("vector", "vector")
+        if self.id_column == self.vector_column:
+            raise ParameterError.must_be("vector_column", "another column than that of the ids", self.vector_column)
+        dims = {}
+        for file in self._files.files:
+            dims.setdefault(self._check_schema(file), file)
+        widths = sorted(d for d in dims if d)
+        if len(widths) > 1:
+            one, other = widths[:2]
+            raise BadVectorsError(
+                f"{self.name} is ragged: {dims[one].name} holds {one}-dimensional vectors, {dims[other].name} {other}-dimensional."
+            )
+        self.id_type = id_type_of(first.schema.field(self.id_column).type, self.name)
+        for file in self._files.files:
+            other = id_type_of(file.schema.field(self.id_column).type, file.name)
+            if other != self.id_type:
+                raise BadIdsError.kinds_differ(first.name, str(self.id_type), file.name, str(other))
+        self.payload_schema = self._common_payload()
+        self.provenance = self._common_mixture()
+        if not len(self):
+            raise CollectionError.empty(self.name)
+        known = self._known_space(is_declared=space is not None)
+        dim = widths[0] if widths else self._width()
+        self._stated = declare_space(self.name, space, known, dim, None)
+        self._is_settled = known is not None or isinstance(space, Space)
+
+    @functools.cached_property
+    def space(self) -> Space:
+        if self._is_settled:
+            return self._stated
+        parts = (batch.vectors for batch in self.batches(validate=False))
+        return replace(self._stated, normalized=all_unit(parts, zero_is_bad=self._stated.metric == Metric.COSINE))
+
+    @property
+    def stated_space(self) -> Space:
+        return self._stated
+
+    @property
+    def name(self) -> str:
+        return repr(shown(self._files.path))
+
+    def _check_schema(self, file: ParquetFile) -> int | None:
+        """Width of the file's vectors where its type tells; both columns must be there and of a known type."""
+        for column, option in ((self.id_column, "--id-column"), (self.vector_column, "--vector-column")):
+            if column not in file.schema.names:
+                raise CollectionError.no_column(file.name, column, file.schema.names, option)
+        id_type_of(file.schema.field(self.id_column).type, file.name)
+        kind = file.schema.field(self.vector_column).type
+        nested = pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind)
+        if not nested or not pa.types.is_floating(kind.value_type):
+            raise BadVectorsError.dtype(f"Column {self.vector_column!r} of {file.name}", kind)
+        return kind.list_size if pa.types.is_fixed_size_list(kind) else None
+
+    def _common_payload(self) -> pa.Schema:
+        """The other columns of all files: one that some files lack is null there, ``key=value`` folders are strings."""
+        schemas = []
+        for file in self._files.files:
+            others = [f for f in file.schema if f.name not in (self.id_column, self.vector_column)]
+            folders = [pa.field(k, pa.string()) for k in file.partition if k not in file.schema.names]
+            schemas.append(pa.schema(others + folders))
+        if all(schema.equals(schemas[0]) for schema in schemas):
+            return schemas[0]
+        try:
+            merged = pa.unify_schemas(schemas, promote_options="permissive")
+        except pa.ArrowException as e:
+            raise CollectionError.columns_differ(self.name, e) from e
+        shared = set(merged.names).intersection(*(schema.names for schema in schemas))
+        return pa.schema([f if f.name in shared else f.with_nullable(True) for f in merged])
+
+    def _common_mixture(self) -> Provenance | None:
+        """What merged files say of themselves. Calibrated apart, or beside files that are not, their scores do not go together."""
+        found = [(file, read_mixture(file.schema, file.name)) for file in self._files.files]
+        first, provenance = found[0]
+        if other := next((file for file, one in found if one != provenance), None):
+            raise CollectionError.calibrated_apart(self.name, first.name, other.name)
+        return provenance
+
+    def _known_space(self, *, is_declared: bool) -> Space | None:
+        """The space that the files name. Files that name two, or of which only some name one, must not be mixed silently."""
+        spaces = [(file, read_space(file.schema, file.name)) for file in self._files.files]
+        known = [(file, space) for file, space in spaces if space]
+        if not known:
+            return None
+        first, space = known[0]
+        for file, other in known[1:]:
+            if not other.same_as(space) or other.metric != space.metric:
+                raise SpaceMismatchError.mixed(self.name, first.name, space, file.name, other)
+        if len(known) < len(spaces) and not is_declared:
+            raise UndeclaredSpaceError.of(next(file.name for file, other in spaces if other is None))
+        return replace(space, normalized=all(other.normalized for _, other in known))
+
+    def _width(self) -> int:
+        """The width of vectors whose type leaves it open: that of most rows. Rows of another one are reported as they are read."""
+        counts: collections.Counter[int] = collections.Counter()
+        most = 0
+        for file in self._files.files:
+            for batch in file.batches([self.vector_column], 1 << 12):
+                lengths, rows = np.unique(row_lengths(batch.column(0)), return_counts=True)
+                counts.update(dict(zip(lengths.tolist(), rows.tolist(), strict=True)))
+                most = max((n for n in counts if n > 0), key=lambda n: (counts[n], n), default=0)
+                # Footers state how many values there are. Where that fits, no more rows need to be looked at.
+                if counts.total() == len(batch) and most * len(self) == self._files.values(self.vector_column):
+                    return most
+        if not most:
+            raise BadVectorsError(f"{self.name} has {len(self):,} rows, all without a vector.")
+        return most
+
+    def __len__(self) -> int:
+        return len(self._files)
+
+    def _read(
+        self, batch_rows: int, *, payload: bool, vectors: bool, row_filter: RowFilter | None, validate: bool
+    ) -> Iterator[Batch]:
+        offset = 0
+        for file in self._files.files:
+            others = [n for n in self.payload_schema.names if n in file.schema.names] if payload else []
+            columns = [self.id_column, *([self.vector_column] if vectors else []), *others]
+            for start, batch in file.spans(columns, batch_rows, row_filter, offset):
+                ids = normalize_ids(batch.column(self.id_column), file.name)
+                if vectors:
+                    values = vectors_of(
+                        batch.column(self.vector_column), self._stated.dim, file.name, start - offset, validate=validate
+                    )
+                else:
+                    values = np.empty((len(ids), 0), np.float32)
+                yield Batch(start, ids, values, self._payload(file, batch) if payload else empty_payload(len(ids)))
+            offset += file.rows
+
+    def _payload(self, file: ParquetFile, batch: pa.RecordBatch) -> pa.RecordBatch:
+        if not self.payload_schema.names:
+            return empty_payload(len(batch))
+        arrays = []
+        for field in self.payload_schema:
+            if field.name in batch.schema.names:
+                arrays.append(cast_column(batch.column(field.name), field, file.name))
+            else:  # a folder's value, or null where this file has no such column
+                arrays.append(pa.repeat(pa.scalar(file.partition.get(field.name), field.type), len(batch)))
+        return pa.record_batch(arrays, schema=self.payload_schema)
+
+    def fingerprint(self) -> str:
+        return self._files.fingerprint()
+
+    def check_unchanged(self) -> None:
+        self._files.check_unchanged()
+
+    @property
+    def metadata(self) -> dict[bytes, bytes]:
+        """What others wrote about the whole file; of several files, what all of them say alike."""
+        found = [foreign(file.schema) for file in self._files.files]
+        return {key: value for key, value in found[0].items() if all(other.get(key) == value for other in found[1:])}
+
+    @property
+    def is_many(self) -> bool:
+        """True for a folder or a glob, of however many files."""
+        return self._files.base is not None
+
+    @property
+    def paths(self) -> list[str]:
+        """Its files, in order."""
+        return [file.path for file in self._files.files]
+
+    def split_files(self) -> list[tuple[str, ParquetCollection]]:
+        """Each file as a collection, with its path below the folder, or below the part of a glob that has no wildcards.
+
+        Each has the columns that are in it: what ``key=value`` folders say stays with the folders.
+        """
+        found = []
+        for file in self._files.files:
+            part = copy.copy(self)
+            part._files, part.path = self._files.one(file), file.path
+            part.payload_schema = pa.schema([f for f in file.schema if f.name not in (self.id_column, self.vector_column)])
+            found.append((file.path[len(self._files.base or "") :] if self.is_many else file.path.rpartition("/")[2], part))
+        return found
+
+    @property
+    def vector_type(self) -> str:
+        """How the first file stores vectors: ``float16``, ``float32`` or ``float64``."""
+        return str(self._first.schema.field(self.vector_column).type.value_type.to_pandas_dtype().__name__)
+
+    @property
+    def lineage(self) -> dict[str, str]:
+        """Fingerprints of what the first file was made of, where it says so."""
+        return read_texts(self._first.schema, LINEAGE_KEY, self._first.name)
+
+    @property
+    def confidence(self) -> dict[str, Any] | None:
+        """What the first file's columns of errors were made by (``coverage``, ``fingerprint``); None where it has none."""
+        return read_object(self._first.schema, CONFIDENCE_KEY, self._first.name)
+
+    @property
+    def _first(self) -> ParquetFile:
+        return self._files.files[0]

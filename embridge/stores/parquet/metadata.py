@@ -1,0 +1,111 @@
+"""Key-value metadata of Parquet files: ours as JSON objects, and what others wrote, as far as it holds for an output."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import pyarrow as pa
+
+from embridge.errors import CollectionError
+from embridge.types import Provenance, Space
+
+SPACE_KEY, LINEAGE_KEY, COLUMNS_KEY = b"embridge.space", b"embridge.lineage", b"embridge.columns"
+CONFIDENCE_KEY, PROVENANCE_KEY = b"embridge.confidence", b"embridge.mixture"
+_OURS, _ARROW = b"embridge.", b"ARROW:schema"
+_PANDAS, _HUGGINGFACE = b"pandas", b"huggingface"
+
+Value = TypeVar("Value")
+
+
+def parse_object(text: bytes | str) -> dict[str, Any]:
+    """A JSON object; everything else is a ValueError: other kinds of values, names given twice, nesting without end."""
+    try:
+        values = json.loads(text, object_pairs_hook=_once)
+    except RecursionError:
+        raise ValueError("it is nested too deeply") from None
+    if not isinstance(values, dict):
+        raise ValueError(f"it must be a JSON object, not {str(values)[:60]!r}")  # noqa: TRY004 (one kind for all that is wrong)
+    return values
+
+
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        raise ValueError("a name is given twice")
+    return found
+
+
+def read_object(schema: pa.Schema, key: bytes, where: str) -> dict[str, Any] | None:
+    """The JSON object under a key of a file's metadata; None where there is no such key.
+
+    Raises
+    ------
+    CollectionError
+        It is no JSON object.
+    """
+    text = (schema.metadata or {}).get(key, b"null")
+    try:
+        return None if text == b"null" else parse_object(text)
+    except ValueError as e:
+        raise CollectionError(f"The metadata {key.decode()!r} of {where} is not a JSON object: {e}") from e
+
+
+def read_texts(schema: pa.Schema, key: bytes, where: str) -> dict[str, str]:
+    """`read_object` where all values must be text; empty where there is no such key."""
+    values = read_object(schema, key, where) or {}
+    if other := next((value for value in values.values() if not isinstance(value, str)), None):
+        raise CollectionError(f"The metadata {key.decode()!r} of {where} must hold text only. Got {str(other)[:60]!r} instead.")
+    return values
+
+
+def read_space(schema: pa.Schema, where: str) -> Space | None:
+    """The space that a file names."""
+    return _made(schema, SPACE_KEY, where, "space", Space.from_dict)
+
+
+def read_mixture(schema: pa.Schema, where: str) -> Provenance | None:
+    """What a file of native and translated rows says of itself."""
+    return _made(schema, PROVENANCE_KEY, where, "provenance", Provenance.from_dict)
+
+
+def _made(schema: pa.Schema, key: bytes, where: str, what: str, make: Callable[[dict[str, Any]], Value]) -> Value | None:
+    values = read_object(schema, key, where)
+    try:
+        return make(values) if values else None
+    except (KeyError, TypeError, ValueError, OverflowError) as e:
+        raise CollectionError(f"The metadata {key.decode()!r} of {where} is no {what}: {str(values)[:200]}") from e
+
+
+def foreign(schema: pa.Schema) -> dict[bytes, bytes]:
+    """What others wrote about the whole file: all keys but those of embridge and Arrow."""
+    return {k: v for k, v in (schema.metadata or {}).items() if not k.startswith(_OURS) and k != _ARROW}
+
+
+def fitted(metadata: dict[bytes, bytes], columns: list[str], vector_column: str) -> dict[bytes, bytes]:
+    """Metadata of others, for an output with `columns`.
+
+    What pandas and Hugging Face say of single columns is kept for columns that are in the output. Hugging Face also states the
+    width of vectors, which is another one, so that entry is left out. What cannot be read is left out.
+    """
+    found = dict(metadata)
+    for key, fit in ((_PANDAS, _fit_pandas), (_HUGGINGFACE, _fit_huggingface)):
+        if key in found:
+            try:
+                found[key] = json.dumps(fit(parse_object(found[key]), columns, vector_column)).encode()
+            except (ValueError, KeyError, TypeError, AttributeError):
+                del found[key]
+    return found
+
+
+def _fit_pandas(values: dict[str, Any], columns: list[str], vector_column: str) -> dict[str, Any]:
+    kept = [c for c in values["columns"] if (c.get("field_name") or c["name"]) in columns]
+    index = [i for i in values.get("index_columns", []) if not isinstance(i, str) or i in columns]
+    return values | {"columns": kept, "index_columns": index}
+
+
+def _fit_huggingface(values: dict[str, Any], columns: list[str], vector_column: str) -> dict[str, Any]:
+    features = values["info"]["features"]
+    kept = {name: feature for name, feature in features.items() if name in columns and name != vector_column}
+    return values | {"info": values["info"] | {"features": kept}}

@@ -1,0 +1,1 @@
+"""Small Parquet tables beside collections."""

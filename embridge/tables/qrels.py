@@ -1,0 +1,45 @@
+"""Relevance judgements (qrels)."""
+
+from __future__ import annotations
+
+import math
+import os
+from typing import Any
+
+import pyarrow as pa
+
+from embridge.errors import CollectionError
+from embridge.tables.scan import ids_of, scan
+
+
+def read_qrels(path: str | os.PathLike[str]) -> dict[Any, list[Any]]:
+    """Relevance judgements: the relevant documents of each query.
+
+    The table has columns ``query_id`` and ``doc_id``; where it has a ``score``, rows with one above zero count.
+
+    Raises
+    ------
+    CollectionError
+        A column is missing, or the scores are not finite numbers.
+    BadIdsError
+        Null ids, or of a kind other than string and int64.
+    """
+    return {query: list(graded) for query, graded in read_graded_qrels(path).items()}
+
+
+def read_graded_qrels(path: str | os.PathLike[str]) -> dict[Any, dict[Any, float]]:
+    """`read_qrels` with grades: the scores above zero, 1 where there is no ``score``; of a pair given twice the highest counts."""
+    found: dict[Any, dict[Any, float]] = {}
+    for batch in scan(path, ["query_id", "doc_id"], ["score"]):
+        kind = batch.schema.field("score").type if "score" in batch.schema.names else pa.int64()
+        if not (pa.types.is_integer(kind) or pa.types.is_floating(kind) or pa.types.is_decimal(kind)):
+            raise CollectionError(f"Column 'score' of {os.fspath(path)!r} must hold numbers. Got {kind} instead.")
+        where = repr(os.fspath(path))
+        scores = batch.column("score").to_pylist() if "score" in batch.schema.names else [1] * len(batch)
+        for query, document, score in zip(ids_of(batch, "query_id", where), ids_of(batch, "doc_id", where), scores, strict=True):
+            if score is not None and not math.isfinite(score):
+                raise CollectionError(f"Column 'score' of {where} must hold finite numbers. Got {score!r} for query {query!r}.")
+            if score is not None and score > 0:
+                graded = found.setdefault(query, {})
+                graded[document] = max(float(score), graded.get(document, 0.0))
+    return found

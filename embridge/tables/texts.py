@@ -1,0 +1,152 @@
+"""Texts in Parquet, on their way to an encoder."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import pyarrow as pa
+
+from embridge.errors import BadIdsError, CollectionError
+from embridge.stores.base import id_type_of, normalize_ids
+from embridge.stores.batch import cast_column
+from embridge.stores.filesystems import shown
+from embridge.stores.parquet.file import ParquetFile, ParquetFiles
+
+
+@dataclass(frozen=True, eq=False)
+class TextBatch:
+    """Consecutive rows: ids, texts, and all columns but the id (the text among them)."""
+
+    start: int
+    ids: pa.Array
+    texts: list[str]
+    payload: pa.RecordBatch
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    @classmethod
+    def joined(cls, batches: Sequence[TextBatch]) -> TextBatch:
+        """Their rows as one batch."""
+        if len(batches) == 1:
+            return batches[0]
+        payload = pa.Table.from_batches([batch.payload for batch in batches]).combine_chunks().to_batches()[0]
+        texts = [text for batch in batches for text in batch.texts]
+        return cls(batches[0].start, pa.concat_arrays([batch.ids for batch in batches]), texts, payload)
+
+    def at(self, rows: np.ndarray) -> TextBatch:
+        """Some of its rows."""
+        places = pa.array(rows)
+        texts = [self.texts[i] for i in rows.tolist()]
+        return TextBatch(self.start, self.ids.take(places), texts, self.payload.take(places))
+
+
+class TextTable:
+    """Rows with an id and a text.
+
+    Parameters
+    ----------
+    path : str or path-like
+        A Parquet file, folder or glob, as for a collection.
+    id_column, text_column : str
+
+    Raises
+    ------
+    MissingFileError, UnreadableFileError, CollectionError, BadIdsError
+        Nothing there, damaged, no rows or column, or a column of another type.
+    """
+
+    def __init__(self, path: str | os.PathLike[str], *, id_column: str = "id", text_column: str = "text") -> None:
+        self.path = os.fspath(path)
+        self.id_column, self.text_column = id_column, text_column
+        self._files = ParquetFiles(self.path)
+        for file in self._files.files:
+            for column, option in ((id_column, "--id-column"), (text_column, "--text-column")):
+                if column not in file.schema.names:
+                    raise CollectionError.no_column(file.name, column, file.schema.names, option)
+            kind = file.schema.field(text_column).type
+            if not (pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind)):
+                raise CollectionError(f"Column {text_column!r} of {file.name} must hold strings. Got {kind} instead.")
+        first = self._files.files[0].schema
+        self.id_type = id_type_of(first.field(id_column).type, self.name)
+        self.payload_schema = pa.schema([field for field in first if field.name != id_column])
+        for file in self._files.files:
+            if missing := set(self.payload_schema.names) - set(file.schema.names):
+                raise CollectionError.columns_differ(self.name, f"{file.name} has no {', '.join(sorted(missing))}")
+            if (kind := id_type_of(file.schema.field(id_column).type, file.name)) != self.id_type:
+                raise BadIdsError.kinds_differ(self._files.files[0].name, str(self.id_type), file.name, str(kind))
+        if not len(self):
+            raise CollectionError.empty(self.name)
+
+    @property
+    def name(self) -> str:
+        """How messages call it."""
+        return repr(shown(self.path))
+
+    def __len__(self) -> int:
+        return len(self._files)
+
+    def check(self) -> None:
+        """Read ids and texts once, so that a bad row is told before hours of encoding, not after them.
+
+        Raises
+        ------
+        BadIdsError, CollectionError
+            Null ids or texts.
+        """
+        for file in self._files.files:
+            for batch in file.batches([self.id_column, self.text_column], 1 << 14):
+                self._check(file, normalize_ids(batch.column(self.id_column), file.name), batch.column(self.text_column))
+
+    @staticmethod
+    def _check(file: ParquetFile, ids: pa.Array, texts: pa.Array) -> None:
+        if ids.null_count:
+            raise BadIdsError.null(file.name, ids.null_count)
+        if texts.null_count:
+            missing = ids.filter(texts.is_null()).to_pylist()
+            count = f"{len(missing):,} row{'' if len(missing) == 1 else 's'}"
+            raise CollectionError(f"{file.name} has {count} without a text (null): ids {missing[:5]}.")
+
+    def batches(self, batch_rows: int) -> Iterator[TextBatch]:
+        """Read all rows in order.
+
+        Raises
+        ------
+        BadIdsError, CollectionError
+            Null ids or texts.
+        """
+        start = 0
+        for file in self._files.files:
+            for batch in file.batches([self.id_column, *self.payload_schema.names], batch_rows):
+                ids = normalize_ids(batch.column(self.id_column), file.name)
+                texts = batch.column(self.text_column)
+                self._check(file, ids, texts)
+                columns = [cast_column(batch.column(f.name), f, file.name) for f in self.payload_schema]
+                payload = pa.record_batch(columns, schema=self.payload_schema)
+                yield TextBatch(start, ids, texts.to_pylist(), payload)
+                start += len(batch)
+
+    def id_reader(self) -> pa.RecordBatchReader:
+        """All ids with their positions, as a stream of columns ``id`` and ``row``."""
+        schema = pa.schema([("id", self.id_type), ("row", pa.int64())])
+
+        def stream() -> Iterator[pa.RecordBatch]:
+            start = 0
+            for file in self._files.files:
+                for batch in file.batches([self.id_column], 1 << 16):
+                    rows = pa.array(np.arange(start, start + len(batch)))
+                    yield pa.record_batch([normalize_ids(batch.column(0), file.name), rows], schema=schema)
+                    start += len(batch)
+
+        return pa.RecordBatchReader.from_batches(schema, stream())
+
+    def fingerprint(self) -> str:
+        """Content hash."""
+        return self._files.fingerprint()
+
+    def check_unchanged(self) -> None:
+        """As `embridge.stores.base.Collection.check_unchanged`."""
+        self._files.check_unchanged()
