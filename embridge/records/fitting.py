@@ -7,6 +7,8 @@ from typing import Any
 
 from embridge.types import Space
 
+LEAST_CALIBRATED = 50  # held-out rows, to calibrate a confidence on: 25 for weights, 25 for scores, enough for a coverage of 0.96
+
 
 @dataclass(frozen=True)
 class Candidate:
@@ -140,7 +142,7 @@ class FitReport:
 
     def __str__(self) -> str:
         record, source, target = self.record, self.source, self.target
-        needs = "more held-out rows" if self.is_affine else "an affine map"
+        needs = f"{2 * LEAST_CALIBRATED} rows held out" if self.is_affine else "an affine map"
         confidence = (
             f"confidence calibrated on {record.calibrated:,} of these" if record.calibrated else f"no confidence (it needs {needs})"
         )
