@@ -42,7 +42,7 @@ def some(planted):
 def mapped(request, monkeypatch):
     """Whether arrays of anchors lie in a temporary file, as those over 1 GiB do."""
     if request.param:
-        monkeypatch.setattr("embridge.anchors.match._IN_MEMORY", 100)
+        monkeypatch.setattr("embridge.anchors.matching._IN_MEMORY", 100)
     return request.param
 
 

@@ -29,6 +29,7 @@ _SHARES = (0.5, 0.75, 1.0)
 _MEAN = 1.5  # weight of the target's mean for documents where only directions count
 _LEAST_JUDGED = 100  # queries with a relevant row among the anchors, to let recall exclude
 _CLEARLY = 2.0  # standard errors
+_ROUNDING = 1e-3  # of overlap: equal maps differ by a tie here and there
 
 
 class Auto:
@@ -173,14 +174,16 @@ def _parameters(method: Translator) -> dict[str, float]:
 def _prefer(scores: np.ndarray, methods: Sequence[Translator], simplicity: Sequence[float]) -> tuple[int, np.ndarray]:
     """The choice without real queries: the best of those that are simplest within one standard error of the best.
 
-    Where a method without parameters is the best itself, it is taken.
+    Where a method without parameters is the best itself, it is taken, or one that comes before it and differs by rounding only: a
+    rotation serves more than an isometry does.
     """
     means, order = scores.mean(axis=1), np.array(simplicity)
     deficits, errors = _deficits(scores)
     within = deficits <= errors
-    best = int(np.argmax(means))  # of equal scores the simplest: it comes first
+    best = int(np.argmax(means))
     if not _parameters(methods[best]):
-        return best, errors
+        equal = within & (deficits <= _ROUNDING)
+        return next(i for i in np.flatnonzero(equal).tolist() if not _parameters(methods[i])), errors
     within &= order == order[within].max()
     return int(np.flatnonzero(within)[np.argmax(means[within])]), errors
 
