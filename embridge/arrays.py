@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from embridge.errors import BadVectorsError, SpaceMismatchError
+from embridge.errors import BadVectorsError, SpaceMismatchError, first_few, n_rows
 
 FLOATS = (np.float16, np.float32, np.float64)
 UNIT_TOLERANCE = 1e-3  # float16 keeps the length of a unit vector to about 5e-4
@@ -37,7 +37,7 @@ def as_vectors(values: Any, dim: int | None = None, what: str = "vectors") -> np
     except Exception as e:  # ragged lists, tensors of other devices or kinds: each library has its own errors
         raise BadVectorsError(f"{what} must be vectors of shape (n, dim): {e}") from None
     if array.ndim != 2:
-        raise BadVectorsError.shape(what, array.shape)
+        raise BadVectorsError(f"{what} must be vectors of shape (n, dim). Got shape {array.shape} instead.")
     if array.dtype.type not in FLOATS:
         if array.dtype.kind not in "iub":
             raise BadVectorsError.dtype(what, array.dtype)
@@ -121,7 +121,13 @@ def check_rows(
     if zero.size:
         raise BadVectorsError.rows(where, "a zero vector, which has no direction under cosine", [ids[i] for i in zero])
     if unit_length and (other := not_unit(vectors, zero_is_bad=zero_is_bad)).size:
-        raise BadVectorsError.lengths(where, norms(vectors[other]), [ids[i] for i in other])
+        lengths = norms(vectors[other])
+        raise BadVectorsError(
+            f"The space of {where} says that every vector has unit length (normalized), but {n_rows(len(other))} of one batch have "
+            f"lengths from {lengths.min():.4g} to {lengths.max():.4g}: ids {first_few([ids[i] for i in other])}. "
+            "Hint: scale them to unit length, or correct the metadata "
+            "'embridge.space' of the file or the Space(normalized=True) given."
+        )
 
 
 def norms(vectors: np.ndarray) -> np.ndarray:

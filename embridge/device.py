@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 
 import torch
@@ -26,13 +27,11 @@ def resolve_device(device: str | torch.device | None = None) -> torch.device:
     names = available_devices()
     if device is None or str(device) == "auto":
         return torch.device(names[0])
-    try:
+    with contextlib.suppress(RuntimeError):
         found = torch.device(device)
-    except RuntimeError:
-        raise DeviceError.unavailable(str(device), names) from None
-    if found.type not in ("cpu", "cuda") or not any(name.startswith(str(found)) for name in names):
-        raise DeviceError.unavailable(str(device), names)
-    return found
+        if found.type in ("cpu", "cuda") and any(name.startswith(str(found)) for name in names):
+            return found
+    raise DeviceError(f"Device {str(device)!r} is not available here. Available: {', '.join(names)}.")
 
 
 def resolve_devices(device: str | torch.device | None = None) -> list[torch.device]:

@@ -172,11 +172,15 @@ def _lock(path: Path, target: Path) -> int:
                 return descriptor
         except BlockingIOError as e:
             os.close(descriptor)
-            raise InterruptedOutputError.busy(str(target)) from e
+            raise _busy(target) from e
         except FileNotFoundError:  # its owner took it away between our opening and locking
             pass
         os.close(descriptor)
-    raise InterruptedOutputError.busy(str(target))
+    raise _busy(target)
+
+
+def _busy(target: Path) -> InterruptedOutputError:
+    return InterruptedOutputError(f"Another process is writing {str(target)!r}. Hint: wait for it, or give another output.")
 
 
 def _check_name(output: Output) -> None:
@@ -196,7 +200,7 @@ def _check_apart(outputs: tuple[Output, ...]) -> None:
         own = [os.path.realpath(path) for path in output.touched]
         for path in own:
             if any(_overlap(path, other) for other in seen):
-                raise OutputExistsError.twice(str(output.path))
+                raise OutputExistsError(f"{str(output.path)!r} is the name of two outputs. Hint: give each its own.")
         seen.extend(own)
 
 
@@ -274,7 +278,7 @@ def _input_paths(path: str) -> list[str]:
 def _check_existing(output: Output, *, overwrite: bool, resume: bool) -> None:
     target = output.target
     if target.is_dir() and not output.folder:
-        raise OutputExistsError.is_folder(str(output.path))
+        raise OutputExistsError(f"{str(output.path)!r} is a folder, and the output is a file. Hint: give the name of a file.")
     if os.path.lexists(target) and not target.is_dir() and output.folder:
         raise OutputExistsError(f"{str(output.path)!r} is a file, and the output is a folder. Hint: give another name.")
     if output.folder and overwrite and target.is_dir():

@@ -84,6 +84,36 @@ def _is_text(value: str) -> bool:
     return value.isascii() or not any("\ud800" <= c <= "\udfff" for c in value)
 
 
+def space_mismatch(what: str, expected: Space, where: str, found: Space) -> SpaceMismatchError:
+    """The error for vectors of one space where another is expected."""
+    if expected.name == found.name:
+        hint = "Hint: is it the right file, and in the right place?"
+    elif what.startswith("The map"):
+        hint = f"Hint: fit a map from {found.name!r}."
+    else:
+        hint = f"Hint: translate them first with a map from {found.name!r} to {expected.name!r}."
+    return SpaceMismatchError(
+        f"{what} expects {expected.dim}-dimensional vectors of {expected.name!r}, but {where} holds "
+        f"{found.dim}-dimensional vectors of {found.name!r}. {hint}"
+    )
+
+
+def decoder_mismatch(what: str, expected: Space, where: str, found: Space) -> SpaceMismatchError:
+    """The error for vectors of another space than that of a decoder."""
+    return SpaceMismatchError(
+        f"{what} takes {expected.dim}-dimensional vectors of {expected.name!r}, but {where} holds {found.dim}-dimensional "
+        f"vectors of {found.name!r}. Hint: decode through a map from {found.name!r} to {expected.name!r} (--via, via=)."
+    )
+
+
+def mixed_spaces(where: str, one: str, space: Space, other: str, found: Space) -> SpaceMismatchError:
+    """The error for collections of different spaces that are read as one."""
+    return SpaceMismatchError(
+        f"{where} mixes spaces: {one} holds {space.dim}-dimensional vectors of {space.name!r} ({space.metric}), "
+        f"{other} {found.dim}-dimensional vectors of {found.name!r} ({found.metric}). Hint: open them one by one."
+    )
+
+
 @dataclass(frozen=True)
 class DeclaredSpace:
     """What a caller says of a file without metadata: a name, perhaps a metric; width and norms are read from the data."""

@@ -11,7 +11,7 @@ import numpy as np
 from embridge.anchors.fold_moments import ROWS, FoldMoments
 from embridge.anchors.moments import Moments
 from embridge.arrays import unit
-from embridge.errors import NoSharedIdsError, ParameterError, SpaceMismatchError, TooFewAnchorsError
+from embridge.errors import NoSharedIdsError, ParameterError, SpaceMismatchError, TooFewAnchorsError, first_few
 from embridge.records import AnchorRecord
 from embridge.stores.base import Collection
 from embridge.stores.ids import hash_ids, match_rows
@@ -174,10 +174,16 @@ def match(source: Collection, target: Collection, *, known: np.ndarray | None = 
         A shared row is unusable (NaN, infinite, zero under cosine).
     """
     if source.space.same_as(target.space):
-        raise SpaceMismatchError.same_model(source.space.name)
+        raise SpaceMismatchError(
+            f"Source and target are both of space {source.space.name!r}; there is nothing to translate. "
+            "Hint: name the two encoders apart with --source-space and --target-space."
+        )
     source_rows, target_rows = match_rows(source, target)
     if not len(source_rows):
-        raise NoSharedIdsError.between(source.name, _first_ids(source), target.name, _first_ids(target))
+        raise NoSharedIdsError(
+            f"{source.name} and {target.name} share no id. First ids: {first_few(_first_ids(source), 2)} and "
+            f"{first_few(_first_ids(target), 2)}. Hint: check --id-column on both sides."
+        )
     ids = ids_at(source, source_rows) if known is not None else None
     if ids is not None and known is not None:
         fresh = ~np.isin(hash_ids(ids, "anchor"), known)

@@ -14,9 +14,9 @@ import torch
 
 from embridge.arrays import as_vectors
 from embridge.device import resolve_device
-from embridge.errors import BadVectorsError, ParameterError, SpaceMismatchError
+from embridge.errors import BadVectorsError, ParameterError
 from embridge.tensors import reading_tensors, write_tensors
-from embridge.types import Space
+from embridge.types import Space, space_mismatch
 
 _CHUNK = 8192
 _CPU_CHUNK = 1024  # in float64 it stays in the cache from the shift to the product
@@ -196,7 +196,7 @@ class Moments:
     def _check_same(self, other: Moments) -> None:
         for mine, theirs in ((self.source, other.source), (self.target, other.target)):
             if not mine.same_as(theirs):
-                raise SpaceMismatchError.between("Merging moments", mine, "the other side", theirs)
+                raise space_mismatch("Merging moments", mine, "the other side", theirs)
         if self.syy.ndim != other.syy.ndim:
             (other if self.full else self)._check_full()
 

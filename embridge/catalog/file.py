@@ -89,7 +89,7 @@ def _locked(path: str, target: Path, patience: float) -> Iterator[int]:
                 break
             except BlockingIOError as e:
                 if time.monotonic() > deadline:
-                    raise CatalogError.locked(path, "it is creating the file", patience) from e
+                    raise _held(path, "it is creating the file", patience) from e
             except OSError as e:  # a file system without locks
                 raise _cannot(path, "locked", e) from e
             time.sleep(0.02)
@@ -161,9 +161,16 @@ def _open(path: str, name: str, read_only: bool, patience: float) -> duckdb.Duck
                     raise CatalogError(f"{name!r} is not an embridge catalog: {str(e).splitlines()[0]}") from e
                 raise _cannot(name, "opened", e) from e
             if time.monotonic() > deadline:
-                raise CatalogError.locked(name, holder, patience) from e
+                raise _held(name, holder, patience) from e
         time.sleep(pause)
         pause = min(2 * pause, 0.5)
+
+
+def _held(path: str, holder: str, seconds: float) -> CatalogError:
+    return CatalogError(
+        f"The catalog {path!r} is held by another process ({holder}); waited {seconds:.0f} s. "
+        "Hint: end it, or use --no-catalog or another --catalog."
+    )
 
 
 def _cannot(path: str, done: str, reason: Exception) -> EmbridgeError:

@@ -89,11 +89,12 @@ def evaluate(
     SELECT query_id, overlap FROM 'queries.parquet' WHERE strategy = 'blend' ORDER BY overlap LIMIT 10
     """
     import embridge as eb
-    from embridge.errors import ParameterError, SpaceMismatchError
+    from embridge.errors import ParameterError
     from embridge.records import Run
     from embridge.tables.hits import write_per_query
     from embridge.tables.labels import read_labels
     from embridge.tables.qrels import read_graded_qrels
+    from embridge.types import space_mismatch
 
     started = time.perf_counter()
     if qrels and not queries:
@@ -110,7 +111,7 @@ def evaluate(
     judged = read_graded_qrels(qrels) if qrels else None
     references = open_source(hubness, spaces[1], id_column, vector_column) if hubness else None
     if references is not None and not references.space.same_as(translation.target):
-        raise SpaceMismatchError.between("The hubness bias", translation.target, references.name, references.space)
+        raise space_mismatch("The hubness bias", translation.target, references.name, references.space)
     vectors = references.read()[1] if references else None
     size = len(opened[0]) if len(opened[0]) > len(shared) else None  # else every row of SRC is here, those fitted on apart
     with session.progress("evaluating") as progress:

@@ -60,9 +60,9 @@ def migrate(
     embridge migrate old.faiss map.safetensors new.faiss --mode rebuild --hubness more-queries-new.parquet
     """
     import embridge as eb
-    from embridge.errors import SpaceMismatchError
     from embridge.outputs import INDEX, Output, check_outputs
     from embridge.records import Artifact, Run
+    from embridge.types import space_mismatch
 
     check_outputs(Output(output, INDEX), overwrite=overwrite, inputs=[index_path, map_path, queries, hubness])
     translation = eb.load_map(map_path)
@@ -71,7 +71,7 @@ def migrate(
         opened = open_source(path, query_space, id_column, vector_column) if path else None
         if opened is not None:
             if not any(opened.space.same_as(end) for end in (translation.source, translation.target)):
-                raise SpaceMismatchError.between("The migrated index", translation.target, opened.name, opened.space)
+                raise space_mismatch("The migrated index", translation.target, opened.name, opened.space)
             inputs.append(collection_artifact(role, opened))
         vectors.append(opened.read()[1] if opened else None)
     with session.progress("rebuilding") as progress:

@@ -59,7 +59,10 @@ class TranslateOptions:
             if isinstance(translation, KernelMap):
                 raise MapError.not_affine("its errors cannot be foretold")
             if translation.confidence is None:
-                raise MapError.no_confidence()
+                raise MapError(
+                    "The map has no confidence, so it cannot predict errors. Hint: fit it with more held-out rows "
+                    "(embridge fit --test-size 0.2), or eb.calibrate(translation, anchors, held_out)."
+                )
             translation.confidence.quantile(self.confidence)
 
 

@@ -16,7 +16,7 @@ from embridge.conversion.schedule import schedule
 from embridge.conversion.task import Task
 from embridge.conversion.verify import Sample, check_sample
 from embridge.device import free_memory
-from embridge.errors import BadIdsError, BadVectorsError, DiskFullError, MissingFileError, OutputError, OutputExistsError
+from embridge.errors import BadIdsError, BadVectorsError, DiskFullError, MissingFileError, OutputError, OutputExistsError, n_rows
 from embridge.files import fingerprint, writing
 from embridge.records import Conversion
 from embridge.stores.parquet.writer import CollectionWriter
@@ -61,7 +61,10 @@ def convert_file(task: Task, target: Path, *, bad_path: Path | None = None, may_
         hint = f"{kept:,} rows are done and kept: --resume --on-bad skip goes on without bad ones, --overwrite starts anew."
         raise type(e)(f"{e} {hint}") from e
     except DiskFullError as e:
-        raise DiskFullError.during(str(target), rows_done(target)) from e
+        raise DiskFullError(
+            f"The disk of {str(target)!r} is full; {n_rows(rows_done(target))} are done and kept. "
+            "Hint: free some and run again with --resume."
+        ) from e
     return task.result(str(target), rows, len(bad), time.perf_counter() - started, fingerprint(target))
 
 
@@ -159,4 +162,7 @@ def check_room(task: Task, target: Path) -> None:
     free = os.statvfs(target.parent)
     room = free.f_bavail * free.f_frsize + (there.stat().st_size if there.is_file() else 0)
     if needed > room:
-        raise DiskFullError.before(str(target), needed, room)
+        raise DiskFullError(
+            f"{str(target)!r} needs about {needed / 1e9:.2f} GB, but {room / 1e9:.2f} GB are free there. "
+            "Hint: free some, write elsewhere, or halve it with --dtype float16."
+        )

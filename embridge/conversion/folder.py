@@ -95,7 +95,10 @@ def _begin(task: Task, target: Path, names: list[str]) -> Log:
     elif task.overwrite and not (task.resume and found.plan == plan and not found.fault):
         _discard(target, [name for name in found.plan.get("files", names) if isinstance(name, str)])
     elif not task.resume and os.path.lexists(partial_path(target)):
-        raise InterruptedOutputError.unfinished_folder(str(partial_path(target)))
+        raise InterruptedOutputError(
+            f"{str(partial_path(target))!r} exists already. "
+            "Hint: --resume continues it if a conversion left it, --overwrite replaces it."
+        )
     return begin(target, plan, resume=task.resume, overwrite=task.overwrite)
 
 

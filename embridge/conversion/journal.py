@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from embridge.conversion.log import Entry, Lines, Log, append_to, journal_path, open_own, partial_path, read_log, start
-from embridge.errors import ChangedSourceError, EmbridgeError, InterruptedOutputError, OutputError
+from embridge.errors import ChangedSourceError, EmbridgeError, InterruptedOutputError, OutputError, n_rows
 from embridge.files import open_exclusively, sync_folder
 from embridge.stores.parquet.thrift import Struct
 
@@ -116,13 +116,19 @@ def begin(target: Path, plan: dict[str, Any], *, resume: bool, overwrite: bool) 
     if found is not None and found.fault and not overwrite:
         raise InterruptedOutputError.altered(str(journal_path(target)), found.fault)
     if found is not None and found.entries and not resume and not overwrite:
-        raise InterruptedOutputError.unfinished(str(target), found.entries[-1].read)
+        raise InterruptedOutputError(
+            f"An interrupted run left {str(target)!r} unfinished ({n_rows(found.entries[-1].read)} of the source done). "
+            "Hint: --resume goes on with it, --overwrite starts anew."
+        )
     if found is not None and resume and not found.fault:
         if found.plan == plan and (not found.entries or os.path.lexists(partial_path(target))):
             return found
         if found.plan != plan and not overwrite:
             differ = [key for key in {**plan, **found.plan} if plan.get(key) != found.plan.get(key)]
-            raise InterruptedOutputError.differs(str(target), sorted(differ))
+            raise InterruptedOutputError(
+                f"The unfinished {str(target)!r} was begun with other inputs: {', '.join(sorted(differ))} differ. "
+                "Hint: repeat that run to finish it, or --overwrite to start anew."
+            )
     return start(target, plan)
 
 

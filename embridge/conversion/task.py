@@ -12,12 +12,13 @@ import torch
 from embridge.conversion.engine import TranslateOptions
 from embridge.conversion.log import FORMAT
 from embridge.device import resolve_devices
-from embridge.errors import CollectionError, EmbridgeError, ParameterError, SpaceMismatchError
+from embridge.errors import CollectionError, EmbridgeError, ParameterError
 from embridge.maps import Map
 from embridge.records import Conversion
 from embridge.stores import Collection, ParquetCollection
 from embridge.stores.base import check_content
 from embridge.stores.parquet.collection import ERROR_COLUMNS
+from embridge.types import space_mismatch
 
 OnBad = Literal["stop", "skip"]
 Progress = Callable[[int, int], None]
@@ -69,7 +70,7 @@ class Task:
         SpaceMismatchError, ParameterError, MapError, CollectionError, DeviceError
         """
         if not translation.source.same_as(source.stated_space):
-            raise SpaceMismatchError.between("The map", translation.source, source.name, source.space)
+            raise space_mismatch("The map", translation.source, source.name, source.space)
         options.check(translation)
         if on_bad not in ("stop", "skip"):
             raise ParameterError.must_be("on_bad", "one of stop, skip", on_bad)

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from embridge.conversion.engine import Precision
-from embridge.errors import SpaceMismatchError, VerificationError
+from embridge.errors import VerificationError
 from embridge.maps import Map
 from embridge.maps.confidence import Confidence
 from embridge.stores import Batch, Collection, ParquetCollection, open_collection
@@ -17,6 +17,7 @@ from embridge.stores.ids import check_unique
 from embridge.stores.locations import beside
 from embridge.stores.parquet.collection import ERROR_COLUMNS
 from embridge.tables.rejected import read_bad_rows
+from embridge.types import space_mismatch
 
 _SAMPLE_GROUPS, _SAMPLE_ROWS = 8, 64
 # Of the longest vector: float32 products in another order differ by about 1e-6, a float16 is off by 5e-4 of its value.
@@ -82,12 +83,12 @@ def check_sample(
     """
     made = ParquetCollection(path)
     if len(made) != expected:
-        raise VerificationError.of(str(path), f"it has {len(made):,} rows instead of {expected:,}.")
+        raise _failed(str(path), f"it has {len(made):,} rows instead of {expected:,}.")
     for row, ids, vectors in sample.kept:
         wanted = made.batches(len(ids), payload=coverage is not None, row_filter=lambda start, stop, row=row: start <= row < stop)
         found = next(wanted)
         if found.ids.to_pylist() != ids:
-            raise VerificationError.of(str(path), f"ids near row {row:,} are not those of the source.")
+            raise _failed(str(path), f"ids near row {row:,} are not those of the source.")
         _compare(found.vectors, translation.apply(vectors), str(path), row, precision)
         if translation.confidence is not None and coverage is not None:
             _compare_errors(_errors(found, str(path)), vectors, translation.confidence, coverage, str(path), row, precision)
@@ -104,7 +105,7 @@ def verify(
     """Check a converted collection in full.
 
     Every row is read, its values and the uniqueness of ids are checked; given source and map, their fingerprints are held against
-    the lineage in the file's metadata, and every id and vector is recomputed, and so are the foretold errors, where the file has
+    the lineage in the file's metadata, and every id and vector is recomputed, and so are the predicted errors, where the file has
     them and the map its confidence.
 
     Parameters
@@ -126,7 +127,7 @@ def verify(
     Raises
     ------
     VerificationError
-        The lineage names another source or map, rows are missing or in excess, or ids, vectors or foretold errors differ.
+        The lineage names another source or map, rows are missing or in excess, or ids, vectors or predicted errors differ.
     BadVectorsError, BadIdsError, UnreadableFileError
         The file itself is damaged.
     """
@@ -134,13 +135,13 @@ def verify(
     lineage = made.lineage if isinstance(made, ParquetCollection) else {}
     for what, given in (("source", source and source.fingerprint()), ("map", translation and translation.fingerprint)):
         if given is not None and lineage.get(what) != given:
-            raise VerificationError.of(str(path), f"its lineage names {what} {lineage.get(what)}, which is not {given}.")
+            raise _failed(str(path), f"its lineage names {what} {lineage.get(what)}, which is not {given}.")
     if translation is not None and not made.space.same_as(translation.target):
-        raise SpaceMismatchError.between("The map leads to a space that", translation.target, made.name, made.space)
+        raise space_mismatch("The map leads to a space that", translation.target, made.name, made.space)
     told = made.confidence if isinstance(made, ParquetCollection) else None
     known = translation and translation.confidence
     if told is not None and known is not None and known.fingerprint != told["fingerprint"]:
-        raise VerificationError.of(str(path), f"its errors were foretold by {told['fingerprint']}, not by {known.fingerprint}.")
+        raise _failed(str(path), f"its errors were predicted by {told['fingerprint']}, not by {known.fingerprint}.")
     check_unique(made)
     rows, compared, worst = 0, 0, 0.0
     theirs = None if source is None else _Rows(source, read_bad_rows(beside(os.fspath(path), ".bad.parquet")))
@@ -150,7 +151,7 @@ def verify(
         if theirs is not None:
             ids, vectors = theirs.take(len(batch))
             if ids != batch.ids.to_pylist():
-                raise VerificationError.of(str(path), f"ids between rows {batch.start:,} and {rows:,} are not those of the source.")
+                raise _failed(str(path), f"ids between rows {batch.start:,} and {rows:,} are not those of the source.")
             if translation is not None:
                 worst = max(worst, _compare(batch.vectors, translation.apply(vectors), str(path), batch.start, precision))
                 compared += len(batch)
@@ -159,8 +160,12 @@ def verify(
         if progress is not None:
             progress(rows, len(made))
     if theirs is not None and (left := theirs.left()):
-        raise VerificationError.of(str(path), f"{left:,} rows of the source are missing.")
+        raise _failed(str(path), f"{left:,} rows of the source are missing.")
     return Verification(str(path), rows, compared, worst)
+
+
+def _failed(path: str, what: str) -> VerificationError:
+    return VerificationError(f"{path!r} is not what it should be: {what}")
 
 
 def _compare(found: np.ndarray, expected: np.ndarray, path: str, start: int, precision: Precision) -> float:
@@ -169,7 +174,7 @@ def _compare(found: np.ndarray, expected: np.ndarray, path: str, start: int, pre
     tolerance = max(_TOLERANCES[precision], _TOLERANCES["float16"] if found.dtype == np.float16 else 0.0)
     if not (error <= tolerance).all():
         row = start + int(np.argmax(~(error <= tolerance)))
-        raise VerificationError.of(path, f"the vector in row {row:,} is not the translation of the source's.")
+        raise _failed(path, f"the vector in row {row:,} is not the translation of the source's.")
     return float(error.max(initial=0.0))
 
 
@@ -177,12 +182,12 @@ def _errors(batch: Batch, path: str) -> np.ndarray:
     """The columns of errors, shape (2, n); they must be there, and possible."""
     for name in ERROR_COLUMNS:
         if name not in batch.payload.schema.names:
-            raise VerificationError.of(path, f"it says that errors were foretold, and lacks the column {name!r}.")
+            raise _failed(path, f"its metadata says that errors were predicted, but it lacks the column {name!r}.")
     columns = [batch.payload.column(name).to_numpy(zero_copy_only=False) for name in ERROR_COLUMNS]
     errors = np.stack(columns).astype(np.float64)
     if not (np.isfinite(errors) & (errors >= 0)).all():
         row = batch.start + int(np.argmin((np.isfinite(errors) & (errors >= 0)).all(0)))
-        raise VerificationError.of(path, f"the foretold errors in row {row:,} are no errors.")
+        raise _failed(path, f"the predicted errors in row {row:,} are not finite numbers of at least 0.")
     return errors
 
 
@@ -195,9 +200,7 @@ def _compare_errors(
     allowed = max(1e-4, _TOLERANCES[precision]) * (1 + np.abs(confidence.weights[1:]).sum())
     wrong = ~(np.abs(found - expected) <= allowed * expected).all(0)
     if wrong.any():
-        raise VerificationError.of(
-            path, f"the foretold errors in row {start + int(np.argmax(wrong)):,} are not those of its source."
-        )
+        raise _failed(path, f"the predicted errors in row {start + int(np.argmax(wrong)):,} are not those of its source.")
 
 
 class _Rows:

@@ -11,7 +11,7 @@ from typing import Any, ClassVar, Literal, Self
 import numpy as np
 
 from embridge.arrays import as_vectors, check_rows
-from embridge.errors import DecoderError, SpaceMismatchError
+from embridge.errors import DecoderError, SpaceMismatchError, n_rows
 from embridge.types import Space
 
 Kind = Literal["classifier", "regressor", "output"]
@@ -139,7 +139,9 @@ def as_outputs(values: Any, rows: int, name: str) -> np.ndarray:
     """
     array = np.asarray(values)
     if array.dtype.kind not in "fiub" or array.ndim < 1 or len(array) != rows:
-        raise DecoderError.shape(name, rows, array)
+        raise DecoderError(
+            f"{name} must give numbers, one row for each of {n_rows(rows)}. Got {array.dtype} of shape {array.shape} instead."
+        )
     return np.ascontiguousarray(array.reshape(rows, -1), np.float32)
 
 

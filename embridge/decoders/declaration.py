@@ -76,7 +76,10 @@ class Declaration:
         """
         space = DeclaredSpace.parse(self.space) if isinstance(self.space, str) else self.space
         if space is None:
-            raise UndeclaredSpaceError.of_decoder(path)
+            raise UndeclaredSpaceError(
+                f"The decoder {path} does not say which space it takes. Hint: `embridge decoder register {path} --space NAME`, or "
+                "--decoder-space NAME, or eb.open_decoder(..., space=NAME)."
+            )
         stated = space.dim if isinstance(space, Space) else 1
         if max(stated, width or 1) > DIM or min(stated, width or 1) < 1:
             raise DecoderError(f"{path!r} takes vectors of {max(stated, width or 1):,} values. At most {DIM:,} are given.")
@@ -119,7 +122,9 @@ def read_declaration(path: str, digest: str) -> Declaration:
             raise
         raise UnreadableFileError.at(name, _KIND, e) from e
     if values.get("fingerprint") != digest:
-        raise DecoderError.changed(path)
+        raise DecoderError(
+            f"{path!r} is not the file that was registered. Hint: register it again with `embridge decoder register --overwrite`."
+        )
     return found
 
 

@@ -78,7 +78,7 @@ def open_decoder(
     if suffix in _PICKLES:
         raise DecoderError.pickle(name, "save it as .skops, .onnx, .pt2, or as a linear head")
     if suffix not in _DECLARED:
-        raise DecoderError.unknown_format(name, FORMATS)
+        raise DecoderError(f"{name!r} is not a decoder of a known format. Formats: {', '.join(FORMATS)}.")
     data = read_bounded(name, "a decoder")
     digest = digest_of(data)
     return _open(name, data, said.beside(name, read_declaration(name, digest)), trusted)

@@ -19,7 +19,7 @@ from embridge.decoders.declaration import stored_classes, stored_space
 from embridge.errors import DecoderError, MapError, ParameterError, SpaceMismatchError, UnreadableFileError
 from embridge.maps import KernelMap, Map
 from embridge.tensors import reading_tensors, write_tensors
-from embridge.types import Space
+from embridge.types import Space, decoder_mismatch
 
 _FORMAT = "embridge.head.1"
 
@@ -166,14 +166,17 @@ class LinearHead(Decoder):
         if isinstance(translation, KernelMap):
             raise MapError.not_affine("a linear head does not fold with it")
         if not translation.target.same_as(self.space):
-            raise SpaceMismatchError.decoder(self.name, self.space, "the map's target", translation.target)
+            raise decoder_mismatch(self.name, self.space, "the map's target", translation.target)
         coef, intercept = self.coef.astype(np.float64), self.intercept.astype(np.float64)
         weight, shift = translation.coef.astype(np.float64), translation.intercept.astype(np.float64)
         length, offset = self.length, self.offset
         augmented = np.hstack([weight, shift[:, None]])
         if self.length is not None:
             if translation.target.normalized:
-                raise MapError.folded_twice(translation.target)
+                raise MapError(
+                    f"The head was folded with a map into a normalised space before, and {translation.target.name!r} is normalised "
+                    "too: scaling to unit length twice is no single matrix. Hint: translate first, then decode."
+                )
             last = np.zeros((1, augmented.shape[1]))
             last[0, -1] = 1
             length = self.length.astype(np.float64) @ np.vstack([augmented, last])

@@ -13,7 +13,7 @@ from embridge.arrays import check_rows
 from embridge.decoders.base import Decoded, Decoder
 from embridge.decoders.linear import LinearHead
 from embridge.device import resolve_device
-from embridge.errors import MapError, OutputError, ParameterError, SpaceMismatchError
+from embridge.errors import MapError, OutputError, ParameterError
 from embridge.files import fingerprint
 from embridge.maps import Map
 from embridge.outputs import Output, claim
@@ -22,6 +22,7 @@ from embridge.stores import Collection, source_paths
 from embridge.stores.base import IdValues, check_content
 from embridge.stores.ids import check_unique
 from embridge.tables.predictions import check_payload, write_predictions
+from embridge.types import decoder_mismatch, space_mismatch
 
 BATCH_BYTES = 8 << 20  # of float32 vectors: wide enough for a product, small enough for wide outputs
 
@@ -144,12 +145,12 @@ def prepare(decoder: Decoder, source: Collection, via: Map | None) -> Decoder:
     """
     if via is None:
         if not decoder.space.same_as(source.stated_space):
-            raise SpaceMismatchError.decoder(decoder.name, decoder.space, source.name, source.space)
+            raise decoder_mismatch(decoder.name, decoder.space, source.name, source.space)
         return decoder
     if not via.source.same_as(source.stated_space):
-        raise SpaceMismatchError.between("The map", via.source, source.name, source.space)
+        raise space_mismatch("The map", via.source, source.name, source.space)
     if not via.target.same_as(decoder.space):
-        raise SpaceMismatchError.decoder(decoder.name, decoder.space, "the map's target", via.target)
+        raise decoder_mismatch(decoder.name, decoder.space, "the map's target", via.target)
     if isinstance(decoder, LinearHead):
         with contextlib.suppress(MapError):  # folded once before: the two steps stay two
             return decoder.after(via)

@@ -114,7 +114,7 @@ def _members(path: str, data: bytes) -> dict[str, bytes]:
         raise UnreadableFileError.at(path, "a program of torch.export", "its tensors are not little-endian")
     for name in members:
         if not (name in (_PROGRAM, *_CONFIGS) or _TENSORS.fullmatch(name) or _LEFT_BEHIND.fullmatch(name)):
-            raise DecoderError.unsafe(path, f"the unexpected part {name!r}")
+            raise _unsafe(path, f"the unexpected part {name!r}")
     _check_samples(path, members.get(_SAMPLES, b""))
     return {name: content for name, content in members.items() if not _LEFT_BEHIND.fullmatch(name)}
 
@@ -129,7 +129,7 @@ def _check_samples(path: str, data: bytes) -> None:
                 if named or operation.name in ("STACK_GLOBAL", "EXT1", "EXT2", "EXT4"):
                     raise ValueError(argument)
     except ValueError as e:
-        raise DecoderError.unsafe(path, "sample inputs that are more than tensors") from e
+        raise _unsafe(path, "sample inputs that are more than tensors") from e
 
 
 def _written(members: dict[str, bytes]) -> bytes:
@@ -145,13 +145,13 @@ def _check_payloads(path: str, config: Any, folder: str, members: dict[str, byte
     """Tensors must be stored as bytes, and an empty member must be an empty tensor: torch makes zeros of the size that is said."""
     for payload in config["config"].values():
         if payload["use_pickle"] is not False or not re.fullmatch(r"(weight|tensor)_\d+", payload["path_name"]):
-            raise DecoderError.unsafe(path, "pickled tensors or objects")
+            raise _unsafe(path, "pickled tensors or objects")
         sizes = [size["as_int"] for size in payload["tensor_meta"]["sizes"]]
         if not members[f"{folder}/{payload['path_name']}"] and 0 not in sizes:
             raise UnreadableFileError.at(path, "a program of torch.export", f"the tensor {payload['path_name']!r} has no data")
     for name in config["config"]:
         if not _NAME.fullmatch(name):
-            raise DecoderError.unsafe(path, f"the name {name[:40]!r}")
+            raise _unsafe(path, f"the name {name[:40]!r}")
 
 
 def _check_program(path: str, program: Any, trusted: Collection[str]) -> None:
@@ -193,19 +193,19 @@ def _is_implied(guard: str, ranges: dict[str, Any]) -> bool:
 def _check_item(path: str, key: str, value: Any) -> None:
     """One key of the program, at any depth, and its value."""
     if key in _REFUSED and value is not None:
-        raise DecoderError.unsafe(path, f"an argument of kind {key!r}")
+        raise _unsafe(path, f"an argument of kind {key!r}")
     if key in _STATE and value is not None:
         raise DecoderError(f"{path!r} changes its own weights or input while it runs ({key}). Hint: export it in eval mode.")
     if key == "treespec_namedtuple_fields" and value:
-        raise DecoderError.unsafe(path, "named tuples")
+        raise _unsafe(path, "named tuples")
     names = [key, *([value] if key in _NAMES and value is not None else value or () if key == "forward_arg_names" else ())]
     for name in names:
         if not isinstance(name, str) or not _NAME.fullmatch(name):
-            raise DecoderError.unsafe(path, f"the name {str(name)[:40]!r}")
+            raise _unsafe(path, f"the name {str(name)[:40]!r}")
     if key == "expr_str" and not is_plain_shape(value):
-        raise DecoderError.unsafe(path, f"the expression {str(value)[:40]!r}")
+        raise _unsafe(path, f"the expression {str(value)[:40]!r}")
     if key in ("in_spec", "out_spec") and not _is_plain_tree(parse_json(value)[1]):
-        raise DecoderError.unsafe(path, "inputs or outputs in classes of its own")
+        raise _unsafe(path, "inputs or outputs in classes of its own")
 
 
 def _items(value: Any) -> Iterator[tuple[str, Any]]:
@@ -275,3 +275,10 @@ def _is_plain_tree(spec: Any) -> bool:
     keys = parse_json(context) if isinstance(context, str) else context
     is_plain = keys is None or (isinstance(keys, list) and all(isinstance(key, str) for key in keys))
     return spec["type"] in _SPECS and is_plain and all(map(_is_plain_tree, spec["children_spec"]))
+
+
+def _unsafe(path: str, what: str) -> DecoderError:
+    return DecoderError(
+        f"{path!r} holds {what}, which could run code when it is opened, so it was not opened. "
+        "Hint: export the model again with torch.export.save, from plain tensors and ATen operators."
+    )

@@ -13,6 +13,7 @@ from embridge.decoders.retrain import retrain
 from embridge.errors import ParameterError, SpaceMismatchError, TooFewAnchorsError
 from embridge.maps import Map
 from embridge.records import DecoderEvaluation, DecoderStrategy
+from embridge.types import decoder_mismatch, space_mismatch
 
 _RESAMPLES = 1000
 _LEAST = 10
@@ -78,9 +79,9 @@ def evaluate_decoder(
     """
     for expected, found in ((via.source, anchors.source), (via.target, anchors.target)):
         if not expected.same_as(found):
-            raise SpaceMismatchError.between("The map", expected, "the evaluation's data", found)
+            raise space_mismatch("The map", expected, "the evaluation's data", found)
     if not via.target.same_as(decoder.space):
-        raise SpaceMismatchError.decoder(decoder.name, decoder.space, "the map's target", via.target)
+        raise decoder_mismatch(decoder.name, decoder.space, "the map's target", via.target)
     known = _by_id(anchors, labels)
     labelled = anchors.at(np.array([i in known for i in anchors.ids.tolist()], bool))
     rest = labelled.without(via.anchor_hashes)

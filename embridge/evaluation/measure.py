@@ -20,7 +20,7 @@ from embridge.maps import Map
 from embridge.maps.confidence import translation_errors
 from embridge.neighbors import check_k
 from embridge.records import ConfidenceCheck, CorpusSize, Evaluation
-from embridge.types import Metric
+from embridge.types import Metric, space_mismatch
 
 if TYPE_CHECKING:
     import torch
@@ -221,9 +221,13 @@ def _check(
             continue
         for expected, found in ((source, pair.source), (target, pair.target)):
             if not expected.same_as(found):
-                raise SpaceMismatchError.between(what, expected, "the evaluation's data", found)
+                raise space_mismatch(what, expected, "the evaluation's data", found)
     if against is not None and not (source.same_as(against.source) and target.same_as(against.target)):
-        raise SpaceMismatchError.maps((source, target), (against.source, against.target))
+        raise SpaceMismatchError(
+            f"The map translates {source.name!r} ({source.dim}) -> {target.name!r} ({target.dim}), the one to compare it with "
+            f"{against.source.name!r} ({against.source.dim}) -> {against.target.name!r} ({against.target.dim}). "
+            "Hint: compare maps between the same two spaces."
+        )
     if reverse_map is not None and not (target.same_as(reverse_map.source) and source.same_as(reverse_map.target)):
         raise SpaceMismatchError(
             f"The reverse map translates {reverse_map.source.name!r} ({reverse_map.source.dim}) -> {reverse_map.target.name!r} "

@@ -88,7 +88,10 @@ def check_qrels(corpus_ids: np.ndarray, query_ids: np.ndarray, qrels: Qrels) -> 
     if not found.queries:
         raise ParameterError(f"The judgements (qrels) of {len(qrels):,} queries name no relevant document: no score is above 0.")
     if not found.queries_found:
-        raise ParameterError.no_judgements(len(query_ids), found.queries)
+        raise ParameterError(
+            f"None of the {len(query_ids):,} queries is among the {found.queries:,} that the judgements (qrels) are of. "
+            "Hint: check whether both have their ids as strings or as integers."
+        )
     if not found.documents_found:
         raise ParameterError(
             f"None of the {found.documents:,} documents that the judgements (qrels) name as relevant is among the {len(rows):,} "
@@ -185,5 +188,9 @@ def labels_of_queries(
         known = (label for row in corpus_ids[rows].tolist() if (label := labels.get(row)) is not None)
         found.append(next(known, labels.get(query)))
     if all(label is None for label in found):
-        raise ParameterError.no_labels(len(query_ids), len(labels))
+        raise ParameterError(
+            f"None of the {len(query_ids):,} queries has a label: neither they nor their relevant rows are among the "
+            f"{len(labels):,} labelled ids. "
+            "Hint: check --id-column of the labels, and whether their ids are strings or integers."
+        )
     return found

@@ -9,11 +9,12 @@ import numpy as np
 
 from embridge.anchors import Anchors
 from embridge.arrays import as_vectors, norms, unit
-from embridge.errors import ParameterError, SpaceMismatchError, TooFewAnchorsError
+from embridge.errors import ParameterError, TooFewAnchorsError, n_rows
 from embridge.evaluation.relative import relative
 from embridge.records import Stitching, StitchingScore
 from embridge.translators import METHODS, fit
 from embridge.translators.paper import PaperTranslator, Scaling
+from embridge.types import space_mismatch
 
 METHODS_COMPARED = ("absolute", "relative", "affine", "linear", "l-ortho", "ortho", "ridge", "bridge")
 
@@ -132,10 +133,13 @@ def compare_stitching(
     """
     for expected, found in ((train.source, test.source), (train.target, test.target)):
         if not expected.same_as(found):
-            raise SpaceMismatchError.between("The comparison", expected, "the test set", found)
+            raise space_mismatch("The comparison", expected, "the test set", found)
     shared = int(np.isin(test.hashes(), train.hashes()).sum())
     if shared:
-        raise ParameterError.shared_rows(shared)
+        raise ParameterError(
+            f"{n_rows(shared)} of the test set {'is' if shared == 1 else 'are'} in the training set too, which would flatter every "
+            "method. Hint: take both from one Anchors.split()."
+        )
     seeds, names = tuple(seeds), ("no-stitching", *methods)
     for name, given in (("seeds", seeds), ("decoders", decoders)):
         if not given:

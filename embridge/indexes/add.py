@@ -7,13 +7,14 @@ from dataclasses import replace
 import numpy as np
 import pyarrow as pa
 
-from embridge.errors import BadIdsError, EmbridgeError, FaissIndexError, SpaceMismatchError
+from embridge.errors import BadIdsError, EmbridgeError, FaissIndexError
 from embridge.indexes.build import prepare
 from embridge.stores.base import Collection
 from embridge.stores.faiss.decode import external_lists_of, holds_lists, keeps_labels, labels_of
-from embridge.stores.faiss.file import FAISS_ERRORS, IndexFile, faiss_reason, read_index_file
+from embridge.stores.faiss.file import FAISS_ERRORS, faiss_reason, read_index_file
+from embridge.stores.faiss.index_file import IndexFile
 from embridge.stores.ids import check_unique
-from embridge.types import Metric, Space
+from embridge.types import Metric, Space, space_mismatch
 
 
 def add_rows(file: IndexFile, space: Space, collection: Collection, path: str, *, external_lists: bool = False) -> IndexFile:
@@ -33,17 +34,17 @@ def add_rows(file: IndexFile, space: Space, collection: Collection, path: str, *
     # have added rows.
     file = read_index_file(path, external_lists=external_lists)
     if (file.space, file.notes) != (opened.space, opened.notes):
-        raise FaissIndexError.no_additions(where, "it was replaced by another index since it was opened")
+        raise _no_additions(where, "it was replaced by another index since it was opened")
     if "hubness" in file.notes:
-        raise FaissIndexError.no_additions(where, "each row carries a hubness bias, whose reference queries are not stored")
+        raise _no_additions(where, "each row carries a hubness bias, whose reference queries are not stored")
     if "calibration" in file.notes:
-        raise FaissIndexError.no_additions(where, "its rows are calibrated by whether they are native or translated")
+        raise _no_additions(where, "its rows are calibrated by whether they are native or translated")
     if not file.notes.get("adds", True):
-        raise FaissIndexError.no_additions(where, "the map in front of it is right for queries, not for vectors")
+        raise _no_additions(where, "the map in front of it is right for queries, not for vectors")
     if not collection.space.same_as(space):
-        raise SpaceMismatchError.between("The index", space, collection.name, collection.space)
+        raise space_mismatch("The index", space, collection.name, collection.space)
     if lists := external_lists_of(file.index):
-        raise FaissIndexError.no_additions(where, f"its inverted lists lie in another file ({lists}), which is only read")
+        raise _no_additions(where, f"its inverted lists lie in another file ({lists}), which is only read")
     labelled = keeps_labels(file.index)
     own_kind = pa.int64() if file.ids is None else file.ids.type
     if collection.id_type != own_kind:
@@ -72,12 +73,12 @@ def add_rows(file: IndexFile, space: Space, collection: Collection, path: str, *
                         f"{collection.name} has the id -1, which is how FAISS marks an empty place in inverted lists."
                     )
                 if not labelled:
-                    raise FaissIndexError.no_additions(where, "its ids are positions, and it holds no labels")
+                    raise _no_additions(where, "its ids are positions, and it holds no labels")
                 index.add_with_ids(vectors, fresh)
         except FAISS_ERRORS as e:
             if isinstance(e, EmbridgeError):
                 raise
-            raise FaissIndexError.no_additions(where, faiss_reason(e)) from e
+            raise _no_additions(where, faiss_reason(e)) from e
     return replace(file, index=index, ids=ids, lineage=file.lineage | {"added": collection.fingerprint()})
 
 
@@ -85,3 +86,9 @@ def _refuse_repeated(where: str, fresh: pa.Array, ids: pa.Array) -> None:
     repeated = sorted(set(fresh.to_pylist()) & set(ids.to_pylist()))
     if repeated:
         raise BadIdsError.duplicate(where, repeated)
+
+
+def _no_additions(where: str, reason: str) -> FaissIndexError:
+    return FaissIndexError(
+        f"{where} takes no new vectors: {reason}. Hint: add them to the index that it was made of, or rebuild it."
+    )

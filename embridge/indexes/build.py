@@ -17,7 +17,8 @@ from embridge.indexes.hubness import NEIGHBORS, with_bias
 from embridge.indexes.offset import with_offset
 from embridge.stores.base import Collection
 from embridge.stores.faiss.decode import keeps_labels
-from embridge.stores.faiss.file import FAISS_ERRORS, IndexFile, faiss_reason
+from embridge.stores.faiss.file import FAISS_ERRORS, faiss_reason
+from embridge.stores.faiss.index_file import IndexFile
 from embridge.stores.provenance import translated_rows
 from embridge.types import Metric
 
@@ -53,7 +54,9 @@ def build(
     space = collection.space
     if references is not None:
         if space.metric == Metric.L2:
-            raise FaissIndexError.bias_under_l2(collection.name)
+            raise FaissIndexError(
+                f"{collection.name} is measured by L2; a hubness bias needs cosine or inner product. Hint: leave --hubness out."
+            )
         references = as_vectors(references, space.dim, "reference queries")
 
     provenance = collection.provenance if calibrated and collection.provenance and collection.provenance.offset else None
@@ -74,7 +77,9 @@ def build(
     try:
         index = faiss.index_factory(space.dim + (references is not None or provenance is not None), factory, metric)
         if index.metric_type != metric:
-            raise FaissIndexError.factory(factory, f"it measures by L2 alone, and {collection.name} by {space.metric}")
+            raise FaissIndexError(
+                f"FAISS cannot build {factory!r}: it measures by L2 alone, and {collection.name} by {space.metric}"
+            )
         apply_settings(index, settings or {})
         if not index.is_trained:
             index = _train(index, collection, rows_of, seed, gpu=gpu)
@@ -93,7 +98,7 @@ def build(
     except FAISS_ERRORS as e:
         if isinstance(e, EmbridgeError):
             raise
-        raise FaissIndexError.factory(factory, faiss_reason(e)) from e
+        raise FaissIndexError(f"FAISS cannot build {factory!r}: {faiss_reason(e)}") from e
     ids = None if own_ids else pa.chunked_array(held, collection.id_type).combine_chunks()
     notes: dict[str, Any] = {}
     if references is not None:

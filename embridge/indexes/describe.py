@@ -86,7 +86,7 @@ def _transform(transform: Any, inner: Any) -> str:
         return f"OPQ{inner.pq.M}{'_' + width if width else ''}"
     if isinstance(transform, faiss.LinearTransform):
         return ""
-    raise FaissIndexError.not_described(type(transform).__name__)
+    raise _not_described(type(transform).__name__)
 
 
 def _quantizer(quantizer: Any) -> str:
@@ -117,7 +117,7 @@ def _codec(index: Any) -> str:
     for attribute, name in _ADDITIVE:
         if hasattr(index, attribute) and "FastScan" not in type(index).__name__:
             return _sum_of_codewords(getattr(index, attribute), name)
-    raise FaissIndexError.not_described(type(index).__name__)
+    raise _not_described(type(index).__name__)
 
 
 def _sum_of_codewords(quantizer: Any, name: str) -> str:
@@ -167,3 +167,7 @@ def _parts(index: Any, level: str) -> list[tuple[str, Any]]:
     if isinstance(index, faiss.IndexNSG):
         parts.append((f"{level}.nsg", index.nsg))
     return parts
+
+
+def _not_described(kind: str) -> FaissIndexError:
+    return FaissIndexError(f"No factory string builds a FAISS {kind}, so it cannot be built anew. Hint: --mode wrap.")

@@ -11,12 +11,12 @@ from typing import Any
 import numpy as np
 
 from embridge.arrays import as_vectors, check_rows
-from embridge.errors import EmbridgeError, FaissIndexError, ParameterError, SpaceMismatchError
+from embridge.errors import EmbridgeError, FaissIndexError, ParameterError
 from embridge.indexes.add import add_rows
 from embridge.indexes.build import build
 from embridge.indexes.gpu import GPU_LIMIT, on_gpu
 from embridge.indexes.parameters import in_force, search_parameters, stateful
-from embridge.indexes.search import search_index
+from embridge.indexes.scoring import search_index
 from embridge.maps import Map
 from embridge.maps.queries import blend, project_queries
 from embridge.outputs import INDEX, Output, claim
@@ -31,7 +31,7 @@ from embridge.stores.faiss.file import (
     write_index_file,
 )
 from embridge.stores.ids import check_unique
-from embridge.types import DeclaredSpace, Hits, Metric, Space
+from embridge.types import DeclaredSpace, Hits, Metric, Space, space_mismatch
 
 _MOST_EMPTY = 1 << 16  # k beyond the vectors that an index holds: each place that stays empty takes memory
 
@@ -279,7 +279,7 @@ def build_index(
 
 def _references(queries: Collection, space: Space) -> np.ndarray:
     if not queries.space.same_as(space):
-        raise SpaceMismatchError.between("The hubness bias", space, queries.name, queries.space)
+        raise space_mismatch("The hubness bias", space, queries.name, queries.space)
     return queries.read()[1]
 
 

@@ -71,7 +71,9 @@ class KernelMap:
                 f"Got {landmarks.shape} and {weights.shape} instead."
             )
         if not 0 < self.gamma < np.inf or self.affine.confidence is not None:
-            raise MapError.features(self.gamma)
+            raise MapError(
+                f"Kernel features need a finite gamma above 0 (got {self.gamma!r}), and an affine part without a confidence."
+            )
         for name, array in (("landmarks", landmarks), ("weights", weights)):
             check_rows(array, range(len(array)), name, zero_is_bad=False)
             array.flags.writeable = False

@@ -78,7 +78,9 @@ class LinearMap:
             object.__setattr__(self, name, array)
         if (known := self.confidence) is not None:
             if not np.array_equal(known.coef, coef) or not np.array_equal(known.intercept, intercept):
-                raise MapError.other_confidence()
+                raise MapError(
+                    "The confidence is of a map with other coefficients. Hint: calibrate this map anew, or leave it out."
+                )
             object.__setattr__(self, "confidence", replace(known, coef=coef, intercept=intercept))  # held once
 
     # The transpose is what one product with rows needs; made once so that a single query pays for the product alone.
@@ -175,7 +177,10 @@ class LinearMap:
         if self.source.metric != Metric.L2:
             return rows @ self.coef
         if self.isometry_scale is None:
-            raise MapError.not_isometry()
+            raise MapError(
+                "Under L2, queries can be projected by an isometry only, and this map is not one. "
+                "Hint: fit a map from the space of the queries to the space of the index."
+            )
         return (rows - self.intercept) @ self.coef / np.float32(self.isometry_scale**2)
 
     def then(self, other: LinearMap) -> LinearMap:
@@ -193,7 +198,10 @@ class LinearMap:
         if not isinstance(other, LinearMap):
             raise MapError.not_affine("it cannot be joined with another into one map")
         if not self.target.same_as(other.source):
-            raise MapError.chain(self.target, other.source)
+            raise MapError(
+                f"A map into {self.target.name!r} ({self.target.dim}) cannot be followed by a map from "
+                f"{other.source.name!r} ({other.source.dim})."
+            )
         coef = other.coef.astype(np.float64) @ self.coef
         intercept = other.coef.astype(np.float64) @ self.intercept + other.intercept
         record = FitRecord("then", sources=(self.fingerprint, other.fingerprint))

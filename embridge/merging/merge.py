@@ -13,7 +13,7 @@ import numpy as np
 
 from embridge.anchors import ids_at
 from embridge.arrays import unit
-from embridge.errors import CollectionError, OutputError, ParameterError, SpaceMismatchError
+from embridge.errors import CollectionError, OutputError, ParameterError
 from embridge.files import fingerprint
 from embridge.maps import Map
 from embridge.merging.calibration import HITS, Found
@@ -25,7 +25,7 @@ from embridge.stores.base import Collection, check_content
 from embridge.stores.ids import check_unique, hash_ids, match_rows
 from embridge.stores.parquet.writer import write_collection
 from embridge.stores.provenance import MixedRows, translated_rows
-from embridge.types import Metric, Provenance, Space
+from embridge.types import Metric, Provenance, Space, mixed_spaces, space_mismatch
 
 
 def merge(
@@ -198,15 +198,17 @@ def _one_space(native: Collection, translated: Collection, queries: Collection |
         if side is None:
             continue
         if not side.space.same_as(space):
-            raise SpaceMismatchError.between(what, space, side.name, side.space)
+            raise space_mismatch(what, space, side.name, side.space)
         if side.space.metric != space.metric:
-            raise SpaceMismatchError.mixed("The merge", native.name, space, side.name, side.space)
+            raise mixed_spaces("The merge", native.name, space, side.name, side.space)
     if translation is not None and not translation.target.same_as(space):
-        raise SpaceMismatchError.between("The merge", space, "the map's target", translation.target)
-    if native.provenance is not None:
-        raise CollectionError.not_native(native.name, "it holds translated rows itself")
-    if "map" in getattr(native, "lineage", {}):
-        raise CollectionError.not_native(native.name, "it was converted with a map")
+        raise space_mismatch("The merge", space, "the map's target", translation.target)
+    if native.provenance is not None or "map" in getattr(native, "lineage", {}):
+        reason = "it was converted with a map" if native.provenance is None else "it holds translated rows itself"
+        raise CollectionError(
+            f"{native.name} cannot be the native side of a merge: {reason}. "
+            "Hint: the native rows come first, the translated second."
+        )
     # What a quantized index gives back has about the length of what went in.
     normalized = all(side.is_exact and side.space.normalized for side in (native, translated))
     return replace(space, normalized=normalized)

@@ -10,7 +10,7 @@ import faiss
 import numpy as np
 
 from embridge.arrays import as_vectors
-from embridge.errors import CollectionError, FaissIndexError, SpaceMismatchError
+from embridge.errors import CollectionError, FaissIndexError
 from embridge.maps import LinearMap
 from embridge.migration.equivalence import Equivalence, Extent, equivalence, extent
 from embridge.migration.rebuild import TranslatedRows, rebuild
@@ -18,8 +18,9 @@ from embridge.migration.rewrite import folds, loses, obstacle, rewrite
 from embridge.migration.wrap import wrap
 from embridge.stores.faiss.collection import space_of
 from embridge.stores.faiss.decode import external_lists_of, holds_codes, stored_vectors
-from embridge.stores.faiss.file import IndexFile, index_fingerprint, read_index_file
-from embridge.types import DeclaredSpace, Space
+from embridge.stores.faiss.file import index_fingerprint, read_index_file
+from embridge.stores.faiss.index_file import IndexFile
+from embridge.types import DeclaredSpace, Space, space_mismatch
 
 _CONDITION = 1e4  # beyond it a map flattens directions that a graph or lists were built on
 
@@ -41,9 +42,13 @@ class MigrationAttempt:
         self.file: IndexFile = self._read()
         self.space = space_of(repr(self.path), self.file, self.declared)
         if not any(end.same_as(self.space) for end in (self.translation.source, self.translation.target)):
-            raise SpaceMismatchError.between("The map", self.translation.source, repr(self.path), self.space)
+            raise space_mismatch("The map", self.translation.source, repr(self.path), self.space)
         if "calibration" in self.file.notes:
-            raise FaissIndexError.calibrated(self.path)
+            raise FaissIndexError(
+                f"{self.path!r} holds native and translated rows whose scores were calibrated in its own space, "
+                "which does not carry over. "
+                "Hint: convert the collection it was made of, and index that."
+            )
         if not self.file.index.ntotal:
             raise CollectionError.empty(repr(self.path))
         self.fingerprint = index_fingerprint(self.path)

@@ -22,7 +22,8 @@ from embridge.migration.attempt import MigrationAttempt
 from embridge.migration.verification import AGREES, Verification, VerificationScore
 from embridge.outputs import INDEX, Output, claim
 from embridge.records import Migration
-from embridge.stores.faiss.file import FAISS_ERRORS, IndexFile, faiss_reason, index_fingerprint, write_index_file
+from embridge.stores.faiss.file import FAISS_ERRORS, faiss_reason, index_fingerprint, write_index_file
+from embridge.stores.faiss.index_file import IndexFile
 from embridge.types import DeclaredSpace, Space
 
 MODES = ("auto", "wrap", "rewrite", "rebuild")
@@ -152,7 +153,10 @@ def _migrate(
         refused.append(f"{tried}: {score.overlap:.3f} of the true neighbors are found, {wanted:.3f} are wanted")
         measured[tried] = score.overlap
     if min_recall is not None or not measured:
-        raise MigrationRefusedError.of(attempt.path, mode, refused)
+        hint = "Hint: --mode auto tries all modes." if mode != "auto" else "Hint: convert the collection and index the conversion."
+        if any("are wanted" in reason for reason in refused):
+            hint = "Hint: another map, or a lower --min-recall."
+        raise MigrationRefusedError(f"{attempt.path!r} is not migrated. {'; '.join(refused)}. {hint}")
     best = max(measured, key=measured.__getitem__)
     made, _, reason = attempt.make(best)
     refused = [line for line in refused if not line.startswith(f"{best}:")]

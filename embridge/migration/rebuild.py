@@ -14,7 +14,7 @@ from embridge.maps import LinearMap
 from embridge.stores.base import Batch, Collection, RowFilter
 from embridge.stores.faiss.collection import external_ids
 from embridge.stores.faiss.decode import stored_vectors
-from embridge.stores.faiss.file import IndexFile
+from embridge.stores.faiss.index_file import IndexFile
 from embridge.stores.memory import empty_payload
 from embridge.types import Space
 

@@ -12,14 +12,14 @@ import pyarrow as pa
 from embridge.errors import FaissIndexError
 from embridge.indexes.build import prepare
 from embridge.indexes.hubness import augment, with_bias
-from embridge.indexes.search import search_index
+from embridge.indexes.scoring import search_index
 from embridge.maps import LinearMap
 from embridge.migration.equivalence import Equivalence
 from embridge.neighbors import Nearest, overlap
 from embridge.stores.base import BATCH_BYTES
 from embridge.stores.faiss.collection import external_ids
 from embridge.stores.faiss.decode import stored_vectors
-from embridge.stores.faiss.file import IndexFile
+from embridge.stores.faiss.index_file import IndexFile
 from embridge.stores.ids import hash_ids
 from embridge.types import Metric, Space
 
@@ -113,7 +113,10 @@ class Verification:
         agreement = None if self._old_answers is None else float(overlap(found, self._old_answers).mean())
         if self._truth is None:
             if agreement is None:
-                raise FaissIndexError.cannot_be_verified()
+                raise FaissIndexError(
+                    "The vectors of the index cannot be read back, and queries cannot be projected to it, "
+                    "so nothing can be verified."
+                )
             return VerificationScore(agreement, agreement)
         return VerificationScore(float(overlap(found, self._truth).mean()), agreement)
 

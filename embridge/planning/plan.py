@@ -89,7 +89,10 @@ def plan(
             raise ParameterError.must_be(name, "above 0", value)
     anchors = min(5000, len(shared) // 2) if anchors is None else anchors
     if len(shared) - anchors <= k + 1:
-        raise TooFewAnchorsError.planned(k + 2, anchors, len(shared))
+        raise TooFewAnchorsError(
+            f"A plan needs at least {k + 2} shared rows beside its anchors. Of {len(shared):,} there are {anchors:,} anchors. "
+            "Hint: fewer --anchors (anchors=), a smaller -k, or more rows by both models."
+        )
     train = shared.sample(anchors, seed)
     benchmark = _benchmark(shared.without(train.hashes()), train, queries, k, qrels, max_queries, seed, device)
     known = None

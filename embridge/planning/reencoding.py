@@ -9,12 +9,13 @@ import numpy as np
 from embridge.anchors import ids_at
 from embridge.arrays import as_vectors
 from embridge.device import resolve_device
-from embridge.errors import ParameterError, SpaceMismatchError
+from embridge.errors import ParameterError
 from embridge.evaluation.metrics import DEPTH, by_hits
 from embridge.maps import Map
 from embridge.neighbors import Nearest
 from embridge.stores.base import Collection
 from embridge.stores.ids import hash_ids
+from embridge.types import space_mismatch
 
 if TYPE_CHECKING:
     import torch
@@ -59,7 +60,7 @@ def rows_to_reencode(
         There is no query.
     """
     if not translation.source.same_as(source.space):
-        raise SpaceMismatchError.between("The map", translation.source, source.name, source.space)
+        raise space_mismatch("The map", translation.source, source.name, source.space)
     vectors = as_vectors(queries, translation.target.dim, "queries")
     if not len(vectors):
         raise ParameterError.must_be("queries", "at least one", 0)

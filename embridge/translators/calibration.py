@@ -10,11 +10,12 @@ import torch
 from embridge.anchors import Anchors
 from embridge.anchors.fold_moments import FoldMoments
 from embridge.anchors.moments import Moments
-from embridge.errors import MapError, SpaceMismatchError, TooFewAnchorsError
+from embridge.errors import MapError, TooFewAnchorsError
 from embridge.maps import LinearMap
 from embridge.maps.confidence import Confidence, error_kind, translation_errors
 from embridge.stores.ids import hash_ids
 from embridge.translators.base import total
+from embridge.types import space_mismatch
 
 LEAST_ROWS = 50  # 25 for weights, 25 for scores: enough for a coverage of 0.96
 _MOST_ROWS = 20_000
@@ -74,12 +75,15 @@ def calibrate(
     for side in (moments, held_out):
         for expected, found in ((translation.source, side.source), (translation.target, side.target)):
             if not expected.same_as(found):
-                raise SpaceMismatchError.between("The map", expected, "the calibration's data", found)
+                raise space_mismatch("The map", expected, "the calibration's data", found)
     left = held_out.without(translation.anchor_hashes)
     if isinstance(anchors, Anchors):
         left = left.without(anchors.hashes())
     if len(left) < LEAST_ROWS:
-        raise TooFewAnchorsError.calibration(LEAST_ROWS, len(left), len(held_out))
+        raise TooFewAnchorsError(
+            f"A confidence is calibrated on at least {LEAST_ROWS} rows that the map was not fitted on. Got {len(left)} of "
+            f"{len(held_out):,} instead. Hint: hold out more rows (--test-size), or re-encode more shared rows."
+        )
     rows = left.sample(_MOST_ROWS, seed) if len(left) > _MOST_ROWS else left
     first, second = halves(rows.ids, seed)
     # Without weights it predicts nothing yet, but knows the two features.

@@ -82,7 +82,10 @@ class PaperTranslator(Translator):
     def _solve_unit(self, moments: Moments) -> Solution:
         for space in (moments.source, moments.target):
             if not space.normalized:
-                raise ParameterError.not_normalised(space.name)
+                raise ParameterError(
+                    f"L2 scaling needs rows of unit length, and space {space.name!r} is not normalised. "
+                    "Hint: fit on anchors.unit(), and give the map unit rows."
+                )
         n, mean_x, mean_y = moments.n, moments.mean_x, moments.mean_y
         zxx, zxy = moments.sxx + n * np.outer(mean_x, mean_x), moments.sxy + n * np.outer(mean_x, mean_y)
         weight, bias, parameters = self.estimate(Scaled(n, zxx, zxy, mean_x, mean_y))

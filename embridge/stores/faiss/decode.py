@@ -57,7 +57,7 @@ def stored_vectors(index: Any, batch_rows: int) -> Iterator[tuple[np.ndarray, np
                 try:
                     vectors = transform.reverse_transform(vectors)
                 except RuntimeError as e:
-                    raise FaissIndexError.no_vectors("The index", type(transform).__name__) from e
+                    raise _no_vectors(type(transform).__name__) from e
             yield labels, vectors
     elif kind in ("IndexRefine", "IndexRefineFlat"):
         yield from stored_vectors(index.refine_index, batch_rows)
@@ -66,7 +66,11 @@ def stored_vectors(index: Any, batch_rows: int) -> Iterator[tuple[np.ndarray, np
     elif kind in _BY_POSITION:
         yield from _position_vectors(index, batch_rows)
     else:
-        raise FaissIndexError.no_vectors("The index", kind)
+        raise _no_vectors(kind)
+
+
+def _no_vectors(kind: str) -> FaissIndexError:
+    return FaissIndexError(f"The index is a FAISS {kind}, whose vectors cannot be read back.")
 
 
 def _position_vectors(index: Any, batch_rows: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
@@ -78,7 +82,7 @@ def _position_vectors(index: Any, batch_rows: int) -> Iterator[tuple[np.ndarray,
             count = min(batch_rows, index.ntotal - start)
             yield np.arange(start, start + count), index.reconstruct_n(start, count)
     except RuntimeError as e:
-        raise FaissIndexError.no_vectors("The index", kind) from e
+        raise _no_vectors(kind) from e
 
 
 def _compare(kind: str, ours: np.ndarray, expected: np.ndarray) -> None:
@@ -119,7 +123,7 @@ def _compare_list(index: Any, number: int, offset: int, labels: np.ndarray, code
     try:
         index.reconstruct_from_offset(number, offset, faiss.swig_ptr(expected))
     except RuntimeError as e:
-        raise FaissIndexError.no_vectors("The index", kind) from e
+        raise _no_vectors(kind) from e
     _compare(kind, ours[0], expected)
 
 
@@ -132,7 +136,7 @@ def _decoded(index: Any, parts: list[tuple[np.ndarray, np.ndarray, np.ndarray]])
             refined = faiss.vector_to_array(index.refine_codes).reshape(-1, index.refine_pq.code_size)
             vectors += index.refine_pq.decode(refined[labels])
     except RuntimeError as e:
-        raise FaissIndexError.no_vectors("The index", type(index).__name__) from e
+        raise _no_vectors(type(index).__name__) from e
     return labels, vectors
 
 

@@ -8,11 +8,8 @@ import re
 import stat
 import threading
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
-
-import pyarrow as pa
 
 from embridge.errors import (
     EmbridgeError,
@@ -22,7 +19,6 @@ from embridge.errors import (
     UnreadableFileError,
 )
 from embridge.files import fingerprint, whole_or_absent
-from embridge.types import Space
 
 try:
     import faiss
@@ -31,6 +27,7 @@ except ImportError as e:
 
 from embridge.stores.faiss.checks import inconsistency
 from embridge.stores.faiss.decode import holds_lists, keeps_labels, labels_of
+from embridge.stores.faiss.index_file import IndexFile
 from embridge.stores.faiss.lists import check_external_lists
 from embridge.stores.faiss.sidecars import (
     Sidecars,
@@ -48,51 +45,6 @@ _TRIES = 20  # of reading an index that is being replaced
 _READING = threading.Lock()  # FAISS's limits for reading are global
 # What FAISS and its wrapper raise on a damaged file: assertions of its Python part and overflows of SWIG included.
 FAISS_ERRORS = (RuntimeError, MemoryError, AssertionError, TypeError, ValueError, OverflowError, IndexError, AttributeError)
-
-
-@dataclass(frozen=True, eq=False)
-class IndexFile:
-    """A FAISS index as read from its file and sidecars.
-
-    Attributes
-    ----------
-    index : faiss.Index
-    space : Space or None
-        What the sidecar says; a bare file says nothing.
-    ids : pyarrow.Array or None
-        By the index's own int64 label, where the index does not hold the ids itself.
-    lineage : dict
-    notes : dict
-        What else the sidecar says: how scores are to be read (``scores``), that a hubness bias is stored (``hubness``), that
-        translated rows carry an offset (``calibration``), whether vectors may be added (``adds``), how it was migrated
-        (``migration``).
-    bound : bool
-        The sidecars name the fingerprint of this index; what they say of all its rows was established when it was written.
-    identity : tuple
-        Of the file that was read (`file_identity`).
-    """
-
-    index: Any
-    space: Space | None
-    ids: pa.Array | None
-    lineage: dict[str, str] = field(default_factory=dict)
-    notes: dict[str, Any] = field(default_factory=dict)
-    bound: bool = True
-    identity: tuple[int, ...] = ()
-
-    @property
-    def biased(self) -> bool:
-        """True where the index's own last column is added to scores (hubness, calibration): then `Space.dim` is not ``index.d``."""
-        return (
-            ("hubness" in self.notes or "calibration" in self.notes)
-            and self.space is not None
-            and self.index.d == self.space.dim + 1
-        )
-
-    @property
-    def dim(self) -> int:
-        """Width of the vectors, without a bias."""
-        return self.index.d - self.biased
 
 
 def read_index_file(path: str, *, mapped: bool = False, external_lists: bool = False) -> IndexFile:
@@ -193,7 +145,9 @@ def _check_labels(path: str, index: Any, sidecars: Sidecars) -> None:
             )
         return
     if len(sidecars.ids) < index.ntotal or (len(sidecars.ids) > index.ntotal and not labelled):
-        raise FaissIndexError.sidecar(repr(path), len(sidecars.ids), index.ntotal)
+        raise FaissIndexError(
+            f"The id sidecar of {path!r} holds {len(sidecars.ids):,} ids, but the index holds {index.ntotal:,} vectors."
+        )
 
 
 def _read(path: str, flags: int) -> Any:

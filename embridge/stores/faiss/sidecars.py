@@ -14,7 +14,7 @@ import os
 import stat
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -24,10 +24,8 @@ import pyarrow.parquet as pq
 from embridge.errors import BadIdsError, EmbridgeError, FaissIndexError, UnreadableFileError
 from embridge.files import fingerprint, sync_folder, whole_or_absent
 from embridge.stores.base import normalize_ids
+from embridge.stores.faiss.index_file import IndexFile
 from embridge.types import Space
-
-if TYPE_CHECKING:
-    from embridge.stores.faiss.file import IndexFile
 
 _KEY = b"embridge.index"  # of the id table's metadata
 _LARGEST = 64 << 20  # bytes of a JSON sidecar

@@ -19,7 +19,6 @@ from embridge.errors import (
     BadVectorsError,
     CollectionError,
     ParameterError,
-    SpaceMismatchError,
     UndeclaredSpaceError,
 )
 from embridge.stores.base import Collection, RowFilter, declare_space, id_type_of, normalize_ids
@@ -39,7 +38,7 @@ from embridge.stores.parquet.metadata import (
     read_space,
     read_texts,
 )
-from embridge.types import DeclaredSpace, Metric, Provenance, Space
+from embridge.types import DeclaredSpace, Metric, Provenance, Space, mixed_spaces
 
 __all__ = ["COLUMNS_KEY", "CONFIDENCE_KEY", "ERROR_COLUMNS", "LINEAGE_KEY", "PROVENANCE_KEY", "SPACE_KEY", "ParquetCollection"]
 
@@ -158,7 +157,10 @@ class ParquetCollection(Collection):
         found = [(file, read_mixture(file.schema, file.name)) for file in self._files.files]
         first, provenance = found[0]
         if other := next((file for file, one in found if one != provenance), None):
-            raise CollectionError.calibrated_apart(self.name, first.name, other.name)
+            raise CollectionError(
+                f"{self.name} mixes files whose native and translated rows were not calibrated together: {first.name} "
+                f"and {other.name}. Hint: open them one by one."
+            )
         return provenance
 
     def _known_space(self, *, is_declared: bool) -> Space | None:
@@ -170,7 +172,7 @@ class ParquetCollection(Collection):
         first, space = known[0]
         for file, other in known[1:]:
             if not other.same_as(space) or other.metric != space.metric:
-                raise SpaceMismatchError.mixed(self.name, first.name, space, file.name, other)
+                raise mixed_spaces(self.name, first.name, space, file.name, other)
         if len(known) < len(spaces) and not is_declared:
             raise UndeclaredSpaceError.of(next(file.name for file, other in spaces if other is None))
         return replace(space, normalized=all(other.normalized for _, other in known))

@@ -20,6 +20,7 @@ from embridge.errors import (
     EmbridgeError,
     MissingFileError,
     UnreadableFileError,
+    n_rows,
 )
 from embridge.stores.base import RowFilter
 from embridge.stores.filesystems import shown
@@ -236,8 +237,13 @@ def vectors_of(column: pa.Array, dim: int, name: str, start: int, *, validate: b
     if wrong.size and validate:
         row = int(wrong[0])
         if lengths[row] < 0:
-            raise BadVectorsError.missing(name, int((lengths < 0).sum()), start + row)
-        raise BadVectorsError.ragged(name, dim, int(lengths[row]), start + row)
+            raise BadVectorsError(
+                f"{name} has {n_rows(int((lengths < 0).sum()))} without a vector (null), the first at row "
+                f"{start + row:,}. Hint: re-encode them."
+            )
+        raise BadVectorsError(
+            f"{name} is ragged: vectors are {dim}-dimensional, but row {start + row:,} has {int(lengths[row])} values."
+        )
     values = column.flatten()  # takes slices into account and leaves null rows out, unlike .values
     if values.null_count:
         if validate:
