@@ -124,11 +124,6 @@ def fit(
     inputs = [path for path in (source, target, *(queries or ()), qrels, update) if path and path != moments]
     check_outputs(*(path for path in (output, reverse_output, moments) if path), overwrite=overwrite, inputs=inputs)
     earlier = eb.FoldMoments.load(update) if update else None
-    if earlier is not None and update and reverse_output and not earlier.full:
-        raise ParameterError(
-            f"The moments in {update!r} hold only the diagonal of Syy, which is enough for one way and not for the way back. "
-            "Hint: `embridge fit --moments FILE --reverse-output MAP` on all anchors keeps them in full."
-        )
     sides = [(source, source_space), (target, target_space)]
     sides += list(zip(queries, (source_space, target_space), strict=True)) if queries else []
     opened = [open_source(path, space, id_column, vector_column) for path, space in sides]

@@ -13,7 +13,8 @@ from embridge.conversion.schedule import schedule
 from embridge.device import free_memory, resolve_device
 from embridge.errors import BadIdsError, BadVectorsError, CollectionError, SpaceMismatchError
 from embridge.maps import Map
-from embridge.stores.base import IdValues, normalize_ids
+from embridge.stores.base import IdValues
+from embridge.stores.id_types import normalize_ids
 from embridge.stores.parquet import writer
 from embridge.stores.parquet.collection import ERROR_COLUMNS, SPACE_KEY
 from embridge.stores.parquet.file import vectors_of

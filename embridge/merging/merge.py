@@ -104,45 +104,53 @@ def merge(
         check_unique(translated)
         sides = _Sides.of(native, translated, translation, has_queries=queries is not None)
         rows = MixedRows(native, translated, sides.native_rows, sides.translated_rows, sides.is_translated, Provenance(0, k).column)
-        found, own = _ask(sides, queries, k, max_queries, seed, device)
-        measured = hash_ids(own, "measure", seed) % np.uint64(2) == 0
+        found, own_ids = _search(sides, queries, k, max_queries, seed, device)
+        measured = hash_ids(own_ids, "measure", seed) % np.uint64(2) == 0
         offset, reason = _offset(found.at(~measured), sides, queries)
-        provenance, exam = Provenance(offset, k), found.at(measured)
-        before, after = exam.places(0.0), exam.places(offset)
         lineage = {"native": contents[0][1], "translated": contents[1][1]}
         lineage |= {"map": translation.fingerprint} if translation else {}
         options = {
             "columns": (native.id_column, native.vector_column),
             "lineage": lineage,
-            "provenance": provenance,
+            "provenance": Provenance(offset, k),
             "dtype": dtype,
+            "metadata": translated.metadata | native.metadata,
         }
-        options["metadata"] = translated.metadata | native.metadata
         _write(target, space, rows, contents, options, progress)
         made = fingerprint(target)
-    kept = int(sides.is_translated.sum()) - int(sides.is_translated[sides.translated_rows].sum())
-    asked = len(exam) > 0
     return Merge(
         path=str(target),
         rows=len(rows),
-        native=len(rows) - kept,
-        translated=kept,
-        replaced=len(sides.translated_rows),
+        **_counts(sides, len(rows)),
+        **_shares(found.at(measured), offset),
         offset=offset,
         reason=reason,
         k=k,
-        queries=len(exam),
-        pairs=len(sides.pair_rows),
-        share_before=before.share if asked else None,
-        share_after=after.share if asked else None,
-        share_truth=after.truth if asked else None,
-        overlap_before=before.overlap if asked else None,
-        overlap_after=after.overlap if asked else None,
         seconds=time.perf_counter() - started,
         native_source=lineage["native"],
         translated_source=lineage["translated"],
         fingerprint=made,
     )
+
+
+def _counts(sides: _Sides, rows: int) -> dict[str, int]:
+    """The counts of a `Merge`: rows by provenance, and rows known on both sides."""
+    translated = int(sides.is_translated.sum()) - int(sides.is_translated[sides.translated_rows].sum())
+    replaced, pairs = len(sides.translated_rows), len(sides.pair_rows)
+    return {"native": rows - translated, "translated": translated, "replaced": replaced, "pairs": pairs}
+
+
+def _shares(found: Found, offset: float) -> dict[str, Any]:
+    """The measures of a `Merge` on the queries that the offset was not calibrated on; None without such queries."""
+    before, after = found.places(0.0), found.places(offset)
+    shares = {
+        "share_before": before.share,
+        "share_after": after.share,
+        "share_truth": after.truth,
+        "overlap_before": before.overlap,
+        "overlap_after": after.overlap,
+    }
+    return {"queries": len(found)} | (shares if len(found) else dict.fromkeys(shares))
 
 
 def _write(
@@ -214,7 +222,9 @@ def _one_space(native: Collection, translated: Collection, queries: Collection |
     return replace(space, normalized=normalized)
 
 
-def _ask(sides: _Sides, queries: Collection | None, k: int, max_queries: int, seed: int, device: str) -> tuple[Found, np.ndarray]:
+def _search(
+    sides: _Sides, queries: Collection | None, k: int, max_queries: int, seed: int, device: str
+) -> tuple[Found, np.ndarray]:
     """What the queries find among native rows, translated rows and translations of pairs, and the ids of the queries."""
     native, metric = sides.native, sides.native.space.metric
     source = native if queries is None else queries

@@ -104,10 +104,8 @@ def plan(
     measured = np.array([benchmark.measure(run.scores) for run in runs])
     gains = measured - measured[_place(runs, "keep-old")]
     strategies = _costed(runs, gains, encode_rate, price, seed)
-    by_label, unlabelled = (), None
-    if known is not None:
-        values = {run.title: row for run, row in zip(runs, measured, strict=True)}
-        by_label, unlabelled = figures_by_label(benchmark, values, known)
+    values = {run.title: row for run, row in zip(runs, measured, strict=True)}
+    by_label, unlabelled = ((), None) if known is None else figures_by_label(benchmark, values, known)
     judged = int(benchmark.judged.sum())
     return Plan(
         k=k,

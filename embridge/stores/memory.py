@@ -11,7 +11,8 @@ import pyarrow as pa
 
 from embridge.arrays import as_vectors
 from embridge.errors import BadIdsError, BadVectorsError, CollectionError
-from embridge.stores.base import Batch, Collection, RowFilter, normalize_ids
+from embridge.stores.base import Batch, Collection, RowFilter
+from embridge.stores.id_types import normalize_ids
 from embridge.types import Space
 
 

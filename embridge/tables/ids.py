@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 
 from embridge.errors import BadIdsError, CollectionError
 from embridge.outputs import Output, replacing
-from embridge.stores.base import normalize_ids
+from embridge.stores.id_types import normalize_ids
 from embridge.tables.scan import scan
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 
 from embridge.errors import BadIdsError, CollectionError
-from embridge.stores.base import normalize_ids
+from embridge.stores.id_types import normalize_ids
 from embridge.tables.scan import ids_of, scan
 
 

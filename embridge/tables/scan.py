@@ -9,7 +9,7 @@ from typing import Any
 import pyarrow as pa
 
 from embridge.errors import BadIdsError, CollectionError
-from embridge.stores.base import normalize_ids
+from embridge.stores.id_types import normalize_ids
 from embridge.stores.parquet.file import ParquetFiles
 
 

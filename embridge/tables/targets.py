@@ -8,7 +8,7 @@ from typing import Any
 import pyarrow as pa
 
 from embridge.errors import CollectionError
-from embridge.stores.base import normalize_ids
+from embridge.stores.id_types import normalize_ids
 from embridge.tables.scan import scan
 
 

@@ -10,9 +10,9 @@ import numpy as np
 import pyarrow as pa
 
 from embridge.errors import BadIdsError, CollectionError
-from embridge.stores.base import id_type_of, normalize_ids
 from embridge.stores.batch import cast_column
 from embridge.stores.filesystems import shown
+from embridge.stores.id_types import id_type_of, normalize_ids
 from embridge.stores.parquet.file import ParquetFile, ParquetFiles
 
 

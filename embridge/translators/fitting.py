@@ -154,6 +154,11 @@ def fit_maps(
         raise ParameterError("There are no moments to take rows out of. Hint: give them (--update FILE, update=...).")
     if method == "kernel" and (keep_moments or update is not None):
         raise ParameterError("'kernel' needs the anchors themselves; moments do not hold rows. Leave moments and update out.")
+    if update is not None and not update.full and (reverse or chosen == "queries"):
+        raise ParameterError(
+            "The moments hold only the diagonal of Syy, which is not enough for a reverse map or a map of queries. "
+            "Hint: `embridge fit --moments FILE --reverse-output MAP` on all anchors keeps them in full."
+        )
     if qrels is not None and queries is None:
         raise ParameterError("Judgements are of queries, and there are none. Hint: give queries by both models.")
     step = progress or (lambda _: contextlib.nullcontext())

@@ -23,8 +23,8 @@ import pyarrow.parquet as pq
 
 from embridge.errors import BadIdsError, EmbridgeError, FaissIndexError, UnreadableFileError
 from embridge.files import fingerprint, sync_folder, whole_or_absent
-from embridge.stores.base import normalize_ids
 from embridge.stores.faiss.index_file import IndexFile
+from embridge.stores.id_types import normalize_ids
 from embridge.types import Space
 
 _KEY = b"embridge.index"  # of the id table's metadata

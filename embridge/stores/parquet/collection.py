@@ -21,9 +21,10 @@ from embridge.errors import (
     ParameterError,
     UndeclaredSpaceError,
 )
-from embridge.stores.base import Collection, RowFilter, declare_space, id_type_of, normalize_ids
+from embridge.stores.base import Collection, RowFilter, declare_space
 from embridge.stores.batch import Batch, cast_column
 from embridge.stores.filesystems import shown
+from embridge.stores.id_types import id_type_of, normalize_ids
 from embridge.stores.memory import empty_payload
 from embridge.stores.parquet.file import ParquetFile, ParquetFiles, row_lengths, vectors_of
 from embridge.stores.parquet.metadata import (
