@@ -15,7 +15,7 @@ class EmbridgeError(Exception):
 
 
 def first_few(items: Sequence[Any], limit: int = 5) -> str:
-    """The first items of a list, and how many there are, as a message shows them."""
+    """The first items of a list and its length, for messages."""
     shown = ", ".join(repr(item) for item in list(items)[:limit])
     return shown + (f", ... ({len(items):,} in all)" if len(items) > limit else "")
 
@@ -36,7 +36,7 @@ class SpaceMismatchError(EmbridgeError, ValueError):
     def contradiction(cls, where: str, field: str, declared: Any, found: Any) -> SpaceMismatchError:
         return cls(
             f"{where} was declared as {field} {declared!r}, but its own metadata says {field} {found!r}. "
-            "Hint: leave the declaration out; the file knows its space."
+            "Hint: leave the declaration out."
         )
 
     @classmethod
@@ -48,12 +48,12 @@ class SpaceMismatchError(EmbridgeError, ValueError):
 
 
 class UndeclaredSpaceError(EmbridgeError, ValueError):
-    """A file does not say which space its vectors are of, and neither did the caller."""
+    """Neither the file nor the caller names the space of the vectors."""
 
     @classmethod
     def of(cls, where: str) -> UndeclaredSpaceError:
         return cls(
-            f"{where} does not say which encoder made its vectors. Hint: name the space with --space NAME "
+            f"{where} does not name the encoder of its vectors. Hint: name the space with --space NAME "
             "(--source-space, --target-space where there are two), or eb.open(..., space=NAME)."
         )
 
@@ -75,7 +75,7 @@ class BadVectorsError(EmbridgeError, ValueError):
 
 
 class BadIdsError(EmbridgeError, ValueError):
-    """Ids that are null, repeated, or of a kind that is not supported."""
+    """Ids that are null, repeated, or of an unsupported type."""
 
     @classmethod
     def null(cls, where: str, count: int) -> BadIdsError:
@@ -98,11 +98,11 @@ class BadIdsError(EmbridgeError, ValueError):
 
     @classmethod
     def unknown(cls, where: str, ids: Sequence[Any]) -> BadIdsError:
-        return cls(f"{where} names ids that are not there: {first_few(ids)}.")
+        return cls(f"{where} names unknown ids: {first_few(ids)}.")
 
 
 class CollectionError(EmbridgeError, ValueError):
-    """A collection that cannot be read as one: no such column, no rows, nothing found at the path."""
+    """A collection that cannot be read: a missing column, no rows, or nothing at the path."""
 
     @classmethod
     def no_column(cls, where: str, column: str, columns: Sequence[str], option: str) -> CollectionError:
@@ -118,11 +118,11 @@ class CollectionError(EmbridgeError, ValueError):
 
     @classmethod
     def columns_differ(cls, where: str, reason: Any) -> CollectionError:
-        return cls(f"Columns of the files in {where} do not go together: {str(reason).splitlines()[0]}")
+        return cls(f"Columns of the files in {where} do not match: {str(reason).splitlines()[0]}")
 
 
 class MissingFileError(EmbridgeError, FileNotFoundError):
-    """Nothing is there."""
+    """A file or folder does not exist."""
 
     @classmethod
     def at(cls, path: str) -> MissingFileError:
@@ -130,7 +130,7 @@ class MissingFileError(EmbridgeError, FileNotFoundError):
 
 
 class UnreadableFileError(EmbridgeError, OSError):
-    """A file that is truncated, damaged or of another kind than its name says."""
+    """A file that is truncated, damaged or of another format than expected."""
 
     @classmethod
     def at(cls, path: str, kind: str, reason: Any) -> UnreadableFileError:
@@ -152,11 +152,11 @@ class ChangedSourceError(EmbridgeError, RuntimeError):
 
     @classmethod
     def of(cls, where: str, how: str) -> ChangedSourceError:
-        return cls(f"{where} changed while it was read: {how}. Hint: run again when nothing writes there any more.")
+        return cls(f"{where} changed while it was read: {how}. Hint: run again when nothing writes there.")
 
 
 class OutputExistsError(EmbridgeError, FileExistsError):
-    """The output is there already."""
+    """The output exists already."""
 
     @classmethod
     def at(cls, path: str) -> OutputExistsError:
@@ -168,27 +168,27 @@ class OutputExistsError(EmbridgeError, FileExistsError):
 
 
 class InterruptedOutputError(EmbridgeError, FileExistsError):
-    """An unfinished output is in the way, or cannot be gone on with."""
+    """An unfinished output exists, or cannot be continued."""
 
     @classmethod
     def altered(cls, path: str, fault: str) -> InterruptedOutputError:
-        return cls(f"{path!r} was altered since it was written: {fault}. Hint: --overwrite (overwrite=True) starts anew.")
+        return cls(f"{path!r} was altered since it was written: {fault}. Hint: --overwrite (overwrite=True) starts again.")
 
     @classmethod
     def not_ours(cls, path: str) -> InterruptedOutputError:
-        return cls(f"{path!r} is not what an unfinished run of embridge leaves, so it is not touched. Hint: move it away.")
+        return cls(f"{path!r} was not left by an unfinished run of embridge, so it is not changed. Hint: move it away.")
 
 
 class OutputError(EmbridgeError, OSError):
-    """An output that cannot be written: its folder is gone, may not be written, or the device fails."""
+    """An output that cannot be written: its folder is missing or not writable, or the device fails."""
 
 
 class DiskFullError(OutputError):
-    """There is no room for the output."""
+    """The disk is too full for the output."""
 
 
 class VerificationError(EmbridgeError, ValueError):
-    """An output is not what its source and map make."""
+    """An output does not match its source and map."""
 
 
 class NoSharedIdsError(EmbridgeError, LookupError):
@@ -219,7 +219,7 @@ class ParameterError(EmbridgeError, ValueError):
 
 
 class MapError(EmbridgeError, ValueError):
-    """A map that cannot do what is asked of it."""
+    """A map that does not support an operation."""
 
     @classmethod
     def not_affine(cls, fact: str) -> MapError:
@@ -237,7 +237,7 @@ class DecoderError(EmbridgeError, ValueError):
     def untrusted(cls, path: str, types: Sequence[str]) -> DecoderError:
         return cls(
             f"{path!r} holds types that are not trusted: {', '.join(types)}. It was not loaded. "
-            f"Hint: if you made the file, or know these types, trust them by name: --trust {types[0]} (trusted=[...])."
+            f"Hint: if you made the file, or know these types, trust them: --trust {types[0]} (trusted=[...])."
         )
 
     @classmethod
@@ -248,12 +248,12 @@ class DecoderError(EmbridgeError, ValueError):
     @classmethod
     def not_linear(cls, kind: str) -> DecoderError:
         return cls(
-            f"{kind} is not linear from end to end, so it is no linear head. Hint: save it with eb.save_decoder(..., 'X.skops')."
+            f"{kind} is not linear from end to end, so it is not a linear head. Hint: save it with eb.save_decoder(..., 'X.skops')."
         )
 
 
 class DeviceError(EmbridgeError, RuntimeError):
-    """A device that is not there."""
+    """A device that does not exist."""
 
 
 class MissingDependencyError(EmbridgeError, ImportError):
@@ -265,16 +265,16 @@ class MissingDependencyError(EmbridgeError, ImportError):
 
 
 class FaissIndexError(EmbridgeError, ValueError):
-    """A FAISS index that cannot be built, read as vectors or searched as asked."""
+    """A FAISS index that cannot be built, read as vectors, or searched with these options."""
 
     @classmethod
     def parameters(cls, parameters: str, reason: Any) -> FaissIndexError:
         text = str(reason).strip().splitlines()[-1] if str(reason).strip() else "unknown reason"
-        return cls(f"FAISS does not take the search parameters {parameters!r} on this index: {text}")
+        return cls(f"FAISS does not accept the search parameters {parameters!r} on this index: {text}")
 
 
 class MigrationRefusedError(FaissIndexError):
-    """An index that cannot be moved as asked, or not well enough."""
+    """An index that cannot be migrated in the requested mode, or not accurately enough."""
 
 
 class CatalogError(EmbridgeError, RuntimeError):

@@ -49,7 +49,7 @@ class Parts:
                 differ = ", ".join(k for k in {**plan, **found} if plan.get(k) != found.get(k))
                 raise OutputExistsError(
                     f"{str(folder)!r} holds parts of an interrupted run that differs in: {differ}. "
-                    "Hint: repeat that run to finish it, or --overwrite to start anew."
+                    "Hint: repeat that run to finish it, or use --overwrite to start again."
                 )
             if found is None and any(name != _PLAN and not name.startswith(f".{_PLAN}.") for name in os.listdir(folder)):
                 raise OutputExistsError(f"{str(folder)!r} is needed for parts, but holds other files. Hint: move it away.")

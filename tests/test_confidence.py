@@ -497,9 +497,9 @@ def with_column(name, values):
     [
         (with_column("predicted_error", np.full(300, 0.5)), True, "predicted errors in row 0 are not those"),
         (with_column("error_bound", np.full(300, 0.5)), True, "predicted errors in row 0 are not those"),
-        (with_column("error_bound", [0.1] * 299 + [-1]), False, "row 299 are no errors"),
-        (with_column("predicted_error", [0.1] * 7 + [np.nan] * 293), False, "row 7 are no errors"),
-        (with_column("predicted_error", [None] * 300), False, "row 0 are no errors"),
+        (with_column("error_bound", [0.1] * 299 + [-1]), False, "row 299 are not finite"),
+        (with_column("predicted_error", [0.1] * 7 + [np.nan] * 293), False, "row 7 are not finite"),
+        (with_column("predicted_error", [None] * 300), False, "row 0 are not finite"),
         (lambda table: table.drop_columns(["error_bound"]), False, "lacks the column 'error_bound'"),
     ],
 )

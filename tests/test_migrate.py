@@ -385,7 +385,7 @@ def test_new_vectors_go_through_a_map_that_is_right_for_them(build, tmp_path, me
 def test_new_vectors_are_refused_where_the_map_is_right_for_queries_alone(build, tmp_path, kind, metric, dim):
     eb.migrate(build("Flat", metric), a_map(kind, metric, dim), tmp_path / "new.faiss", mode="wrap")
     index = eb.open_index(tmp_path / "new.faiss")
-    with pytest.raises(FaissIndexError, match="takes no new vectors: the map in front of it is right for queries, not for vectors"):
+    with pytest.raises(FaissIndexError, match="takes no new vectors: the map in front of it is valid for queries only"):
         index.add(eb.MemoryCollection([1, 2], queries(dim, 2), index.space))
     assert len(index) == N
 

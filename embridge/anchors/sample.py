@@ -1,4 +1,4 @@
-"""Which rows to encode by the new model."""
+"""Choose which rows to encode with the new model."""
 
 from __future__ import annotations
 
@@ -28,10 +28,10 @@ def sample_rows(
     ----------
     collection : Collection
     n : int
-        How many; at most the rows there are.
+        Number of rows, at most the number of rows in the collection.
     strategy : {"uniform", "kmeans"}
         ``uniform`` draws without replacement. ``kmeans`` clusters a uniform sample of 20 n rows (32,768 at least) into n
-        clusters and takes the row nearest to each centre, so that sparse regions are covered too.
+        clusters and takes the row nearest to each center, so that sparse regions are covered too.
     seed : int, default 0
 
     Returns
@@ -58,7 +58,7 @@ def sample_rows(
 
 
 def _nearest_to_centres(vectors: np.ndarray, n: int, metric: Metric, seed: int) -> np.ndarray:
-    """Positions of n distinct rows, one near each of n centres of k-means (spherical where length does not count)."""
+    """Positions of n distinct rows, one near each of n centers of k-means (spherical where length does not count)."""
     try:
         import faiss
     except ImportError as e:
@@ -74,7 +74,7 @@ def _nearest_to_centres(vectors: np.ndarray, n: int, metric: Metric, seed: int) 
     nearest = np.lexsort((distances, centres))
     _, first = np.unique(centres[nearest], return_index=True)
     chosen = nearest[first]
-    # A centre that no row is nearest to leaves a place, filled with the rows that are farthest from any centre.
+    # A center without a nearest row leaves a place, filled with the rows that are farthest from any center.
     left = np.setdiff1d(np.arange(len(rows)), chosen, assume_unique=True)
     left = left[np.argsort(-distances[left], kind="stable")]
     return np.sort(np.concatenate([chosen, left[: n - len(chosen)]]))

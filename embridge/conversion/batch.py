@@ -26,8 +26,8 @@ _WHERE = "The batch"
 def translate_batch(batch: pa.RecordBatch, translation: Map, options: TranslateOptions | None = None) -> pa.RecordBatch:
     """Translate the vectors of a record batch; all other columns stay as they are.
 
-    A row comes out as `convert` writes it, to the last bit, where the batch begins at a row group of that output (16 MiB of
-    vectors). Elsewhere products of another height may round the last bit differently.
+    A row equals the one that `convert` writes, to the last bit, where the batch begins at a row group of that output (16 MiB of
+    vectors). Elsewhere matrix products of another height may round the last bit differently.
 
     Parameters
     ----------
@@ -81,7 +81,7 @@ def translate_batch(batch: pa.RecordBatch, translation: Map, options: TranslateO
 
 
 def _checked(batch: pa.RecordBatch, translation: Map, options: TranslateOptions) -> tuple[IdValues, np.ndarray]:
-    """Ids and vectors of a batch that can be translated."""
+    """Ids and vectors of a batch, checked so that they can be translated."""
     names = batch.schema.names
     for column, option in ((options.id_column, "id_column"), (options.vector_column, "vector_column")):
         if names.count(column) != 1:
@@ -97,7 +97,7 @@ def _checked(batch: pa.RecordBatch, translation: Map, options: TranslateOptions)
         raise SpaceMismatchError.width(f"The map from {translation.source.name!r}", translation.source.dim, kind.list_size)
     known = json.loads((batch.schema.metadata or {}).get(SPACE_KEY, b"null"))
     if known is not None and known.get("name") != translation.source.name:
-        raise SpaceMismatchError(f"The map starts in {translation.source.name!r}, and the batch is of {known.get('name')!r}.")
+        raise SpaceMismatchError(f"The map starts in {translation.source.name!r}, but the batch is in {known.get('name')!r}.")
     column = normalize_ids(batch.column(options.id_column), _WHERE)
     if column.null_count:
         raise BadIdsError.null(_WHERE, column.null_count)

@@ -1,4 +1,4 @@
-"""Is a converted collection what its source and its map make? A sample of it, or all of it."""
+"""Verifies a converted collection against its source and map: a sample of it, or all rows."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class Verification:
     ----------
     path : str
     rows : int
-        Rows that are there, all of them readable, with unique ids.
+        Rows, all readable, with unique ids.
     compared : int
         Rows that were recomputed from the source.
     max_error : float
@@ -48,7 +48,7 @@ class Verification:
 class Sample:
     """Source rows kept while an output is made: the first rows of a few of its row groups, drawn evenly from all of them.
 
-    So the check costs neither a second reading of the source nor of the output, however large their row groups are.
+    So the check needs no second reading of source or output, however large their row groups are.
     """
 
     def __init__(self) -> None:
@@ -57,7 +57,7 @@ class Sample:
         self._rng = np.random.default_rng(0)
 
     def offer(self, row: int, part: Batch) -> None:
-        """Consider the row group that begins at `row` of the output with these rows of the source."""
+        """Offer the row group that begins at `row` of the output, with these rows of the source."""
         self._seen += 1
         place = len(self.kept) if len(self.kept) < _SAMPLE_GROUPS else int(self._rng.integers(self._seen))
         if place < _SAMPLE_GROUPS:
@@ -104,9 +104,9 @@ def verify(
 ) -> Verification:
     """Check a converted collection in full.
 
-    Every row is read, its values and the uniqueness of ids are checked; given source and map, their fingerprints are held against
-    the lineage in the file's metadata, and every id and vector is recomputed, and so are the predicted errors, where the file has
-    them and the map its confidence.
+    Every row is read; values and the uniqueness of ids are checked. Given source and map, their fingerprints are compared with
+    the lineage in the file's metadata, and every id and vector is recomputed. Predicted errors are recomputed too, where the
+    file has them and the map has its confidence.
 
     Parameters
     ----------
@@ -116,7 +116,7 @@ def verify(
         What it was converted from. Rows of it that are not in the output must be listed in ``OUT.bad.parquet``.
     translation : LinearMap or KernelMap, optional
     precision : {"float32", "tf32", "bfloat16"}
-        Of the products that made it, for the tolerance.
+        Precision of the conversion, for the tolerance.
     progress : callable, optional
         Called with (rows done, rows in all).
 
@@ -137,7 +137,7 @@ def verify(
         if given is not None and lineage.get(what) != given:
             raise _failed(str(path), f"its lineage names {what} {lineage.get(what)}, which is not {given}.")
     if translation is not None and not made.space.same_as(translation.target):
-        raise space_mismatch("The map leads to a space that", translation.target, made.name, made.space)
+        raise space_mismatch("The output of the map", translation.target, made.name, made.space)
     told = made.confidence if isinstance(made, ParquetCollection) else None
     known = translation and translation.confidence
     if told is not None and known is not None and known.fingerprint != told["fingerprint"]:
@@ -179,7 +179,7 @@ def _compare(found: np.ndarray, expected: np.ndarray, path: str, start: int, pre
 
 
 def _errors(batch: Batch, path: str) -> np.ndarray:
-    """The columns of errors, shape (2, n); they must be there, and possible."""
+    """The columns of errors, shape (2, n), checked for presence and range."""
     for name in ERROR_COLUMNS:
         if name not in batch.payload.schema.names:
             raise _failed(path, f"its metadata says that errors were predicted, but it lacks the column {name!r}.")
@@ -204,7 +204,7 @@ def _compare_errors(
 
 
 class _Rows:
-    """The rows of a source that should be in the output, taken a number at a time."""
+    """The rows of a source that should be in the output, read in pieces."""
 
     def __init__(self, source: Collection, skipped: np.ndarray) -> None:
         self._batches = source.batches(validate=False)

@@ -1,4 +1,4 @@
-"""A decoder of one space on translated vectors of another, beside everything else that could be done instead."""
+"""Measures a decoder of one space on translated vectors of another, compared with the alternatives."""
 
 from __future__ import annotations
 
@@ -41,21 +41,21 @@ def evaluate_decoder(
     decoder : Decoder
         Of the space that the map leads into.
     anchors : Anchors
-        Rows of both spaces. Those that the map was fitted on are left out, so the whole match may be given.
+        Rows of both spaces. Rows that the map was fitted on are left out, so all matched rows may be given.
     labels : mapping of id to label, or array_like of shape (n,) or (n, n_outputs)
-        Of the anchors (an array: one a row, in their order); rows without a label do not count. Classes, numbers, or for kind
-        ``output`` the vectors to be reconstructed.
+        Labels of the anchors (an array: one per row, in their order); rows without a label are ignored. Classes, numbers, or
+        for kind ``output`` the vectors to be reconstructed.
     via : LinearMap or KernelMap
     train : Anchors, optional
         Rows to train the ``retrained`` decoder on, whose labels are in the mapping `labels`. Default: the anchors that the map was
-        fitted on; where there are none of these, half of the rest by a hash of the id. None of them is measured on.
+        fitted on; if there are none, half of the rest by a hash of the id. They are not in the test set.
     exclude : sequence of ids, optional
-        Rows that are not measured on either: those that the decoder was trained on, which would flatter it.
+        Further rows to leave out of the test set: those that the decoder was trained on.
     estimator : scikit-learn estimator, optional
-        What is trained for ``retrained``. Default: the decoder's own; else logistic regression behind a standard scaler, or ridge
-        regression.
+        Estimator to train for ``retrained``. Default: the decoder's own; else logistic regression behind a standard scaler, or
+        ridge regression.
     retrained : bool, default True
-        False leaves that strategy out, and scikit-learn is not needed.
+        False leaves that strategy out; then scikit-learn is not needed.
     seed : int, default 0
     progress : callable, optional
         Called with (strategies done, strategies in all).
@@ -63,17 +63,17 @@ def evaluate_decoder(
     Returns
     -------
     DecoderEvaluation
-        Strategies ``native`` (the decoder on vectors of its own space), ``translated``, ``no-translation`` (on source vectors as
-        they are; where widths differ padded with zeros or cut, as the paper does it: `padded`) and ``retrained``. Accuracy and
+        Strategies ``native`` (the decoder on vectors of its own space), ``translated``, ``no-translation`` (on untranslated
+        source vectors; where widths differ padded with zeros or cut, as in the paper: `padded`) and ``retrained``. Accuracy and
         macro-F1 (mean over the classes among labels and predictions, as in scikit-learn), R2 (mean over outputs) and MSE (mean over
         rows and outputs), each with a 95 % percentile bootstrap interval over rows.
 
     Raises
     ------
     SpaceMismatchError
-        Anchors, map and decoder do not go together, or labels have another width than the decoder's outputs.
+        The spaces of anchors, map and decoder differ, or labels have another width than the decoder's outputs.
     TooFewAnchorsError
-        Fewer than 10 labelled rows are left.
+        Fewer than 10 labelled rows remain.
     ParameterError
         Labels of another length or kind.
     """
@@ -112,7 +112,7 @@ def evaluate_decoder(
 
 
 def _ways(decoder: Decoder, rows: Anchors, via: Map) -> Iterator[tuple[str, Callable[[], Any]]]:
-    """Name of every strategy that takes the decoder as it is, and how it decodes."""
+    """The strategies that use the decoder unchanged: name and function."""
     yield "native", lambda: decoder.decode(rows.y)
     yield "translated", lambda: decoder.decode(via.apply(rows.x))
     fitted = np.zeros((len(rows), decoder.space.dim), np.float32)
@@ -125,18 +125,18 @@ def _by_id(anchors: Anchors, labels: Labels) -> Mapping[Any, Any]:
     if isinstance(labels, Mapping):
         return labels
     if len(labels) != len(anchors):
-        raise ParameterError(f"labels must be one a row of the {len(anchors):,} anchors. Got {len(labels):,} instead.")
+        raise ParameterError(f"labels must be one per row of the {len(anchors):,} anchors. Got {len(labels):,} instead.")
     values = labels if isinstance(labels, np.ndarray) and labels.ndim > 1 else np.asarray(labels).tolist()
     return dict(zip(anchors.ids.tolist(), values, strict=True))
 
 
 def _labels(rows: Anchors, known: Mapping[Any, Any], decoder: Decoder) -> np.ndarray:
-    """Labels of rows: shape (n,) of a classifier, (n, n_outputs) of all else."""
+    """Labels of rows: shape (n,) for a classifier, else (n, n_outputs)."""
     values = [known[i] for i in rows.ids.tolist()]
     if decoder.kind == "classifier":
         array = np.array(values, dtype=object if isinstance(values[0], str) else None)
         if array.ndim != 1 or array.dtype.kind not in "iubO":
-            raise ParameterError.must_be("labels", "one string, integer or boolean a row", array.dtype)
+            raise ParameterError.must_be("labels", "one string, integer or boolean per row", array.dtype)
         return array
     try:
         array = np.asarray(values, np.float64)
@@ -160,7 +160,7 @@ def _score(name: str, decoder: Decoder, found: Any, truth: np.ndarray, seed: int
 
 
 def _classification(found: np.ndarray, truth: np.ndarray, seed: int) -> tuple[dict[str, float], dict[str, tuple[float, float]]]:
-    """Accuracy and macro-F1, from the cells of the confusion matrix: resampling rows is drawing the cells' counts."""
+    """Accuracy and macro-F1, from the cells of the confusion matrix: resampling rows is drawing the counts of the cells."""
     names, codes = np.unique(np.concatenate([truth, found]).astype(str), return_inverse=True)
     size, n = len(names), len(truth)
     cells, counts = np.unique(codes[:n] * size + codes[n:], return_counts=True)
@@ -181,7 +181,7 @@ def _of_cells(cells: np.ndarray, counts: np.ndarray, size: int) -> tuple[np.ndar
         total[:, f] += counts[:, column]
         if t == f:
             hit[:, t] = counts[:, column]
-    there = total > 0  # a class that a resample lost does not count in it
+    there = total > 0  # a class missing from a resample is ignored there
     f1 = np.divide(2 * hit, total, out=np.zeros_like(hit), where=there).sum(axis=1) / there.sum(axis=1)
     return hit.sum(axis=1) / counts.sum(axis=1), f1
 

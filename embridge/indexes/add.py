@@ -1,4 +1,4 @@
-"""New rows in an index that is there, behind whatever stands in front of it."""
+"""Adds rows to an existing index, through the transforms in front of it."""
 
 from __future__ import annotations
 
@@ -23,28 +23,28 @@ def add_rows(file: IndexFile, space: Space, collection: Collection, path: str, *
     Raises
     ------
     FaissIndexError
-        Queries are pulled back by a map that is wrong for vectors, or a hubness bias would be needed, or FAISS cannot add.
+        The map in front of the index is valid for queries only, a hubness bias would be needed, or FAISS cannot add.
     SpaceMismatchError
         The collection is of another space.
     BadIdsError
-        Ids of another kind, or ids that the index has already.
+        Ids of another type, or ids that the index already has.
     """
     where, opened = repr(path), file
-    # Read anew: FAISS clones not every transform, what fails half way must leave the open index as it is, and another process may
-    # have added rows.
+    # Read again: FAISS cannot clone every transform, a failure must leave the open index unchanged, and another process may have
+    # added rows.
     file = read_index_file(path, external_lists=external_lists)
     if (file.space, file.notes) != (opened.space, opened.notes):
         raise _no_additions(where, "it was replaced by another index since it was opened")
     if "hubness" in file.notes:
-        raise _no_additions(where, "each row carries a hubness bias, whose reference queries are not stored")
+        raise _no_additions(where, "each row has a hubness bias, and its reference queries are not stored")
     if "calibration" in file.notes:
         raise _no_additions(where, "its rows are calibrated by whether they are native or translated")
     if not file.notes.get("adds", True):
-        raise _no_additions(where, "the map in front of it is right for queries, not for vectors")
+        raise _no_additions(where, "the map in front of it is valid for queries only")
     if not collection.space.same_as(space):
         raise space_mismatch("The index", space, collection.name, collection.space)
     if lists := external_lists_of(file.index):
-        raise _no_additions(where, f"its inverted lists lie in another file ({lists}), which is only read")
+        raise _no_additions(where, f"its inverted lists lie in another file ({lists}), which is read-only")
     labelled = keeps_labels(file.index)
     own_kind = pa.int64() if file.ids is None else file.ids.type
     if collection.id_type != own_kind:
@@ -89,6 +89,4 @@ def _refuse_repeated(where: str, fresh: pa.Array, ids: pa.Array) -> None:
 
 
 def _no_additions(where: str, reason: str) -> FaissIndexError:
-    return FaissIndexError(
-        f"{where} takes no new vectors: {reason}. Hint: add them to the index that it was made of, or rebuild it."
-    )
+    return FaissIndexError(f"{where} accepts no new vectors: {reason}. Hint: add them to the original index, or rebuild it.")

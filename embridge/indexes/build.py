@@ -23,7 +23,7 @@ from embridge.stores.faiss.index_file import IndexFile
 from embridge.stores.provenance import translated_rows
 from embridge.types import Metric, Provenance
 
-_TRAINING_ROWS = 1 << 17  # more only where there are more lists than this trains well
+_TRAINING_ROWS = 1 << 17  # more only for indexes with many lists
 _ROWS_PER_LIST = 64
 
 
@@ -113,7 +113,7 @@ class _Rows:
         return with_offset(rows, self.translated[places], self.provenance.offset, self.metric) if self.provenance else rows
 
     def notes(self) -> dict[str, Any]:
-        """What the sidecar must say of the bias."""
+        """The entries of the sidecar that describe the bias."""
         notes: dict[str, Any] = {}
         if self.references is not None:
             notes["hubness"] = {"neighbors": min(NEIGHBORS, len(self.references)), "references": len(self.references)}
@@ -125,7 +125,7 @@ class _Rows:
 def _add_all(
     index: Any, collection: Collection, rows: _Rows, progress: Callable[[int, int], None] | None, *, own_ids: bool
 ) -> list[pa.Array]:
-    """Add all rows; the ids that the index does not hold itself."""
+    """Add all rows; returns the ids that the index does not store itself."""
     held: list[pa.Array] = []
     for batch in collection.batches():
         vectors = rows.make(batch.vectors, slice(batch.start, batch.start + len(batch)))
@@ -140,7 +140,7 @@ def _add_all(
 
 
 def _has_empty_label(collection: Collection) -> bool:
-    """True where -1 is an id: FAISS takes it for an empty place."""
+    """True where -1 is an id: FAISS uses it for an empty place."""
     return any((part.column("id").to_numpy(zero_copy_only=False) == -1).any() for part in collection.id_reader())
 
 

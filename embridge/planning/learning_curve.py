@@ -22,9 +22,9 @@ _DRAWS = 200
 def learning_curve(translation: LinearMap, train: Anchors, benchmark: Benchmark) -> LearningCurve:
     """Overlap at 1/16 to all of the anchors, and a forecast for twice and four times as many.
 
-    There are two laws of growth (`_extrapolate`); which one holds depends on the pair, and on how many anchors there are for its
-    dimensions. The forecast is the mean of both; its interval goes from the lower end to the higher end of their two intervals over
-    resampled queries.
+    There are two laws of growth (`_extrapolate`); which one holds depends on the pair, and on how many anchors there are for
+    its dimensions. The prediction is the mean of both; its interval goes from the lower end to the higher end of their two
+    intervals over resampled queries.
 
     Subsets are nested. Each is fitted by the method that was chosen on all anchors, with alpha in inverse proportion to their
     number, as the best strength of ridge regression is.

@@ -230,7 +230,7 @@ class DecoderRecord:
     format, kind : str
         ``linear``, ``skops``, ``onnx`` or ``pt2``; ``classifier``, ``regressor`` or ``output``.
     classes : tuple
-        Of a classifier that names them.
+        Labels of a classifier that names them.
     """
 
     name: str

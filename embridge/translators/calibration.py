@@ -70,7 +70,7 @@ def calibrate(
     (3,)
     """
     if not isinstance(translation, LinearMap):
-        raise MapError.not_affine("its errors cannot be foretold")
+        raise MapError.not_affine("its errors cannot be predicted")
     moments = anchors.moments(device, full=False) if isinstance(anchors, Anchors) else total(anchors)
     for side in (moments, held_out):
         for expected, found in ((translation.source, side.source), (translation.target, side.target)):
