@@ -159,7 +159,7 @@ def _is_data(folder: Path, name: str) -> bool:
 
 
 def adopt(folder: Path, new: Path) -> None:
-    """Give `new` a second link to each file of `folder` that embridge did not write, so that the file is never missing from the folder.
+    """Give `new` a second link to each file of `folder` that embridge did not write, so that the file is never missing.
 
     Where a file cannot have two links, `settle` moves it.
 

@@ -404,7 +404,7 @@ def test_maps_in_front_of_maps(build, tmp_path):
     old = build("Flat", Metric.L2, name="l2.faiss")
     eb.migrate(old, a_map("isometry", Metric.L2), tmp_path / "one.faiss", mode="wrap", overwrite=True)
     again = eb.LinearMap(TURN, np.zeros(Q), space(Metric.L2, "new", Q), space(Metric.L2, "third", Q))
-    with pytest.raises(MigrationRefusedError, match=r"a map stands in front of it already; join the maps \(LinearMap.then\)"):
+    with pytest.raises(MigrationRefusedError, match=r"it already has a map in front; combine the maps \(LinearMap.then\)"):
         eb.migrate(tmp_path / "one.faiss", again, tmp_path / "three.faiss", mode="wrap")
 
 

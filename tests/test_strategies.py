@@ -163,7 +163,7 @@ def test_given_queries_that_are_rows_do_not_find_themselves(pair):
     given = eb.evaluate(translation, rows, queries=corpus, k=K)
     assert (alone.own_rows, given.own_rows) == (0, 600)
     assert [s.overlap for s in given.strategies] == pytest.approx([s.overlap for s in alone.strategies])
-    assert "600 of the queries are rows of the corpus (same id, same vector); they do not find themselves" in str(given)
+    assert "600 of the queries are rows of the corpus (same id, same vector) and do not find themselves" in str(given)
     planned = eb.plan(rows, queries=corpus, anchors=300, k=K)
     assert planned.own_rows == 600
     assert planned.to_dict()["notes"] == planned.notes

@@ -180,7 +180,7 @@ def link_of(estimator: Any, batches: list[np.ndarray], coef: np.ndarray, interce
 def _inexact(name: str, wrong: int, rows: int) -> DecoderError:
     return DecoderError(
         f"{name} cannot be a linear head: with coefficients of 32 bits, {wrong:,} of {rows:,} rows are decoded differently, since "
-        "its intercept is much larger than its coefficients. Hint: center the vectors first, or save it with eb.save_decoder(..., 'X.skops')."
+        "its intercept is much larger than its coefficients. Hint: center the vectors, or use eb.save_decoder(..., 'X.skops')."
     )
 
 

@@ -48,7 +48,7 @@ class Runner:
         return [strategy for strategy in strategies if self._exists(strategy)]
 
     def corrections(self, strategy: Strategy) -> tuple[bool, ...]:
-        """The settings of hubness correction: without, and where possible with it: not under L2, and not without reference queries."""
+        """Hubness correction off and, where possible, on: not under L2, and not without reference queries."""
         if Metric.L2 in (self.source.metric, self.target.metric) or (
             strategy.queries == Queries.OLD and self.benchmark.references_for(0).x is None
         ):
@@ -160,7 +160,7 @@ class Runner:
         return self._project(both.y) if kind == Queries.ADJOINT else both.y
 
     def _references(self, kind: Queries, references: References) -> np.ndarray:
-        """Reference queries in the searched space. Those of the blend are projected, since those of the old model may be unknown."""
+        """Reference queries in the searched space. For the blend they are projected: those of the old model may be unknown."""
         return self._made(Queries.ADJOINT if kind == Queries.BLENDED else kind, references)
 
     def _mixed(self, percent: int, half: int) -> np.ndarray:

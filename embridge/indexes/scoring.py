@@ -36,18 +36,18 @@ def search_index(
     queries : ndarray of shape (n_queries, space.dim)
     k : int
     index : faiss.Index, optional
-        Searched in place of the file's own, such as its copy on a GPU.
+        Searched instead of the file's index, such as its copy on a GPU.
     parameters : faiss.SearchParameters, optional
-        Of this search alone, see `embridge.indexes.parameters`.
+        Parameters of this search only, see `embridge.indexes.parameters`.
     as_they_are : bool, default False
-        Do not make queries unit, whatever the metric: for queries that were pulled back.
+        Do not scale queries to unit length, whatever the metric: for projected queries.
 
     Returns
     -------
     scores, labels : ndarray of shape (n_queries, k)
-        Cosine or inner product, L2 as negated squared distance, with a hubness bias ``2 <q, x> - r(x)``, of translated rows in a
-        calibrated index with its offset (see `embridge.indexes.offset`). Behind a map in front of
-        the index (`notes["scores"]`) they are those of the translated rows. A place that stays empty has the score ``-inf``, which
+        Cosine or inner product, L2 as negated squared distance, with a hubness bias ``2 <q, x> - r(x)``; for translated rows in a
+        calibrated index plus the offset (see `embridge.indexes.offset`). Behind a map in front of
+        the index (`notes["scores"]`) they are those of the translated rows. An empty place has the score ``-inf``, which
         no row has; its label is -1, which may also be the id of a row.
     """
     hub = "hubness" in file.notes
@@ -59,13 +59,13 @@ def search_index(
     found, labels, empty = _search(index or file.index, extended, k, parameters)
     with np.errstate(over="ignore", invalid="ignore"):
         scores = _scores(file, space, prepared, found)
-    scores = np.clip(np.nan_to_num(scores, nan=-_LARGEST), -_LARGEST, _LARGEST)  # of a row, however far it is
+    scores = np.clip(np.nan_to_num(scores, nan=-_LARGEST), -_LARGEST, _LARGEST)  # scores of rows are finite
     scores[empty] = -np.inf
     return scores, labels
 
 
 def _search(index: Any, queries: np.ndarray, k: int, parameters: Any) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """FAISS's own distances and labels, and which places stayed empty, padded where there are fewer vectors than k."""
+    """FAISS's own distances and labels, and a mask of empty places, padded where there are fewer vectors than k."""
     shape, there = (len(queries), k), min(k, index.ntotal)
     found, labels, empty = np.zeros(shape, np.float32), np.full(shape, -1, np.int64), np.ones(shape, bool)
     if there and len(queries):
@@ -76,7 +76,7 @@ def _search(index: Any, queries: np.ndarray, k: int, parameters: Any) -> tuple[n
 
 
 def _mapped(index: Any, queries: np.ndarray, k: int, parameters: Any) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """A search whose empty places are told by FAISS's -1 before an id map makes labels, -1 among them, of positions."""
+    """Search inside an id map: empty places are FAISS's -1 among positions, since a label may be -1."""
     part = faiss.downcast_index(index)
     if isinstance(part, faiss.IndexPreTransform) and isinstance(faiss.downcast_index(part.index), faiss.IndexIDMap):
         for i in range(part.chain.size()):
@@ -91,7 +91,7 @@ def _mapped(index: Any, queries: np.ndarray, k: int, parameters: Any) -> tuple[n
 
 
 def _scores(file: IndexFile, space: Space, prepared: np.ndarray, found: np.ndarray) -> np.ndarray:
-    """What FAISS found as scores of the space: a higher one is closer."""
+    """FAISS's distances as scores of the space: higher is closer."""
     correction, calibration = file.notes.get("scores", {}), file.notes.get("calibration")
     if file.index.metric_type != faiss.METRIC_L2:
         if "offset" in correction:

@@ -35,9 +35,9 @@ def search(
     Raises
     ------
     SpaceMismatchError
-        Queries are not of the index's space and no map leads there, or the map is of other spaces.
+        Queries are not in the space of the index and there is no map, or the map is of other spaces.
     BadIdsError
-        A query has no counterpart among `old_queries`.
+        A query is missing from `old_queries`.
     """
     if via is None and not queries.space.same_as(index.space):
         raise space_mismatch("The index", index.space, queries.name, queries.space)

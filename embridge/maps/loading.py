@@ -20,7 +20,7 @@ def load_map(path: str | os.PathLike[str]) -> Map:
     MissingFileError
         Nothing is there.
     UnreadableFileError
-        Truncated, no map of embridge, or not the map that its fingerprint names.
+        Truncated, not a map of embridge, or altered.
     """
     with reading_tensors(path, (linear.FORMAT, kernel.FORMAT), "a map") as (metadata, tensors):
         kind = KernelMap if metadata["format"] == kernel.FORMAT else LinearMap

@@ -1,4 +1,4 @@
-"""Native and translated rows of one space in one collection, calibrated so that neither crowds the other out."""
+"""Merges native and translated rows of one space into one collection with calibrated scores."""
 
 from __future__ import annotations
 
@@ -45,34 +45,33 @@ def merge(
 ) -> Merge:
     """Write native and translated rows into one collection, with a column ``provenance`` and a calibration of their scores.
 
-    Scores of native and of translated rows are on different scales. By rows that are on both sides, whose native and translated
-    vectors are both known, one number is found that brings them onto one scale; it is kept in the file,
-    and every index that is built over it adds it to the scores of translated rows. Half of the queries find it, the other half
-    measure what it does.
+    Scores of native and of translated rows are on different scales. From rows on both sides, whose native and translated
+    vectors are both known, an offset is estimated that makes them comparable. It is stored in the file, and every index built
+    over it adds it to the scores of translated rows. Half of the queries estimate it, the other half measure its effect.
 
     Parameters
     ----------
     native : Collection
         Rows by the new model.
     translated : Collection
-        Converted rows; or an earlier merge, to which more native rows come. A row whose id is on both sides is written once,
+        Converted rows; or an earlier merge, to which more native rows are added. A row whose id is on both sides is written once,
         native, and keeps the columns that only the translated side has.
     path : str or path-like
         The Parquet file to write: native rows first.
     queries : Collection, optional
-        Of the new model. Default: native rows that have a translation ask, and do not find themselves; that is less exact.
+        Queries of the new model. Default: native rows that have a translation, which do not find themselves; that is less exact.
     translation : LinearMap or KernelMap, optional
-        The map that the translated rows were made with. Rows that it was fitted on are translated better than others; by them
-        alone an offset comes out at about half of what it should be, so with the map given they are left out.
+        The map that made the translated rows. Rows that it was fitted on are translated better than others, and an offset
+        estimated on them is about half of the right one; with the map given they are left out.
     k : int, default 10
-        Neighbors a search will ask for: an offset that is right for the 10 nearest is too high for the 100 nearest.
+        Neighbors per query in later searches: the right offset for the 10 nearest is too high for the 100 nearest.
     max_queries : int, default 2000
     dtype : {"float32", "float16"}
     overwrite : bool, default False
     seed : int, default 0
-        Of which queries ask, and which of them measure.
+        Seed of the choice of queries, and of the half that measures.
     device : str, default "cpu"
-        Where scores are computed.
+        Device to compute scores on.
     progress : callable, optional
         Called with (rows written, rows in all).
 
@@ -87,7 +86,7 @@ def merge(
     BadIdsError
         An id occurs twice on one side, or ids are of different types.
     CollectionError
-        Columns of one name and different types, a column ``provenance`` that no merge wrote, or a native side that was converted.
+        Columns with equal names and different types, a column ``provenance`` not from a merge, or a native side that was converted.
     ChangedSourceError
         A side or the queries changed while they were read.
     BadVectorsError, OutputExistsError, InterruptedOutputError, ParameterError
@@ -173,11 +172,11 @@ def _write(
 
 @dataclass(frozen=True, eq=False)
 class _Sides:
-    """The two collections and how their rows go together."""
+    """The two collections and the positions of their shared rows."""
 
     native: Collection
     translated: Collection
-    native_rows: np.ndarray  # positions of rows that share an id, by position on the native side
+    native_rows: np.ndarray  # positions of rows that share an id, sorted by the native side
     translated_rows: np.ndarray
     is_translated: np.ndarray  # (len(translated),)
     pair_rows: np.ndarray  # native positions of rows that the calibration may use, sorted
@@ -192,7 +191,7 @@ class _Sides:
         told = f"{len(pairs):,} rows on both sides"
         if translation is not None and len(pairs):
             fitted = np.isin(hash_ids(ids_at(native, pairs), "anchor"), translation.anchor_hashes)
-            if not fitted.all() or not has_queries:  # asked by themselves, fitted rows would tell worse than nothing
+            if not fitted.all() or not has_queries:  # as their own queries, fitted rows would mislead
                 pairs = pairs[~fitted]
                 told = f"{len(pairs):,} rows on both sides that the map was not fitted on"
             else:
@@ -217,7 +216,7 @@ def _one_space(native: Collection, translated: Collection, queries: Collection |
             f"{native.name} cannot be the native side of a merge: {reason}. "
             "Hint: the native rows come first, the translated second."
         )
-    # What a quantized index gives back has about the length of what went in.
+    # Vectors decoded from a quantized index have only about the original length.
     normalized = all(side.is_exact and side.space.normalized for side in (native, translated))
     return replace(space, normalized=normalized)
 
@@ -225,7 +224,7 @@ def _one_space(native: Collection, translated: Collection, queries: Collection |
 def _search(
     sides: _Sides, queries: Collection | None, k: int, max_queries: int, seed: int, device: str
 ) -> tuple[Found, np.ndarray]:
-    """What the queries find among native rows, translated rows and translations of pairs, and the ids of the queries."""
+    """The nearest native rows, translated rows and translations of pairs of the queries, and the ids of the queries."""
     native, metric = sides.native, sides.native.space.metric
     source = native if queries is None else queries
     rows = sides.pair_rows if queries is None else np.arange(len(queries))
@@ -234,7 +233,7 @@ def _search(
     asked = source.take(rows[chosen])
     asked = unit(asked) if metric == Metric.DOT else asked  # the offset is for queries of unit length
     own = rows[chosen] if queries is None else np.full(len(chosen), -1)
-    nearest = [Nearest(asked, count, metric, device) for count in (k + 2, k + 1, 5 * k + 2)]  # one more: a query finds itself
+    nearest = [Nearest(asked, count, metric, device) for count in (k + 2, k + 1, 5 * k + 2)]  # one more, since a query finds itself
     if len(asked):
         _look(sides, *nearest)
         for part in (nearest[0], nearest[2]):
@@ -244,7 +243,7 @@ def _search(
 
 
 def _look(sides: _Sides, natives: Nearest, translations: Nearest, twins: Nearest) -> None:
-    """One pass over either side. Rows of `natives` and `twins` are native positions."""
+    """One pass over each side. Rows of `natives` and `twins` are native positions."""
     for batch in sides.native.batches():
         natives.offer(batch.vectors, np.arange(batch.start, batch.start + len(batch)))
     order = np.argsort(sides.translated_rows)
@@ -262,15 +261,15 @@ def _look(sides: _Sides, natives: Nearest, translations: Nearest, twins: Nearest
 
 
 def _offset(found: Found, sides: _Sides, queries: Collection | None) -> tuple[float, str]:
-    """The offset, and how it was found or why there is none."""
+    """The offset, and how it was estimated or why there is none."""
     if not len(sides.translated) > len(sides.translated_rows):
         return 0.0, "not calibrated, every translated row is replaced"
     if not len(sides.pair_rows):
-        return 0.0, f"not calibrated, from {sides.pairs_told}. Hint: give native rows of some translated ones too"
+        return 0.0, f"not calibrated, from {sides.pairs_told}. Hint: re-encode some of the translated rows too"
     offset = found.offset() if len(found) else 0.0
     held = found.places(offset).native if len(found) else 0
     if held < HITS:
-        hint = "ask more queries" if queries is not None else "give --queries (queries=)"
+        hint = "use more queries" if queries is not None else "give --queries (queries=)"
         return 0.0, f"not calibrated, rows on both sides hold only {held:,} of the nearest places ({HITS} are needed). Hint: {hint}"
     by = "queries" if queries is not None else "native rows as queries"
     return round(offset, 7), f"from {len(found):,} {by}, over {sides.pairs_told}"

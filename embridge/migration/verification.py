@@ -1,4 +1,4 @@
-"""What a migrated index is held against before it may appear: brute force over translated rows, and the old index's own answers."""
+"""Verifies a migrated index before it is written: against brute force over translated rows, and against the old index's results."""
 
 from __future__ import annotations
 
@@ -24,20 +24,20 @@ from embridge.stores.ids import hash_ids
 from embridge.types import Metric, Space
 
 K = 10
-AGREES = 0.995  # a share of answers; what is missing are ties that rounding decides
-_NOISE = 0.3  # of the spread of the rows: sampled queries are near rows, and are none
+AGREES = 0.995  # share of equal results; the rest are ties decided by rounding
+_NOISE = 0.3  # of the spread of the rows: sampled queries are near rows, but not rows
 
 
 @dataclass(frozen=True)
 class VerificationScore:
-    """How a migrated index did.
+    """The scores of a migrated index.
 
     Attributes
     ----------
     overlap : float
         Mean share of the true 10 nearest rows that it finds.
     agreement : float or None
-        Mean share of the old index's answers to pulled-back queries that it gives; None where none can be pulled back.
+        Mean share of the old index's results for projected queries that it returns; None where none can be projected.
     """
 
     overlap: float
@@ -45,31 +45,31 @@ class VerificationScore:
 
 
 class Verification:
-    """Sampled queries of the new space, their true neighbors, and what the old index answers to them.
+    """Sampled queries of the new space, their true neighbors, and the old index's results for them.
 
     Parameters
     ----------
     file : IndexFile
-        The old index, before anything is changed in it.
+        The old index, before any change.
     space : Space
     translation : LinearMap
     equivalence : Equivalence
     count : int
-        Queries sampled.
+        Number of sampled queries.
     seed : int
     queries : ndarray of shape (n, dim_new), optional
-        Real queries of the new space, used instead.
+        Real queries of the new space, used instead of sampled ones.
     references : ndarray of shape (n, dim_new), optional
-        Reference queries of a hubness bias that the migrated index shall have.
+        Reference queries for a hubness bias of the migrated index.
 
     Attributes
     ----------
     queries : ndarray of shape (n_queries, dim_new)
     own_overlap : float or None
-        What the old index finds of the neighbors in its own space, searched with rows of its own plus noise: the best that can
-        be hoped for from a structure like its own. None where the equivalence is exact: then it is the overlap itself.
+        Overlap of the old index in its own space, searched with its rows plus noise: an upper bound for its structure.
+        None where the equivalence is exact: then it is equal to the overlap.
     readable : bool
-        False where its vectors cannot be read back; then its own answers are all there is to compare with.
+        False where its vectors cannot be read back; then there are only the old index's results to compare with.
     """
 
     def __init__(
@@ -126,7 +126,7 @@ class Verification:
         wanted = np.sort(rng.choice(n, min(count, n), replace=False))
         found, start = [], 0
         inner = _unlabelled(self._file.index)
-        if isinstance(inner, faiss.IndexFlat | faiss.IndexHNSWFlat):  # the quick way, which other types do not have or do wrongly
+        if isinstance(inner, faiss.IndexFlat | faiss.IndexHNSWFlat):  # fast access, which other types lack or get wrong
             return self._near(inner.reconstruct_batch(wanted)[:, : self._space.dim], rng)
         try:
             for labels, rows in stored_vectors(self._file.index, self._batch_rows):
@@ -152,8 +152,8 @@ class Verification:
     def _true_neighbours(self, pulled: np.ndarray | None) -> np.ndarray:
         """Ids of the true neighbors, by brute force over translated rows.
 
-        Where pulled-back queries should rank stored rows just so, they do the work, at a fraction of the cost, once a first batch
-        of rows has shown that they do.
+        Where projected queries rank stored rows equally, they are used instead, which is much faster; a first batch of rows
+        checks this.
         """
         space, hub = self._passage.space, "hubness" in self._file.notes or self._references is not None
         direct = self._nearest(self.queries, space, hub=hub)
@@ -172,7 +172,7 @@ class Verification:
         return self._ids(self._file, (short or direct).rows)
 
     def _nearest(self, queries: np.ndarray, space: Space, *, hub: bool) -> Nearest:
-        """The running brute force over rows as an index of this space stores them."""
+        """Brute force over rows as stored in an index of this space."""
         prepared = prepare(queries, Metric.COSINE if hub else space.metric)
         return Nearest(augment(prepared) if hub else prepared, self.k, self._order(space), None)
 
@@ -191,7 +191,7 @@ class Verification:
         return np.column_stack([rows, stored[:, width:]]) if self._file.biased else rows
 
     def _pulled(self) -> np.ndarray | None:
-        """The queries, as the old index should get them."""
+        """The queries as input for the old index."""
         if not self._passage.forward:
             return self._map.apply(self.queries)
         if self._passage.queries is None:
@@ -210,7 +210,7 @@ class Verification:
 
 
 def _unlabelled(index: Any) -> Any:
-    """What an id map maps, where positions are labels."""
+    """The index inside an id map, whose labels are positions."""
     while isinstance(index := faiss.downcast_index(index), faiss.IndexIDMap):
         index = index.index
     return index

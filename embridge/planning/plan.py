@@ -46,26 +46,26 @@ def plan(
     """Compare every strategy on held-out rows, and recommend one for each situation.
 
     Queries are split into two halves: the weight of the blend, the references of the hubness correction and the rows to re-encode
-    first come from the other half, so every figure is out of sample and all queries count. Maps are what `Auto` chooses, except
+    first come from the other half, so every score is out of sample and all queries count. Maps are chosen by `Auto`, except
     ``translate-documents-kernel``, which uses `Kernel`.
 
     Parameters
     ----------
     shared : Anchors
-        Rows of both spaces: `anchors` of them are fitted on, all others are the corpus.
+        Rows of both spaces: maps are fitted on `anchors` of them; the others are the corpus.
     queries : Anchors, optional
         Queries by both models. Default: rows of the corpus are the queries. A query that is a row (same id, same vector) does not
         find itself.
     qrels : mapping of query id to sequence of document ids, or to mapping of document id to grade, optional
-        Then strategies are compared by recall@k, else by overlap@k with the new model's ranking. Overlap says how near the new
-        ranking is, not whether that is the better one.
+        Then strategies are compared by recall@k, else by overlap@k with the new model's ranking. Overlap measures the
+        similarity to the new ranking, not whether that ranking is better.
     labels : mapping of id to label, optional
-        Of queries, or of the documents relevant to them: then the plan has figures for each label.
+        Labels of queries, or of the documents relevant to them: then the plan has scores for each label.
     anchors : int, optional
         Default: half of the shared rows, at most 5,000.
     k : int, default 10
     encode_rate, price : float, optional
-        Rows that the new model encodes in a second, and what encoding one row costs.
+        Rows per second that the new model encodes, and the cost of encoding one row.
     max_queries : int, default 5000
     seed : int, default 0
     device : str, default "cpu"
@@ -79,9 +79,9 @@ def plan(
     Raises
     ------
     ParameterError
-        k, anchors, encode_rate or price out of range, judgements that concern no query or no row, or labels of none of the queries.
+        k, anchors, encode_rate or price out of range, judgments of no query or no row, or labels of no query.
     TooFewAnchorsError
-        Too few shared rows to fit on some and search more than k others.
+        Too few shared rows to fit on some and search more than k of the others.
     """
     k = check_k(k)
     for name, value in (("encode_rate", encode_rate), ("price", price)):
@@ -90,7 +90,7 @@ def plan(
     anchors = min(5000, len(shared) // 2) if anchors is None else anchors
     if len(shared) - anchors <= k + 1:
         raise TooFewAnchorsError(
-            f"A plan needs at least {k + 2} shared rows beside its anchors. Of {len(shared):,} there are {anchors:,} anchors. "
+            f"A plan needs at least {k + 2} shared rows in addition to its anchors. Of {len(shared):,} rows {anchors:,} are anchors. "
             "Hint: fewer --anchors (anchors=), a smaller -k, or more rows by both models."
         )
     train = shared.sample(anchors, seed)
@@ -135,7 +135,7 @@ def _benchmark(
     """The benchmark of the rows that are not fitted on."""
     benchmark = Benchmark.of(rows, queries, k, qrels=qrels, max_queries=max_queries, seed=seed, device=device)
     if queries is None or len(np.unique(benchmark.half)) < 2:
-        # Rows as queries would be their own references; few queries may have no other half.
+        # Rows as queries would be their own references; with few queries one half may be empty.
         reference = train.sample(REFERENCES, seed)
         return replace(benchmark, references=References(reference.y, reference.x))
     return benchmark
