@@ -144,7 +144,7 @@ class FoldMoments:
         Raises
         ------
         MissingFileError
-            Nothing is there.
+            The file does not exist.
         UnreadableFileError
             Truncated, altered, of another format, or folds that cannot come from anchors.
         """

@@ -236,7 +236,7 @@ class Moments:
         Raises
         ------
         MissingFileError
-            Nothing is there.
+            The file does not exist.
         UnreadableFileError
             Truncated, altered, not moments of embridge, or moments that cannot come from rows.
         """

@@ -48,7 +48,7 @@ class Decoder(ABC):
     format : str
         ``linear``, ``skops``, ``onnx`` or ``pt2``.
     path : str or None
-        Where it lies.
+        Its path.
     space : Space
         What it takes.
     kind : {"classifier", "regressor", "output"}
@@ -76,7 +76,7 @@ class Decoder(ABC):
 
     @property
     def name(self) -> str:
-        """How messages call it."""
+        """Its name in messages."""
         return f"The decoder {self.path!r}" if self.path else "The decoder"
 
     def decode(self, vectors: Any) -> Decoded:

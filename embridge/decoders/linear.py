@@ -47,7 +47,7 @@ class LinearHead(Decoder):
     length : ndarray of shape (r, dim + 1), optional
     offset : ndarray of shape (n_outputs,), optional
     path : str, optional
-        Where it lies.
+        Its path.
 
     Raises
     ------
@@ -174,8 +174,8 @@ class LinearHead(Decoder):
         if self.length is not None:
             if translation.target.normalized:
                 raise MapError(
-                    f"The head was combined with a map into a normalized space before, and {translation.target.name!r} is normalized "
-                    "too: scaling to unit length twice is not a single matrix. Hint: translate first, then decode."
+                    f"The head was already combined with a map into a normalized space, and {translation.target.name!r} is too: "
+                    "scaling to unit length twice is not a single matrix. Hint: translate first, then decode."
                 )
             last = np.zeros((1, augmented.shape[1]))
             last[0, -1] = 1
@@ -277,7 +277,7 @@ class LinearHead(Decoder):
         Raises
         ------
         MissingFileError
-            Nothing is there.
+            The file does not exist.
         UnreadableFileError
             Truncated, not a linear head of embridge, or altered.
         """

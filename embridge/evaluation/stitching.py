@@ -39,7 +39,7 @@ def stitch(
         ``standard``: the paper's methods scale each feature. ``l2``: rows of both sides are scaled to unit length instead, before
         any method; the output has the mean length of the target's anchors, since the length of a row is unknown.
     **parameters
-        Of the translator.
+        Parameters of the translator.
 
     Returns
     -------
@@ -48,7 +48,7 @@ def stitch(
     Raises
     ------
     ParameterError
-        No such method, scaling or parameter.
+        An unknown method, scaling or parameter.
     SpaceMismatchError
         Vectors of another width than the source's.
     TooFewAnchorsError

@@ -200,7 +200,7 @@ class KernelMap:
         Raises
         ------
         MissingFileError
-            Nothing is there.
+            The file does not exist.
         UnreadableFileError
             Truncated, not a kernel map of embridge, or altered.
         """

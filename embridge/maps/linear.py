@@ -281,7 +281,7 @@ class LinearMap:
         Raises
         ------
         MissingFileError
-            Nothing is there.
+            The file does not exist.
         UnreadableFileError
             Truncated, not an affine map of embridge (`load_map` reads both kinds), or altered.
         """

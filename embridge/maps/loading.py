@@ -18,7 +18,7 @@ def load_map(path: str | os.PathLike[str]) -> Map:
     Raises
     ------
     MissingFileError
-        Nothing is there.
+        The file does not exist.
     UnreadableFileError
         Truncated, not a map of embridge, or altered.
     """

@@ -53,7 +53,7 @@ class RowMap:
 
 @dataclass(frozen=True, eq=False)
 class QueryMap:
-    """How queries are turned into queries of the old index: a linear step, optional scaling to unit length, and an optional bias column.
+    """Projects queries for the old index: a linear step, then optional scaling to unit length and an optional bias column.
 
     Attributes
     ----------

@@ -207,7 +207,7 @@ class _Coder:
 
 
 def _rewrite_codebooks(quantizer: Any, rows: RowMap) -> None:
-    """``x = sum of codewords``: each is mapped linearly; the offset is added to the first codebook, of which every row has one codeword."""
+    """``x = sum of codewords``: each codeword is mapped linearly; the offset is added to the first codebook."""
     words = faiss.vector_to_array(quantizer.codebooks).reshape(-1, quantizer.d) @ rows.coef.T
     first = int(faiss.vector_to_array(quantizer.codebook_offsets)[1])
     words[:first] += rows.intercept

@@ -90,7 +90,7 @@ def plan(
     anchors = min(5000, len(shared) // 2) if anchors is None else anchors
     if len(shared) - anchors <= k + 1:
         raise TooFewAnchorsError(
-            f"A plan needs at least {k + 2} shared rows in addition to its anchors. Of {len(shared):,} rows {anchors:,} are anchors. "
+            f"A plan needs at least {k + 2} shared rows besides its anchors. Of {len(shared):,} rows {anchors:,} are anchors. "
             "Hint: fewer --anchors (anchors=), a smaller -k, or more rows by both models."
         )
     train = shared.sample(anchors, seed)

@@ -85,7 +85,7 @@ class _Table:
             i, remark = self._simplest(proven)
             return Recommendation(self._title(i), f"No row is encoded: {self._against(i, known[i], len(known))}.{remark}")
         i = self._best(free)
-        why = f"Keep the old index: nothing is measurably better; the best, {self._title(i)}, has {self._against(i, known[i], len(known))}."
+        why = f"Nothing is measurably better; the best, {self._title(i)}, has {self._against(i, known[i], len(known))}."
         return Recommendation(self._title(self.keep), why)
 
     def texts_available(self, otherwise: Recommendation) -> Recommendation:

@@ -25,7 +25,7 @@ def normalize_ids(ids: pa.Array | pa.ChunkedArray, where: str) -> pa.Array:
 
 
 def id_type_of(kind: pa.DataType, where: str) -> pa.DataType:
-    """string or int64, whichever ids of type `kind` become."""
+    """The type (string or int64) of ids of type `kind`."""
     if pa.types.is_dictionary(kind):
         kind = kind.value_type
     if pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind):

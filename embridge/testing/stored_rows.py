@@ -1,4 +1,4 @@
-"""The rows that the tests of a store write, and what a store can keep of them."""
+"""The rows that the tests of a store write, and the capabilities of a store."""
 
 from __future__ import annotations
 
@@ -25,13 +25,13 @@ class StoredRows:
     has_payload : bool
         Other columns are kept.
     keeps_order : bool
-        Rows are read in the order they were given in; False where the store has an order of its own.
+        Rows are read in the order in which they were written; False where the store has another order.
     keeps_bad_values : bool
-        NaN, infinite values and zero vectors can be stored at all.
+        NaN, infinite values and zero vectors can be stored.
     is_reproducible : bool
         The same rows stored twice have one fingerprint.
     tolerance : float
-        Largest error of a value of about 1; 0 where vectors come back as they were.
+        Largest error of a value of about 1; 0 where vectors are returned unchanged.
     """
 
     id_kinds: ClassVar[tuple[str, ...]] = ("string", "int64")
@@ -56,16 +56,16 @@ class StoredRows:
             metafunc.parametrize("id_kind", cls.id_kinds)
 
     def ids(self, kind: str | None = None, n: int = N) -> list[Any]:
-        """Ids in no order."""
+        """Ids in random order."""
         numbers = np.random.default_rng(7).permutation(n).tolist()
         return [f"row-{i}" for i in numbers] if (kind or self.id_kinds[0]) == "string" else numbers
 
     def vectors(self, n: int = N) -> np.ndarray:
-        """Values that float16 holds exactly, so that a store of any width gives them back."""
+        """Values that float16 holds exactly, so that a store of any float type returns them."""
         return np.random.default_rng(3).normal(size=(n, DIM)).astype(np.float16).astype(np.float32)
 
     def space(self, metric: Metric = Metric.COSINE) -> Space:
-        """Where they live."""
+        """The space of the vectors."""
         return Space("conformance", DIM, metric)
 
     def expected(self, collection: Collection, ids: list[Any], vectors: np.ndarray) -> tuple[list[Any], np.ndarray]:

@@ -1,4 +1,4 @@
-"""The laws of a store. Subclass `CollectionConformance`, give it a fixture that makes a collection, and run pytest.
+"""Conformance tests for stores. Subclass `CollectionConformance`, define the fixture `make`, and run pytest.
 
 Examples
 --------
@@ -25,7 +25,7 @@ from embridge.types import Metric
 
 
 class CollectionConformance(StoredRows):
-    """What every collection obeys, whatever it is stored in; `StoredRows` has the attributes that a subclass sets."""
+    """Tests that every collection passes; `StoredRows` has the attributes that a subclass sets."""
 
     def test_length_space_and_id_type(self, make: Make, id_kind: str) -> None:
         collection = make(self.ids(id_kind), self.vectors(), self.space())

@@ -1,1 +1,1 @@
-"""Collections in FAISS indexes."""
+"""Collections stored in FAISS indexes."""

@@ -1,4 +1,4 @@
-"""The vectors of a FAISS index read back: only of types whose decoding is known, each checked against FAISS's own."""
+"""Reads the vectors of a FAISS index back: only for types with known decoding, each checked against FAISS's own."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import numpy as np
 
 from embridge.errors import FaissIndexError
 
-# Exact types: what decodes a base class is wrong for a subclass that adds a second stage.
+# Exact types: the decoding of a base class is wrong for a subclass that adds a second stage.
 _BY_POSITION = {
     "IndexFlat", "IndexFlatIP", "IndexFlatL2", "IndexScalarQuantizer", "IndexPQ", "IndexResidualQuantizer",
     "IndexLocalSearchQuantizer", "IndexProductResidualQuantizer", "IndexProductLocalSearchQuantizer", "IndexLSH", "IndexRaBitQ",
@@ -27,7 +27,7 @@ _SAMPLED = 4  # rows of each index, and of IVF lists, that are compared with FAI
 def stored_vectors(index: Any, batch_rows: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """The vectors of an index with their labels, in its own order (list by list for IVF), float32.
 
-    Quantized vectors come back as what they decode to, second stages (refinement) included.
+    Quantized vectors are decoded, including second stages (refinement).
 
     Parameters
     ----------
@@ -42,7 +42,7 @@ def stored_vectors(index: Any, batch_rows: int) -> Iterator[tuple[np.ndarray, np
     Raises
     ------
     FaissIndexError
-        A type whose vectors cannot be read back, or come back otherwise than by FAISS's own `reconstruct`.
+        A type whose vectors cannot be read back, or differ from those of FAISS's own `reconstruct`.
     """
     index = faiss.downcast_index(index)
     kind = type(index).__name__
@@ -88,7 +88,7 @@ def _position_vectors(index: Any, batch_rows: int) -> Iterator[tuple[np.ndarray,
 def _compare(kind: str, ours: np.ndarray, expected: np.ndarray) -> None:
     largest = np.abs(expected[np.isfinite(expected)]).max(initial=0)
     if not np.allclose(ours, expected, rtol=1e-4, atol=1e-5 * (1 + largest), equal_nan=True):
-        raise FaissIndexError(f"The index is a FAISS {kind}, whose vectors decode otherwise than FAISS reconstructs them.")
+        raise FaissIndexError(f"The index is a FAISS {kind}, whose decoded vectors differ from those that FAISS reconstructs.")
 
 
 def _list_vectors(index: Any, batch_rows: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
@@ -158,7 +158,7 @@ def labels_of(index: Any) -> np.ndarray:
 
 
 def keeps_labels(index: Any) -> bool:
-    """True where the index stores a label of its own with each vector, so that labels need not be positions."""
+    """True where the index stores a label with each vector, so that labels need not be positions."""
     index = faiss.downcast_index(index)
     if isinstance(index, faiss.IndexPreTransform):
         return keeps_labels(index.index)
@@ -167,7 +167,7 @@ def keeps_labels(index: Any) -> bool:
 
 
 def holds_lists(index: Any) -> bool:
-    """True where the labels of an index stand in its inverted lists, not in an id map around them."""
+    """True where the labels of an index are stored in its inverted lists, not in an id map around them."""
     index = faiss.downcast_index(index)
     return holds_lists(index.index) if isinstance(index, faiss.IndexPreTransform) else isinstance(index, faiss.IndexIVF)
 
@@ -186,7 +186,7 @@ def external_lists_of(index: Any) -> str | None:
 
 
 def holds_codes(index: Any) -> bool:
-    """True where vectors are stored as codes, which decode to something near them."""
+    """True where vectors are stored as codes, which decode approximately."""
     index = faiss.downcast_index(index)
     if isinstance(index, faiss.IndexIDMap | faiss.IndexPreTransform):
         return holds_codes(index.index)

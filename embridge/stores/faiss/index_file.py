@@ -1,4 +1,4 @@
-"""The value that a FAISS index and its sidecars are read into and written from."""
+"""The content of a FAISS index file and its sidecars."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ class IndexFile:
         By the index's own int64 label, where the index does not hold the ids itself.
     lineage : dict
     notes : dict
-        Other fields of the sidecar: how scores are to be read (``scores``), that a hubness bias is stored (``hubness``), that
-        translated rows carry an offset (``calibration``), whether vectors may be added (``adds``), how it was migrated
+        Other fields of the sidecar: how to correct scores (``scores``), that a hubness bias is stored (``hubness``), that
+        translated rows have an offset (``calibration``), whether vectors may be added (``adds``), how it was migrated
         (``migration``).
     bound : bool
-        The sidecars name the fingerprint of this index; what they say of all its rows was established when it was written.
+        The sidecars name the fingerprint of this index, so their statements about all rows are valid.
     identity : tuple
         Of the file that was read (`file_identity`).
     """
