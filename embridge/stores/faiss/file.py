@@ -11,20 +11,15 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, TypeVar
 
+import faiss
+
 from embridge.errors import (
     EmbridgeError,
     FaissIndexError,
-    MissingDependencyError,
     MissingFileError,
     UnreadableFileError,
 )
 from embridge.files import fingerprint, whole_or_absent
-
-try:
-    import faiss
-except ImportError as e:
-    raise MissingDependencyError.of("FAISS", "This", "cpu]' or 'embridge[gpu") from e
-
 from embridge.stores.faiss.checks import inconsistency
 from embridge.stores.faiss.decode import holds_lists, keeps_labels, labels_of
 from embridge.stores.faiss.index_file import IndexFile
