@@ -1,4 +1,4 @@
-"""Confidence: what it foretells, that its bound holds, that its file is the map's, and the columns of a conversion."""
+"""Confidence: what it predicts_errors, that its bound holds, that its file is the map's, and the columns of a conversion."""
 
 import contextlib
 import dataclasses

@@ -106,7 +106,7 @@ def test_a_kernel_map_has_no_adjoint_and_may_have_a_reverse_map(pair):
     train = rows.sample(300)
     kernel, reverse = eb.fit(train, "kernel"), eb.fit(train.reversed(), "ridge", alpha=0.1)
     with pytest.raises(MapError):
-        kernel.pull_back(queries.y)
+        kernel.project_queries(queries.y)
     names = [s.name for s in eb.evaluate(kernel, rows, queries=queries, reverse_map=reverse, k=K).strategies]
     assert names == ["keep-old", "translate-documents", "project-queries", "re-encode"]
 

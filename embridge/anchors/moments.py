@@ -27,7 +27,7 @@ ARRAYS = ("mean_x", "mean_y", "sxx", "sxy", "syy")
 
 @dataclass(frozen=True, eq=False)
 class Moments:
-    """Count, means and centred second moments of paired rows.
+    """Count, means and centered second moments of paired rows.
 
     Attributes
     ----------

@@ -54,10 +54,10 @@ def sample_rows(
     if strategy == "uniform" or n == len(collection):
         return np.sort(rng.choice(len(collection), n, replace=False))
     pool = np.sort(rng.choice(len(collection), min(len(collection), max(20 * n, 1 << 15)), replace=False))
-    return pool[_nearest_to_centres(collection.take(pool), n, collection.space.metric, seed)]
+    return pool[_nearest_to_centers(collection.take(pool), n, collection.space.metric, seed)]
 
 
-def _nearest_to_centres(vectors: np.ndarray, n: int, metric: Metric, seed: int) -> np.ndarray:
+def _nearest_to_centers(vectors: np.ndarray, n: int, metric: Metric, seed: int) -> np.ndarray:
     """Positions of n distinct rows, one near each of n centers of k-means (spherical where length does not count)."""
     try:
         import faiss
@@ -68,11 +68,11 @@ def _nearest_to_centres(vectors: np.ndarray, n: int, metric: Metric, seed: int) 
         rows.shape[1], int(n), niter=10, seed=int(seed) % 2**31, spherical=metric != Metric.L2, min_points_per_centroid=1
     )
     kmeans.train(rows)
-    distances, centres = kmeans.assign(rows)
+    distances, centers = kmeans.assign(rows)
     if metric != Metric.L2:
         distances = -distances  # they are cosines then, of which the largest is nearest
-    nearest = np.lexsort((distances, centres))
-    _, first = np.unique(centres[nearest], return_index=True)
+    nearest = np.lexsort((distances, centers))
+    _, first = np.unique(centers[nearest], return_index=True)
     chosen = nearest[first]
     # A center without a nearest row leaves a place, filled with the rows that are farthest from any center.
     left = np.setdiff1d(np.arange(len(rows)), chosen, assume_unique=True)

@@ -200,7 +200,7 @@ def evaluate(
 ) -> None:  # fmt: skip
     """Measure a decoder on translated vectors, compared with its own space, no translation, and a decoder retrained on SRC.
 
-    The test rows are the labelled shared rows of SRC and TGT that the map was not fitted on; the retrained decoder is trained on
+    The test rows are the labeled shared rows of SRC and TGT that the map was not fitted on; the retrained decoder is trained on
     the others.
 
     \b
@@ -232,7 +232,7 @@ def evaluate(
     seconds = time.perf_counter() - started
     parameters = {"label_column": label_column, "seed": seed, "retrained": not no_retrain}
     session.record(Run("decoder evaluate", parameters, seconds, tuple(inputs), (), result.rows, "cpu", (result,)))
-    head = f"{Path(path).name}: {result.rows:,} labelled rows that the map was not fitted on"
+    head = f"{Path(path).name}: {result.rows:,} labeled rows that the map was not fitted on"
     tail = f"; retrained on {result.trained_on:,} others" if result.trained_on else ""
     session.emit(result.to_dict(), f"{head}{tail}\n{result}")
 

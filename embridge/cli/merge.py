@@ -58,16 +58,16 @@ def merge(
     check_outputs(output, overwrite=overwrite, inputs=[native, translated, queries, map_path])
     named = (space, id_column, vector_column)
     sides = [open_source(native, *named), open_source(translated, *named)]
-    asked = open_source(queries, *named) if queries else None
+    opened = open_source(queries, *named) if queries else None
     translation = eb.load_map(map_path) if map_path else None
     device = device_name(device)
     with session.progress("merging") as progress:
         done = eb.merge(
-            *sides, output, queries=asked, translation=translation, k=k, max_queries=max_queries, dtype=dtype, overwrite=overwrite,
+            *sides, output, queries=opened, translation=translation, k=k, max_queries=max_queries, dtype=dtype, overwrite=overwrite,
             seed=seed, device=device, progress=progress,
         )  # fmt: skip
     inputs = [collection_artifact("native", sides[0]), collection_artifact("translated", sides[1])]
-    inputs += [collection_artifact("queries", asked)] if asked else []
+    inputs += [collection_artifact("queries", opened)] if opened else []
     inputs += [map_artifact("map", map_path, translation)] if map_path and translation else []
     result = done.to_dict()
     left_out = ("path", "seconds", "rows", "native_source", "translated_source", "fingerprint")

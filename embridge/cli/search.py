@@ -111,16 +111,16 @@ def search(
     if output:
         check_outputs(Output(output), overwrite=overwrite, inputs=given)
     opened = eb.open_index(index_path, space=index_space, external_lists=external_lists)
-    asked = open_source(queries, space, id_column, vector_column)
+    query_rows = open_source(queries, space, id_column, vector_column)
     translation = eb.load_map(via) if via else None
     old = open_source(blend, opened.space.name, id_column, vector_column) if blend else None
     with session.status("searching"):
         most = min(k, max(len(opened), 1))
-        ids, hits = eb.search(opened, asked, most, via=translation, old_queries=old, weight=weight, parameters=params)
+        ids, hits = eb.search(opened, query_rows, most, via=translation, old_queries=old, weight=weight, parameters=params)
     if output:
         write_hits(output, ids, hits, inputs=given, overwrite=overwrite)
     seconds = time.perf_counter() - started
-    inputs = [index_artifact("index", opened), collection_artifact("queries", asked)]
+    inputs = [index_artifact("index", opened), collection_artifact("queries", query_rows)]
     inputs += [map_artifact("map", via, translation)] if via and translation else []
     inputs += [collection_artifact("old queries", old)] if old else []
     parameters: dict[str, Any] = {"k": k, "params": params} | ({"weight": weight} if blend else {})

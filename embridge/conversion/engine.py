@@ -137,7 +137,7 @@ class Engine:
         self._spread = None if self._confidence is None else self._confidence.tensors(device)
 
     @property
-    def foretells(self) -> bool:
+    def predicts_errors(self) -> bool:
         """Whether `run` gives errors too."""
         return self._confidence is not None
 

@@ -151,7 +151,7 @@ def translate_groups(
 
     def compute(group: Group, out: np.ndarray) -> None:
         engine = idle.get()
-        group.errors = np.empty((2, group.rows), np.float32) if engine.foretells else None
+        group.errors = np.empty((2, group.rows), np.float32) if engine.predicts_errors else None
         try:
             zero, not_finite = engine.run([part.vectors for part in group.parts], out, group.errors)
         finally:

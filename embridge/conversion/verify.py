@@ -138,16 +138,16 @@ def verify(
             raise _failed(str(path), f"its lineage names {what} {lineage.get(what)}, which is not {given}.")
     if translation is not None and not made.space.same_as(translation.target):
         raise space_mismatch("The output of the map", translation.target, made.name, made.space)
-    told = made.confidence if isinstance(made, ParquetCollection) else None
+    stated = made.confidence if isinstance(made, ParquetCollection) else None
     known = translation and translation.confidence
-    if told is not None and known is not None and known.fingerprint != told["fingerprint"]:
-        raise _failed(str(path), f"its errors were predicted by {told['fingerprint']}, not by {known.fingerprint}.")
+    if stated is not None and known is not None and known.fingerprint != stated["fingerprint"]:
+        raise _failed(str(path), f"its errors were predicted by {stated['fingerprint']}, not by {known.fingerprint}.")
     check_unique(made)
     rows, compared, worst = 0, 0, 0.0
     theirs = None if source is None else _Rows(source, read_bad_rows(beside(os.fspath(path), ".bad.parquet")))
-    for batch in made.batches(payload=told is not None):
+    for batch in made.batches(payload=stated is not None):
         rows += len(batch)
-        errors = None if told is None else _errors(batch, str(path))
+        errors = None if stated is None else _errors(batch, str(path))
         if theirs is not None:
             ids, vectors = theirs.take(len(batch))
             if ids != batch.ids.to_pylist():
@@ -155,8 +155,8 @@ def verify(
             if translation is not None:
                 worst = max(worst, _compare(batch.vectors, translation.apply(vectors), str(path), batch.start, precision))
                 compared += len(batch)
-                if known is not None and told is not None and errors is not None:
-                    _compare_errors(errors, vectors, known, told["coverage"], str(path), batch.start, precision)
+                if known is not None and stated is not None and errors is not None:
+                    _compare_errors(errors, vectors, known, stated["coverage"], str(path), batch.start, precision)
         if progress is not None:
             progress(rows, len(made))
     if theirs is not None and (left := theirs.left()):

@@ -49,28 +49,28 @@ class OnnxDecoder(Decoder):
         self.path, self._session, self._fingerprint = path, session, fingerprint
         inputs, outputs = session.get_inputs(), session.get_outputs()
         if len(inputs) != 1 or len(inputs[0].shape) != 2 or inputs[0].type not in _DTYPES:
-            told = ", ".join(f"{i.name} {i.type} {i.shape}" for i in inputs)
-            raise DecoderError(f"{path!r} must take one tensor of floats of shape (n, dim). It takes {told} instead.")
+            described = ", ".join(f"{i.name} {i.type} {i.shape}" for i in inputs)
+            raise DecoderError(f"{path!r} must take one tensor of floats of shape (n, dim). It takes {described} instead.")
         rows, width = inputs[0].shape
         self._input, self._dtype = inputs[0].name, _DTYPES[inputs[0].type]
         self._rows = (rows, rows) if isinstance(rows, int) else (1, None)
         self.space = said.space_of(path, width if isinstance(width, int) else None)
-        self._is_labelled = len(outputs) >= 2 and outputs[0].type in ("tensor(int64)", "tensor(string)")
+        self._is_labeled = len(outputs) >= 2 and outputs[0].type in ("tensor(int64)", "tensor(string)")
         self.classes, self._probabilities = said.classes, False
-        tried = self._run(probe(self.space.dim))
-        if self._is_labelled:
+        probed = self._run(probe(self.space.dim))
+        if self._is_labeled:
             if said.kind not in (None, "classifier"):
                 raise DecoderError(f"{path!r} gives labels and probabilities, so it is a classifier, not a {said.kind}.")
             self.kind = "classifier"
-            self._probabilities = are_probabilities(tried[1])
-            if self._probabilities and self.classes is not None and len(self.classes) != tried[1].shape[1]:
+            self._probabilities = are_probabilities(probed[1])
+            if self._probabilities and self.classes is not None and len(self.classes) != probed[1].shape[1]:
                 raise DecoderError(
-                    f"{path!r} gives {tried[1].shape[1]} probabilities per row, but {len(self.classes)} classes are named."
+                    f"{path!r} gives {probed[1].shape[1]} probabilities per row, but {len(self.classes)} classes are named."
                 )
         else:
-            self.kind = said.kind or ("regressor" if tried[0].shape[1] == 1 else "output")
-            check_classes(self, tried[0].shape[1])
-            self._probabilities = self.kind == "classifier" and are_probabilities(tried[0])
+            self.kind = said.kind or ("regressor" if probed[0].shape[1] == 1 else "output")
+            check_classes(self, probed[0].shape[1])
+            self._probabilities = self.kind == "classifier" and are_probabilities(probed[0])
 
     @property
     def fingerprint(self) -> str:
@@ -88,7 +88,7 @@ class OnnxDecoder(Decoder):
             raise DecoderError.fails(self.name, e) from e
 
     def _meaning(self, found: list[Any], rows: int) -> tuple[np.ndarray, ...]:
-        if not self._is_labelled:
+        if not self._is_labeled:
             return (as_outputs(found[0], rows, self.name),)
         values = found[1]
         if isinstance(values, list):  # zipmap: one mapping of class to probability a row
@@ -103,7 +103,7 @@ class OnnxDecoder(Decoder):
 
     def _decode(self, rows: np.ndarray) -> Decoded:
         found = self._run(rows)
-        if not self._is_labelled:
+        if not self._is_labeled:
             return tell(self.kind, found[0], self.classes, probabilities=self._probabilities)
         label, values = found
         return Decoded(label, values) if self._probabilities else Decoded(label, output=values)

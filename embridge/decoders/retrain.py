@@ -51,7 +51,7 @@ def retrain(like: Decoder, estimator: Any, vectors: np.ndarray, labels: np.ndarr
         raise
     except Exception as e:  # such as labels of one class only
         raise DecoderError(
-            f"A {type(model).__name__} cannot be trained on {len(targets):,} labelled rows: {str(e).strip() or type(e).__name__}. "
+            f"A {type(model).__name__} cannot be trained on {len(targets):,} labeled rows: {str(e).strip() or type(e).__name__}. "
             "Hint: skip it with --no-retrain (retrained=False)."
         ) from e
 

@@ -51,13 +51,13 @@ class TorchDecoder(Decoder):
         self.space = said.space_of(path, width if isinstance(width, int) else None)
         self._module = program.module()
         self.classes = said.classes
-        tried = probe(self.space.dim)
+        probed = probe(self.space.dim)
         least, most = self._rows
-        rows = max(least, min(len(tried), most or len(tried)))
+        rows = max(least, min(len(probed), most or len(probed)))
         largest = _largest_step(path, self._module, rows, self.space.dim, self._dtype)
         self._rows = least, min(most or BATCH, max(rows, rows * STEP_BYTES // largest))
         versions = self._versions()
-        found = self._run(tried)
+        found = self._run(probed)
         if self._versions() != versions:
             raise DecoderError(f"{path!r} changes its own weights while it runs. Hint: export it in eval mode.")
         self.kind = said.kind or ("regressor" if found.shape[1] == 1 else "output")

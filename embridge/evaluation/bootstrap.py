@@ -89,11 +89,11 @@ def simultaneous_intervals(values: np.ndarray, *, level: float = 0.95, span: flo
     if n < FEW:
         half = hoeffding(n, 1 - (1 - level) / len(values), span)
         return np.clip(np.stack([means - half, means + half], 1), -span / 2, span / 2)
-    centred = values - means[:, None]
-    errors = centred.std(axis=1) / np.sqrt(n)
+    centered = values - means[:, None]
+    errors = centered.std(axis=1) / np.sqrt(n)
     alive = errors > 1e-12 * np.abs(means)  # a value equal for every query has no error, except rounding
     if not alive.any():
         return np.stack([means, means], 1)
-    largest = np.abs(resampled_means((centred[alive] / errors[alive, None]).T, seed=seed)).max(axis=1)
+    largest = np.abs(resampled_means((centered[alive] / errors[alive, None]).T, seed=seed)).max(axis=1)
     half = np.quantile(largest, level) * np.where(alive, errors, 0)
     return np.stack([means - half, means + half], 1)

@@ -34,7 +34,7 @@ def evaluate_decoder(
     seed: int = 0,
     progress: Callable[[int, int], None] | None = None,
 ) -> DecoderEvaluation:
-    """Measure a decoder on translated vectors, on labelled rows that the map was not fitted on.
+    """Measure a decoder on translated vectors, on labeled rows that the map was not fitted on.
 
     Parameters
     ----------
@@ -73,7 +73,7 @@ def evaluate_decoder(
     SpaceMismatchError
         The spaces of anchors, map and decoder differ, or labels have another width than the decoder's outputs.
     TooFewAnchorsError
-        Fewer than 10 labelled rows remain.
+        Fewer than 10 labeled rows remain.
     ParameterError
         Labels of another length or kind.
     """
@@ -83,10 +83,10 @@ def evaluate_decoder(
     if not via.target.same_as(decoder.space):
         raise decoder_mismatch(decoder.name, decoder.space, "the map's target", via.target)
     known = _by_id(anchors, labels)
-    labelled = anchors.at(np.array([i in known for i in anchors.ids.tolist()], bool))
-    rest = labelled.without(via.anchor_hashes)
+    labeled = anchors.at(np.array([i in known for i in anchors.ids.tolist()], bool))
+    rest = labeled.without(via.anchor_hashes)
     if train is None and retrained:
-        train = labelled.at(np.isin(labelled.hashes(), via.anchor_hashes))
+        train = labeled.at(np.isin(labeled.hashes(), via.anchor_hashes))
         if len(train) < _LEAST:
             train, rest = rest.split(0.5, seed)
     apart = set(np.asarray(exclude).tolist()) | (set(train.ids.tolist()) if train is not None else set())
@@ -98,7 +98,7 @@ def evaluate_decoder(
     if train is not None:
         train = train.at(np.array([i in known for i in train.ids.tolist()], bool))
         if len(train) < _LEAST:
-            raise TooFewAnchorsError(f"Retraining needs at least {_LEAST} labelled rows. Got {len(train)} instead.")
+            raise TooFewAnchorsError(f"Retraining needs at least {_LEAST} labeled rows. Got {len(train)} instead.")
         own = retrain(decoder, estimator, train.x, _labels(train, known, decoder), via.source)
         ways.append(("retrained", lambda: own.decode(rows.x)))
     found = []
@@ -192,12 +192,12 @@ def _regression(
     """MSE, and R2 against the mean of the (resampled) labels."""
     rng, n = np.random.default_rng(seed), len(truth)
     errors = (found - truth) ** 2
-    centred = truth - truth.mean(axis=0)
+    centered = truth - truth.mean(axis=0)
     drawn = [np.arange(n), *(rng.integers(n, size=n) for _ in range(_RESAMPLES))]
     per_row = errors.mean(axis=1)
     scores = {"mse": np.array([per_row[rows].mean() for rows in drawn])}
     if r2:
-        scores = {"r2": np.array([_r2(errors[rows], centred[rows]) for rows in drawn])} | scores
+        scores = {"r2": np.array([_r2(errors[rows], centered[rows]) for rows in drawn])} | scores
     return {m: float(s[0]) for m, s in scores.items()}, {m: _interval(s[1:]) for m, s in scores.items()}
 
 

@@ -166,7 +166,7 @@ def members_of(labels: Sequence[Any]) -> dict[Any, np.ndarray]:
 def labels_of_queries(
     query_ids: np.ndarray, relevant: Sequence[np.ndarray], corpus_ids: np.ndarray, labels: Mapping[Any, Any]
 ) -> list[Any]:
-    """The label of each query: that of its first labelled relevant row, else its own, else None.
+    """The label of each query: that of its first labeled relevant row, else its own, else None.
 
     Relevant rows come first, since ids of queries and of rows may coincide by chance.
 
@@ -190,7 +190,7 @@ def labels_of_queries(
     if all(label is None for label in found):
         raise ParameterError(
             f"None of the {len(query_ids):,} queries has a label: neither they nor their relevant rows are among the "
-            f"{len(labels):,} labelled ids. "
+            f"{len(labels):,} labeled ids. "
             "Hint: check --id-column of the labels, and whether their ids are strings or integers."
         )
     return found

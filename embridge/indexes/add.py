@@ -45,7 +45,7 @@ def add_rows(file: IndexFile, space: Space, collection: Collection, path: str, *
         raise space_mismatch("The index", space, collection.name, collection.space)
     if lists := external_lists_of(file.index):
         raise _no_additions(where, f"its inverted lists lie in another file ({lists}), which is read-only")
-    labelled = keeps_labels(file.index)
+    labeled = keeps_labels(file.index)
     own_kind = pa.int64() if file.ids is None else file.ids.type
     if collection.id_type != own_kind:
         raise BadIdsError.kinds_differ(where, str(own_kind), collection.name, str(collection.id_type))
@@ -58,7 +58,7 @@ def add_rows(file: IndexFile, space: Space, collection: Collection, path: str, *
         try:
             if ids is not None:
                 _refuse_repeated(where, batch.ids, ids)
-                if labelled:
+                if labeled:
                     index.add_with_ids(vectors, np.arange(len(ids), len(ids) + len(batch)))
                 else:
                     index.add(vectors)
@@ -72,7 +72,7 @@ def add_rows(file: IndexFile, space: Space, collection: Collection, path: str, *
                     raise BadIdsError(
                         f"{collection.name} has the id -1, which is how FAISS marks an empty place in inverted lists."
                     )
-                if not labelled:
+                if not labeled:
                     raise _no_additions(where, "its ids are positions, and it holds no labels")
                 index.add_with_ids(vectors, fresh)
         except FAISS_ERRORS as e:

@@ -175,11 +175,11 @@ class Index:
 
     def _search(self, queries: np.ndarray, k: int, parameters: str) -> tuple[np.ndarray, np.ndarray]:
         if not self._stateful:
-            return self._ask(queries, k, search_parameters(self._file.index, parameters), parameters)
+            return self._run(queries, k, search_parameters(self._file.index, parameters), parameters)
         with self._lock, in_force(self._file.index, parameters) as rest:
-            return self._ask(queries, k, search_parameters(self._file.index, rest), parameters)
+            return self._run(queries, k, search_parameters(self._file.index, rest), parameters)
 
-    def _ask(self, queries: np.ndarray, k: int, options: Any, parameters: str) -> tuple[np.ndarray, np.ndarray]:
+    def _run(self, queries: np.ndarray, k: int, options: Any, parameters: str) -> tuple[np.ndarray, np.ndarray]:
         index = self._file.index if k > GPU_LIMIT or parameters else self._searched
         try:
             return search_index(self._file, self.space, queries, k, index=index, parameters=options)

@@ -101,9 +101,9 @@ def _scores(file: IndexFile, space: Space, prepared: np.ndarray, found: np.ndarr
     if calibration:
         found = found - max(calibration["offset"], 0)
     if "scale" in correction:
-        centred = prepared - np.asarray(correction["centre"], np.float32)
-        pulled = _first_transform(file.index).apply(prepared)
-        rest = np.einsum("ij,ij->i", centred, centred) - correction["scale"] * np.einsum("ij,ij->i", pulled, pulled)
+        centered = prepared - np.asarray(correction["centre"], np.float32)
+        projected = _first_transform(file.index).apply(prepared)
+        rest = np.einsum("ij,ij->i", centered, centered) - correction["scale"] * np.einsum("ij,ij->i", projected, projected)
         found = (correction["scale"] * found + rest[:, None]).astype(np.float32)
     # An L2 index of unit vectors may serve a cosine space: |q - x|^2 = 2 - 2 cos.
     return 1 - found / 2 if space.metric == Metric.COSINE else -found

@@ -194,8 +194,8 @@ class Confidence:
         """
         predicted = self.predict(x)
         tenth, mean = max(1, len(errors) // 10), float(errors.mean()) or 1.0
-        foretold = errors[np.argsort(-predicted, kind="stable")[:tenth]]
-        worst, spread = float(foretold.mean()) / mean, 1.96 * float(foretold.std()) / mean / tenth**0.5
+        highest = errors[np.argsort(-predicted, kind="stable")[:tenth]]
+        worst, spread = float(highest.mean()) / mean, 1.96 * float(highest.std()) / mean / tenth**0.5
         oracle = float(np.sort(errors)[-tenth:].mean()) / mean
         held = float((errors <= self.widen(predicted, level)).mean())
         return ConfidenceCheck(len(errors), worst, (worst - spread, worst + spread), oracle, level, held)

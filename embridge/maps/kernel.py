@@ -123,7 +123,7 @@ class KernelMap:
             return cast(Vectors, self.apply(torch.tensor(np.asarray(vectors, np.float32))).numpy())
         return cast(Vectors, self.affine.apply_tensor(vectors, self.add_features))
 
-    def pull_back(self, queries: np.ndarray) -> np.ndarray:
+    def project_queries(self, queries: np.ndarray) -> np.ndarray:
         """There is no adjoint: always raises MapError."""
         raise MapError.not_affine("queries cannot be projected by its adjoint")
 

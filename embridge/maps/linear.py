@@ -151,7 +151,7 @@ class LinearMap:
         gram[np.diag_indices_from(gram)] -= square
         return float(np.sqrt(square)) if square > 0 and np.abs(gram).max() < 1e-5 * square else None
 
-    def pull_back(self, queries: np.ndarray) -> np.ndarray:
+    def project_queries(self, queries: np.ndarray) -> np.ndarray:
         """Queries of the target space as queries over untranslated rows of the source space.
 
         Under inner product this is the adjoint, ``q @ coef``: since <q, W x + b> = <W^T q, x> + <q, b>, it ranks the original

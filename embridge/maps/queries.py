@@ -14,7 +14,7 @@ def project_queries(queries: np.ndarray, via: Map, space: Space) -> np.ndarray:
     """Project queries of the other space of a map into `space`.
 
     A map into `space` is applied; of a map out of `space` the adjoint is applied (under L2 the
-    inverse of an isometry; see `LinearMap.pull_back`).
+    inverse of an isometry; see `LinearMap.project_queries`).
 
     Parameters
     ----------
@@ -36,7 +36,7 @@ def project_queries(queries: np.ndarray, via: Map, space: Space) -> np.ndarray:
     if via.target.same_as(space):
         return via.apply(as_vectors(queries, via.source.dim, f"queries of {via.source.name!r}"))
     if via.source.same_as(space):
-        return via.pull_back(queries)
+        return via.project_queries(queries)
     raise SpaceMismatchError.unrelated((via.source.name, via.target.name), "?", space.name)
 
 

@@ -180,7 +180,7 @@ class _Sides:
     translated_rows: np.ndarray
     is_translated: np.ndarray  # (len(translated),)
     pair_rows: np.ndarray  # native positions of rows that the calibration may use, sorted
-    pairs_told: str
+    pairs_description: str
 
     @classmethod
     def of(cls, native: Collection, translated: Collection, translation: Map | None, *, has_queries: bool) -> _Sides:
@@ -188,15 +188,15 @@ class _Sides:
         provenance = translated.provenance
         flags = np.ones(len(translated), bool) if provenance is None else translated_rows(translated, provenance.column)
         pairs = native_rows[flags[rows]]
-        told = f"{len(pairs):,} rows on both sides"
+        description = f"{len(pairs):,} rows on both sides"
         if translation is not None and len(pairs):
             fitted = np.isin(hash_ids(ids_at(native, pairs), "anchor"), translation.anchor_hashes)
             if not fitted.all() or not has_queries:  # as their own queries, fitted rows would mislead
                 pairs = pairs[~fitted]
-                told = f"{len(pairs):,} rows on both sides that the map was not fitted on"
+                description = f"{len(pairs):,} rows on both sides that the map was not fitted on"
             else:
-                told += ", on all of which the map was fitted: it should be about twice as much"
-        return cls(native, translated, native_rows, rows, flags, pairs, told)
+                description += ", on all of which the map was fitted: it should be about twice as much"
+        return cls(native, translated, native_rows, rows, flags, pairs, description)
 
 
 def _one_space(native: Collection, translated: Collection, queries: Collection | None, translation: Map | None) -> Space:
@@ -230,11 +230,11 @@ def _search(
     rows = sides.pair_rows if queries is None else np.arange(len(queries))
     ids = ids_at(source, rows)
     chosen = np.sort(np.argsort(hash_ids(ids, "merge", seed), kind="stable")[:max_queries])
-    asked = source.take(rows[chosen])
-    asked = unit(asked) if metric == Metric.DOT else asked  # the offset is for queries of unit length
+    vectors = source.take(rows[chosen])
+    vectors = unit(vectors) if metric == Metric.DOT else vectors  # the offset is for queries of unit length
     own = rows[chosen] if queries is None else np.full(len(chosen), -1)
-    nearest = [Nearest(asked, count, metric, device) for count in (k + 2, k + 1, 5 * k + 2)]  # one more, since a query finds itself
-    if len(asked):
+    nearest = [Nearest(vectors, count, metric, device) for count in (k + 2, k + 1, 5 * k + 2)]  # one more: its own row
+    if len(vectors):
         _look(sides, *nearest)
         for part in (nearest[0], nearest[2]):
             part.without(np.where(own >= 0, own, -2))
@@ -265,11 +265,11 @@ def _offset(found: Found, sides: _Sides, queries: Collection | None) -> tuple[fl
     if not len(sides.translated) > len(sides.translated_rows):
         return 0.0, "not calibrated, every translated row is replaced"
     if not len(sides.pair_rows):
-        return 0.0, f"not calibrated, from {sides.pairs_told}. Hint: re-encode some of the translated rows too"
+        return 0.0, f"not calibrated, from {sides.pairs_description}. Hint: re-encode some of the translated rows too"
     offset = found.offset() if len(found) else 0.0
     held = found.places(offset).native if len(found) else 0
     if held < HITS:
         hint = "use more queries" if queries is not None else "give --queries (queries=)"
         return 0.0, f"not calibrated, rows on both sides hold only {held:,} of the nearest places ({HITS} are needed). Hint: {hint}"
     by = "queries" if queries is not None else "native rows as queries"
-    return round(offset, 7), f"from {len(found):,} {by}, over {sides.pairs_told}"
+    return round(offset, 7), f"from {len(found):,} {by}, over {sides.pairs_description}"

@@ -32,23 +32,23 @@ class RowMap:
     ----------
     coef : ndarray of shape (dim_new, dim_old)
     intercept : ndarray of shape (dim_new,)
-    normalise : bool
+    normalize : bool
     """
 
     coef: np.ndarray
     intercept: np.ndarray
-    normalise: bool
+    normalize: bool
 
     def apply(self, rows: np.ndarray) -> np.ndarray:
         """New rows, float32; columns beyond the map's width (a hubness bias) are kept."""
         width = self.coef.shape[1]
         out = rows[:, :width] @ self.coef.T + self.intercept
-        out = unit(out) if self.normalise else out
+        out = unit(out) if self.normalize else out
         return np.ascontiguousarray(np.concatenate([out, rows[:, width:]], axis=1) if rows.shape[1] > width else out, np.float32)
 
     def linear(self) -> RowMap:
         """The same for differences of rows, such as residuals."""
-        return RowMap(self.coef, np.zeros_like(self.intercept), normalise=False)
+        return RowMap(self.coef, np.zeros_like(self.intercept), normalize=False)
 
 
 @dataclass(frozen=True, eq=False)
@@ -59,28 +59,28 @@ class QueryMap:
     ----------
     coef : ndarray of shape (dim_old, dim_new)
     intercept : ndarray of shape (dim_old,)
-    normalise : bool
+    normalize : bool
     """
 
     coef: np.ndarray
     intercept: np.ndarray
-    normalise: bool
+    normalize: bool
 
     def apply(self, queries: np.ndarray) -> np.ndarray:
         """Queries of the old space, float32."""
         out = queries @ self.coef.T + self.intercept
-        return (unit(out) if self.normalise else out).astype(np.float32)
+        return (unit(out) if self.normalize else out).astype(np.float32)
 
     def steps(self, *, biased: bool) -> list[tuple[np.ndarray, np.ndarray] | None]:
         """(matrix, offset) pairs, None for scaling to unit length; with a bias the last gives ``[2 p, -1]``."""
         steps: list[tuple[np.ndarray, np.ndarray] | None] = [(self.coef, self.intercept)]
-        if self.normalise:
+        if self.normalize:
             steps.append(None)
         if biased:
             dim = len(self.coef)
             doubled = np.vstack([2 * np.eye(dim, dtype=np.float32), np.zeros((1, dim), np.float32)])
             last = np.append(np.zeros(dim, np.float32), np.float32(-1))
-            steps = [*steps, (doubled, last)] if self.normalise else [(doubled @ self.coef, doubled @ self.intercept + last)]
+            steps = [*steps, (doubled, last)] if self.normalize else [(doubled @ self.coef, doubled @ self.intercept + last)]
         return steps
 
 
@@ -168,12 +168,12 @@ def _one_scale(powers: np.ndarray) -> float | None:
     return float(np.sqrt(square)) if square > 0 and np.abs(powers - square).max() < 2e-5 * square else None
 
 
-def equivalence(translation: LinearMap, space: Space, reach: Extent, *, l2: bool) -> Equivalence:
+def equivalence(translation: LinearMap, space: Space, rows_extent: Extent, *, l2: bool) -> Equivalence:
     """The equivalence of an index of `space` (measured by L2 or by inner product) through a map that starts or ends there."""
     if not translation.source.same_as(space):
         return _backward(translation, space, l2=l2)
     target = translation.target
-    coef, intercept, scale = translation.coef, translation.intercept, reach.scale
+    coef, intercept, scale = translation.coef, translation.intercept, rows_extent.scale
     unit_rows = space.metric == Metric.COSINE or space.normalized
     whole_rows = space.metric != Metric.COSINE or space.normalized  # a cosine index has lost the lengths of its rows
     if not _same_measure(target, l2=l2, unit_rows=unit_rows):
@@ -181,31 +181,31 @@ def equivalence(translation: LinearMap, space: Space, reach: Extent, *, l2: bool
         return Equivalence(target, True, False, reason, None, None, {}, False)
     if l2 and target.metric == Metric.COSINE:
         target = replace(target, normalized=True)
-    square = coef.shape[0] == coef.shape[1] and reach.whole
+    square = coef.shape[0] == coef.shape[1] and rows_extent.whole
     zero = np.zeros(len(coef[0]), np.float32)
     if target.metric == Metric.COSINE or target.normalized:
         if scale is not None and not intercept.any() and unit_rows:
             coef = (coef / np.float32(scale)).astype(np.float32)
             scores = {} if square or not l2 else {"scale": 1.0, "centre": [0.0] * len(coef)}
-            rows, queries = RowMap(coef, intercept, normalise=False), QueryMap(coef.T, zero, normalise=False)
+            rows, queries = RowMap(coef, intercept, normalize=False), QueryMap(coef.T, zero, normalize=False)
             return Equivalence(target, True, True, "a rotation keeps cosines", rows, queries, scores, square)
-        rows = RowMap(coef, intercept, normalise=True)
-        queries = QueryMap(coef.T, zero, normalise=False) if unit_rows or not l2 else None
+        rows = RowMap(coef, intercept, normalize=True)
+        queries = QueryMap(coef.T, zero, normalize=False) if unit_rows or not l2 else None
         reason = "the map is not a rotation without offset, so cosines change: each row would need 1 / |W x + b|"
         return Equivalence(target, True, False, reason, rows, queries, {}, False)
     lost = "" if whole_rows else "; the index holds unit vectors, but the map was fitted on others"
     if not l2:
         scores = {"offset": intercept.tolist()} if intercept.any() else {}
         adds = square and scale is not None and abs(scale - 1) < 1e-5 and not scores
-        rows, queries = RowMap(coef, intercept, normalise=False), QueryMap(coef.T, zero, normalise=False)
+        rows, queries = RowMap(coef, intercept, normalize=False), QueryMap(coef.T, zero, normalize=False)
         reason = "inner products of translated rows are those of projected queries, plus one number per query" + lost
         return Equivalence(target, True, whole_rows, reason, rows, queries, scores, adds)
-    rows = RowMap(coef, intercept, normalise=False)
+    rows = RowMap(coef, intercept, normalize=False)
     if scale is None:
         reason = "L2 queries can be projected by an isometry only, and the map is not one"
         return Equivalence(target, True, False, reason, rows, None, {}, False)
     back = (coef.T.astype(np.float64) / scale**2).astype(np.float32)
-    queries = QueryMap(back, -(back @ intercept), normalise=False)
+    queries = QueryMap(back, -(back @ intercept), normalize=False)
     scores = {} if square and abs(scale - 1) < 1e-6 else {"scale": scale**2, "centre": intercept.tolist()}
     return Equivalence(target, True, whole_rows, "an isometry keeps the order of distances" + lost, rows, queries, scores, square)
 
@@ -219,7 +219,7 @@ def _same_measure(target: Space, *, l2: bool, unit_rows: bool) -> bool:
 def _backward(translation: LinearMap, space: Space, *, l2: bool) -> Equivalence:
     """The map was fitted from the new space into that of the index: queries and added vectors are translated by it."""
     cosine = space.metric == Metric.COSINE
-    queries = QueryMap(translation.coef, translation.intercept, normalise=cosine or translation.target.normalized)
+    queries = QueryMap(translation.coef, translation.intercept, normalize=cosine or translation.target.normalized)
     target = replace(translation.source, metric=space.metric, normalized=translation.source.normalized or (cosine and l2))
     reason = f"the map leads from {translation.source.name!r} to the index's {space.name!r}: queries are translated, rows are kept"
     return Equivalence(target, False, True, reason, None, queries, {}, True)

@@ -132,26 +132,26 @@ def _migrate(
     refused: list[str] = []
     measured: dict[str, float] = {}
     plan = attempt.plan(mode)
-    for tried, hindered in plan:
+    for candidate, hindered in plan:
         if hindered:
-            refused.append(f"{tried}: {hindered}")
+            refused.append(f"{candidate}: {hindered}")
             continue
         try:
-            made, exact, reason = attempt.make(tried)
+            made, exact, reason = attempt.make(candidate)
             score = verification.score(made)
         except FaissIndexError as e:
             if mode != "auto":
                 raise
-            refused.append(f"{tried}: {e}")
+            refused.append(f"{candidate}: {e}")
             continue
-        exact = exact and _proven(score, tried)
-        wanted = _wanted(min_recall, verification, is_shortcut=mode == "auto" and tried != "rebuild" and not exact)
+        exact = exact and _proven(score, candidate)
+        wanted = _wanted(min_recall, verification, is_shortcut=mode == "auto" and candidate != "rebuild" and not exact)
         if min_recall is None and measured:  # the last mode must be better than the earlier ones
             wanted = max(wanted, *measured.values())
         if score.overlap >= wanted:
-            return _finish(attempt, verification, target, tried, made, score, exact=exact, reason=reason, refused=refused)
-        refused.append(f"{tried}: {score.overlap:.3f} of the true neighbors are found, {wanted:.3f} are required")
-        measured[tried] = score.overlap
+            return _finish(attempt, verification, target, candidate, made, score, exact=exact, reason=reason, refused=refused)
+        refused.append(f"{candidate}: {score.overlap:.3f} of the true neighbors are found, {wanted:.3f} are required")
+        measured[candidate] = score.overlap
     if min_recall is not None or not measured:
         hint = "Hint: --mode auto tries all modes." if mode != "auto" else "Hint: convert the collection and index the conversion."
         if any("are required" in reason for reason in refused):

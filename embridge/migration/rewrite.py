@@ -44,11 +44,11 @@ def obstacle(index: Any, equivalence: Equivalence, *, biased: bool) -> str | Non
     if isinstance(index, faiss.IndexScalarQuantizer | faiss.IndexIVFScalarQuantizer):
         if index.sq.qtype not in _FLOATS:
             return f"{kind} was trained on ranges of single dimensions, which a map mixes"
-        if rows.normalise and getattr(index, "by_residual", False):
+        if rows.normalize and getattr(index, "by_residual", False):
             return "its codes are residuals, whose rows cannot be made unit one by one"
         return None
     if quantizer := _additive(index):
-        if rows.normalise:
+        if rows.normalize:
             return f"codes of {kind} are sums of codewords, which cannot be made unit row by row"
         if biased:
             return f"{kind} holds no exact bias"

@@ -94,9 +94,9 @@ class Verification:
         self.queries = self._in_new_space(old_queries) if queries is None else queries
         self.own_overlap: float | None = None
         self._truth: np.ndarray | None = None
-        pulled = self._pulled()
+        projected = self._projected()
         if self.readable:
-            self._truth = self._true_neighbours(pulled)
+            self._truth = self._true_neighbors(projected)
             if not equivalence.exact:
                 own = self._nearest(old_queries, space, hub="hubness" in file.notes)
                 for labels, stored in stored_vectors(file.index, self._batch_rows):
@@ -104,7 +104,7 @@ class Verification:
                 found = search_index(file, space, old_queries, self.k)[1]
                 self.own_overlap = float(overlap(self._ids(file, found), self._ids(file, own.rows)).mean())
         hub = "hubness" in file.notes and equivalence.forward
-        answers = None if pulled is None else search_index(file, space, pulled, self.k, as_they_are=hub)[1]
+        answers = None if projected is None else search_index(file, space, projected, self.k, as_they_are=hub)[1]
         self._old_answers = None if answers is None else self._ids(file, answers)
 
     def score(self, migrated: IndexFile) -> VerificationScore:
@@ -125,7 +125,7 @@ class Verification:
         n = self._file.index.ntotal
         wanted = np.sort(rng.choice(n, min(count, n), replace=False))
         found, start = [], 0
-        inner = _unlabelled(self._file.index)
+        inner = _inside_id_map(self._file.index)
         if isinstance(inner, faiss.IndexFlat | faiss.IndexHNSWFlat):  # fast access, which other types lack or get wrong
             return self._near(inner.reconstruct_batch(wanted)[:, : self._space.dim], rng)
         try:
@@ -149,7 +149,7 @@ class Verification:
     def _in_new_space(self, old_queries: np.ndarray) -> np.ndarray:
         return self._map.apply(old_queries) if self._passage.forward else self._map.inverse().apply(old_queries)
 
-    def _true_neighbours(self, pulled: np.ndarray | None) -> np.ndarray:
+    def _true_neighbors(self, projected: np.ndarray | None) -> np.ndarray:
         """Ids of the true neighbors, by brute force over translated rows.
 
         Where projected queries rank stored rows equally, they are used instead, which is much faster; a first batch of rows
@@ -157,7 +157,7 @@ class Verification:
         """
         space, hub = self._passage.space, "hubness" in self._file.notes or self._references is not None
         direct = self._nearest(self.queries, space, hub=hub)
-        short = None if pulled is None or hub else Nearest(pulled, self.k, self._order(self._space), None)
+        short = None if projected is None or hub else Nearest(projected, self.k, self._order(self._space), None)
         if not self._passage.forward:
             direct = self._nearest(self._map.apply(self.queries), self._space, hub=hub)
         elif not self._passage.exact:
@@ -190,7 +190,7 @@ class Verification:
             return with_bias(rows, self._references)
         return np.column_stack([rows, stored[:, width:]]) if self._file.biased else rows
 
-    def _pulled(self) -> np.ndarray | None:
+    def _projected(self) -> np.ndarray | None:
         """The queries as input for the old index."""
         if not self._passage.forward:
             return self._map.apply(self.queries)
@@ -209,7 +209,7 @@ class Verification:
         return np.where(labels < 0, -1, codes.astype(np.int64).reshape(labels.shape))
 
 
-def _unlabelled(index: Any) -> Any:
+def _inside_id_map(index: Any) -> Any:
     """The index inside an id map, whose labels are positions."""
     while isinstance(index := faiss.downcast_index(index), faiss.IndexIDMap):
         index = index.index

@@ -22,7 +22,7 @@ _DRAWS = 200
 def learning_curve(translation: LinearMap, train: Anchors, benchmark: Benchmark) -> LearningCurve:
     """Overlap at 1/16 to all of the anchors, and a prediction for twice and four times as many.
 
-    There are two laws of growth (`_extrapolate`); which one holds depends on the pair, and on how many anchors there are for
+    There are two formulas (`_extrapolate`); which one fits depends on the pair, and on how many anchors there are for
     its dimensions. The prediction is the mean of both; its interval goes from the lower end to the higher end of their two
     intervals over resampled queries.
 
@@ -84,11 +84,11 @@ def _extrapolate(sizes: np.ndarray, values: np.ndarray, ahead: Sequence[int]) ->
     last, mean = values[:, -1:], values.mean(1, keepdims=True)
     out = np.empty((len(values), len(laws), len(ahead)))
     for number, (shape, further) in enumerate(laws):
-        centre = shape.mean(1, keepdims=True)
-        spread = np.square(shape - centre).sum(1)
-        slopes = (values - mean) @ (shape - centre).T / spread  # -b of every curve and d or c
+        center = shape.mean(1, keepdims=True)
+        spread = np.square(shape - center).sum(1)
+        slopes = (values - mean) @ (shape - center).T / spread  # -b of every curve and d or c
         explained = np.where(slopes <= 0, slopes**2 * spread, -1.0)
         best = explained.argmax(1)
-        found = mean + np.take_along_axis(slopes, best[:, None], 1) * (further - centre)[best]
+        found = mean + np.take_along_axis(slopes, best[:, None], 1) * (further - center)[best]
         out[:, number] = np.clip(np.where(explained.max(1, keepdims=True) < 0, last, found), last, 1.0)
     return out

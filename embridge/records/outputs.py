@@ -163,7 +163,7 @@ class Merge:
         yield "merge", columns | {"path": absolute(self.path)}
 
     def __str__(self) -> str:
-        def told(value: float | None) -> str:
+        def shown(value: float | None) -> str:
             return "     -" if value is None else f"{value:>6.3f}"
 
         taken = f", {self.replaced:,} of them replacing translated ones" if self.replaced else ""
@@ -171,9 +171,9 @@ class Merge:
             f"{self.path}: {self.native:,} native rows{taken}, and {self.translated:,} translated rows\n"
             f"offset {self.offset:+.4f}: {self.reason}\n"
             f"{'':<38}  before   after   all native\n"
-            f"{f'translated rows among the {self.k} nearest':<38}  {told(self.share_before)}  {told(self.share_after)}"
-            f"       {told(self.share_truth)}\n"
-            f"{'overlap, over rows on both sides':<38}  {told(self.overlap_before)}  {told(self.overlap_after)}        1.000"
+            f"{f'translated rows among the {self.k} nearest':<38}  {shown(self.share_before)}  {shown(self.share_after)}"
+            f"       {shown(self.share_truth)}\n"
+            f"{'overlap, over rows on both sides':<38}  {shown(self.overlap_before)}  {shown(self.overlap_after)}        1.000"
         )
 
 

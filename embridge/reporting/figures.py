@@ -34,11 +34,11 @@ def strategy_figure(plan: Plan) -> str:
             axes.axvline(value, color=FAINT, linewidth=1, linestyle=line)
         for s in plan.strategies:
             y = names.index(s.name) + (0.17 if both else 0) * (-1 if s.hubness else 1)
-            colour = SECOND if s.encodes else FIRST
-            axes.plot(s.gain_ci, (y, y), color=colour, linewidth=2, solid_capstyle="butt")
+            color = SECOND if s.encodes else FIRST
+            axes.plot(s.gain_ci, (y, y), color=color, linewidth=2, solid_capstyle="butt")
             axes.plot(
-                s.gain, y, color=colour, marker="D" if s.title in recommended else "o", markeredgewidth=1.6,
-                markersize=8 if s.title in recommended else 6, markerfacecolor=PAPER if s.hubness else colour,
+                s.gain, y, color=color, marker="D" if s.title in recommended else "o", markeredgewidth=1.6,
+                markersize=8 if s.title in recommended else 6, markerfacecolor=PAPER if s.hubness else color,
             )  # fmt: skip
         axes.set_yticks(range(len(names)), names)
         axes.set_ylim(-0.6, len(names) - 0.4)
@@ -119,8 +119,8 @@ def norm_figure(plan: Plan) -> str:
         rows = figure.subplots(len(plan.norms), 1, squeeze=False)[:, 0]
         first = None
         for axes, norms in zip(rows, plan.norms, strict=True):
-            colour = SECOND if norms.name.startswith("translation") else FIRST
-            _histogram(axes, norms, colour)
+            color = SECOND if norms.name.startswith("translation") else FIRST
+            _histogram(axes, norms, color)
             axes.set_title(_norm_title(plan, norms), loc="left", fontsize=11.5, color=INK)
             spread = "" if len(norms.counts) == 1 else f", 90 % within {norms.low:.3g} to {norms.high:.3g}"
             axes.set_title(f"median {norms.median:.3g}{spread}", loc="right", fontsize=10.5, color=FAINT)
@@ -140,11 +140,11 @@ def norm_figure(plan: Plan) -> str:
         return to_svg(figure, "norms", "Lengths of rows", " ".join(lines))
 
 
-def _histogram(axes: Axes, norms: NormDistribution, colour: str) -> None:
+def _histogram(axes: Axes, norms: NormDistribution, color: str) -> None:
     axes.spines["left"].set_visible(False)
     axes.set_yticks([])
     if len(norms.counts) == 1:
-        axes.plot((norms.median, norms.median), (0, 1), color=colour, linewidth=3, solid_capstyle="butt")
+        axes.plot((norms.median, norms.median), (0, 1), color=color, linewidth=3, solid_capstyle="butt")
         axes.annotate(
             f"all {norms.rows:,} rows", (norms.median, 0.55), xytext=(-7, 0), textcoords="offset points", ha="right", va="center",
             fontsize=10.5, color=INK,
@@ -152,7 +152,7 @@ def _histogram(axes: Axes, norms: NormDistribution, colour: str) -> None:
         axes.set_ylim(0, 1.1)
         return
     heights = np.array(norms.counts) / max(norms.counts)
-    axes.stairs(heights, norms.edges, fill=True, facecolor=(*to_rgb(colour), 0.35), edgecolor=colour, linewidth=1)
+    axes.stairs(heights, norms.edges, fill=True, facecolor=(*to_rgb(color), 0.35), edgecolor=color, linewidth=1)
     axes.set_ylim(0, 1.1)
 
 
@@ -208,10 +208,10 @@ def label_figure(plan: Plan, shown: Sequence[LabelFigures], strategies: Sequence
 
 def _cells(differences: np.ndarray, limit: float) -> np.ndarray:
     """Colors of differences: one for positive, one for negative, stronger for larger ones; shape (rows, columns, 4)."""
-    colours = np.empty((*differences.shape, 4))
-    colours[..., :3] = np.where(differences[..., None] >= 0, to_rgb(FIRST), to_rgb(SECOND))
-    colours[..., 3] = np.minimum(np.abs(differences) / limit, 1) * _STRONGEST
-    return colours
+    colors = np.empty((*differences.shape, 4))
+    colors[..., :3] = np.where(differences[..., None] >= 0, to_rgb(FIRST), to_rgb(SECOND))
+    colors[..., 3] = np.minimum(np.abs(differences) / limit, 1) * _STRONGEST
+    return colors
 
 
 def _measure(plan: Plan) -> str:

@@ -12,7 +12,7 @@ from embridge.tables.scan import ids_of, scan
 def read_labels(
     path: str | os.PathLike[str], *, id_column: str | None = None, label_column: str = "label"
 ) -> dict[int | str, int | str]:
-    """Labels of rows, by id; rows whose label is null are unlabelled.
+    """Labels of rows, by id; rows whose label is null are unlabeled.
 
     Parameters
     ----------

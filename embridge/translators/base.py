@@ -138,9 +138,9 @@ def total(data: Moments | FoldMoments) -> Moments:
     return data.total() if isinstance(data, FoldMoments) else data
 
 
-def centred_factor(moments: Moments) -> tuple[np.ndarray, int]:
+def centered_factor(moments: Moments) -> tuple[np.ndarray, int]:
     """The orthogonal factor of Sxy and its rank, cached: many candidates are solved on the same moments."""
-    cache = moments.__dict__.setdefault("_centred_factor", [])
+    cache = moments.__dict__.setdefault("_centered_factor", [])
     if not cache:
         cache.append(orthogonal_factor(moments.sxy))
     return cache[0]

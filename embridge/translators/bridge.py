@@ -11,7 +11,7 @@ from embridge.anchors.fold_moments import FoldMoments
 from embridge.anchors.moments import Moments
 from embridge.errors import ParameterError
 from embridge.records import Candidate
-from embridge.translators.base import Solution, Translator, centred_factor, total
+from embridge.translators.base import Solution, Translator, centered_factor, total
 from embridge.translators.scoring import Role, as_role, fold_scores
 from embridge.translators.solvers import Shrinkage
 
@@ -133,7 +133,7 @@ class Scaled:
         scale_x = float(np.sqrt(np.trace(m.sxx) / (m.n * len(m.sxx)))) or 1.0
         scale_y = float(np.sqrt(m.square_y.mean() / m.n)) or 1.0
         total_y = float(m.square_y.sum()) / (m.n * scale_y**2)
-        family = Shrinkage.of(m.sxx / (m.n * scale_x**2), m.sxy / (m.n * scale_x * scale_y), total_y, centred_factor(m))
+        family = Shrinkage.of(m.sxx / (m.n * scale_x**2), m.sxy / (m.n * scale_x * scale_y), total_y, centered_factor(m))
         return cls(family, m.mean_x, m.mean_y, scale_x, scale_y)
 
     def unscale(self, weight: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -125,11 +125,11 @@ def _weights(leverage: np.ndarray, lengths: np.ndarray, errors: np.ndarray) -> n
     level = max(float(errors.mean()), 1e-12)
     wanted = np.log(np.maximum(errors, 1e-3 * level))
     features = np.log(np.clip(np.stack([leverage, lengths], 1).astype(np.float64), 1e-30, 1e30))
-    centred = features - features.mean(0)
-    spread = centred.std(0)
+    centered = features - features.mean(0)
+    spread = centered.std(0)
     alive = spread > _FLAT
     slopes = np.zeros(2)
-    slopes[alive] = np.linalg.lstsq(centred[:, alive] / spread[alive], wanted - wanted.mean(), rcond=1e-6)[0] / spread[alive]
+    slopes[alive] = np.linalg.lstsq(centered[:, alive] / spread[alive], wanted - wanted.mean(), rcond=1e-6)[0] / spread[alive]
     log_predicted = features @ slopes
     peak = log_predicted.max()
     return np.array([np.log(level) - peak - np.log(np.exp(log_predicted - peak).mean()), *slopes])

@@ -113,7 +113,7 @@ def fit_maps(
         Queries by both models (`match` of two collections), which ``auto`` compares candidates on. Half of them, by a hash of
         the id, is used; the other half is left for evaluation.
     qrels : mapping of query id to document ids, or to a mapping of document id to grade, optional
-        Relevance judgements of the queries.
+        Relevance judgments of the queries.
     keep_moments : bool, default False
         Keep the moments, for `update`.
     update : FoldMoments, optional

@@ -165,9 +165,9 @@ class Affine(PaperTranslator):
         start = torch.empty(wide, wide, dtype=torch.float64).uniform_(-bound, bound, generator=generator)
         weight = start[:q, :p].T.contiguous()
         bias = torch.empty(wide, dtype=torch.float64).uniform_(-bound, bound, generator=generator)[:q].clone()
-        optimiser = torch.optim.Adam([weight, bias], lr=self.learning_rate)
+        optimizer = torch.optim.Adam([weight, bias], lr=self.learning_rate)
         for _ in range(self.steps):
             weight.grad = ((zxx @ weight - zxy) / scaled.n + torch.outer(mean_x, bias)) * (2 / wide)
             bias.grad = (mean_x @ weight + bias - mean_y) * (2 / wide)
-            optimiser.step()
+            optimizer.step()
         return weight.numpy(), bias.numpy(), {"learning_rate": self.learning_rate, "steps": self.steps, "seed": self.seed}

@@ -6,7 +6,7 @@ import numpy as np
 
 from embridge.anchors.fold_moments import FoldMoments
 from embridge.anchors.moments import Moments
-from embridge.translators.base import Solution, Translator, centred_factor, total
+from embridge.translators.base import Solution, Translator, centered_factor, total
 from embridge.translators.solvers import orthogonal_factor
 
 
@@ -39,7 +39,7 @@ class Isometry(Translator):
 
     def solve(self, data: Moments | FoldMoments) -> Solution:
         moments = total(data)
-        q, rank = centred_factor(moments)
+        q, rank = centered_factor(moments)
         spread = float(np.vdot(q, moments.sxx @ q))
         scale = float(np.sqrt(moments.square_y.sum() / spread)) if spread > 0 else 0.0
         weight = scale * q

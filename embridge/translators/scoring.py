@@ -182,8 +182,8 @@ def real_scores(solvers: Sequence[Solver], folds: FoldMoments, role: Role, queri
     """
     source, target = folds.parts[0].source, folds.parts[0].target
     left = [folds.without(number) for number in range(len(folds.parts))]
-    asked_x, asked_y = queries.x[:_MOST_QUERIES], queries.y[:_MOST_QUERIES]
-    own, metric = (asked_x, source.metric) if role == "queries" else (asked_y, target.metric)
+    queries_x, queries_y = queries.x[:_MOST_QUERIES], queries.y[:_MOST_QUERIES]
+    own, metric = (queries_x, source.metric) if role == "queries" else (queries_y, target.metric)
     rows = np.concatenate([sample[0 if role == "queries" else 1] for sample in folds.samples])
     k = list_size(len(rows))
     truth = top_k(own, rows, k, metric).ids
@@ -194,12 +194,12 @@ def real_scores(solvers: Sequence[Solver], folds: FoldMoments, role: Role, queri
         for moments, (x, y) in zip(left, folds.samples, strict=True):
             found = solver.solve(moments)
             if role == "queries":
-                asked, searched = _apply(found, asked_x), y
-                asked = unit(asked) if is_cosine(target) else asked  # else scores of different folds would not be comparable
+                vectors, searched = _apply(found, queries_x), y
+                vectors = unit(vectors) if is_cosine(target) else vectors  # else scores of different folds would not be comparable
             else:
-                asked, searched = asked_y, _apply(found, x)
+                vectors, searched = queries_y, _apply(found, x)
                 searched = unit(searched) if target.normalized else searched
-            hits = top_k(asked, searched, min(k, len(y)), target.metric)
+            hits = top_k(vectors, searched, min(k, len(y)), target.metric)
             ids.append(hits.ids + start)
             scores.append(hits.scores)
             start += len(y)

@@ -135,15 +135,15 @@ def _check_labels(path: str, index: Any, sidecars: Sidecars) -> None:
         raise FaissIndexError(
             f"The sidecars of {path!r} belong to {sidecars.count:,} vectors, but the index holds {index.ntotal:,}."
         )
-    labelled = keeps_labels(index)
+    labeled = keeps_labels(index)
     if sidecars.ids is None:
-        if labelled and holds_lists(index) and (labels_of(index) == -1).any():
+        if labeled and holds_lists(index) and (labels_of(index) == -1).any():
             raise FaissIndexError(
                 f"{path!r} has a vector of id -1 in its inverted lists, which is how FAISS marks an empty place, so searches would "
                 "lose it. Hint: give that vector another id."
             )
         return
-    if len(sidecars.ids) < index.ntotal or (len(sidecars.ids) > index.ntotal and not labelled):
+    if len(sidecars.ids) < index.ntotal or (len(sidecars.ids) > index.ntotal and not labeled):
         raise FaissIndexError(
             f"The id sidecar of {path!r} holds {len(sidecars.ids):,} ids, but the index holds {index.ntotal:,} vectors."
         )

@@ -34,8 +34,8 @@ from embridge.stores.parquet.metadata import (
     PROVENANCE_KEY,
     SPACE_KEY,
     foreign,
-    read_mixture,
     read_object,
+    read_provenance,
     read_space,
     read_texts,
 )
@@ -102,7 +102,7 @@ class ParquetCollection(Collection):
             if other != self.id_type:
                 raise BadIdsError.kinds_differ(first.name, str(self.id_type), file.name, str(other))
         self.payload_schema = self._common_payload()
-        self.provenance = self._common_mixture()
+        self.provenance = self._common_provenance()
         if not len(self):
             raise CollectionError.empty(self.name)
         known = self._known_space(is_declared=space is not None)
@@ -153,9 +153,9 @@ class ParquetCollection(Collection):
         shared = set(merged.names).intersection(*(schema.names for schema in schemas))
         return pa.schema([f if f.name in shared else f.with_nullable(True) for f in merged])
 
-    def _common_mixture(self) -> Provenance | None:
+    def _common_provenance(self) -> Provenance | None:
         """The common provenance of merged files. Scores of files with different calibrations, or with none, are not comparable."""
-        found = [(file, read_mixture(file.schema, file.name)) for file in self._files.files]
+        found = [(file, read_provenance(file.schema, file.name)) for file in self._files.files]
         first, provenance = found[0]
         if other := next((file for file, one in found if one != provenance), None):
             raise CollectionError(

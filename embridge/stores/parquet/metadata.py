@@ -65,7 +65,7 @@ def read_space(schema: pa.Schema, where: str) -> Space | None:
     return _made(schema, SPACE_KEY, where, "space", Space.from_dict)
 
 
-def read_mixture(schema: pa.Schema, where: str) -> Provenance | None:
+def read_provenance(schema: pa.Schema, where: str) -> Provenance | None:
     """The provenance metadata of a file of native and translated rows."""
     return _made(schema, PROVENANCE_KEY, where, "provenance", Provenance.from_dict)
 
