@@ -199,7 +199,7 @@ def test_a_database_of_somebody_else_is_refused(path):
     before = contents(path)
     for action in (catalog(path).check, catalog(path).migrate, lambda: catalog(path).record(fit_run())):
         with pytest.raises(
-            CatalogError, match=r"embridge\.duckdb' is a DuckDB database, but no embridge catalog: it holds customer\."
+            CatalogError, match=r"embridge\.duckdb' is a DuckDB database, but not an embridge catalog: it holds customer\."
         ):
             action()
     assert contents(path) == before

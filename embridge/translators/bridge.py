@@ -1,4 +1,4 @@
-"""Ridge, and ridge that shrinks toward the Procrustes solution: one family, parameters chosen on folds."""
+"""Ridge regression, and ridge regression that shrinks toward the Procrustes solution."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from embridge.anchors.fold_moments import FoldMoments
 from embridge.anchors.moments import Moments
 from embridge.errors import ParameterError
 from embridge.records import Candidate
-from embridge.translators.base import Solution, Translator, centred_factor, total
+from embridge.translators.base import Solution, Translator, centered_factor, total
 from embridge.translators.scoring import Role, as_role, fold_scores
 from embridge.translators.solvers import Shrinkage
 
@@ -22,27 +22,27 @@ SHARES = (0.0, 0.5, 0.75, 1.0)
 class Bridge(Translator):
     """Ridge regression that shrinks toward the scaled Procrustes solution instead of toward zero.
 
-    With x and y centred and each scaled by ``sqrt(tr S / (n dim))``, Q the orthogonal factor of ``Sxy`` and c the scalar that
+    With x and y centered and each scaled by ``sqrt(tr S / (n dim))``, Q the orthogonal factor of ``Sxy`` and c the scalar that
     matches total variances (see `Isometry`),
 
         ``W = (Sxx/n + alpha I)^-1 (Sxy/n + alpha s c Q)``,
 
     so alpha is in units of the mean feature variance. ``s = 0`` is ridge, ``alpha -> inf`` with ``s = 1`` is `Isometry`,
-    ``alpha -> 0`` is least squares. The intercept is not penalised.
+    ``alpha -> 0`` is least squares. The intercept is not penalized.
 
     Parameters
     ----------
     alpha : float, optional
-        Strength in [0, inf]; default: chosen on folds.
+        Regularization in [0, inf]; default: chosen on folds.
     s : float, optional
         Share of the Procrustes solution in [0, 1]; default: chosen on folds.
     role : {"documents", "queries", "decode"}, default "documents"
-        What folds choose by: the overlap@10 of neighbors among at most 1,000 held-out rows a fold, of queries that stand in for
-        real ones (see `row_scores` and `projection_scores`). Squared error is no criterion for any role: it always chooses a
-        share of zero, also for decoders, which lose by it.
+        Score on folds: the overlap@10 of neighbors among at most 1,000 held-out rows per fold, of stand-in queries
+        (see `row_scores` and `projection_scores`). Squared error is not used for any role: it always chooses a
+        weight of zero, which is worse for decoders too.
     mean_weight : float, default 1
-        Weight of the target's mean in the intercept, ``mean_weight * mean_y - W^T mean_x``. Above one, translations lie closer
-        together; where only directions count, that is the same as shrinking W.
+        Weight of the target's mean in the intercept, ``mean_weight * mean_y - W^T mean_x``. Above one, translations are closer
+        together; where only directions matter, that is equivalent to shrinking W.
     """
 
     name = "bridge"
@@ -69,14 +69,14 @@ class Bridge(Translator):
         alpha, s = self.alpha, self.s
         chosen: dict[str, Any] = {}
         if alpha is None or s is None:
-            # `fit` gives FoldMoments where one of them is to be chosen.
+            # `fit` passes FoldMoments where one of them is to be chosen.
             if not isinstance(data, FoldMoments):
                 raise ParameterError(
                     f"{self.name!r} chooses its parameters on folds. Hint: give Anchors or FoldMoments, or set them."
                 )
             grid = [(a, b) for a in (ALPHAS if alpha is None else (alpha,)) for b in (SHARES if s is None else (s,))]
             scores = fold_scores([Bridge(*one, mean_weight=self.mean_weight) for one in grid], data, role).mean(axis=1)
-            # Of equal scores the last one: the strongest alpha and the largest share are the safest choice.
+            # Of equal scores the last one: the largest alpha and weight are the safest choice.
             alpha, s = grid[scores.size - 1 - int(np.argmax(scores[::-1]))]
             candidates = tuple(
                 Candidate(self.name, {"alpha": float(a), "s": float(b)}, float(score))
@@ -93,14 +93,14 @@ class Bridge(Translator):
 
 
 class Ridge(Bridge):
-    """Ridge regression, the intercept unpenalised: ``W = (Sxx/n + alpha v I)^-1 Sxy/n`` with v the mean feature variance.
+    """Ridge regression, the intercept unpenalized: ``W = (Sxx/n + alpha v I)^-1 Sxy/n`` with v the mean feature variance.
 
     Parameters
     ----------
     alpha : float, optional
         In units of v; default: chosen on folds.
     role : {"documents", "queries", "decode"}, default "documents"
-        What folds choose by, see `Bridge`.
+        Score on folds, see `Bridge`.
     """
 
     name = "ridge"
@@ -111,7 +111,7 @@ class Ridge(Bridge):
 
 @dataclass(frozen=True, eq=False)
 class Scaled:
-    """The family fitted on moments of sides that are centred and scaled to a mean feature variance of one."""
+    """The solver on moments of sides that are centered and scaled to a mean feature variance of one."""
 
     family: Shrinkage
     mean_x: np.ndarray
@@ -121,7 +121,7 @@ class Scaled:
 
     @classmethod
     def of(cls, m: Moments) -> Scaled:
-        """Of these moments, taken once: many candidates are solved on the same ones."""
+        """The solver of these moments, cached: many candidates are solved on the same moments."""
         cache = m.__dict__.setdefault("_scaled", [])
         if not cache:
             cache.append(cls._of(m))
@@ -129,11 +129,11 @@ class Scaled:
 
     @classmethod
     def _of(cls, m: Moments) -> Scaled:
-        # A side without any variance is left as it is: its moments are zero, and so is the map.
+        # A side without variance is not scaled: its moments are zero, and so is the map.
         scale_x = float(np.sqrt(np.trace(m.sxx) / (m.n * len(m.sxx)))) or 1.0
         scale_y = float(np.sqrt(m.square_y.mean() / m.n)) or 1.0
         total_y = float(m.square_y.sum()) / (m.n * scale_y**2)
-        family = Shrinkage.of(m.sxx / (m.n * scale_x**2), m.sxy / (m.n * scale_x * scale_y), total_y, centred_factor(m))
+        family = Shrinkage.of(m.sxx / (m.n * scale_x**2), m.sxy / (m.n * scale_x * scale_y), total_y, centered_factor(m))
         return cls(family, m.mean_x, m.mean_y, scale_x, scale_y)
 
     def unscale(self, weight: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
