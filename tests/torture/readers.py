@@ -86,7 +86,7 @@ def search_index(path: Path, _: Path) -> None:
         index = eb.open_index(path)
     except UndeclaredSpaceError:
         index = eb.open_index(path, space="old")
-    index.search(eb.MemoryCollection(list(range(8)), _numbers(index.space.dim), index.space), 5)
+    index.search(_numbers(index.space.dim), 5)
     with contextlib.suppress(EmbridgeError):  # vectors of some types cannot be read back
         read_collection(path, path)
 
