@@ -1,4 +1,4 @@
-"""Checksums of damaged files made right again, as somebody would who damages them on purpose: then the reader itself must refuse."""
+"""Checksums of damaged files made right again, as an attacker would make them: then the reader must refuse by itself."""
 
 from __future__ import annotations
 
