@@ -419,7 +419,7 @@ class MapError(EmbridgeError, ValueError):
 
     @classmethod
     def not_affine(cls, fact: str) -> MapError:
-        return cls(f"The map has kernel features and is not affine: {fact}. Hint: fit one by any method but 'kernel'.")
+        return cls(f"The map has kernel features and is not affine: {fact}. Hint: fit with --keep-affine (keep_affine=True).")
 
     @classmethod
     def features(cls, gamma: float) -> MapError:

@@ -4,7 +4,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from embridge.anchors import Anchors, match, sample_rows
-from embridge.anchors import anchors as anchors_module
+from embridge.anchors import match as anchors_module
 from embridge.anchors.moments import Moments
 from embridge.errors import BadIdsError, BadVectorsError, NoSharedIdsError, ParameterError, SpaceMismatchError, TooFewAnchorsError
 from embridge.records import AnchorRecord

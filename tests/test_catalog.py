@@ -53,7 +53,7 @@ def test_a_fit_is_recorded_with_all_that_is_known_of_it(path, tmp_path):
     assert translator == {
         "fingerprint": "f1", "path": str(tmp_path / "a.safetensors"), "method": "bridge", "source_space": "minilm",
         "source_dim": 384, "target_space": "mpnet", "target_dim": 768, "anchors": 40, "held_out": 10,
-        "seconds": 1.5, "device": "cpu", "calibrated": 0, "run": 1,
+        "seconds": 1.5, "device": "cpu", "calibrated": 0, "role": "", "chosen_by": "", "run": 1,
     }  # fmt: skip
     assert catalog(path).sql("SELECT * FROM anchor_set") == [
         {"run": 1, "source": "c-old", "target": "c-new", "shared": 50, "anchors": 40, "held_out": 10, "test_size": 0.2, "seed": 3}

@@ -105,8 +105,9 @@ def test_info_tells_what_is_in_a_file(story):
     folder, printed = story
     shape = {"rows": int, "space": {"name": str, "dim": int, "metric": str, "normalized": bool}, "norm": {}, "duplicate_ids": int}
     shape["norm"] = {"mean": float, "std": float, "min": float, "max": float}
-    assert holds(printed["info"], shape | {"bad_rows": int})
-    assert set(printed["info"]) == {"rows", "space", "norm", "duplicate_ids", "bad_rows"}
+    shape |= {"bad_rows": int, "mean_cosine": float, "effective_rank": float}
+    assert holds(printed["info"], shape)
+    assert set(printed["info"]) == set(shape)
     assert printed["info"]["space"] == {"name": "mpnet", "dim": 768, "metric": "cosine", "normalized": True}
     lengths = np.linalg.norm(eb.open(folder / "out.parquet").read()[1].astype(np.float64), axis=1)
     assert printed["info"]["norm"] == pytest.approx(

@@ -353,7 +353,7 @@ def test_queries_in_a_file_are_asked_in_sql(data, tmp_path):
         s.name: pytest.approx([s.overlap, s.recall, s.ndcg, 50]) for s in found.strategies
     }
     assert duckdb.sql(f"SELECT DISTINCT label FROM '{path}' ORDER BY 1").fetchall() == [("1",), ("a",), (None,)]
-    write_per_query(path, eb.evaluate(good, rows, k=5).per_query)
+    write_per_query(path, eb.evaluate(good, rows, k=5).per_query, overwrite=True)
     assert duckdb.sql(f"SELECT count(*), count(label), count(ndcg) FROM '{path}'").fetchall() == [(400 * 5, 0, 0)]
 
 

@@ -20,8 +20,9 @@ from embridge.stores.ids import check_unique
 from embridge.stores.parquet import thrift
 from embridge.stores.parquet.metadata import COLUMNS_KEY, CONFIDENCE_KEY, LINEAGE_KEY, PROVENANCE_KEY, SPACE_KEY
 from embridge.tables.ids import read_ids
+from embridge.tables.labels import read_labels
 from embridge.tables.qrels import read_graded_qrels
-from embridge.tables.targets import read_targets as read_targets
+from embridge.tables.targets import read_targets
 from embridge.tables.texts import TextTable
 
 ROWS, DIM = 20, 4
@@ -129,7 +130,7 @@ def test_columns_whose_values_would_change_in_one_type_are_refused(tmp_path, tab
 def test_ids_of_every_type_are_read_or_refused(tmp_path, ids, kept, table_of, write):
     path = write(tmp_path / "a.parquet", pa.table({"id": ids, "vector": table_of([0, 1], VECTORS[:2])["vector"], "label": ids}))
     readers = [lambda: ParquetCollection(path, space="m").read()[0].tolist(), lambda: read_ids(path).tolist()]
-    readers.append(lambda: list(read_targets(path)))
+    readers.append(lambda: list(read_labels(path)))
     for read in readers:
         if isinstance(kept, list):
             assert read() == kept

@@ -17,6 +17,7 @@ from sklearn.gaussian_process import GaussianProcessRegressor
 from sklearn.gaussian_process.kernels import RBF, DotProduct
 
 import embridge as eb
+from embridge.arrays import unit
 from embridge.cli.main import main
 from embridge.conversion.engine import Engine
 from embridge.errors import MapError, OutputExistsError, ParameterError, SpaceMismatchError, TooFewAnchorsError, UnreadableFileError
@@ -273,7 +274,7 @@ def test_a_linear_head_stands_behind_it_unfolded(fitted: eb.KernelMap, tmp_path)
     head = eb.LinearHead(rng.normal(size=(3, 16)), rng.normal(size=3), fitted.target, classes=["a", "b", "c"])
     with pytest.raises(MapError, match="not affine"):
         head.after(fitted)
-    old = eb.MemoryCollection(np.arange(50), rng.normal(size=(50, 6)).astype(np.float32), fitted.source)
+    old = eb.MemoryCollection(np.arange(50), unit(rng.normal(size=(50, 6))), fitted.source)
     made = eb.decode(old, head, tmp_path / "out.parquet", via=fitted)
     said = pyarrow.parquet.read_table(tmp_path / "out.parquet")["prediction"].to_pylist()
     assert said == head.decode(fitted.apply(old.read()[1])).prediction.tolist()

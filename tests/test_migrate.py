@@ -452,7 +452,7 @@ def test_nothing_is_written_into_a_mapped_file(build, tmp_path, factory):
     program = """
         import sys
         import embridge as eb
-        from embridge.stores import faiss_file
+        from embridge.stores.faiss import file as faiss_file
         faiss_file._MAPPED_FROM = 0
         eb.open(sys.argv[1]).read()
         for mode in ("rewrite", "wrap", "rebuild"):

@@ -1,6 +1,6 @@
-"""Which index types move how, proven type by type against brute force; README's table is made of what is found here.
+"""Which index types move how, proven type by type against brute force; the table of docs/reference/migration.md is made of what is found here.
 
-``python -m tests.test_migrate_types`` writes the table into README anew.
+``python -m tests.test_migrate_types`` writes the table anew.
 """
 
 import functools
@@ -18,7 +18,7 @@ from embridge.indexes.describe import factory_of
 from embridge.types import Metric, Space
 
 P, Q, N, ASKED, K = 8, 12, 640, 40, 10
-README = Path(__file__).parents[1] / "README.md"
+PAGE = Path(__file__).parents[1] / "docs/reference/migration.md"
 TYPES = (
     "Flat", "HNSW8,Flat", "NSG8,Flat", "IVF8,Flat", "IVF8_HNSW4,Flat", "IVF4(IVF2,Flat),Flat", "SQfp16", "HNSW8,SQfp16",
     "IVF8,SQfp16", "SQbf16", "SQ8", "SQ4", "HNSW8,SQ8", "IVF8,SQ8", "RQ4x4", "IVF8,RQ4x4", "LSQ4x4", "PRQ2x2x4", "PQ4x4np",
@@ -136,15 +136,15 @@ PLACE = re.compile(r"(?<=<!-- migrate-table -->\n).*?(?=<!-- /migrate-table -->)
 
 
 def lines_of_readme():
-    return PLACE.search(README.read_text())[0].splitlines()
+    return PLACE.search(PAGE.read_text())[0].splitlines()
 
 
 @pytest.mark.parametrize("factory", TYPES)
-def test_what_readme_says_of_a_type_is_what_is_found(factory):
+def test_what_the_page_says_of_a_type_is_what_is_found(factory):
     assert row(factory) in lines_of_readme()
 
 
-def test_readme_has_a_line_for_every_type_and_no_other():
+def test_the_page_has_a_line_for_every_type_and_no_other():
     lines = lines_of_readme()
     assert lines[:2] == HEAD
     assert [line.split("`")[1] for line in lines[2:]] == list(TYPES)
@@ -194,4 +194,4 @@ def test_a_type_without_a_string_is_told():
 
 if __name__ == "__main__":
     table = "\n".join([*HEAD, *map(row, TYPES)])
-    README.write_text(PLACE.sub(lambda _: table + "\n", README.read_text()))
+    PAGE.write_text(PLACE.sub(lambda _: table + "\n", PAGE.read_text()))

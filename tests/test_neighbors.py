@@ -192,8 +192,14 @@ def test_a_zero_row_is_like_nothing_under_cosine(vectors):
     assert not hits.scores[hits.ids == 4].any()
 
 
-@pytest.mark.parametrize(("k", "exclude", "room"), [(0, False, N), (-1, False, N), (N + 1, False, N), (N, True, N - 1)])
-def test_k_out_of_range(vectors, k, exclude, room):
+@pytest.mark.parametrize("k", [0, -1])
+def test_k_below_one(vectors, k):
+    with pytest.raises(ParameterError, match=f"k must be at least 1. Got {k} instead"):
+        top_k(*vectors, k)
+
+
+@pytest.mark.parametrize(("k", "exclude", "room"), [(N + 1, False, N), (N, True, N - 1)])
+def test_k_beyond_the_corpus(vectors, k, exclude, room):
     queries, corpus = vectors
     with pytest.raises(ParameterError, match=f"k must be between 1 and {room} .* Got {k} instead"):
         top_k(queries, corpus, k, exclude=np.zeros(N_QUERIES, np.int64) if exclude else None)

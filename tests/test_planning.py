@@ -208,7 +208,7 @@ def test_anchors_are_added_and_removed_without_the_old_ones(tmp_path, monkeypatc
         return LinearMap.load(output)
 
     first = fitted("1.safetensors", "minilm-1.parquet", "mpnet-1.parquet", "--moments", "1.moments.safetensors")
-    whole = fitted("all.safetensors", str(sample_path("minilm")), str(sample_path("mpnet")))
+    whole = fitted("all.safetensors", str(sample_path("minilm")), str(sample_path("mpnet")), "--keep-affine")
     added = fitted(
         "2.safetensors",
         "minilm-2.parquet",

@@ -54,7 +54,7 @@ def test_evaluate_and_plan_agree_on_every_name_they_share(pair, p, q, metric, ju
     given = {"queries": None if own else queries, "qrels": qrels if judged else None, "k": K}
     planned = eb.plan(rows, anchors=300, **given)
     train = rows.sample(300)
-    maps = eb.fit(train, "auto"), eb.fit(train.reversed(), "auto")
+    maps = eb.fit(train, "auto", keep_affine=True), eb.fit(train.reversed(), "auto", role="queries", keep_affine=True)
     # Rows come in another order: names mean the same whatever that is.
     found = eb.evaluate(maps[0], rows.at(np.arange(len(rows))[::-1]), reverse_map=maps[1], **given)
     shared = {s.name for s in found.strategies} & {s.title for s in planned.strategies}

@@ -11,6 +11,8 @@ from embridge.records.artifacts import Artifact, absolute
 from embridge.records.rows import Row, columns_of
 from embridge.types import Space
 
+LEAST_CALIBRATED = 50  # held-out rows, to calibrate a confidence on: 25 for weights, 25 for scores, enough for a coverage of 0.96
+
 
 @dataclass(frozen=True)
 class Candidate:
@@ -160,7 +162,7 @@ class FitReport:
 
     def __str__(self) -> str:
         record, source, target = self.record, self.source, self.target
-        needs = "more held-out rows" if self.is_affine else "an affine map"
+        needs = f"{2 * LEAST_CALIBRATED} rows held out" if self.is_affine else "an affine map"
         confidence = (
             f"confidence calibrated on {record.calibrated:,} of these" if record.calibrated else f"no confidence (it needs {needs})"
         )

@@ -13,10 +13,10 @@ from embridge.anchors.moments import Moments
 from embridge.errors import MapError, SpaceMismatchError, TooFewAnchorsError
 from embridge.maps import LinearMap
 from embridge.maps.confidence import Confidence, error_kind, translation_errors
+from embridge.records.fitting import LEAST_CALIBRATED as LEAST_ROWS
 from embridge.stores.ids import hash_ids
 from embridge.translators.base import total
 
-LEAST_ROWS = 50  # 25 for weights, 25 for scores: enough for a coverage of 0.96
 _MOST_ROWS = 20_000
 _ALPHA = 0.1  # of the leverage; from 0.01 to 0.3 the ranking of real rows is the same to 0.01 Spearman
 _FLAT = 1e-3  # a logarithm that varies less than this over the rows (the length after a rotation) says nothing but rounding

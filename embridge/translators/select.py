@@ -50,8 +50,8 @@ class Auto:
     there, those whose recall is below the best by more than two standard errors are out. Of the others the one of the most overlap
     is taken: it rests on ten rows a query, recall on one or two.
 
-    Where rows are at hand, documents are translated, and an affine map is not asked for, `Kernel` is fitted on top of the winner if
-    its gain over it on folds is above one standard error.
+    Where rows are at hand, documents are translated, and an affine map is not asked for, `Kernel` is taken, with the alpha and s of
+    the best score, if its gain over hardly any kernel on folds is above one standard error.
 
     Parameters
     ----------
@@ -93,12 +93,10 @@ class Auto:
         affine = _AutoAffine(role, self.queries).fit(anchors, device=device)
         if role != "documents" or self.keep_affine or not isinstance(anchors, Anchors):
             return affine
-        chosen = affine.record.parameters
-        kernel = Kernel(
-            alpha=min(max(chosen.get("alpha", 1.0), _ALPHAS[0]), _ALPHAS[-1]),
-            s=chosen.get("s", 1.0),
-            mean_weight=chosen.get("mean_weight", 1.0),
-        )
+        # A kernel needs no shrinking for safety's sake: it stands on the linear part of the best score.
+        scored = [c for c in affine.record.candidates if "alpha" in c.parameters]
+        linear = max(scored, key=lambda c: c.score).parameters
+        kernel = Kernel(alpha=linear["alpha"], s=linear.get("s", 0.0))
         penalty, candidates = kernel.contest(anchors, device)
         record = replace(affine.record, candidates=affine.record.candidates + candidates)
         if penalty is None:

@@ -198,7 +198,8 @@ def _cell(record: dict, column: str) -> str:
     return f"{value:.1f}" if column == "seconds" else f"{value:.3f}{error}"
 
 
-def main() -> None:
+def arguments(given: list[str] | None = None) -> argparse.Namespace:
+    """The options of a comparison, from the command line unless they are given."""
     parser = argparse.ArgumentParser(prog="python -m tests.benchmarks.quality", description=__doc__)
     parser.add_argument("--pairs", nargs="+", choices=PAIRS, default=list(PAIRS))
     parser.add_argument("--anchors", type=int, nargs="+", default=list(ANCHORS))
@@ -210,7 +211,11 @@ def main() -> None:
     parser.add_argument("--queries", type=int, default=2500, help="at most, of the half that is reported")
     parser.add_argument("--data", type=Path, default=DATA)
     parser.add_argument("--out", type=Path, help="a JSON file to write")
-    o = parser.parse_args()
+    return parser.parse_args(given)
+
+
+def main() -> None:
+    o = arguments()
     records = run(o)
     if o.out:
         o.out.write_text(json.dumps(records, indent=2) + "\n")

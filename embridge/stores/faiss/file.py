@@ -12,23 +12,16 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
+import faiss
 import pyarrow as pa
 
 from embridge.errors import (
     EmbridgeError,
     FaissIndexError,
-    MissingDependencyError,
     MissingFileError,
     UnreadableFileError,
 )
 from embridge.files import fingerprint, whole_or_absent
-from embridge.types import Space
-
-try:
-    import faiss
-except ImportError as e:
-    raise MissingDependencyError.of("FAISS", "This", "cpu]' or 'embridge[gpu") from e
-
 from embridge.stores.faiss.checks import inconsistency
 from embridge.stores.faiss.decode import holds_lists, keeps_labels, labels_of
 from embridge.stores.faiss.lists import check_external_lists
@@ -40,6 +33,7 @@ from embridge.stores.faiss.sidecars import (
     settle,
     write_sidecars,
 )
+from embridge.types import Space
 
 _Read = TypeVar("_Read")
 _TABLE_BYTES = 2 << 30
