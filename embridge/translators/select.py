@@ -96,7 +96,7 @@ class Auto:
         # A kernel needs no extra shrinkage: use the linear part with the best score.
         scored = [c for c in affine.record.candidates if "alpha" in c.parameters]
         linear = max(scored, key=lambda c: c.score).parameters
-        kernel = Kernel(alpha=linear["alpha"], s=linear.get("s", 0.0))
+        kernel = Kernel(alpha=linear["alpha"], shrinkage_target_weight=linear.get("shrinkage_target_weight", 0.0))
         penalty, candidates = kernel.contest(anchors, device)
         record = replace(affine.record, candidates=affine.record.candidates + candidates)
         if penalty is None:
@@ -166,7 +166,7 @@ def candidates_for(role: Role, target: Space, *, full: bool, real: bool) -> list
 
 
 def _parameters(method: Translator) -> dict[str, float]:
-    return {k: v for k, v in vars(method).items() if k in ("alpha", "s", "mean_weight") and v is not None}
+    return {k: v for k, v in vars(method).items() if k in ("alpha", "shrinkage_target_weight", "mean_weight") and v is not None}
 
 
 def _prefer(scores: np.ndarray, methods: Sequence[Translator], smallest: bool | None) -> tuple[int, np.ndarray]:
@@ -174,11 +174,11 @@ def _prefer(scores: np.ndarray, methods: Sequence[Translator], smallest: bool | 
 
     A method without a weight counts as weight one. Where it is the best itself, or no weight is preferred, the best is chosen.
     """
-    means, shares = scores.mean(axis=1), np.array([getattr(method, "s", 1.0) for method in methods])
+    means, shares = scores.mean(axis=1), np.array([getattr(method, "shrinkage_target_weight", 1.0) for method in methods])
     deficits, errors = _deficits(scores)
     within = deficits <= errors
     best = int(np.argmax(means))  # of equal scores the first, which is the simplest
-    if smallest is None or not hasattr(methods[best], "s"):
+    if smallest is None or not hasattr(methods[best], "shrinkage_target_weight"):
         return best, errors
     within &= shares == (shares[within].min() if smallest else shares[within].max())
     return int(np.flatnonzero(within)[np.argmax(means[within])]), errors
