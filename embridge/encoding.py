@@ -30,6 +30,7 @@ from embridge.parts import Parts
 from embridge.stores.base import Batch, Collection, check_content
 from embridge.stores.ids import check_unique
 from embridge.stores.parquet.collection import ParquetCollection
+from embridge.stores.parquet.metadata import read_object
 from embridge.stores.parquet.writer import write_collection
 from embridge.tables.texts import TextBatch, TextTable
 from embridge.types import Metric, Space
@@ -212,8 +213,7 @@ def _prompt(encoder: SentenceTransformer, model: str, prompt: str | None, prompt
 
 def encoder_of(collection: Collection) -> dict[str, Any]:
     """The encoder's metadata of a file that `encode` wrote: ``model``, ``prompt``, ``prompt_name``, ``prompts``."""
-    found = pq.read_schema(collection.path).metadata or {}
-    return json.loads(found[ENCODER_KEY])
+    return read_object(pq.read_schema(collection.path), ENCODER_KEY, collection.name) or {}
 
 
 def _load(model: str, device: torch.device) -> SentenceTransformer:

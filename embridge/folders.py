@@ -272,7 +272,7 @@ def remove_known(folder: Path, known: Iterable[str], *, twins: Path | None = Non
     found = list(entries(folder))
     for name, is_folder in found:
         is_twin = twins is not None and os.path.lexists(twins / name) and _is_same(folder / name, twins / name)
-        if not is_folder and name not in names and _TEMPORARY.sub(r"\1\2", name) not in names and not is_twin:
+        if not is_folder and name not in names and without_mark(name) not in names and not is_twin:
             raise InterruptedOutputError(f"{str(folder / name)!r} was not written by embridge. Hint: move it away.")
     for name, is_folder in found:
         if not is_folder and (kept is None or name not in kept):
@@ -281,6 +281,11 @@ def remove_known(folder: Path, known: Iterable[str], *, twins: Path | None = Non
             os.rmdir(folder / name)
     if kept is None:
         os.rmdir(folder)
+
+
+def without_mark(name: str) -> str:
+    """The name that a temporary file (`embridge.files.whole_or_absent`) was to get; any other name as it is."""
+    return _TEMPORARY.sub(r"\1\2", name)
 
 
 def check_own_folder(folder: Path, mode: int | None = None) -> None:

@@ -11,7 +11,7 @@ from typing import Any
 
 from embridge.errors import InterruptedOutputError, OutputExistsError, UnreadableFileError
 from embridge.files import fingerprint, whole_or_absent
-from embridge.folders import check_own_folder, remove_known
+from embridge.folders import check_own_folder, remove_known, without_mark
 
 _PLAN = "_plan.json"  # readers ignore it
 _PART = re.compile(r"part-(\d{6,})(?:-([0-9a-f]{32}))?\.parquet")
@@ -90,7 +90,7 @@ class Parts:
         remove_known(self.folder, [_PLAN])
 
     def _names(self) -> Iterable[str]:
-        return [_PLAN, *(name for name in os.listdir(self.folder) if _PART.fullmatch(name))]
+        return [_PLAN, *(name for name in os.listdir(self.folder) if _PART.fullmatch(without_mark(name)))]
 
 
 def _read_plan(path: Path) -> dict[str, Any] | None:

@@ -18,6 +18,7 @@ from embridge.stores.id_types import normalize_ids
 from embridge.stores.parquet import writer
 from embridge.stores.parquet.collection import ERROR_COLUMNS, SPACE_KEY
 from embridge.stores.parquet.file import vectors_of
+from embridge.stores.parquet.metadata import read_space
 from embridge.types import Metric
 
 _WHERE = "The batch"
@@ -95,9 +96,9 @@ def _checked(batch: pa.RecordBatch, translation: Map, options: TranslateOptions)
         raise BadVectorsError.dtype(f"Column {options.vector_column!r}", kind)
     if pa.types.is_fixed_size_list(kind) and kind.list_size != translation.source.dim:
         raise SpaceMismatchError.width(f"The map from {translation.source.name!r}", translation.source.dim, kind.list_size)
-    known = json.loads((batch.schema.metadata or {}).get(SPACE_KEY, b"null"))
-    if known is not None and known.get("name") != translation.source.name:
-        raise SpaceMismatchError(f"The map starts in {translation.source.name!r}, but the batch is in {known.get('name')!r}.")
+    known = read_space(batch.schema, _WHERE)
+    if known is not None and known.name != translation.source.name:
+        raise SpaceMismatchError(f"The map starts in {translation.source.name!r}, but the batch is in {known.name!r}.")
     column = normalize_ids(batch.column(options.id_column), _WHERE)
     if column.null_count:
         raise BadIdsError.null(_WHERE, column.null_count)

@@ -5,14 +5,15 @@ from __future__ import annotations
 import os
 import threading
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import FIRST_EXCEPTION, CancelledError, ThreadPoolExecutor, wait
+from dataclasses import dataclass
 from pathlib import Path
 from typing import cast
 
 from embridge.conversion.file import bad_rows_path, check_bad_rows, convert_file, finished_file
 from embridge.conversion.journal import begin
-from embridge.conversion.log import Log, append_to, journal_path, partial_path, read_log, start
+from embridge.conversion.log import Lines, Log, append_to, journal_path, partial_path, read_log, start
 from embridge.conversion.task import Task
 from embridge.errors import BadVectorsError, ChangedSourceError, InterruptedOutputError
 from embridge.files import fingerprint, sync_folder, writing
@@ -40,7 +41,9 @@ def convert_folder(task: Task, target: Path) -> Conversion:
         for folder in (partial, sides):
             folder.mkdir(exist_ok=True)
         try:
-            done = each_file(task, files, lambda number, name, part: _one(part, partial, name, sides / f"{number}.parquet"))
+            with append_to(target, log) as lines:
+                finished = _Finished(lines, log.files, threading.Lock())
+                done = each_file(task, files, lambda i, name, part: _one(part, partial, name, sides / f"{i}.parquet", finished))
             check_rows(done, task)
             task.check_source()
         except ChangedSourceError:
@@ -52,7 +55,7 @@ def convert_folder(task: Task, target: Path) -> Conversion:
         if os.path.lexists(target):
             check_replaceable(target)
             adopt(target, partial)
-            with append_to(target, log) as lines:
+            with append_to(target, read_log(target) or log) as lines:
                 lines.add({"replaced": mark})
             exchange(partial, target, _old(target))
             settle(_old(target), target)
@@ -122,10 +125,37 @@ def _manifest_mark(folder: Path) -> str:
     return fingerprint(folder / MANIFEST) if (folder / MANIFEST).is_file() else ""
 
 
-def _one(task: Task, partial: Path, name: str, bad_path: Path) -> Conversion:
+@dataclass(frozen=True)
+class _Finished:
+    """The files of a folder that its journal names as finished."""
+
+    lines: Lines
+    known: Mapping[str, str]
+    lock: threading.Lock
+
+    def add(self, name: str, mark: str) -> None:
+        with self.lock:
+            self.lines.add({"file": name, "fingerprint": mark})
+
+
+def _one(task: Task, partial: Path, name: str, bad_path: Path, finished: _Finished) -> Conversion:
+    """One file, unless the journal names it as finished; a file that it does not name is made again."""
+    path = partial / name
     make_folders(partial, name.rpartition("/")[0])
-    found = finished_file(task, partial / name)
-    return found or convert_file(task, partial / name, bad_path=bad_path, may_be_empty=True)
+    if name in finished.known and os.path.lexists(path):
+        if _mark(path, bad_path) != finished.known[name]:
+            raise InterruptedOutputError.altered(str(path), "it, or its list of bad rows, does not match its fingerprint")
+        if found := finished_file(task, path):
+            return found
+    path.unlink(missing_ok=True)
+    found = convert_file(task, path, bad_path=bad_path, may_be_empty=True)
+    finished.add(name, _mark(path, bad_path))
+    return found
+
+
+def _mark(path: Path, bad_path: Path) -> str:
+    """Fingerprint of a finished file and its list of bad rows."""
+    return fingerprint(*(p for p in (path, bad_path) if os.path.isfile(p) and not os.path.islink(p)))
 
 
 def _sides(target: Path) -> Path:

@@ -11,7 +11,7 @@ import os
 import re
 import stat
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -72,6 +72,8 @@ class Log:
         Digest of the last whole line, which the next one continues.
     fault : str
         Why the journal cannot be continued; empty where it can.
+    files : dict of str to str
+        Of a folder: fingerprints of the files that are finished, each with its list of bad rows.
     """
 
     plan: dict[str, Any]
@@ -80,6 +82,7 @@ class Log:
     end: int = 0
     mark: str = ""
     fault: str = ""
+    files: dict[str, str] = field(default_factory=dict)
 
 
 class Lines:
@@ -182,7 +185,9 @@ def _continued(log: Log, values: dict[str, Any], mark: str, end: int) -> Log:
             raise ValueError(f"it is of the format {values['format']!r}")
         return Log(values, [], "", end, mark)
     if "replaced" in values:
-        return Log(log.plan, log.entries, str(values["replaced"]), end, mark)
+        return replace(log, replaced=str(values["replaced"]), end=end, mark=mark)
+    if "file" in values:
+        return replace(log, files={**log.files, str(values["file"]): str(values["fingerprint"])}, end=end, mark=mark)
     numbers = [values[name] for name in ("read", "offset", "checksum")]
     last = log.entries[-1] if log.entries else Entry(0, 0, 0, {}, [])
     if any(type(number) is not int for number in numbers) or numbers[0] < last.read or numbers[1] <= last.offset:
@@ -191,4 +196,5 @@ def _continued(log: Log, values: dict[str, Any], mark: str, end: int) -> Log:
     if type(group[3][1]) is not int:
         raise ValueError("a row group has no row count")
     bad = [(int(row), i, str(reason)) for row, i, reason in values["bad"]]
-    return Log(log.plan, [*log.entries, Entry(numbers[0], numbers[1], numbers[2], group, bad)], log.replaced, end, mark)
+    entries = [*log.entries, Entry(numbers[0], numbers[1], numbers[2], group, bad)]
+    return replace(log, entries=entries, end=end, mark=mark)

@@ -57,8 +57,11 @@ def read_bounded(path: str, kind: str, most: int = FILE_BYTES) -> bytes:
             if not stat.S_ISREG(facts.st_mode):
                 raise UnreadableFileError.at(path, kind, "it is not a regular file")
             if facts.st_size > most:
-                raise UnreadableFileError.at(path, kind, f"it has {facts.st_size:,} bytes; the limit is {most:,}")
-            return file.read(most + 1)[:most]
+                raise UnreadableFileError.at(path, kind, f"it has {facts.st_size:,} bytes, and at most {most:,} are read")
+            data = file.read(facts.st_size + 1)  # no more: `most` bytes would be allocated, whatever the file holds
+            if len(data) != facts.st_size:
+                raise UnreadableFileError.at(path, kind, "it changes while it is read")
+            return data
     except OSError as e:
         if isinstance(e, UnreadableFileError):
             raise

@@ -59,7 +59,10 @@ def read_bad_rows(path: str) -> np.ndarray:
     """Positions that `write_bad_rows` listed; none where there is no such file."""
     if not exists(path):
         return np.empty(0, np.int64)
-    rows = pa.chunked_array([batch.column("row") for batch in scan(path, ["row"])], pa.int64())
-    if rows.null_count:
-        raise CollectionError(f"Column 'row' of {path!r} has nulls, so it is not a list of bad rows.")
-    return rows.to_numpy()
+    parts = [np.empty(0, np.int64)]
+    for batch in scan(path, ["row"]):
+        column = batch.column("row")
+        if column.type != pa.int64() or column.null_count:
+            raise CollectionError(f"Column 'row' of {path!r} must be int64 without nulls in a list of bad rows.")
+        parts.append(column.to_numpy())
+    return np.concatenate(parts)

@@ -29,6 +29,7 @@ _SHARES = (0.5, 0.75, 1.0)
 _MEAN = 1.5  # weight of the target's mean for documents where only directions matter
 _LEAST_JUDGED = 100  # queries with a relevant row among the anchors, to exclude methods by recall
 _CLEARLY = 2.0  # standard errors
+_ROUNDING = 2e-3  # of overlap: equal maps differ by a tie here and there
 
 
 class Auto:
@@ -43,8 +44,8 @@ class Auto:
     Without queries each is fitted on all folds but one and scored on that one (`row_scores`, `projection_scores`). Documents as
     stand-in queries do not determine the shrinkage, since queries are farther from documents than these are from each other. So
     among the candidates within one standard error of the best (paired differences), those with the smallest s are preferred
-    for ``documents`` where only directions matter, and those with the largest (isometry-like) for ``decode`` and L2; of these
-    the best is chosen.
+    for ``documents`` where only directions matter, and those with the largest (isometry-like) for ``decode`` and L2, and those
+    with the largest alpha (isometry-like too) for ``queries``; of these the best is chosen.
 
     With `queries` candidates are compared on them, over the anchors (`real_scores`). Where at least 100 of them have a relevant row
     there, those whose recall is below the best by more than two standard errors are excluded. Of the others the one with the
@@ -136,8 +137,8 @@ class _AutoAffine(Translator):
         methods = candidates_for(self.role, data.parts[0].target, full=data.full, real=self.queries is not None)
         if self.queries is None:
             scores = fold_scores(methods, data, self.role)
-            shrink = self.role == "documents" and is_cosine(data.parts[0].target)
-            chosen, errors = _prefer(scores, methods, None if self.role == "queries" else shrink)
+            target = data.parts[0].target
+            chosen, errors = _prefer(scores, methods, [_simplicity(method, self.role, target) for method in methods])
         else:
             chosen, scores, errors = _among_the_best(real_scores(methods, data, self.role, self.queries))
         candidates = tuple(
@@ -155,7 +156,8 @@ def candidates_for(role: Role, target: Space, *, full: bool, real: bool) -> list
     plain: list[Translator] = [Rotation(), Isometry(), *([Ortho()] if role != "documents" or real else [])]
     if role == "queries":
         weights = (0.0, 1 / 3, 2 / 3, 1.0) if cosine else (1.0,)
-        alphas = (np.inf, 10.0, 3.0, 1.0) if full else (np.inf,)
+        # Weaker ones gain overlap among documents, and lose recall of real queries.
+        alphas = (np.inf, 10.0, 3.0, *((1.0,) if real else ())) if full else (np.inf,)
         return [*plain, *(Projection(alpha, weight) for alpha in alphas for weight in weights)]
     weights = (_MEAN,) if cosine and role == "documents" else (1.0,)
     if real and cosine and role == "documents":
@@ -169,11 +171,13 @@ def _parameters(method: Translator) -> dict[str, float]:
     return {k: v for k, v in vars(method).items() if k in ("alpha", "shrinkage_target_weight", "mean_weight") and v is not None}
 
 
-def _prefer(scores: np.ndarray, methods: Sequence[Translator], smallest: bool | None) -> tuple[int, np.ndarray]:
-    """The choice without real queries: the best of those within one standard error that have the smallest, or the largest, weight.
+def _prefer(scores: np.ndarray, methods: Sequence[Translator], simplicity: Sequence[float]) -> tuple[int, np.ndarray]:
+    """The choice without real queries: the best of those that are simplest within one standard error of the best.
 
-    A method without a weight counts as weight one. Where it is the best itself, or no weight is preferred, the best is chosen.
+    Where a method without parameters is the best itself, it is taken, or one that comes before it and differs by rounding only: a
+    rotation serves more than an isometry does.
     """
+<<<<<<< HEAD
     means, shares = scores.mean(axis=1), np.array([getattr(method, "shrinkage_target_weight", 1.0) for method in methods])
     deficits, errors = _deficits(scores)
     within = deficits <= errors
@@ -181,7 +185,24 @@ def _prefer(scores: np.ndarray, methods: Sequence[Translator], smallest: bool | 
     if smallest is None or not hasattr(methods[best], "shrinkage_target_weight"):
         return best, errors
     within &= shares == (shares[within].min() if smallest else shares[within].max())
+=======
+    means, order = scores.mean(axis=1), np.array(simplicity)
+    deficits, errors = _deficits(scores)
+    within = deficits <= errors
+    best = int(np.argmax(means))
+    if not _parameters(methods[best]):
+        return next(i for i in np.flatnonzero(deficits <= _ROUNDING).tolist() if not _parameters(methods[i])), errors
+    within &= order == order[within].max()
+>>>>>>> main
     return int(np.flatnonzero(within)[np.argmax(means[within])]), errors
+
+
+def _simplicity(method: Translator, role: Role, target: Space) -> float:
+    """How early a method comes in the order of its role (see `Auto`), higher is earlier."""
+    if role == "queries":
+        return -np.inf if isinstance(method, Ortho) else getattr(method, "alpha", np.inf)
+    share = getattr(method, "s", 1.0)
+    return -share if role == "documents" and is_cosine(target) else share
 
 
 def _among_the_best(found: QueryScores) -> tuple[int, np.ndarray, np.ndarray]:

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from tests.torture import mutate, readers
+from tests.torture import mend, mutate, readers
 from tests.torture.mutate import GENERIC, Damage
 from tests.torture.processes import small_steps
 from tests.torture.world import OLD_DIM, files_of, quiet, vectors_of
@@ -44,6 +44,10 @@ class Format:
         Its share of all mutations.
     equal : bool
         A damaged file that is accepted must mean what it meant: the format has checksums.
+    mend : callable, optional
+        Makes the checksums of half of the damaged files right again; those may mean something else.
+    refused : tuple of str
+        Undamaged samples that are refused for what they hold, such as NaN.
     """
 
     name: str
@@ -52,6 +56,8 @@ class Format:
     damages: tuple[Damage, ...]
     weight: float
     equal: bool = False
+    mend: Callable[[Files], Files] | None = None
+    refused: tuple[str, ...] = ()
 
 
 def _alone(*names: str) -> Callable[[Path], list[Sample]]:
@@ -169,26 +175,29 @@ _JSON = (*GENERIC, *[mutate.json_text] * 18)
 _TENSORS = (*GENERIC, *[mutate.tensors] * 9)
 _ZIP = (*GENERIC, *[mutate.members] * 12)
 FORMATS = (
-    Format("parquet", _alone(*_COLLECTIONS, "translated.parquet"), readers.read_collection, _TABLE, 14),
+    Format("parquet", _alone(*_COLLECTIONS, "translated.parquet"), readers.read_collection, _TABLE, 14, refused=("holes.parquet",)),
     Format("source", _alone(*_COLLECTIONS), readers.convert_collection, _TABLE, 5),
     Format("qrels", _alone("qrels.parquet"), readers.read_qrels, _TABLE, 4),
     Format("labels", _alone("labels.parquet"), readers.read_labels, _TABLE, 4),
+    Format("targets", _alone("labels.parquet"), readers.read_targets, _TABLE, 2),
+    Format("provenance", _alone("merged.parquet"), readers.merge_again, _TABLE, 1),
+    Format("batch", _alone("small.parquet"), readers.translate_table, _TABLE, 3),
     Format("ids", _alone("ids.parquet"), readers.read_ids, _TABLE, 3),
     Format("texts", _alone("texts.parquet"), readers.read_texts, _TABLE, 5),
-    Format("faiss", _indexes(""), readers.search_index, GENERIC, 24),
+    Format("faiss", _indexes(""), readers.search_index, GENERIC, 24, mend=mend.binding),
     Format("faiss-json", _indexes(".json"), readers.search_index, _JSON, 6),
-    Format("faiss-ids", _indexes(".ids.parquet"), readers.search_index, _TABLE, 5),
+    Format("faiss-ids", _indexes(".ids.parquet"), readers.search_index, _TABLE, 5, mend=mend.binding),
     Format("faiss-disk", _on_disk, readers.search_index, GENERIC, 3),
-    Format("map", _alone(*_MAPS), readers.read_map, _TENSORS, 8, equal=True),
-    Format("kernel", _alone("kernel.safetensors"), readers.read_map, _TENSORS, 4, equal=True),
-    Format("moments", _alone("all.moments.safetensors"), readers.read_moments, _TENSORS, 5, equal=True),
-    Format("head", _alone("head.safetensors"), readers.read_head, _TENSORS, 6, equal=True),
+    Format("map", _alone(*_MAPS), readers.read_map, _TENSORS, 8, equal=True, mend=mend.tensors),
+    Format("kernel", _alone("kernel.safetensors"), readers.read_map, _TENSORS, 4, equal=True, mend=mend.tensors),
+    Format("moments", _alone("all.moments.safetensors"), readers.read_moments, _TENSORS, 5, equal=True, mend=mend.tensors),
+    Format("head", _alone("head.safetensors"), readers.read_head, _TENSORS, 6, equal=True, mend=mend.tensors),
     Format("skops", _alone("bare-model.skops"), readers.read_decoder, _ZIP, 5),
     Format("onnx", _alone("bare-model.onnx"), readers.read_decoder, (*GENERIC, *[mutate.program] * 9), 6),
     Format("pt2", _alone("bare-net.pt2"), readers.read_decoder, _ZIP, 2),
     Format("declaration", _declared((1,)), readers.read_decoder, _JSON, 4),
-    Format("journal", _unfinished("holes.parquet", 90), readers.resume_file, _LINES, 8, equal=True),
-    Format("folder", _unfinished("shards", 90), readers.resume_folder, _LINES, 3, equal=True),
+    Format("journal", _unfinished("holes.parquet", 90), readers.resume_file, _LINES, 8, equal=True, mend=mend.journal),
+    Format("folder", _unfinished("shards", 90), readers.resume_folder, _LINES, 3, equal=True, mend=mend.journal),
     Format("manifest", _finished, readers.replace_folder, _JSON, 2, equal=True),
     Format("bad-list", _checked, readers.verify_output, _TABLE, 3),
     Format("catalog", _alone("catalog.duckdb"), readers.use_catalog, GENERIC, 4),

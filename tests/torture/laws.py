@@ -106,6 +106,10 @@ class Torturer:
                     raise BrokenLawError(f"{group[0]} is absent")
                 continue
             expected = [{n: f[n] for n in f if in_group(n, group)} for f in states.values()]
+            if f"{group[0]}.journal" in found:  # a list of rejected rows may be the new one while the journal names it unfinished
+                alone = {name: there[name] for name in main}
+                if any(same(alone, {n: f[n] for n in f if n in main}) for f in states.values()):
+                    continue
             if not any(same(there, files) for files in expected) and not self._reads_whole(case, group[0]):
                 raise BrokenLawError(f"{group[0]} is neither whole nor absent: {self._differences(there, states, group)}")
 
@@ -124,7 +128,7 @@ class Torturer:
         import embridge as eb
 
         path = self.box.folder / "cat" / "embridge.duckdb"
-        if not path.exists():
+        if not path.exists() or not path.stat().st_size:  # an empty file is absent: its maker was killed
             return 0
         try:
             catalog = eb.Catalog(path)

@@ -11,6 +11,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 
 import embridge as eb
 from embridge.errors import EmbridgeError, UndeclaredSpaceError
@@ -64,6 +66,27 @@ def read_labels(path: Path, _: Path) -> None:
     read(path)
 
 
+def read_targets(path: Path, _: Path) -> None:
+    from embridge.tables.targets import read_targets as read
+
+    read(path, "label")
+
+
+def merge_again(path: Path, world: Path) -> None:
+    out = path.with_name("again.parquet")
+    eb.merge(eb.open(world / "native.parquet"), _opened(path, "new"), out, overwrite=True)
+    eb.open(out).read()
+
+
+def translate_table(path: Path, world: Path) -> None:
+    try:
+        batches = pq.read_table(path).to_batches()
+    except (pa.ArrowException, OSError):  # no table, so nothing of ours to read
+        return
+    for batch in batches:
+        eb.translate_batch(batch, eb.load_map(world / "map.safetensors"))
+
+
 def read_ids(path: Path, _: Path) -> None:
     from embridge.tables.ids import read_ids as read
 
@@ -86,7 +109,7 @@ def search_index(path: Path, _: Path) -> None:
         index = eb.open_index(path)
     except UndeclaredSpaceError:
         index = eb.open_index(path, space="old")
-    index.search(eb.MemoryCollection(list(range(8)), _numbers(index.space.dim), index.space), 5)
+    index.search(_numbers(index.space.dim), 5)
     with contextlib.suppress(EmbridgeError):  # vectors of some types cannot be read back
         read_collection(path, path)
 

@@ -137,7 +137,7 @@ def plain(name: str, data: bytes) -> Any:
     if name.endswith(".safetensors") and data[8:9] == b"{":
         size = int.from_bytes(data[:8], "little")
         header = json.loads(data[8 : 8 + size])
-        values = {k: _parsed(v) for k, v in header.pop("__metadata__", {}).items() if k != "fingerprint"}
+        values = {k: _parsed(v) for k, v in header.pop("__metadata__", {}).items() if k not in ("fingerprint", "checksum")}
         return _without_times(values), header, data[8 + size :]
     return data
 

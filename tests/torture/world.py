@@ -173,6 +173,7 @@ def make_maps(folder: Path, verb: Verb) -> None:
         f"fit {folder}/old-l2.parquet {between.split()[1]} -o {folder}/isometry.safetensors --method isometry --no-catalog",
         f"convert {folder}/old.parquet {folder}/map.safetensors {folder}/translated.parquet {catalog}",
         f"convert {folder}/shards {folder}/map.safetensors {folder}/folder --on-bad skip {catalog}",
+        f"merge {folder}/native.parquet {folder}/translated.parquet -o {folder}/merged.parquet --no-catalog",
         f"evaluate {folder}/map.safetensors {between} {catalog}",
     ):
         verb(shlex.split(line))

@@ -146,7 +146,8 @@ def _read_json(name: Path, path: str) -> dict[str, Any]:
     except (OSError, LookupError, TypeError, ValueError, AttributeError, RecursionError, OverflowError) as e:
         reason = f"it lacks {e}" if isinstance(e, KeyError) else e
         raise UnreadableFileError.at(str(name), "the sidecar of an index", reason) from e
-    return {**sidecar, "space": space, "lineage": lineage, **({"index": binding} if binding else {})}
+    notes = {key: value for key, value in sidecar.items() if key != "index"}
+    return {**notes, "space": space, "lineage": lineage, **({"index": binding} if binding else {})}
 
 
 def _check_notes(notes: dict[str, Any], space: Space) -> None:
