@@ -156,7 +156,7 @@ def candidates_for(role: Role, target: Space, *, full: bool, real: bool) -> list
     plain: list[Translator] = [Rotation(), Isometry(), *([Ortho()] if role != "documents" or real else [])]
     if role == "queries":
         weights = (0.0, 1 / 3, 2 / 3, 1.0) if cosine else (1.0,)
-        # Weaker ones gain overlap among documents, and lose recall of real queries.
+        # Smaller ones increase overlap among documents, but decrease recall of real queries.
         alphas = (np.inf, 10.0, 3.0, *((1.0,) if real else ())) if full else (np.inf,)
         return [*plain, *(Projection(alpha, weight) for alpha in alphas for weight in weights)]
     weights = (_MEAN,) if cosine and role == "documents" else (1.0,)
@@ -174,18 +174,9 @@ def _parameters(method: Translator) -> dict[str, float]:
 def _prefer(scores: np.ndarray, methods: Sequence[Translator], simplicity: Sequence[float]) -> tuple[int, np.ndarray]:
     """The choice without real queries: the best of those that are simplest within one standard error of the best.
 
-    Where a method without parameters is the best itself, it is taken, or one that comes before it and differs by rounding only: a
-    rotation serves more than an isometry does.
+    Where a method without parameters is the best, it is chosen, or an earlier one that differs by rounding only: a rotation is
+    more useful than an isometry.
     """
-<<<<<<< HEAD
-    means, shares = scores.mean(axis=1), np.array([getattr(method, "shrinkage_target_weight", 1.0) for method in methods])
-    deficits, errors = _deficits(scores)
-    within = deficits <= errors
-    best = int(np.argmax(means))  # of equal scores the first, which is the simplest
-    if smallest is None or not hasattr(methods[best], "shrinkage_target_weight"):
-        return best, errors
-    within &= shares == (shares[within].min() if smallest else shares[within].max())
-=======
     means, order = scores.mean(axis=1), np.array(simplicity)
     deficits, errors = _deficits(scores)
     within = deficits <= errors
@@ -193,15 +184,14 @@ def _prefer(scores: np.ndarray, methods: Sequence[Translator], simplicity: Seque
     if not _parameters(methods[best]):
         return next(i for i in np.flatnonzero(deficits <= _ROUNDING).tolist() if not _parameters(methods[i])), errors
     within &= order == order[within].max()
->>>>>>> main
     return int(np.flatnonzero(within)[np.argmax(means[within])]), errors
 
 
 def _simplicity(method: Translator, role: Role, target: Space) -> float:
-    """How early a method comes in the order of its role (see `Auto`), higher is earlier."""
+    """The preference for a method in the order of its role (see `Auto`), higher is simpler."""
     if role == "queries":
         return -np.inf if isinstance(method, Ortho) else getattr(method, "alpha", np.inf)
-    share = getattr(method, "s", 1.0)
+    share = getattr(method, "shrinkage_target_weight", 1.0)
     return -share if role == "documents" and is_cosine(target) else share
 
 
