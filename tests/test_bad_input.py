@@ -202,7 +202,7 @@ def test_truncated_parquet_is_refused(tmp_path, share, table_of, write):
         ([1, 2], VECTORS[:2, :3], None, SpaceMismatchError, "expects 4-dimensional vectors. Got 3 dimensions"),
         ([1, 2], [[1, 2, 3, 4], [1, 2]], None, BadVectorsError, "must be vectors of shape"),
         ([1, 2], VECTORS[:2], {"label": [1]}, CollectionError, "has 2 ids, but 1 rows of payload"),
-        ([1, 2], VECTORS[:2], {"label": [1, 2], "word": ["a"]}, CollectionError, "payload that is no table"),
+        ([1, 2], VECTORS[:2], {"label": [1, 2], "word": ["a"]}, CollectionError, "payload that is not a table"),
     ],
     ids=["empty", "lengths", "duplicates", "null", "float", "mixed", "width", "ragged", "payload", "payload lengths"],
 )

@@ -186,7 +186,7 @@ def test_damage_is_reported_with_the_name_of_the_file(path, at):
 def test_what_is_no_file_is_refused(path, make):
     make(path)
     for act in (catalog(path).check, catalog(path).list, lambda: catalog(path).record(fit_run()), catalog(path).migrate):
-        with pytest.raises(CatalogError, match=r"embridge\.duckdb' (is no regular file|cannot be opened)"):
+        with pytest.raises(CatalogError, match=r"embridge\.duckdb' (is not a regular file|cannot be opened)"):
             act()
 
 

@@ -443,7 +443,7 @@ CASES = [
         "convert third.parquet map.safetensors OUT",
         r"The map expects 6-dimensional vectors of 'old', but .*third.parquet' holds 6-dimensional vectors of 'third'",
     ),
-    ("convert bare.parquet map.safetensors OUT", r"bare.parquet' does not say which encoder made its vectors\. Hint: .*--space"),
+    ("convert bare.parquet map.safetensors OUT", r"bare.parquet' does not name the encoder of its vectors\. Hint: .*--space"),
     (
         "convert old.parquet map.safetensors OUT --space third",
         r"was declared as space 'third', but its own metadata says space 'old'",
@@ -452,10 +452,10 @@ CASES = [
         "convert old.parquet map.safetensors OUT --space old:l2",
         r"was declared as metric 'l2', but its own metadata says metric 'cosine'",
     ),
-    ("fit bare.parquet new.parquet -o OUT", r"bare.parquet' does not say which encoder.*--source-space"),
+    ("fit bare.parquet new.parquet -o OUT", r"bare.parquet' does not name the encoder.*--source-space"),
     ("fit old.parquet new.parquet -o OUT --target-space third", r"declared as space 'third', but .* 'new'"),
     ("fit old.parquet old.parquet -o OUT", r"both of space 'old'; there is nothing to translate"),
-    ("index bare.parquet OUT.faiss --factory Flat", r"does not say which encoder"),
+    ("index bare.parquet OUT.faiss --factory Flat", r"does not name the encoder"),
     ("index old.parquet OUT.faiss --space third", r"declared as space 'third', but .* 'old'"),
     (
         "search old.faiss new.parquet",
@@ -485,9 +485,9 @@ CASES = [
     ("fit old.parquet new.parquet -o OUT --alpha -1", r"alpha must be at least 0\. Got -1"),
     ("convert old.parquet map.safetensors OUT --device abacus", r"Device 'abacus' is not available here"),
     ("index old.parquet OUT.faiss --factory Bogus", r"FAISS cannot build 'Bogus': could not parse index string Bogus"),
-    ("search old.faiss old.parquet --params nprobe=3", r"does not take the search parameters 'nprobe=3'"),
+    ("search old.faiss old.parquet --params nprobe=3", r"does not accept the search parameters 'nprobe=3'"),
     ("search old.faiss old.parquet --blend old.parquet", r"Blending needs a map"),
-    ("evaluate map.safetensors old.parquet new.parquet --qrels exists.parquet", r"--qrels judges queries"),
+    ("evaluate map.safetensors old.parquet new.parquet --qrels exists.parquet", r"--qrels needs --queries QS QT"),
     ("encode old.parquet --model m -o OUT", r"has no column 'text'"),
     ("info old.parquet --catalog no/such/folder/c.duckdb", r"no/such/folder"),
     ("catalog list", r"There is no catalog at 'embridge.duckdb'"),
@@ -644,7 +644,7 @@ def test_a_bare_index_is_searched_with_its_space_declared(pair):
     index.add(x)
     faiss.write_index(index, str(pair / "bare.faiss"))
     result = run("search bare.faiss old.parquet -k 1", cwd=pair)
-    assert (result.exit_code, "does not say which encoder" in result.stderr) == (1, True)
+    assert (result.exit_code, "does not name the encoder" in result.stderr) == (1, True)
     found = told("search bare.faiss old.parquet -k 1 --index-space old:dot --json", cwd=pair)
     assert [hit["ids"] for hit in found["hits"]] == np.argmax(x @ x.T, axis=1)[:, None].tolist()
     assert [hit["query_id"] for hit in found["hits"]] == ids.tolist()

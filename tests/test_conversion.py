@@ -350,7 +350,7 @@ def test_a_source_is_never_its_own_output(source, tmp_path, monkeypatch, opened)
 
 
 def test_a_folder_is_no_output(source, tmp_path, refused):
-    with refused(OutputExistsError, "lie one in the other"):
+    with refused(OutputExistsError, "are nested"):
         eb.convert(source, map_between(), tmp_path / "in", overwrite=True)
     with refused(MissingFileError, "nowhere"):
         eb.convert(source, map_between(), tmp_path / "nowhere" / "out.parquet")

@@ -21,7 +21,7 @@ VECTORS = np.random.default_rng(1).normal(size=(ROWS, DIM)).astype(np.float16)
 
 def test_a_space_must_be_named(tmp_path, table_of, write):
     path = write(tmp_path / "a.parquet", table_of(range(3), VECTORS[:3]))
-    with pytest.raises(UndeclaredSpaceError, match=r"a.parquet' does not say which encoder.*--space NAME"):
+    with pytest.raises(UndeclaredSpaceError, match=r"a.parquet' does not name the encoder.*--space NAME"):
         open_collection(path)
 
 
@@ -53,7 +53,7 @@ def test_a_declared_width_must_be_that_of_the_data(tmp_path, table_of, write):
 
 def test_metadata_must_not_contradict_the_data(tmp_path, table_of, write):
     path = write(tmp_path / "a.parquet", table_of(range(3), VECTORS[:3], space=Space("minilm", 384)))
-    with pytest.raises(CollectionError, match="says that it is 384-dimensional, but its vectors have 4 values"):
+    with pytest.raises(CollectionError, match="state 384 dimensions, but its vectors have 4 values"):
         open_collection(path)
 
 

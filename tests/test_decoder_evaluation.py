@@ -112,7 +112,7 @@ def test_intervals_are_those_of_resampled_rows():
 
 def test_what_cannot_be_measured_is_told(planted):
     anchors, labels, translation, head = planted
-    with pytest.raises(ParameterError, match="one a row of the 1,000 anchors"):
+    with pytest.raises(ParameterError, match="one per row of the 1,000 anchors"):
         eb.evaluate_decoder(head, anchors, labels[:-1], via=translation)
     with pytest.raises(ParameterError, match="one string, integer or boolean"):
         eb.evaluate_decoder(head, anchors, anchors.y, via=translation)

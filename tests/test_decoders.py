@@ -269,7 +269,7 @@ def test_folding_goes_on_until_a_second_scaling_to_unit_length(tmp_path):
     x = rows(40, 6, 3)
     assert np.allclose(folded.after(affine).decode(x).output, head.decode(first.apply(affine.apply(x))).output, atol=1e-4)
     unit = eb.LinearMap(affine.coef, affine.intercept, affine.source, eb.Space("source", 4, normalized=True))
-    with pytest.raises(MapError, match="normalised too"):
+    with pytest.raises(MapError, match="is too: scaling"):
         folded.after(unit)
     done = eb.decode(eb.MemoryCollection(np.arange(40), x, affine.source), folded, tmp_path / "out.parquet", via=unit)
     assert not done.folded  # two steps then, and the same result

@@ -135,7 +135,7 @@ def changed(offset, value, *, at=b"PK\x01\x02", data=None):
         (changed(10, b"\x0c\0"), "compressed by method 12"),  # bzip2
         (changed(38, struct.pack("<L", stat.S_IFLNK << 16)), "a link, a folder or a device"),
         (changed(38, struct.pack("<L", 0x10)), "a link, a folder or a device"),
-        (changed(42, struct.pack("<L", 1)), "belong to no member, or to two"),
+        (changed(42, struct.pack("<L", 1)), "bytes outside of all members, or in two"),
         (changed(46, b"z"), "contradicts the directory"),
         (changed(16, b"\0\0\0\0"), "contradicts the directory"),  # checksum
         (changed(30, b"z", at=b"PK\x03\x04"), "contradicts the directory"),
@@ -159,7 +159,7 @@ def test_an_archive_of_another_form_is_refused(data, message):
      ["a ", "b"]],
 )  # fmt: skip
 def test_names_that_could_be_taken_for_others_are_refused(names):
-    with pytest.raises(ArchiveError, match=r"same name|of the name|lies in another|a folder"):
+    with pytest.raises(ArchiveError, match=r"same name|unsafe name|lies in another|a folder"):
         read_archive(zipped([(name, b"") for name in names]), compressed=True)
 
 
@@ -167,7 +167,7 @@ def test_overlapping_members_are_refused():
     data = bytearray(zipped([("a", b"x" * 50), ("b", b"x" * 50)]))
     second = data.index(b"PK\x01\x02", data.index(b"PK\x01\x02") + 1)
     data[second + 42 : second + 46] = struct.pack("<L", 0)
-    with pytest.raises(ArchiveError, match="or to two"):
+    with pytest.raises(ArchiveError, match="or in two"):
         read_archive(bytes(data), compressed=True)
 
 
@@ -208,7 +208,7 @@ def test_a_file_that_is_too_large_or_no_file_is_not_read(tmp_path, monkeypatch):
     with pytest.raises(UnreadableFileError, match="11 bytes, and at most 10"):
         bounds.read_bounded(str(tmp_path / "large"), "a decoder", 10)
     os.mkfifo(tmp_path / "pipe")
-    with pytest.raises(UnreadableFileError, match="no regular file"):
+    with pytest.raises(UnreadableFileError, match="not a regular file"):
         bounds.read_bounded(str(tmp_path / "pipe"), "a decoder")
 
 

@@ -68,12 +68,12 @@ def threshold(value, model=None, response="predict_proba"):
 @pytest.mark.parametrize(
     ("model", "labels", "message"),
     [
-        (threshold(0.1), "rare", "such as a threshold"),
-        (threshold(0.4999), "bool", "such as a threshold"),
-        (threshold(1e-4, LinearSVC(), "decision_function"), "bool", "such as a threshold"),
-        (TunedThresholdClassifierCV(LogisticRegression(), cv=2), "rare", "such as a threshold"),
-        (make_pipeline(StandardScaler(), threshold(0.3)), "rare", "such as a threshold"),
-        (NearestCentroid(), "rare", "such as a threshold"),
+        (threshold(0.1), "rare", "a threshold or votes"),
+        (threshold(0.4999), "bool", "a threshold or votes"),
+        (threshold(1e-4, LinearSVC(), "decision_function"), "bool", "a threshold or votes"),
+        (TunedThresholdClassifierCV(LogisticRegression(), cv=2), "rare", "a threshold or votes"),
+        (make_pipeline(StandardScaler(), threshold(0.3)), "rare", "a threshold or votes"),
+        (NearestCentroid(), "rare", "a threshold or votes"),
         (SVC(kernel="linear", decision_function_shape="ovo"), "strings", "votes"),
         (SVC(kernel="linear", decision_function_shape="ovo"), "seven", "7 classes and 21 scores"),
         (SVC(kernel="linear"), "strings", "not linear"),

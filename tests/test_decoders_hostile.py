@@ -193,7 +193,7 @@ def test_functions_text_and_names_in_a_program(parts, tmp_path):
     def signature(program):
         program["graph_module"]["module_call_graph"][0]["signature"]["out_spec"] = spec
 
-    attempt(parts, tmp_path, edited(parts, signature), "classes of its own")
+    attempt(parts, tmp_path, edited(parts, signature), "custom classes")
     attempt(
         parts, tmp_path, edited(parts, lambda p: node(p)["inputs"][0].update(arg={"as_operator": "torch.os.system"})), "as_operator"
     )

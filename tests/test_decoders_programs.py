@@ -246,7 +246,7 @@ def test_metadata_of_an_onnx_program_are_read_strictly(tmp_path):
         model.metadata_props.add(key="embridge.space", value=text)
         refused(model, tmp_path / "a.onnx", r"a\.onnx")
     model.metadata_props.add(key="embridge.space", value=json.dumps(SPACE.to_dict()))
-    refused(model, tmp_path / "a.onnx", "a key twice")
+    refused(model, tmp_path / "a.onnx", "repeat a key")
 
 
 def test_trees_in_onnx_decode_as_scikit_learn(tmp_path):

@@ -338,7 +338,7 @@ def test_prompts_on_the_command_line(texts, prompted, tmp_path):
 def test_prompts_that_cannot_be_are_refused(texts, prompted, tmp_path):
     with pytest.raises(ParameterError, match=r"has no prompt 'title'\. Its prompts: document, query"):
         eb.encode(texts, "m", tmp_path / "out.parquet", prompt_name="title")
-    with pytest.raises(ParameterError, match="not by both"):
+    with pytest.raises(ParameterError, match="not both"):
         eb.encode(texts, "m", tmp_path / "out.parquet", prompt_name="query", prompt="x")
     assert listing(tmp_path) == ["texts.parquet"]
 

@@ -253,7 +253,7 @@ def test_a_forecast_goes_beyond_the_corpus_only(data):
         assert (ahead.corpus, ahead.forecast, last.corpus) == (6400, True, 400)
         assert 0 <= ahead.overlap_ci[0] <= ahead.overlap <= last.overlap
         assert ahead.overlap_ci[1] <= last.overlap_ci[1]
-    assert "at 6,400 by forecast" in str(found)
+    assert "predicted at 6,400" in str(found)
     with pytest.raises(ParameterError, match="corpus_size must be at least 1"):
         eb.evaluate(good, rows, k=5, corpus_size=0)
 

@@ -149,7 +149,7 @@ def test_a_bare_index_opens_with_positions_and_a_sidecar_may_declare_its_space(t
     assert eb.open_index(path).search(Y, 1).ids.shape == (N, 1)
     json_path(path).write_text(json.dumps({"space": Space("old", DIM, "dot").to_dict(), "hubness": {}}))
     with pytest.raises(
-        FaissIndexError, match=r"does not name the index it belongs to, and says more of it than its space \(hubness\)"
+        FaissIndexError, match=r"does not name the index it belongs to, but has more entries than its space \(hubness\)"
     ):
         eb.open_index(path)
     json_path(path).write_text(json.dumps({"space": SPACE.to_dict(), "index": {"fingerprint": "0", "count": N, "ids": None}}))

@@ -103,7 +103,7 @@ def test_lists_that_claim_more_than_their_file_are_refused(tmp_path, field):
     data[place : place + 8] = (1 << 40).to_bytes(8, "little")
     path.write_bytes(data)
     for verb in VERBS:
-        with pytest.raises(FaissIndexError, match="inconsistently"):
+        with pytest.raises(FaissIndexError, match="describes them inconsistently"):
             verb(path)
 
 

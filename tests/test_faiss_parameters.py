@@ -61,6 +61,6 @@ def test_eight_threads_with_parameters_of_their_own(tmp_path, factory, ids):
 def test_parameters_without_a_meaning_are_refused(tmp_path, factory, parameters):
     index = eb.build_index(eb.MemoryCollection(np.arange(N), X, Space("old", DIM, "l2")), tmp_path / "a.faiss", factory)
     settings = settings_of(index._file.index)
-    with pytest.raises(FaissIndexError, match=f"does not take the search parameters '{parameters}' on this index: "):
+    with pytest.raises(FaissIndexError, match=f"does not accept the search parameters '{parameters}' on this index: "):
         index.search(ASK, K, parameters=parameters)
     assert settings_of(index._file.index) == settings

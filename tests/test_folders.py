@@ -209,7 +209,7 @@ def test_two_files_of_one_name_both_stay(tmp_path):
     for name in ("old", "new"):
         (tmp_path / name).mkdir()
         (tmp_path / name / "notes.txt").write_text(name)
-    with pytest.raises(OutputError, match=r"old/notes\.txt' cannot go back"):
+    with pytest.raises(OutputError, match=r"old/notes\.txt' cannot be moved back"):
         settle(tmp_path / "old", tmp_path / "new")
     assert [(tmp_path / name / "notes.txt").read_text() for name in ("old", "new")] == ["old", "new"]
 
@@ -219,7 +219,7 @@ def test_a_list_of_bad_rows_that_is_none_is_not_replaced(shards, tmp_path):
         other = Path(f"{tmp_path / target}.bad.parquet")
         pq.write_table(pq.read_table(shards / "a.parquet"), other)
         before = other.read_bytes()
-        with pytest.raises(OutputExistsError, match="no list of bad rows"):
+        with pytest.raises(OutputExistsError, match="not a list of bad rows"):
             eb.convert(eb.open(source), map_between(), tmp_path / target, overwrite=True)
         assert other.read_bytes() == before
 

@@ -70,7 +70,7 @@ def test_metadata_read_later_is_checked_then(tmp_path, key, name, text, table_of
 def test_columns_of_one_name_are_refused(tmp_path, table_of, write):
     table = table_of(range(ROWS), VECTORS)
     twice = pa.table([*table.columns, table["id"], table["id"]], names=["id", "vector", "score", "score"])
-    with pytest.raises(CollectionError, match=r"a.parquet' has several columns of the name 'score'"):
+    with pytest.raises(CollectionError, match=r"a.parquet' has several columns named 'score'"):
         ParquetCollection(write(tmp_path / "a.parquet", twice), space="m")
 
 

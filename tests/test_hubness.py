@@ -142,7 +142,7 @@ def test_a_bias_survives_a_migration(build, tmp_path, mode, kind, metric, dim):
         scores = 2 * unit(asked) @ (held @ via.coef.T + via.intercept).T - r
     check(made.search(asked, K, parameters="efSearch=300"), STRINGS, scores)
     if mode != "rebuild":
-        with pytest.raises(FaissIndexError, match="takes no new vectors: each row carries a hubness bias"):
+        with pytest.raises(FaissIndexError, match="accepts no new vectors: each row has a hubness bias"):
             made.add(memory(np.array(["e"], object), asked[:1], made.space))
 
 

@@ -235,7 +235,7 @@ def test_a_move_that_costs_too_much_becomes_a_rebuild_with_the_reason(build, tmp
     assert done.mode == "rebuild"
     assert done.verified_overlap > moved.verified_overlap
     assert (
-        f"not rewrite: {moved.verified_overlap:.3f} of the true neighbors are found, {0.9 * done.own_overlap:.3f} are wanted"
+        f"not rewrite: {moved.verified_overlap:.3f} of the true neighbors are found, {0.9 * done.own_overlap:.3f} are required"
         in done.reason
     )
 
@@ -252,7 +252,7 @@ def test_what_is_never_good_enough_is_the_best_of_all(build, tmp_path):
     done = eb.migrate(old, translation, tmp_path / "new.faiss")
     assert (done.mode, done.exact, done.verified_overlap) == (best_mode, False, each[best_mode].verified_overlap)
     assert each[best_mode].verified_overlap < 0.9 * done.own_overlap
-    with pytest.raises(MigrationRefusedError, match=r"rewrite: .*; wrap: 0\.\d+ of .*; rebuild: 0\.\d+ of .*0\.950 are wanted"):
+    with pytest.raises(MigrationRefusedError, match=r"rewrite: .*; wrap: 0\.\d+ of .*; rebuild: 0\.\d+ of .*0\.950 are required"):
         eb.migrate(old, translation, tmp_path / "none.faiss", min_recall=0.95)
 
 
@@ -268,7 +268,7 @@ def test_below_the_wanted_recall_nothing_is_written(build, tmp_path, mode):
     old = build("IVF32,Flat")
     before = listing(tmp_path)
     with pytest.raises(
-        MigrationRefusedError, match=r"0\.\d+ of the true neighbors are found, 0\.990 are wanted.*lower --min-recall"
+        MigrationRefusedError, match=r"0\.\d+ of the true neighbors are found, 0\.990 are required.*lower --min-recall"
     ):
         eb.migrate(old, a_map(), tmp_path / "new.faiss", mode=mode, min_recall=0.99)
     assert listing(tmp_path) == before
@@ -309,7 +309,7 @@ def test_a_dead_column_does_not_make_a_rotation_less_exact(tmp_path, metric, mod
     for rows, exact in ((dead, True), (X, metric == Metric.DOT)):
         eb.build_index(eb.MemoryCollection(INTS, rows, space(metric)), tmp_path / "old.faiss", "Flat", overwrite=True)
         if metric == Metric.L2 and not exact and mode == "wrap":
-            with pytest.raises(MigrationRefusedError, match="through an isometry only"):
+            with pytest.raises(MigrationRefusedError, match="by an isometry only"):
                 eb.migrate(tmp_path / "old.faiss", translation, tmp_path / "new.faiss", mode=mode, overwrite=True)
             continue
         if not exact and mode == "rewrite":
@@ -349,7 +349,7 @@ def test_a_map_into_the_space_of_the_index_wraps_it(build, tmp_path):
     assert (hits.ids == applied.ids).mean() > 0.999
     np.testing.assert_allclose(hits.scores, applied.scores, atol=1e-5)
     for mode in ("rewrite", "rebuild"):
-        with pytest.raises(MigrationRefusedError, match="leads from 'new' into the index's 'old'"):
+        with pytest.raises(MigrationRefusedError, match="leads from 'new' to the index's 'old'"):
             eb.migrate(old, translation, tmp_path / "other.faiss", mode=mode)
     index = eb.open_index(tmp_path / "new.faiss")
     index.add(eb.MemoryCollection([5, 6], asked[:2], index.space))
@@ -385,7 +385,7 @@ def test_new_vectors_go_through_a_map_that_is_right_for_them(build, tmp_path, me
 def test_new_vectors_are_refused_where_the_map_is_right_for_queries_alone(build, tmp_path, kind, metric, dim):
     eb.migrate(build("Flat", metric), a_map(kind, metric, dim), tmp_path / "new.faiss", mode="wrap")
     index = eb.open_index(tmp_path / "new.faiss")
-    with pytest.raises(FaissIndexError, match="takes no new vectors: the map in front of it is valid for queries only"):
+    with pytest.raises(FaissIndexError, match="accepts no new vectors: the map in front of it is valid for queries only"):
         index.add(eb.MemoryCollection([1, 2], queries(dim, 2), index.space))
     assert len(index) == N
 

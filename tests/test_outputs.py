@@ -186,7 +186,7 @@ def test_another_run_is_not_gone_on_with(shards, out, change, differs):
         eb.convert(eb.open(shards.path), map_between(), out, progress=stopped_after(70))
     assert listing(out.parent / "new.partial")
     options = change(shards)
-    with pytest.raises(InterruptedOutputError, match=rf"begun with other inputs: {differs} differ"):
+    with pytest.raises(InterruptedOutputError, match=rf"started with other inputs: {differs} differ"):
         eb.convert(eb.open(shards.path), map_between(), out, resume=True, **options)
     eb.convert(eb.open(shards.path), map_between(), out, overwrite=True, **options)
     assert eb.verify(out, source=eb.open(shards.path), translation=map_between()).compared == ROWS
@@ -261,7 +261,7 @@ def test_what_is_no_unfinished_output_is_not_touched(shards, out):
     partial.mkdir()
     (partial / "precious").write_text("mine")
     for options in ({}, {"resume": True}, {"overwrite": True}):
-        with pytest.raises(InterruptedOutputError, match=r"new\.partial' is not what an unfinished run .* Hint: move it away"):
+        with pytest.raises(InterruptedOutputError, match=r"new\.partial' was not left by an unfinished run .* Hint: move it away"):
             eb.convert(eb.open(shards.path), map_between(), out, **options)
     assert listing(out.parent) == ["new.partial/precious"]
     with pytest.raises(MissingFileError, match="nowhere"):
@@ -764,7 +764,7 @@ def test_an_output_within_its_own_input_is_refused(tmp_path, rows, name):
     for part in range(2):
         pq.write_table(table_of(ids[part::2], vectors[part::2]), folder / f"{part}.parquet")
     before = listing(tmp_path)
-    with pytest.raises(OutputExistsError, match="lie one in the other"):
+    with pytest.raises(OutputExistsError, match="are nested"):
         eb.convert(eb.open(folder), map_between(), folder / name)
     assert listing(tmp_path) == before
 
@@ -814,7 +814,7 @@ def test_a_remote_folder_without_a_manifest_is_refused(remote):
 )
 def test_remote_inputs_and_outputs_do_not_overlap(remote, source, target):
     before = remote.names()
-    with pytest.raises(OutputExistsError, match=r"one in the other|both input and output|no manifest|exists already"):
+    with pytest.raises(OutputExistsError, match=r"are nested|both input and output|no manifest|exists already"):
         eb.convert(eb.open(remote.uri(source)), map_between(), remote.uri(target), overwrite=True)
     assert remote.names() == before
 

@@ -390,7 +390,7 @@ def test_what_is_planted_under_a_working_name_is_not_followed(job, kind, plant):
     before = victim.read_bytes()
     plant(victim, path)
     for options in ({"resume": True}, {"overwrite": True}):
-        with pytest.raises(InterruptedOutputError, match=rf"\.{kind}' is not what an unfinished run of embridge leaves"):
+        with pytest.raises(InterruptedOutputError, match=rf"\.{kind}' was not left by an unfinished run of embridge"):
             job.convert(**options)
     assert victim.read_bytes() == before
 
@@ -435,7 +435,7 @@ def test_another_run_is_not_gone_on_with(job, change, differs):
     before = {p: (job.out.parent / p).read_bytes() for p in listing(job.out.parent)}
     options = {k: v for k, v in change.items() if k not in ("map", "name")}
     source, translation = eb.open(job.folder / change.get("name", "old.parquet")), map_between(change.get("map", 5))
-    with pytest.raises(InterruptedOutputError, match=rf"begun with other inputs: {differs} differ\. Hint: .*--overwrite"):
+    with pytest.raises(InterruptedOutputError, match=rf"started with other inputs: {differs} differ\. Hint: .*--overwrite"):
         eb.convert(source, translation, job.out, resume=True, **options)
     assert {p: (job.out.parent / p).read_bytes() for p in listing(job.out.parent)} == before
     eb.convert(source, translation, job.out, overwrite=True, on_bad="skip", **options)
@@ -445,7 +445,7 @@ def test_another_run_is_not_gone_on_with(job, change, differs):
 def test_without_resume_an_unfinished_output_is_in_the_way(job):
     interrupt(job)
     with pytest.raises(
-        InterruptedOutputError, match=r"\(400 rows of the source done\)\. Hint: --resume .*, --overwrite starts anew"
+        InterruptedOutputError, match=r"\(400 rows of the source done\)\. Hint: --resume .*, --overwrite starts again"
     ):
         job.convert()
     assert journal.rows_done(job.out) == 400
@@ -587,7 +587,7 @@ def test_ctrl_c_ends_cleanly_and_says_how_to_go_on(small, name, out):
         process.send_signal(signal.SIGCONT)
         stdout, stderr = process.communicate(timeout=60)
     assert (process.returncode, stdout) == (130, "")
-    assert stderr == f"Interrupted. The same command with --resume goes on with {target}.\n"
+    assert stderr == f"Interrupted. Run the same command with --resume to continue {target}.\n"
     assert not target.exists()
     assert ends(*line[1:-2], "--resume") == 0
     small.convert(name, small.folder / "once" if out == "new" else small.folder / "once.parquet", on_bad="skip")

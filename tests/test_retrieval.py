@@ -165,7 +165,7 @@ def test_parameters_are_those_of_the_index(build):
 )
 def test_parameters_that_the_index_does_not_take_are_told(build, factory, parameters):
     index = build(Space("old", P), factory=factory)
-    with pytest.raises(FaissIndexError, match=rf"does not take the search parameters '{parameters}' on this index: \S") as caught:
+    with pytest.raises(FaissIndexError, match=rf"does not accept the search parameters '{parameters}' on this index: \S") as caught:
         index.search(ASK, K, parameters=parameters)
     assert "faiss/" not in str(caught.value)  # no line of somebody's source
     assert len(str(caught.value).splitlines()) == 1
@@ -230,7 +230,7 @@ def test_under_l2_queries_are_pulled_back_through_an_isometry(build):
 
 def test_under_l2_no_other_map_leads_back(build):
     via = map_between(Space("old", P, Metric.L2), Space("new", Q, Metric.L2))
-    with pytest.raises(MapError, match=r"isometry only, and this map is none.*Hint: fit a map from the space of the queries"):
+    with pytest.raises(MapError, match=r"isometry only, and this map is not one.*Hint: fit a map from the space of the queries"):
         build(Space("old", P, Metric.L2)).search(vectors(3, Q, 6), K, via=via)
 
 
@@ -407,7 +407,7 @@ def test_a_bare_index_from_elsewhere_answers_with_positions(tmp_path, metric, sp
     index = faiss.index_factory(P, factory, metric)
     index.add(X)
     faiss.write_index(index, str(tmp_path / "b.faiss"))
-    with pytest.raises(UndeclaredSpaceError, match=r"b\.faiss' does not say which encoder"):
+    with pytest.raises(UndeclaredSpaceError, match=r"b\.faiss' does not name the encoder"):
         eb.open_index(tmp_path / "b.faiss")
     opened = eb.open_index(tmp_path / "b.faiss", space="old")
     assert opened.space == Space("old", P, space)

@@ -94,7 +94,7 @@ def test_half_of_the_queries_is_left_to_report_on():
     np.testing.assert_array_equal(found.reversed().x, found.y)
     with pytest.raises(TooFewAnchorsError, match=r"at least 20 queries\. Got 19 instead"):
         query_pairs(queries.at(np.arange(19)))
-    with pytest.raises(ParameterError, match="name none of the 400 queries"):
+    with pytest.raises(ParameterError, match="have none of the 400 queries"):
         query_pairs(queries, {"a": ["b"]})
 
 
@@ -143,7 +143,7 @@ def test_search_is_another_word_for_documents():
     assert fit(anchors, "rotation", role="queries").record.role == "queries"
     with pytest.raises(ParameterError, match=r"role must be 'documents', 'queries' or 'decode'\. Got 'ranking'"):
         fit(anchors, role="ranking")
-    with pytest.raises(ParameterError, match="Only 'auto' chooses by queries"):
+    with pytest.raises(ParameterError, match="Only 'auto' uses queries"):
         fit(anchors, "ridge", queries=QueryPairs(anchors.x, anchors.y))
 
 
@@ -251,7 +251,7 @@ def test_the_verb_and_the_library_fit_one_map(files):
 
 def test_the_verb_refuses_what_does_not_go_together(files):
     assert "--queries QS QT" in run(*files, "-o", "a", "--qrels", "qrels.parquet", status=1)
-    assert "Only 'auto' chooses by queries" in run(
+    assert "Only 'auto' uses queries" in run(
         *files, "-o", "a", "--method", "ridge", "--queries", "q-old.parquet", "q-new.parquet", status=1
     )
     assert not Path("a").exists()

@@ -226,7 +226,7 @@ def test_few_queries_are_said_to_recommend_by_chance(pair, count):
     few = count < 100
     assert any(note.startswith(f"few queries: means over {count}") for note in found.notes) == few
     assert ("few queries" in str(found)) == few
-    assert all(("the choice is mostly chance" in r.reason) == few for r in found.recommendations.values())
+    assert all(("the choice is mostly random" in r.reason) == few for r in found.recommendations.values())
 
 
 def test_the_text_shows_the_strategies_that_decide(pair):

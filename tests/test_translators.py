@@ -228,7 +228,7 @@ def test_under_l2_scaling_affine_equals_adam_on_the_rows(p, q):
 
 @pytest.mark.parametrize("method", PAPER)
 def test_l2_scaling_needs_normalised_spaces(method):
-    with pytest.raises(ParameterError, match=r"space 'planted-source' is not normalised. Hint: fit on anchors.unit\(\)"):
+    with pytest.raises(ParameterError, match=r"space 'planted-source' is not normalized. Hint: fit on anchors.unit\(\)"):
         method(scaling="l2").fit(planted_anchors(60, 6, 9))
 
 
@@ -299,7 +299,7 @@ def test_parameters_of_numpy_are_recorded_as_plain_numbers(tmp_path):
         ("ortho", {"scaling": "minmax"}, "scaling must be 'standard' or 'l2'. Got 'minmax' instead"),
         ("rotation", {"alpha": 0.5}, "'rotation' has no parameter 'alpha'. It takes no parameters"),
         ("procrustes", {}, "method must be auto or one of bridge, ridge, .* Got 'procrustes' instead"),
-        (Ridge(0.1), {"alpha": 0.2}, r"Ridge\(alpha=0.1.*has its parameters already; leave alpha out"),
+        (Ridge(0.1), {"alpha": 0.2}, r"Ridge\(alpha=0.1.*is a translator with parameters; leave alpha out"),
     ],
 )
 def test_what_fit_refuses(method, parameters, message):

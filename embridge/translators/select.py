@@ -156,7 +156,7 @@ def candidates_for(role: Role, target: Space, *, full: bool, real: bool) -> list
     plain: list[Translator] = [Rotation(), Isometry(), *([Ortho()] if role != "documents" or real else [])]
     if role == "queries":
         weights = (0.0, 1 / 3, 2 / 3, 1.0) if cosine else (1.0,)
-        # Weaker ones gain overlap among documents, and lose recall of real queries.
+        # Smaller ones increase overlap among documents, but decrease recall of real queries.
         alphas = (np.inf, 10.0, 3.0, *((1.0,) if real else ())) if full else (np.inf,)
         return [*plain, *(Projection(alpha, weight) for alpha in alphas for weight in weights)]
     weights = (_MEAN,) if cosine and role == "documents" else (1.0,)
@@ -174,8 +174,8 @@ def _parameters(method: Translator) -> dict[str, float]:
 def _prefer(scores: np.ndarray, methods: Sequence[Translator], simplicity: Sequence[float]) -> tuple[int, np.ndarray]:
     """The choice without real queries: the best of those that are simplest within one standard error of the best.
 
-    Where a method without parameters is the best itself, it is taken, or one that comes before it and differs by rounding only: a
-    rotation serves more than an isometry does.
+    Where a method without parameters is the best, it is chosen, or an earlier one that differs by rounding only: a rotation is
+    more useful than an isometry.
     """
     means, order = scores.mean(axis=1), np.array(simplicity)
     deficits, errors = _deficits(scores)
@@ -188,7 +188,7 @@ def _prefer(scores: np.ndarray, methods: Sequence[Translator], simplicity: Seque
 
 
 def _simplicity(method: Translator, role: Role, target: Space) -> float:
-    """How early a method comes in the order of its role (see `Auto`), higher is earlier."""
+    """The preference for a method in the order of its role (see `Auto`), higher is simpler."""
     if role == "queries":
         return -np.inf if isinstance(method, Ortho) else getattr(method, "alpha", np.inf)
     share = getattr(method, "shrinkage_target_weight", 1.0)
