@@ -13,9 +13,9 @@ from pathlib import Path
 from typing import Any
 
 # Idle OpenMP threads (torch, FAISS) spin by default, which on a busy machine starves the threads they wait for: a fit that takes
-# 2 s so took 16 to 90 s with four processes on two cores. It must stand in the environment before either library is loaded.
+# 2 s so took 16 to 90 s with four processes on two cores. It must be set in the environment before either library is loaded.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-# Arrow's own allocator keeps what it once held: a conversion needs 700 to 800 MB with it, 640 with the system's, at one speed.
+# Arrow's own allocator does not return memory: a conversion needs 700 to 800 MB with it, 640 with the system's, at equal speed.
 os.environ.setdefault("ARROW_DEFAULT_MEMORY_POOL", "system")
 
 __version__ = "0.1.0"

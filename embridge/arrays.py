@@ -7,14 +7,14 @@ from typing import Any
 
 import numpy as np
 
-from embridge.errors import BadVectorsError, SpaceMismatchError
+from embridge.errors import BadVectorsError, SpaceMismatchError, first_few, n_rows
 
 FLOATS = (np.float16, np.float32, np.float64)
 UNIT_TOLERANCE = 1e-3  # float16 keeps the length of a unit vector to about 5e-4
 
 
 def as_vectors(values: Any, dim: int | None = None, what: str = "vectors") -> np.ndarray:
-    """Vectors of shape (n, dim) in float16, float32 or float64, without a copy where they are so already.
+    """Vectors of shape (n, dim) in float16, float32 or float64, without a copy where possible.
 
     Parameters
     ----------
@@ -22,7 +22,7 @@ def as_vectors(values: Any, dim: int | None = None, what: str = "vectors") -> np
     dim : int, optional
         The width they must have.
     what : str
-        How messages call them.
+        Their name in messages.
 
     Raises
     ------
@@ -32,12 +32,12 @@ def as_vectors(values: Any, dim: int | None = None, what: str = "vectors") -> np
         Of another width.
     """
     try:
-        # A masked value is not there, so it is none to calculate with.
+        # A masked value is missing and must not enter calculations.
         array = values.filled(np.nan) if isinstance(values, np.ma.MaskedArray) else np.asarray(values)
     except Exception as e:  # ragged lists, tensors of other devices or kinds: each library has its own errors
         raise BadVectorsError(f"{what} must be vectors of shape (n, dim): {e}") from None
     if array.ndim != 2:
-        raise BadVectorsError.shape(what, array.shape)
+        raise BadVectorsError(f"{what} must be vectors of shape (n, dim). Got shape {array.shape} instead.")
     if array.dtype.type not in FLOATS:
         if array.dtype.kind not in "iub":
             raise BadVectorsError.dtype(what, array.dtype)
@@ -52,13 +52,13 @@ def as_vectors(values: Any, dim: int | None = None, what: str = "vectors") -> np
 
 
 def bad_rows(vectors: np.ndarray, *, zero_is_bad: bool) -> tuple[np.ndarray, np.ndarray]:
-    """Positions of rows with NaN or infinite values, and (where `zero_is_bad`) of rows that are zero throughout.
+    """Positions of rows with NaN or infinite values, and (where `zero_is_bad`) of zero rows.
 
-    One pass of row sums finds the suspects, and only those are looked at value by value: a row sum is finite unless a value
-    is not (or the sum overflows), and a row whose sum is not zero is not a zero row. Values of float64 count as what they are in
-    float32, as which they are used: one beyond its range is infinite.
+    One pass of row sums finds candidates, and only those are checked value by value: a row sum is finite unless a value
+    is not (or the sum overflows), and a row whose sum is not zero is not a zero row. Values of float64 are judged
+    as float32, in which they are used: one beyond its range is infinite.
     """
-    # Sums of float16 overflow at 65,504, so they are taken in float32; overflow itself is only a reason to look closer.
+    # Sums of float16 overflow at 65,504, so they are taken in float32; an overflow only makes the row a candidate.
     with np.errstate(over="ignore", invalid="ignore"):
         vectors = vectors.astype(np.float32) if vectors.dtype == np.float64 else vectors
         sums = vectors.sum(axis=1, dtype=np.float32)
@@ -85,14 +85,14 @@ def not_unit(vectors: np.ndarray, *, zero_is_bad: bool) -> np.ndarray:
 
 
 def all_unit(parts: Iterable[np.ndarray], *, zero_is_bad: bool) -> bool:
-    """True where every usable row has unit length, and there is one; the first part with another row ends the reading.
+    """True where there is a usable row and every usable row has unit length. Reading ends at the first part with another row.
 
     Parameters
     ----------
     parts : iterable of ndarray of shape (n, dim)
-        All rows, part by part. What `bad_rows` reports does not count.
+        All rows, part by part. Rows that `bad_rows` reports are ignored.
     zero_is_bad : bool
-        A zero row is no row (cosine); else it is one of another length.
+        Ignore zero rows (cosine); otherwise they do not have unit length.
     """
     usable = 0
     for vectors in parts:
@@ -105,15 +105,15 @@ def all_unit(parts: Iterable[np.ndarray], *, zero_is_bad: bool) -> bool:
 def check_rows(
     vectors: np.ndarray, ids: Sequence[Any], where: str, *, zero_is_bad: bool, unit_length: bool = False, otherwise: str = ""
 ) -> None:
-    """Refuse rows that no metric can rank, and (where `unit_length`) rows that do not have the length that their space states.
+    """Refuse rows that cannot be ranked, and (where `unit_length`) rows that do not have the unit length that their space states.
 
-    `otherwise` says what else NaN can stand for, where rows were read leniently.
+    `otherwise` says what else NaN can mean where rows were read without validation.
 
     Raises
     ------
     BadVectorsError
-        Names the ids of rows with NaN or infinite values, of zero vectors where `zero_is_bad` (cosine), or of rows whose length
-        is not 1 where `unit_length`.
+        The message names the ids of rows with NaN or infinite values, of zero vectors where `zero_is_bad` (cosine), or of rows
+        whose length is not 1 where `unit_length`.
     """
     not_finite, zero = bad_rows(vectors, zero_is_bad=zero_is_bad)
     if not_finite.size:
@@ -121,7 +121,13 @@ def check_rows(
     if zero.size:
         raise BadVectorsError.rows(where, "a zero vector, which has no direction under cosine", [ids[i] for i in zero])
     if unit_length and (other := not_unit(vectors, zero_is_bad=zero_is_bad)).size:
-        raise BadVectorsError.lengths(where, norms(vectors[other]), [ids[i] for i in other])
+        lengths = norms(vectors[other])
+        raise BadVectorsError(
+            f"The space of {where} says that every vector has unit length (normalized), but {n_rows(len(other))} of one batch have "
+            f"lengths from {lengths.min():.4g} to {lengths.max():.4g}: ids {first_few([ids[i] for i in other])}. "
+            "Hint: scale them to unit length, or correct the metadata "
+            "'embridge.space' of the file or the Space(normalized=True) given."
+        )
 
 
 def norms(vectors: np.ndarray) -> np.ndarray:

@@ -1,7 +1,8 @@
-"""Where arrays are computed."""
+"""Devices to compute on."""
 
 from __future__ import annotations
 
+import contextlib
 import os
 
 import torch
@@ -16,27 +17,25 @@ def available_devices() -> list[str]:
 
 
 def resolve_device(device: str | torch.device | None = None) -> torch.device:
-    """The device to compute on; None and ``auto`` take CUDA where there is one.
+    """The device to compute on; None and ``auto`` use CUDA where there is one.
 
     Raises
     ------
     DeviceError
-        The device is not there, or there is no such kind of device.
+        The device does not exist, or its kind is unknown.
     """
     names = available_devices()
     if device is None or str(device) == "auto":
         return torch.device(names[0])
-    try:
+    with contextlib.suppress(RuntimeError):
         found = torch.device(device)
-    except RuntimeError:
-        raise DeviceError.unavailable(str(device), names) from None
-    if found.type not in ("cpu", "cuda") or not any(name.startswith(str(found)) for name in names):
-        raise DeviceError.unavailable(str(device), names)
-    return found
+        if found.type in ("cpu", "cuda") and any(name.startswith(str(found)) for name in names):
+            return found
+    raise DeviceError(f"Device {str(device)!r} is not available here. Available: {', '.join(names)}.")
 
 
 def resolve_devices(device: str | torch.device | None = None) -> list[torch.device]:
-    """The devices for work that several can share: all CUDA devices for None, ``auto`` and ``cuda``, else the one that is named."""
+    """The devices for shared work: all CUDA devices for None, ``auto`` and ``cuda``, else the named one."""
     first = resolve_device(device)
     if first.type != "cuda" or (device is not None and str(device) not in ("auto", "cuda")):
         return [first]
@@ -44,7 +43,7 @@ def resolve_devices(device: str | torch.device | None = None) -> list[torch.devi
 
 
 def free_memory(device: torch.device | None = None) -> int:
-    """Bytes that can be had: of a CUDA device, or of the machine without swapping (all of it where the system does not tell)."""
+    """Free bytes of a CUDA device, or of the machine without swapping (all memory where the system does not report it)."""
     if device is not None and device.type == "cuda":
         return torch.cuda.mem_get_info(device)[0]
     try:

@@ -1,4 +1,4 @@
-"""Vectors of a Parquet text column by a sentence-transformers model, in parts that survive an interruption."""
+"""Encodes a Parquet text column with a sentence-transformers model, in parts that survive an interruption."""
 
 from __future__ import annotations
 
@@ -67,17 +67,17 @@ def encode(
     """Encode the texts of a Parquet file with a sentence-transformers model into a Parquet collection.
 
     Rows are written in parts to the folder ``OUT.parts`` beside the output; a later call with the same texts, model and
-    options continues after the last whole part. The output itself is whole or absent, and the folder is removed when it is there.
+    options continues after the last complete part. The output itself is complete or absent; then the folder is removed.
 
-    The file's metadata ``embridge.encoder`` is JSON with the model, the prompt, its name, and the names of the prompts that the
-    model has. A `PromptWarning` is issued where the model has prompts and none was chosen.
+    The file's metadata ``embridge.encoder`` is JSON with the model, the prompt, its name, and the names of the model's
+    prompts. A `PromptWarning` is issued where the model has prompts and none was chosen.
 
     Parameters
     ----------
     texts : str or path-like
         Parquet with an id and a text column; the other columns and the text pass through.
     model : str
-        A name or a path that sentence-transformers takes.
+        Name or path for sentence-transformers.
     path : str or path-like
         The Parquet file to write.
     space : str, optional
@@ -89,15 +89,15 @@ def encode(
         Default: CUDA where there is one, else the CPU.
     dtype : {"float32", "float16"}
     batch_size : int, default 64
-        Texts a forward pass.
+        Texts per forward pass.
     part_rows : int, default 4096
-        Rows a part, and so the work that an interruption can lose.
+        Rows per part: the work that an interruption can lose.
     prompt : str, optional
-        Put before each text, for models that expect an instruction.
+        Prompt put before each text, for models that expect an instruction.
     prompt_name : str, optional
-        Name of a prompt that the model has, such as ``query`` or ``document``. Default: the model's default prompt, if it has one.
+        Name of a prompt of the model, such as ``query`` or ``document``. Default: the model's default prompt, if it has one.
     overwrite : bool, default False
-        Replace an output that is there, and start anew where parts of other inputs are.
+        Replace an existing output, and start again where there are parts of other inputs.
     progress : callable, optional
         Called with (rows done, rows in all).
 
@@ -113,18 +113,18 @@ def encode(
     ParameterError
         No such model, or no such prompt.
     OutputExistsError, InterruptedOutputError
-        The output exists or is an input; parts of other inputs are in the way; another process writes it.
+        The output exists or is an input; there are parts of other inputs; or another process is writing it.
     ChangedSourceError
         The texts changed while they were read.
     BadIdsError
         Null or duplicate ids, or an id of `only` that is not among the texts.
     CollectionError
-        A row without a text, or a column ``vector`` among the texts. All of these before anything is encoded.
+        A row without a text, or a column ``vector`` among the texts. All of these are raised before anything is encoded.
     """
     if part_rows < 1 or batch_size < 1:
         raise ParameterError.must_be("part_rows and batch_size", "at least 1", (part_rows, batch_size))
     if prompt is not None and prompt_name is not None:
-        raise ParameterError("A prompt is given by its text or by its name, not by both.")
+        raise ParameterError("Give either prompt or prompt_name, not both.")
     if dtype not in ("float16", "float32"):
         raise ParameterError.must_be("dtype", "'float32' or 'float16'", dtype)
     with claim(Output(path, ENCODING), inputs=[texts], overwrite=overwrite) as [target]:
@@ -165,10 +165,10 @@ def encode(
 
 
 def _join(parts: Parts, table: TextTable, rows: int, target: Path, plan: dict[str, Any], metadata: dict[bytes, bytes]) -> None:
-    """All parts as one file, which gets its name when no row is missing and the texts have not changed."""
+    """Join all parts into one file, which gets its name if no row is missing and the texts have not changed."""
     encoded = ParquetCollection(parts.folder)
     if len(encoded) != rows:
-        raise OutputError(f"{encoded.name} holds {len(encoded):,} rows instead of {rows:,}. Hint: --overwrite starts anew.")
+        raise OutputError(f"{encoded.name} holds {len(encoded):,} rows instead of {rows:,}. Hint: --overwrite starts again.")
     lineage, columns = {"source": plan["texts"], "model": plan["model"]}, (plan["columns"][0], "vector")
     with write_collection(target, encoded.space, table.id_type, table.payload_schema, columns=columns,
                           lineage=lineage, dtype=plan["dtype"], metadata=metadata) as output:  # fmt: skip
@@ -189,13 +189,13 @@ def _write_part(
 
 
 def _prompt(encoder: SentenceTransformer, model: str, prompt: str | None, prompt_name: str | None) -> dict[str, Any]:
-    """What the metadata says of the encoder: the prompt that texts are encoded with, and which prompts the model has."""
+    """The metadata of the encoder: the prompt in use, and the prompts of the model."""
     prompts = {name: text for name, text in (getattr(encoder, "prompts", None) or {}).items() if text}
     default = getattr(encoder, "default_prompt_name", None)
     if prompt_name is not None and prompt_name not in prompts:
         known = ", ".join(sorted(prompts)) or "none"
         raise ParameterError(
-            f"The model {model!r} has no prompt {prompt_name!r}. Its prompts: {known}. Hint: --prompt TEXT gives one."
+            f"The model {model!r} has no prompt {prompt_name!r}. Its prompts: {known}. Hint: pass one with --prompt TEXT."
         )
     if prompt is None and prompt_name is None:
         prompt_name = default if default in prompts else None
@@ -212,7 +212,7 @@ def _prompt(encoder: SentenceTransformer, model: str, prompt: str | None, prompt
 
 
 def encoder_of(collection: Collection) -> dict[str, Any]:
-    """What a file that `encode` wrote says of its encoder: ``model``, ``prompt``, ``prompt_name``, ``prompts``."""
+    """The encoder's metadata of a file that `encode` wrote: ``model``, ``prompt``, ``prompt_name``, ``prompts``."""
     return read_object(pq.read_schema(collection.path), ENCODER_KEY, collection.name) or {}
 
 
@@ -231,7 +231,7 @@ def _load(model: str, device: torch.device) -> SentenceTransformer:
 
 @contextlib.contextmanager
 def _without_bars() -> Iterator[None]:
-    """Let no progress bar of loading weights onto stderr, which --quiet could not stop."""
+    """Suppress the progress bar of loading weights, which --quiet could not stop."""
     from transformers.utils import logging
 
     shown = logging.is_progress_bar_enabled()
@@ -244,7 +244,7 @@ def _without_bars() -> Iterator[None]:
 
 
 def _wanted(table: TextTable, only: np.ndarray) -> set[Any]:
-    """The ids to encode, all of which must be there."""
+    """The ids to encode, all of which must exist."""
     wanted = set(only.tolist())
     if not wanted:
         raise ParameterError.must_be("only", "at least one id", [])
@@ -257,7 +257,7 @@ def _wanted(table: TextTable, only: np.ndarray) -> set[Any]:
 
 
 def _parts(table: TextTable, part_rows: int, wanted: set[Any] | None) -> Iterator[TextBatch]:
-    """The wanted rows in parts of `part_rows`, however few of a row group are wanted: a part is one file and one round of work."""
+    """The wanted rows in parts of `part_rows`, also where a row group has few of them: a part is one file."""
     held: list[TextBatch] = []
     for batch in table.batches(part_rows):
         rest = batch if wanted is None else batch.at(np.flatnonzero([i in wanted for i in batch.ids.to_pylist()]))

@@ -1,4 +1,4 @@
-"""Local files: an output is whole or absent, ours are read or told unreadable, a content hash costs the same at any size."""
+"""Local files: an output is complete or absent, and a content hash costs the same at any size."""
 
 from __future__ import annotations
 
@@ -26,26 +26,26 @@ class _Readable(Protocol):
 
 
 def one_file(one: str | os.PathLike[str], other: str | os.PathLike[str]) -> bool:
-    """True where two names, of files that need not exist yet, are those of one file."""
+    """True where two names, of files that need not exist, are the same file."""
     return os.path.realpath(one) == os.path.realpath(other)
 
 
 def open_exclusively(path: str | os.PathLike[str]) -> int:
-    """A descriptor of a new file; a name that is taken, also by a link to nowhere, is an error and never followed."""
+    """A descriptor of a new file. An existing name, also a dangling link, is an error and is not followed."""
     return os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o666)
 
 
 @contextlib.contextmanager
 def whole_or_absent(path: str | os.PathLike[str]) -> Iterator[Path]:
-    """Give a temporary name beside `path`; on leaving, flush it to the disk and rename it, or remove it after an error.
+    """Yield a temporary name beside `path`; on exit, flush the file to the disk and rename it, or remove it after an error.
 
-    The temporary file is created exclusively and stays locked while it is in use. Files that killed processes left are removed
+    The temporary file is created exclusively and stays locked while it is in use. Files of killed processes are removed
     by the next writer of `path`.
 
     Raises
     ------
     DiskFullError, OutputError
-        Whatever keeps the file from being written, whichever library reports it (see `writing`).
+        The file cannot be written, whichever library reports it (see `writing`).
     """
     target = Path(path)
     with writing(target):
@@ -65,7 +65,7 @@ def whole_or_absent(path: str | os.PathLike[str]) -> Iterator[Path]:
 
 
 def _temporary(target: Path) -> tuple[Path, int]:
-    """A new file beside `target` that carries the mark of this process, and a descriptor that holds its lock."""
+    """A new file beside `target` with the mark of this process, and a descriptor that holds its lock."""
     while True:
         mark = f"{os.getpid()}-{_started(os.getpid())}-{secrets.token_hex(4)}"
         temporary = target.with_name(f".{target.name}.{mark}.tmp")
@@ -74,7 +74,7 @@ def _temporary(target: Path) -> tuple[Path, int]:
             fcntl.flock(descriptor, fcntl.LOCK_EX)
             if os.path.samestat(os.stat(temporary, follow_symlinks=False), os.fstat(descriptor)):
                 return temporary, descriptor
-        except FileNotFoundError:  # removed between its creation and its lock, as if it were dead
+        except FileNotFoundError:  # another process removed it between its creation and its lock
             pass
         except BaseException:
             temporary.unlink(missing_ok=True)
@@ -84,7 +84,7 @@ def _temporary(target: Path) -> tuple[Path, int]:
 
 
 def remove_dead(target: Path) -> None:
-    """Remove the temporary files of `target` whose process is gone.
+    """Remove the temporary files of `target` whose process has ended.
 
     A library may replace the locked file by one of its own, so a living process with the right mark counts as well as a lock.
     """
@@ -112,7 +112,7 @@ def _is_alive(process: int) -> bool:
 
 
 def _started(process: int) -> str:
-    """When a process started, in ticks since the system did: numbers of processes are used again. "0" where it is not known."""
+    """When a process started, in ticks since the system did: process ids are reused. "0" where unknown."""
     try:
         with open(f"/proc/{process}/stat", "rb") as file:
             return file.read().rpartition(b")")[2].split()[19].decode()
@@ -122,16 +122,16 @@ def _started(process: int) -> str:
 
 @contextlib.contextmanager
 def writing(path: str | os.PathLike[str]) -> Iterator[None]:
-    """Turn what keeps an output from being written into an error that names it, whichever library raised it.
+    """Turn errors of writing an output into an error that names it, whichever library raised them.
 
-    Errors of inputs are errors of embridge already when they get here, and pass.
+    Errors of embridge pass through unchanged.
 
     Raises
     ------
     DiskFullError
         The disk, or a quota, is full.
     OutputError
-        The folder is gone, may not be written, or the device fails.
+        The folder is missing or not writable, or the device fails.
     """
     try:
         yield
@@ -140,7 +140,7 @@ def writing(path: str | os.PathLike[str]) -> Iterator[None]:
     except OSError as e:
         raise _write_error(os.fspath(path), e.errno, e) from e
     except Exception as e:
-        # FAISS, safetensors, pyarrow and DuckDB report system errors in words, each in classes of its own.
+        # FAISS, safetensors, pyarrow and DuckDB report system errors as text, each in its own classes.
         text = str(e)
         if found := re.search(r"os error (\d+)|[Cc]ode: (\d+)|\[?[Ee]rrno[ =:]+(\d+)", text):
             raise _write_error(os.fspath(path), int(next(filter(None, found.groups()))), e) from e
@@ -168,7 +168,7 @@ def _write_error(path: str, code: int | None, error: Exception) -> EmbridgeError
     if code in _FULL:
         return DiskFullError(f"{path!r} cannot be written: its disk is full. Hint: free some space, or write elsewhere.")
     if code == errno.ENOENT and not os.path.isdir(os.path.dirname(path) or "."):
-        return OutputError(f"{path!r} cannot be written: its folder is gone.")
+        return OutputError(f"{path!r} cannot be written: its folder does not exist.")
     reason = os.strerror(code) if code else " ".join(str(error).split()) or type(error).__name__
     return OutputError(f"{path!r} cannot be written: {reason}.")
 
@@ -185,8 +185,8 @@ def sync_folder(folder: Path) -> None:
 def hash_content(file: BinaryIO | _Readable, size: int, digest: hashlib.blake2b) -> None:
     """Feed a file into `digest`: whole up to 64 MiB, else its size, its first and last blocks and 1,024 even samples.
 
-    A sampled hash tells files apart that were made apart (a Parquet footer, which is sampled, holds every chunk's size). It
-    is no proof against somebody who edits a few bytes of a large file on purpose.
+    A sampled hash distinguishes files that were written separately (a Parquet footer, which is sampled, holds every chunk's size).
+    It does not detect deliberate edits of a few bytes of a large file.
     """
     digest.update(size.to_bytes(8, "little"))
     if size <= _WHOLE:

@@ -1,4 +1,4 @@
-"""A folder as an output: a manifest says which files embridge wrote, and only these are ever replaced or removed."""
+"""A folder as an output: a manifest lists the files that embridge wrote, and only these are replaced or removed."""
 
 from __future__ import annotations
 
@@ -26,14 +26,14 @@ _UNSUPPORTED = (errno.ENOSYS, errno.EINVAL, errno.ENOTSUP)
 
 @dataclass(frozen=True)
 class Manifest:
-    """What embridge wrote into a folder.
+    """The files that embridge wrote into a folder.
 
     Attributes
     ----------
     files : dict of str to (int, str)
         Size and fingerprint by path below the folder. An unfinished remote output has (-1, "").
     lineage : dict of str to str
-        Fingerprints of what the files were made of.
+        Fingerprints of the inputs of the files.
     """
 
     files: Mapping[str, tuple[int, str]]
@@ -51,7 +51,7 @@ class Manifest:
         Raises
         ------
         UnreadableFileError
-            It is no manifest, or it names paths that do not lie below a folder.
+            It is not a manifest, or it names paths outside of the folder.
         """
         try:
             values = json.loads(data)
@@ -108,7 +108,7 @@ def entries(folder: Path, below: str = "") -> Iterator[tuple[str, bool]]:
 
 
 def check_replaceable(folder: Path) -> None:
-    """Refuse to replace a folder that holds what embridge did not write, where that would be lost or read as data.
+    """Refuse to replace a folder with files that embridge did not write, where they would be lost or read as data.
 
     Raises
     ------
@@ -140,14 +140,14 @@ def check_replaceable(folder: Path) -> None:
 
 
 def _is_listed(folder: Path, name: str, manifest: Manifest) -> bool:
-    """True where a file is the one that the manifest names."""
+    """True where a file is the one listed in the manifest."""
     found = os.stat(folder / name, follow_symlinks=False)
     size, mark = manifest.files[name]
     return stat.S_ISREG(found.st_mode) and found.st_size == size and fingerprint(folder / name) == mark
 
 
 def _is_data(folder: Path, name: str) -> bool:
-    """True where a reader of the folder takes a file for rows: a Parquet file whose path has no part that begins with . or _."""
+    """True where a reader of the folder reads a file as rows: a Parquet file whose path has no part that begins with . or _."""
     if any(part.startswith((".", "_")) for part in name.split("/")):
         return False
     if name.lower().endswith(_DATA):
@@ -159,7 +159,7 @@ def _is_data(folder: Path, name: str) -> bool:
 
 
 def adopt(folder: Path, new: Path) -> None:
-    """Give `new` a second link to each file of `folder` that embridge did not write, so that it never misses from its place.
+    """Give `new` a second link to each file of `folder` that embridge did not write, so that the file is never missing.
 
     Where a file cannot have two links, `settle` moves it.
 
@@ -179,14 +179,14 @@ def adopt(folder: Path, new: Path) -> None:
                 os.link(folder / name, new / name, follow_symlinks=False)
         except FileExistsError as e:
             if is_folder or not _is_same(folder / name, new / name):
-                raise OutputExistsError(f"{str(folder / name)!r} is in the way of the output. Hint: move it away.") from e
+                raise OutputExistsError(f"{str(folder / name)!r} is in the place of an output. Hint: move it away.") from e
         except OSError as e:
             if e.errno not in (errno.EPERM, errno.EXDEV, errno.EMLINK, *_UNSUPPORTED):
                 raise
 
 
 def exchange(new: Path, folder: Path, old: Path) -> None:
-    """Give `new` the name `folder`, whose content gets the name `old`: in one step, where the file system can do that."""
+    """Give `new` the name `folder`, whose content gets the name `old`: atomically, where the file system can."""
     if _swap(new, folder):
         os.rename(new, old)
     else:
@@ -207,14 +207,14 @@ def _swap(one: Path, other: Path) -> bool:
 
 
 def settle(old: Path, folder: Path) -> None:
-    """Take apart a folder that was replaced: files that its manifest names go, all others move to their place in `folder`.
+    """Clear a folder that was replaced: files of its manifest are removed, all others move to their place in `folder`.
 
-    It may be killed at any moment and called again: the manifest goes last.
+    It can be interrupted at any moment and called again: the manifest is removed last.
 
     Raises
     ------
     OutputError
-        A file cannot move, since another one has its place; it stays.
+        A file cannot move, since another one has its name; it stays.
     """
     manifest = read_manifest(old) or Manifest({})
     for name, is_folder in entries(old):
@@ -232,7 +232,7 @@ def settle(old: Path, folder: Path) -> None:
             os.unlink(old / name)
         else:
             raise OutputError(
-                f"{str(old / name)!r} cannot go back to {str(folder / name)!r}, which is there already. Hint: move it."
+                f"{str(old / name)!r} cannot be moved back to {str(folder / name)!r}, which exists already. Hint: move it."
             )
     (old / MANIFEST).unlink(missing_ok=True)
     os.rmdir(old)
@@ -258,12 +258,12 @@ def make_folders(folder: Path, below: str) -> None:
 def remove_known(folder: Path, known: Iterable[str], *, twins: Path | None = None, keep: Iterable[str] | None = None) -> None:
     """Remove from a working folder the files `known` by their paths, temporary files of these, and links to files of `twins`.
 
-    With `keep` these files stay, and so does the folder; else it goes too. Nothing happens where it is not there.
+    With `keep` these files and the folder stay; else the folder is removed too. A missing folder is ignored.
 
     Raises
     ------
     InterruptedOutputError
-        It holds anything else, which stays.
+        It holds other files; they stay.
     """
     if not os.path.lexists(folder):
         return
@@ -294,7 +294,7 @@ def check_own_folder(folder: Path, mode: int | None = None) -> None:
     Raises
     ------
     InterruptedOutputError
-        It is a link or no folder, belongs to another user, or others may write into it (with `mode`: has other rights).
+        It is a link or not a folder, belongs to another user, or is writable by others (with `mode`: has other rights).
     """
     found = os.stat(folder, follow_symlinks=False)
     if (

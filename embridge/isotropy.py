@@ -1,4 +1,4 @@
-"""How evenly directions are used: what vectors share, and how many dimensions they fill."""
+"""Isotropy of vectors: mean cosine and effective rank."""
 
 from __future__ import annotations
 
@@ -8,16 +8,16 @@ import numpy as np
 
 from embridge.arrays import unit
 
-_SAMPLE = 10_000  # rows that the effective rank is taken from
+_SAMPLE = 10_000  # rows used for the effective rank
 
 
 class Isotropy:
-    """Mean cosine of pairs of rows and effective rank, of rows that come in batches.
+    """Mean cosine of pairs of rows and effective rank, from batches of rows.
 
     Parameters
     ----------
     rows : int
-        How many there will be, at most: the sample for the rank is spread evenly over them.
+        Largest number of rows: the sample for the rank is spread evenly over them.
 
     Examples
     --------
@@ -35,7 +35,7 @@ class Isotropy:
         self._sample: list[np.ndarray] = []
 
     def add(self, vectors: np.ndarray) -> None:
-        """Take in rows of shape (n, dim), all finite; zero rows have no direction and do not count."""
+        """Add finite rows of shape (n, dim); zero rows have no direction and are ignored."""
         first = -self._seen % self._step
         self._seen += len(vectors)
         rows = unit(vectors)
@@ -47,7 +47,7 @@ class Isotropy:
     def mean_cosine(self) -> float:
         """Mean cosine of all pairs of different rows, ``(|sum u|^2 - n) / (n (n - 1))`` with u of unit length; NaN below two rows.
 
-        Near zero where directions are used evenly. At 0.8 the mean of all rows is most of each of them.
+        Near zero where directions are used evenly. At 0.8 the mean of all rows is the largest part of each.
         """
         n = self._counted
         return float(np.vdot(self._total, self._total) - n) / (n * (n - 1)) if n > 1 else math.nan
@@ -56,7 +56,7 @@ class Isotropy:
     def effective_rank(self) -> float:
         """``exp(-sum p log p)`` with p the shares of the eigenvalues of the covariance of directions (Roy and Vetterli 2007).
 
-        How many dimensions rows fill: the width where all have one variance. NaN where rows do not differ.
+        It equals the width where all dimensions have equal variance. NaN where rows do not differ.
         """
         rows = np.concatenate(self._sample).astype(np.float64) if self._sample else np.empty((0, 1))
         if len(rows) < 2:

@@ -23,7 +23,7 @@ _CORPUS_BLOCK = 8192  # 64 MiB of float64 scores a block
 _SPARE = 16  # candidates beyond k
 _CANCELLED = 1e-6  # of |q|^2: a smaller squared distance has lost digits and is computed from the difference
 _CENTER_ROWS = 257
-_UNSURE = 64  # queries looked at once more at a time
+_UNSURE = 64  # queries per block of the second pass
 _LARGEST = float(np.finfo(np.float32).max)
 
 
@@ -47,14 +47,14 @@ def top_k(
         At most n.
     metric : Metric, default "cosine"
     exclude : ndarray of shape (n_queries,), optional
-        A position in the corpus that each query may not find (itself); -1 for none.
+        For each query its own position in the corpus, which it does not find; -1 for none.
     device : str, default "cpu"
 
     Returns
     -------
     Hits
         `ids` are positions in the corpus; of rows with equal scores the first in the corpus comes first. L2 scores are negated
-        squared distances. Scores beyond float32 are clipped to its largest finite value; their order is right.
+        squared distances. Scores beyond float32 are clipped to its largest finite value; the order is not affected.
 
     Raises
     ------
@@ -82,7 +82,7 @@ def top_k(
 class Nearest:
     """The k nearest rows of each query so far, over any number of blocks of rows.
 
-    Rows and queries with NaN or infinite values find nothing and are never found.
+    Queries with NaN or infinite values find nothing; such rows are never found.
 
     Parameters
     ----------
@@ -90,12 +90,12 @@ class Nearest:
     k : int
     metric : Metric
     device : str, default "cpu"
-        None takes CUDA where there is one.
+        None uses CUDA where there is one.
 
     Attributes
     ----------
     scores : ndarray of float64, shape (n_queries, k)
-        Best first, minus infinity where fewer were found.
+        Best first; minus infinity where fewer rows were found.
     rows : ndarray of int64, same shape
         -1 where fewer were found.
     """
@@ -106,7 +106,7 @@ class Nearest:
         self.rows = np.full((len(queries), k), -1, np.int64)
 
     def offer(self, vectors: np.ndarray, rows: np.ndarray) -> None:
-        """Take a block of rows into account, which are called `rows`."""
+        """Add a block of vectors with the positions `rows`."""
         if not len(vectors) or not len(self._queries):
             return
         vectors = as_vectors(vectors, self._queries.shape[1], "rows")
@@ -115,7 +115,7 @@ class Nearest:
         self._keep(np.hstack([self.scores, scores]), np.hstack([self.rows, np.where(np.isfinite(scores), rows[ids], -1)]))
 
     def without(self, own: np.ndarray) -> None:
-        """Leave the row `own[i]` out of what query i found."""
+        """Remove the row `own[i]` from the results of query i."""
         self._keep(np.where(self.rows == own[:, None], -np.inf, self.scores), self.rows)
 
     def _keep(self, scores: np.ndarray, rows: np.ndarray) -> None:
@@ -148,8 +148,8 @@ def overlap(found: np.ndarray, truth: np.ndarray) -> np.ndarray:
 class _Scan:
     """Float64 scores of all queries against one block of rows after another.
 
-    Under L2 rows and queries are moved by a center first, which changes no distance: the median of some rows, since a mean would
-    follow a single row of length 1e20. Queries and rows that are not finite score minus infinity.
+    Under L2 a center is subtracted from rows and queries first, which changes no distance: the median of some rows, since a mean
+    would follow a single row of length 1e20. Queries and rows that are not finite score minus infinity.
     """
 
     def __init__(
@@ -165,7 +165,7 @@ class _Scan:
         self.lengths = (self.queries * self.queries).sum(1)
 
     def blocks(self, members: torch.Tensor | None = None) -> Iterator[tuple[int, int, torch.Tensor]]:
-        """For each block of rows and of queries (all of them, or `members`): where the two begin, and the scores."""
+        """For each block of rows and of queries (all of them, or `members`): the start of both, and the scores."""
         members = torch.arange(len(self.queries), device=self._device) if members is None else members
         for start in range(0, len(self._corpus), _CORPUS_BLOCK):
             rows, usable = self._load(self._corpus[start : start + _CORPUS_BLOCK])
@@ -204,8 +204,8 @@ def _search(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Scores (float64) and positions of the k nearest rows; of equal ones the first in the corpus.
 
-    Some more candidates than k are kept. Where the last of them cannot be told from the k-th (more rows than that are equal, or
-    L2 distances cancelled), a second pass looks at every row that might belong to the k nearest.
+    Some more candidates than k are kept. Where the last of them cannot be distinguished from the k-th (more rows are equal, or
+    L2 distances cancelled), a second pass checks every row that may belong to the k nearest.
     """
     scan = _Scan(queries, corpus, metric, exclude, device)
     kept = min(k + _SPARE, len(corpus))

@@ -1,4 +1,4 @@
-"""One protocol for every output: know each path that will be touched, check all of them against all inputs, hold a lock."""
+"""The protocol of outputs: list every path that will be touched, check all of them against all inputs, hold a lock."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ from embridge.errors import InterruptedOutputError, MissingFileError, OutputExis
 from embridge.files import open_exclusively, remove_dead, whole_or_absent, writing
 from embridge.folders import check_replaceable
 
-# Side files by kind of output: suffixes of the output's own name. Whatever writes another one names it here.
+# Side files by kind of output: suffixes of the output's name. Every side file must be listed here.
 FILE: tuple[str, ...] = ()
 INDEX = (".json", ".ids.parquet")
 DECODER = (".json",)
 CONVERSION = (".bad.parquet", ".journal", ".partial", ".partial.bad", ".partial.old")
 ENCODING = (".parts",)
-_WORKING = (*CONVERSION[1:], *ENCODING)  # of an unfinished run, which resuming and overwriting judge by its journal
+_WORKING = (*CONVERSION[1:], *ENCODING)  # of an unfinished run; resume and overwrite check its journal
 _SIDECARS = (*INDEX, ".wal")  # of an input: an index's, and the log of a DuckDB file
 _TRIES = 50
 
@@ -67,17 +67,17 @@ def check_outputs(
     outputs : Output
     inputs : iterable of path, glob or None
         Everything that the verb reads. Sidecars of an input (``X.json``, ``X.ids.parquet``) count as inputs; remote locations are
-        left to the caller.
+        checked by the caller.
     overwrite : bool, default False
         An output that exists may be replaced.
     resume : bool, default False
-        An output that exists is looked at by the caller.
+        The caller checks an existing output.
 
     Raises
     ------
     OutputExistsError
-        It exists and may not be replaced; it is a folder where a file is written, or the other way round; or a path that will be
-        touched is, contains, or lies in an input or another output, after links are resolved.
+        It exists and may not be replaced; it is a folder where a file is written, or vice versa; or a path that will be
+        touched is, contains, or is inside an input or another output, after links are resolved.
     MissingFileError
         Its folder does not exist.
     ParameterError
@@ -102,10 +102,10 @@ def check_outputs(
 def claim(
     *outputs: Output, inputs: Iterable[str | os.PathLike[str] | None] = (), overwrite: bool = False, resume: bool = False
 ) -> Iterator[list[Path]]:
-    """Lock outputs for this call alone, check them (`check_outputs`) under the lock, and give their paths.
+    """Lock outputs for this call, check them (`check_outputs`) under the lock, and yield their paths.
 
-    The lock is a file ``.NAME.lock`` beside each output. The system releases it when the process ends, however it ends; what a
-    killed process left of it is taken over by the next one. A reader needs no lock: outputs appear by a rename.
+    The lock is a file ``.NAME.lock`` beside each output. The system releases it when the process ends, and the next process takes
+    over a leftover file. Readers need no lock: outputs appear by a rename.
 
     Raises
     ------
@@ -131,7 +131,7 @@ def claim(
 def replacing(
     *outputs: Output, inputs: Iterable[str | os.PathLike[str] | None] = (), overwrite: bool = False
 ) -> Iterator[list[Path]]:
-    """Claim outputs and give a temporary file for each; all of them get their names when the block ends, or none does.
+    """Claim outputs and yield a temporary file for each; all of them get their names when the block ends, or none does.
 
     Raises
     ------
@@ -156,7 +156,9 @@ def _locked(target: Path) -> Iterator[None]:
     try:
         yield
     finally:
-        path.unlink(missing_ok=True)  # while it is held: whoever opened it meanwhile finds that it is gone, and makes a new one
+        path.unlink(
+            missing_ok=True
+        )  # while the lock is held: a process that opened it meanwhile sees that it was removed, and retries
         os.close(descriptor)
 
 
@@ -172,11 +174,15 @@ def _lock(path: Path, target: Path) -> int:
                 return descriptor
         except BlockingIOError as e:
             os.close(descriptor)
-            raise InterruptedOutputError.busy(str(target)) from e
-        except FileNotFoundError:  # its owner took it away between our opening and locking
+            raise _busy(target) from e
+        except FileNotFoundError:  # its owner removed it between our opening and locking
             pass
         os.close(descriptor)
-    raise InterruptedOutputError.busy(str(target))
+    raise _busy(target)
+
+
+def _busy(target: Path) -> InterruptedOutputError:
+    return InterruptedOutputError(f"Another process is writing {str(target)!r}. Hint: wait for it, or give another output.")
 
 
 def _check_name(output: Output) -> None:
@@ -190,13 +196,13 @@ def _check_name(output: Output) -> None:
 
 
 def _check_apart(outputs: tuple[Output, ...]) -> None:
-    """No two outputs touch one path, and none lies in another."""
+    """Check that no two outputs touch one path, and that none is inside another."""
     seen: list[str] = []
     for output in outputs:
         own = [os.path.realpath(path) for path in output.touched]
         for path in own:
             if any(_overlap(path, other) for other in seen):
-                raise OutputExistsError.twice(str(output.path))
+                raise OutputExistsError(f"{str(output.path)!r} is the name of two outputs. Hint: give each its own.")
         seen.extend(own)
 
 
@@ -215,7 +221,7 @@ class _Inputs:
         return cls(found, marks, sorted(found))
 
     def check(self, touched: Path) -> None:
-        """Refuse a path that is an input, contains one or lies in one, or shares a file with one."""
+        """Refuse a path that is an input, contains one, is inside one, or shares a file with one."""
         real = os.path.realpath(touched)
         if real in self.names:
             raise OutputExistsError.is_input(str(touched))
@@ -224,8 +230,7 @@ class _Inputs:
         for other in (*(str(parent) for parent in Path(real).parents), *inside):
             if other in self.names and _overlap(real, other):
                 raise OutputExistsError(
-                    f"The output {str(touched)!r} and the input {self.names[other]!r} lie one in the other. "
-                    "Hint: write it elsewhere."
+                    f"The output {str(touched)!r} and the input {self.names[other]!r} are nested. Hint: write it elsewhere."
                 )
         inside = (os.path.join(folder, name) for folder, _, names in os.walk(real) for name in names)
         for path in inside if os.path.isdir(real) else (real,):
@@ -236,7 +241,7 @@ class _Inputs:
 
 
 def _matches(pattern: list[str], names: list[str], is_folder: bool) -> bool:
-    """True where a glob finds a path, or may find something in it, by their parts."""
+    """True where a glob matches a path, or may match something inside it, by their parts."""
     if not names:
         return is_folder or all(part == "**" for part in pattern)
     if not pattern:
@@ -247,12 +252,12 @@ def _matches(pattern: list[str], names: list[str], is_folder: bool) -> bool:
 
 
 def _overlap(one: str, other: str) -> bool:
-    """True where one path is the other, or lies in it."""
+    """True where one path is the other, or is inside it."""
     return one == other or one.startswith(other.rstrip("/") + "/") or other.startswith(one.rstrip("/") + "/")
 
 
 def _is_path(path: str) -> bool:
-    """True where the system can have a file of that name."""
+    """True where the system allows a file of this name."""
     try:
         return b"\0" not in os.fsencode(path)
     except UnicodeError:
@@ -274,7 +279,7 @@ def _input_paths(path: str) -> list[str]:
 def _check_existing(output: Output, *, overwrite: bool, resume: bool) -> None:
     target = output.target
     if target.is_dir() and not output.folder:
-        raise OutputExistsError.is_folder(str(output.path))
+        raise OutputExistsError(f"{str(output.path)!r} is a folder, and the output is a file. Hint: give the name of a file.")
     if os.path.lexists(target) and not target.is_dir() and output.folder:
         raise OutputExistsError(f"{str(output.path)!r} is a file, and the output is a folder. Hint: give another name.")
     if output.folder and overwrite and target.is_dir():

@@ -1,4 +1,4 @@
-"""Parts of an unfinished encoding: a folder beside the output whose plan says what the parts are of."""
+"""Parts of an unfinished encoding: a folder beside the output, with a plan that describes the inputs."""
 
 from __future__ import annotations
 
@@ -13,20 +13,20 @@ from embridge.errors import InterruptedOutputError, OutputExistsError, Unreadabl
 from embridge.files import fingerprint, whole_or_absent
 from embridge.folders import check_own_folder, remove_known, without_mark
 
-_PLAN = "_plan.json"  # no reader takes it for data
+_PLAN = "_plan.json"  # readers ignore it
 _PART = re.compile(r"part-(\d{6,})(?:-([0-9a-f]{32}))?\.parquet")
 
 
 class Parts:
-    """``OUT.parts``, made, or continued where its plan is the same; the caller has claimed the output.
+    """``OUT.parts``, created, or continued where its plan is the same; the caller has claimed the output.
 
-    A part carries its fingerprint in its name, and so cannot be altered unnoticed.
+    The name of a part includes its fingerprint, so alterations are detected.
 
     Parameters
     ----------
     folder : Path
     plan : dict
-        Everything that determines the parts, as JSON has it.
+        Everything that determines the parts, as JSON.
     overwrite : bool
         Remove parts of another plan.
 
@@ -35,7 +35,7 @@ class Parts:
     OutputExistsError
         The folder holds parts of another plan, or files that embridge did not write.
     InterruptedOutputError
-        A part was altered, or the folder is not ours.
+        A part was altered, or embridge did not create the folder.
     UnreadableFileError
         The plan is damaged.
     """
@@ -49,7 +49,7 @@ class Parts:
                 differ = ", ".join(k for k in {**plan, **found} if plan.get(k) != found.get(k))
                 raise OutputExistsError(
                     f"{str(folder)!r} holds parts of an interrupted run that differs in: {differ}. "
-                    "Hint: repeat that run to finish it, or --overwrite to start anew."
+                    "Hint: repeat that run to finish it, or use --overwrite to start again."
                 )
             if found is None and any(name != _PLAN and not name.startswith(f".{_PLAN}.") for name in os.listdir(folder)):
                 raise OutputExistsError(f"{str(folder)!r} is needed for parts, but holds other files. Hint: move it away.")
@@ -64,7 +64,7 @@ class Parts:
         remove_known(folder, self._names(), keep=[_PLAN, *(name for name, _ in self._whole.values())])
 
     def find(self, number: int) -> Path | None:
-        """A part that is there already."""
+        """An existing part, or None."""
         if number not in self._whole:
             return None
         name, mark = self._whole[number]
@@ -73,11 +73,11 @@ class Parts:
         return self.folder / name
 
     def new(self, number: int) -> Path:
-        """Where a part is written; `keep` gives it its name."""
+        """The path to write a part to; `keep` renames it."""
         return self.folder / f"part-{number:06d}.parquet"
 
     def keep(self, number: int) -> None:
-        """Name a part that was written as whole."""
+        """Rename a completely written part."""
         path = self.new(number)
         mark = fingerprint(path)
         name = f"{path.stem}-{mark}.parquet"
@@ -85,7 +85,7 @@ class Parts:
         self._whole[number] = name, mark
 
     def remove(self) -> None:
-        """Remove the parts, then the plan, which says that the folder is ours, then the folder."""
+        """Remove the parts, then the plan, which marks the folder as ours, then the folder."""
         remove_known(self.folder, self._names(), keep=[_PLAN])
         remove_known(self.folder, [_PLAN])
 

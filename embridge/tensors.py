@@ -1,4 +1,4 @@
-"""Maps and moments as safetensors files: written whole, with a checksum of everything, and read with every failure named."""
+"""Maps and moments as safetensors files: written completely, with a checksum, and checked when read."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def write_tensors(
 def encode_tensors(tensors: Mapping[str, np.ndarray], metadata: Mapping[str, str]) -> bytes:
     """The content of a file of tensors and metadata, with a checksum of both.
 
-    In memory, since safetensors itself would write by way of a temporary name that nobody removes after a kill.
+    Built in memory, since safetensors itself writes to a temporary file that would remain after an interruption.
     """
     arrays = {name: np.ascontiguousarray(tensor) for name, tensor in tensors.items()}
     return save(arrays, {**metadata, _CHECKSUM: checksum(arrays, metadata)})
@@ -48,14 +48,14 @@ def encode_tensors(tensors: Mapping[str, np.ndarray], metadata: Mapping[str, str
 def reading_tensors(
     path: str | os.PathLike[str], formats: tuple[str, ...], what: str, *, must_have_checksum: bool = False
 ) -> Iterator[tuple[dict[str, str], dict[str, np.ndarray]]]:
-    """Metadata and tensors of a file of one of `formats`; whatever the block finds wrong with them is an unreadable file too.
+    """Metadata and tensors of a file of one of `formats`; errors in the block are reported as an unreadable file.
 
-    Files of embridge 0.1 have no checksum. Its maps are read all the same, since their fingerprint holds; moments had nothing.
+    Files of embridge 0.1 have no checksum. Its maps are still read, since their fingerprint is checked; its moments are refused.
 
     Raises
     ------
     MissingFileError
-        Nothing is there.
+        The file does not exist.
     UnreadableFileError
         Not a regular file, truncated, altered, not `what`, or the block fails on what the file holds.
     """
@@ -66,8 +66,8 @@ def reading_tensors(
             metadata = file.metadata() or {}
             if metadata.get("format") not in formats:
                 raise UnreadableFileError.foreign(name, f"{what} of embridge", "its metadata")
-            # Copies: what comes out of the file may be read-only memory of it.
-            tensors = {key: np.array(file.get_tensor(key)) for key in file.keys()}  # noqa: SIM118 (no mapping)
+            # Copies: arrays from the file may be read-only.
+            tensors = {key: np.array(file.get_tensor(key)) for key in file.keys()}  # noqa: SIM118 (not a mapping)
         known = metadata.get(_CHECKSUM)
         if known is None and must_have_checksum:
             raise UnreadableFileError.foreign(name, f"{what} that can be trusted", "a checksum (embridge 0.1 wrote none)")
@@ -98,7 +98,7 @@ def checksum(tensors: Mapping[str, np.ndarray], metadata: Mapping[str, str]) -> 
 
 
 def _check_header(name: str) -> None:
-    """Refuse what is no regular file (opening a pipe would wait for a writer) and a header beyond any that we write."""
+    """Refuse files that are not regular (opening a pipe would block) and headers larger than any that embridge writes."""
     try:
         mode = os.stat(name).st_mode
     except (FileNotFoundError, NotADirectoryError):
@@ -108,4 +108,4 @@ def _check_header(name: str) -> None:
     with open(name, "rb") as file:
         size = int.from_bytes(file.read(8), "little")
     if size > _HEADER:
-        raise ValueError(f"its header claims {size:,} bytes, and at most {_HEADER:,} are read")
+        raise ValueError(f"its header claims {size:,} bytes; the limit is {_HEADER:,}")

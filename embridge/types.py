@@ -1,4 +1,4 @@
-"""The values that everything speaks in: where a vector lives, and what a search returns."""
+"""The basic values: spaces, provenance and search results."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from embridge.errors import ParameterError, SpaceMismatchError
 
 
 class Metric(StrEnum):
-    """How closeness is measured in a space."""
+    """The metric of a space."""
 
     COSINE = "cosine"
     DOT = "dot"
@@ -23,16 +23,16 @@ class Metric(StrEnum):
 
 @dataclass(frozen=True)
 class Space:
-    """The space that an encoder's vectors live in.
+    """The space of an encoder's vectors.
 
     Parameters
     ----------
     name : str
-        The encoder, as its users call it. Two spaces of one name and width are the same space.
+        Name of the encoder. Two spaces with equal name and width are the same space.
     dim : int
         Width of its vectors.
     metric : Metric, default "cosine"
-        How closeness is measured: ``cosine``, ``dot`` or ``l2``.
+        ``cosine``, ``dot`` or ``l2``.
     normalized : bool, default False
         True where every vector has unit length.
 
@@ -51,7 +51,7 @@ class Space:
         if not self.name or not isinstance(self.name, str) or not _is_text(self.name):
             raise ParameterError.must_be("Space.name", "a non-empty string", self.name)
         try:
-            object.__setattr__(self, "dim", operator.index(self.dim))  # a NumPy integer is no JSON
+            object.__setattr__(self, "dim", operator.index(self.dim))  # JSON has no NumPy integers
         except TypeError:
             raise ParameterError.must_be("Space.dim", "an integer", self.dim) from None
         if self.dim < 1:
@@ -72,7 +72,7 @@ class Space:
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> Space:
-        """The inverse of `to_dict`. Values of another kind are a TypeError: a file that holds them was not written by embridge."""
+        """The inverse of `to_dict`. Raises TypeError for values of other types: embridge does not write such files."""
         for key, kind in (("name", str), ("dim", int), ("metric", str), ("normalized", bool)):
             if type(values[key]) is not kind:
                 raise TypeError(f"{key} must be of type {kind.__name__}")
@@ -80,28 +80,58 @@ class Space:
 
 
 def _is_text(value: str) -> bool:
-    """False for half a surrogate pair, which can be neither printed nor written."""
+    """False where it contains half a surrogate pair, which can be neither printed nor written."""
     return value.isascii() or not any("\ud800" <= c <= "\udfff" for c in value)
+
+
+def space_mismatch(what: str, expected: Space, where: str, found: Space) -> SpaceMismatchError:
+    """The error for vectors of one space where another is expected."""
+    if expected.name == found.name:
+        hint = "Hint: check that it is the right file, in the right place."
+    elif what.startswith("The map"):
+        hint = f"Hint: fit a map from {found.name!r}."
+    else:
+        hint = f"Hint: translate them first with a map from {found.name!r} to {expected.name!r}."
+    return SpaceMismatchError(
+        f"{what} expects {expected.dim}-dimensional vectors of {expected.name!r}, but {where} holds "
+        f"{found.dim}-dimensional vectors of {found.name!r}. {hint}"
+    )
+
+
+def decoder_mismatch(what: str, expected: Space, where: str, found: Space) -> SpaceMismatchError:
+    """The error for vectors of another space than that of a decoder."""
+    return SpaceMismatchError(
+        f"{what} takes {expected.dim}-dimensional vectors of {expected.name!r}, but {where} holds {found.dim}-dimensional "
+        f"vectors of {found.name!r}. Hint: decode through a map from {found.name!r} to {expected.name!r} (--via, via=)."
+    )
+
+
+def mixed_spaces(where: str, one: str, space: Space, other: str, found: Space) -> SpaceMismatchError:
+    """The error for collections of different spaces that are read as one."""
+    return SpaceMismatchError(
+        f"{where} mixes spaces: {one} holds {space.dim}-dimensional vectors of {space.name!r} ({space.metric}), "
+        f"{other} {found.dim}-dimensional vectors of {found.name!r} ({found.metric}). Hint: open them one by one."
+    )
 
 
 @dataclass(frozen=True)
 class DeclaredSpace:
-    """What a caller says of a file without metadata: a name, perhaps a metric; width and norms are read from the data."""
+    """A caller's declaration for a file without metadata: a name and optionally a metric. Width and norms are detected."""
 
     name: str
     metric: Metric | None = None
 
     @classmethod
     def parse(cls, text: str) -> DeclaredSpace:
-        """Read ``NAME`` or ``NAME:METRIC`` (``mpnet``, ``mpnet:dot``); a colon before anything else belongs to the name."""
+        """Read ``NAME`` or ``NAME:METRIC`` (``mpnet``, ``mpnet:dot``); any other colon belongs to the name."""
         name, _, metric = text.rpartition(":")
         return cls(name, Metric(metric)) if name and metric in set(Metric) else cls(text)
 
 
 def resolve_space(where: str, declared: Space | DeclaredSpace | str | None, found: Space, *, is_known: bool) -> Space | None:
-    """Hold a declared space against what a file says (`is_known`) or what its data show.
+    """Check a declared space against that of a file (`is_known`) or of its data.
 
-    Returns None where nobody says which space it is. `found` gives width, metric and norms as read or detected.
+    Returns None where the space is unknown. `found` has width, metric and norms as read or detected.
 
     Raises
     ------
@@ -127,17 +157,17 @@ def resolve_space(where: str, declared: Space | DeclaredSpace | str | None, foun
 
 @dataclass(frozen=True)
 class Provenance:
-    """What a collection of native and translated rows says of itself.
+    """The calibration of a collection of native and translated rows.
 
     Attributes
     ----------
     offset : float
-        Added to the score of a translated row for a query of unit length (L2: for any query), so that translated rows come up
-        as often as if they were native; 0 where it was not calibrated.
+        Added to the score of a translated row for a query of unit length (L2: for any query), so that translated rows are found
+        as often as native ones; 0 where it was not calibrated.
     k : int
-        Neighbors a query that it was calibrated for.
+        Number of neighbors that it was calibrated for.
     column : str
-        Tells the provenance of each row: ``native`` or ``translated``.
+        Column with the provenance of each row: ``native`` or ``translated``.
     """
 
     offset: float
@@ -155,7 +185,7 @@ class Provenance:
         """The inverse of `dataclasses.asdict`; values of another kind are a TypeError."""
         offset, k, column = values["offset"], values["k"], values["column"]
         if type(offset) not in (int, float) or type(k) is not int or type(column) is not str:
-            raise TypeError("offset must be a number, k an integer, column a name")
+            raise TypeError("offset must be a number, k an integer, column a string")
         return cls(float(offset), k, column)
 
 
@@ -169,7 +199,7 @@ class Hits:
         int64, or object where ids are strings. Where fewer than k were found the rest is -1 (None for strings).
     scores : ndarray of shape (n_queries, k), float32
         Higher is closer: cosine, inner product, or the negated squared distance under L2. ``-inf`` marks an empty place, whatever
-        its id; no row has that score.
+        its id; no row has this score.
     """
 
     ids: np.ndarray
@@ -183,6 +213,6 @@ class Hits:
         return len(self.ids)
 
     def row(self, i: int) -> tuple[list[Any], list[float]]:
-        """Ids and scores of query `i`, without the places that stayed empty."""
+        """Ids and scores of query `i`, without empty places."""
         found = self.scores[i] > -np.inf
         return self.ids[i][found].tolist(), [float(s) for s in self.scores[i][found]]

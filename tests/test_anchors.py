@@ -4,7 +4,6 @@ import pyarrow.parquet as pq
 import pytest
 
 from embridge.anchors import Anchors, match, sample_rows
-from embridge.anchors import match as anchors_module
 from embridge.anchors.moments import Moments
 from embridge.errors import BadIdsError, BadVectorsError, NoSharedIdsError, ParameterError, SpaceMismatchError, TooFewAnchorsError
 from embridge.records import AnchorRecord
@@ -43,7 +42,7 @@ def some(planted):
 def mapped(request, monkeypatch):
     """Whether arrays of anchors lie in a temporary file, as those over 1 GiB do."""
     if request.param:
-        monkeypatch.setattr(anchors_module, "_IN_MEMORY", 100)
+        monkeypatch.setattr("embridge.anchors.matching._IN_MEMORY", 100)
     return request.param
 
 

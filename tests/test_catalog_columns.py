@@ -62,7 +62,7 @@ def full_records():
     merge = Merge("m.parquet", 9, 4, 5, 1, 0.25, "pairs", 10, 20, 3, 0.1, 0.2, 0.3, 0.4, 0.5, 1.5, "c1", "c2", "c3")
     return [
         (Run.of("fit", outputs=fitted.outputs, result=fitted.details), {"sources"}),
-        (Run.of("evaluate", result=evaluation), {"confidence", "per_query", "qrels", "own_rows", "weight"}),
+        (Run.of("evaluate", result=evaluation), {"confidence", "per_query", "qrels", "own_rows", "weight", "reverse_map"}),
         (
             Run.of("plan", result=plan),
             {"weight", "source", "target", "norms", "labels", "unlabelled", "lazy_depths", "qrels", "own_rows"},

@@ -100,7 +100,7 @@ def test_a_catalog_of_the_second_version_keeps_its_evaluations_and_takes_full_on
         {"overlap": 0.7, "others": 0},
     ]
     assert now.sql("SELECT translator, method, alpha, s, score, deficit_error FROM candidate") == [
-        {"translator": "f1", "method": "ridge", "alpha": 0.1, "s": None, "score": 0.5, "deficit_error": None}
+        {"translator": "f1", "method": "ridge", "alpha": 0.1, "shrinkage_target_weight": None, "score": 0.5, "deficit_error": None}
     ]
 
 
@@ -199,7 +199,7 @@ def test_a_database_of_somebody_else_is_refused(path):
     before = contents(path)
     for action in (catalog(path).check, catalog(path).migrate, lambda: catalog(path).record(fit_run())):
         with pytest.raises(
-            CatalogError, match=r"embridge\.duckdb' is a DuckDB database, but no embridge catalog: it holds customer\."
+            CatalogError, match=r"embridge\.duckdb' is a DuckDB database, but not an embridge catalog: it holds customer\."
         ):
             action()
     assert contents(path) == before

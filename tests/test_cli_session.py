@@ -49,7 +49,7 @@ def _nest(value):
     ("fail", "message"),
     [
         (lambda: _nest(0), "Error: The input is nested too deeply.\n"),
-        (lambda: bytearray(1 << 62), "Error: The memory is full. Hint: free some, or take fewer rows at a time.\n"),
+        (lambda: bytearray(1 << 62), "Error: Out of memory. Hint: free some, or use fewer rows at a time.\n"),
         (lambda: "\udcff".encode(), "Error: UnicodeEncodeError: 'utf-8' codec can't encode"),
         (lambda: os.remove("no/such/file"), "Error: No such file or directory: 'no/such/file'\n"),
         (lambda: os.rename("a\udcff", "b"), "Error: No such file or directory: 'a\\udcff'\n"),

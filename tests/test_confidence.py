@@ -1,4 +1,4 @@
-"""Confidence: what it foretells, that its bound holds, that its file is the map's, and the columns of a conversion."""
+"""Confidence: what it predicts_errors, that its bound holds, that its file is the map's, and the columns of a conversion."""
 
 import contextlib
 import dataclasses
@@ -495,11 +495,11 @@ def with_column(name, values):
 @pytest.mark.parametrize(
     ("change", "with_map", "message"),
     [
-        (with_column("predicted_error", np.full(300, 0.5)), True, "foretold errors in row 0 are not those"),
-        (with_column("error_bound", np.full(300, 0.5)), True, "foretold errors in row 0 are not those"),
-        (with_column("error_bound", [0.1] * 299 + [-1]), False, "row 299 are no errors"),
-        (with_column("predicted_error", [0.1] * 7 + [np.nan] * 293), False, "row 7 are no errors"),
-        (with_column("predicted_error", [None] * 300), False, "row 0 are no errors"),
+        (with_column("predicted_error", np.full(300, 0.5)), True, "predicted errors in row 0 are not those"),
+        (with_column("error_bound", np.full(300, 0.5)), True, "predicted errors in row 0 are not those"),
+        (with_column("error_bound", [0.1] * 299 + [-1]), False, "row 299 are not finite"),
+        (with_column("predicted_error", [0.1] * 7 + [np.nan] * 293), False, "row 7 are not finite"),
+        (with_column("predicted_error", [None] * 300), False, "row 0 are not finite"),
         (lambda table: table.drop_columns(["error_bound"]), False, "lacks the column 'error_bound'"),
     ],
 )
@@ -516,7 +516,7 @@ def test_verify_knows_whose_errors_they_are(job):
     folder, _, _ = job
     source, out = eb.open(folder / "old.parquet"), folder / "new.parquet"
     eb.convert(source, calibrated(), out, confidence=0.9)
-    with pytest.raises(VerificationError, match="its errors were foretold by"):
+    with pytest.raises(VerificationError, match="its errors were predicted by"):
         eb.verify(out, source=source, translation=calibrated(seed=3))
     plain = dataclasses.replace(calibrated(), confidence=None)
     assert eb.verify(out, source=source, translation=plain).compared == 300  # vectors alone
@@ -525,7 +525,7 @@ def test_verify_knows_whose_errors_they_are(job):
 def test_a_conversion_that_foretold_something_else_is_found_at_once(job, monkeypatch):
     folder, _, _ = job
     monkeypatch.setattr(Engine, "run", lambda self, *a, run=Engine.run: (run(self, *a), a[2].__imul__(1.5))[0])
-    with pytest.raises(VerificationError, match="foretold errors"):
+    with pytest.raises(VerificationError, match="predicted errors"):
         eb.convert(eb.open(folder / "old.parquet"), calibrated(), folder / "new.parquet", confidence=0.9)
     assert not (folder / "new.parquet").exists()
 
@@ -562,7 +562,7 @@ def test_a_map_without_confidence_is_told_on_the_command_line(job):
     dataclasses.replace(calibrated(), confidence=None).save(folder / "bare.safetensors")
     code, _, err = run("convert", folder / "old.parquet", folder / "bare.safetensors", folder / "new.parquet", "--confidence")
     assert code == 1
-    assert "Error: The map has no confidence, so it cannot foretell errors. Hint: fit it with more held-out rows" in err
+    assert "Error: The map has no confidence, so it cannot predict errors. Hint: fit it with more held-out rows" in err
     assert not (folder / "new.parquet").exists()
 
 

@@ -239,7 +239,7 @@ def test_a_run_that_was_killed_before_its_plan_was_written_is_no_hindrance(texts
         ({"key": [1], "text": ["x"]}, {}, CollectionError, r"has no column 'id'\. Columns: key, text\. Hint: .*--id-column"),
         ({"id": pa.array([], pa.int64()), "text": pa.array([], pa.string())}, {}, CollectionError, "holds no rows"),
         ({"id": [1], "text": ["x"], "vector": [0.5]}, {}, CollectionError, "already has a column 'vector'"),
-        ({"id": [1, 2], "text": ["x", "y"]}, {"only": np.array([2, 5, 9])}, BadIdsError, "names ids that are not there: 5, 9"),
+        ({"id": [1, 2], "text": ["x", "y"]}, {"only": np.array([2, 5, 9])}, BadIdsError, "names unknown ids: 5, 9"),
         ({"id": [1, 2], "text": ["x", "y"]}, {"only": np.array(["1"], object)}, BadIdsError, "not there: '1'"),
         ({"id": [1], "text": ["x"]}, {"only": np.array([], np.int64)}, ParameterError, "only must be at least one id"),
         ({"id": [1], "text": ["x"]}, {"batch_size": 0}, ParameterError, r"must be at least 1\. Got \(4096, 0\)"),

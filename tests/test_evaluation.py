@@ -194,7 +194,7 @@ def test_recall_and_reciprocal_rank_by_hand():
     [
         ({}, "of 0 queries name no relevant document"),
         ({"q1": [], "q2": {5: 0}}, "of 2 queries name no relevant document"),
-        ({"q1": [-1]}, "None of the 1 documents .* is among the 120 rows of the corpus. Ids are such as -1 in the judgements"),
+        ({"q1": [-1]}, "None of the 1 documents .* is among the 120 rows of the corpus. Ids are such as -1 in the judgments"),
         ({"q1": ["5"], "q2": ["6"]}, "None of the 2 documents .* strings or integers"),
         ({1: [5]}, "None of the 30 queries is among the 1 .* strings or as integers"),
     ],

@@ -193,7 +193,7 @@ def test_of_many_labels_the_worst_are_told(data):
     rows, _, _, good, _ = data
     lines = str(eb.evaluate(good, rows, k=5, labels={int(i): int(i) % 18 for i in rows.ids})).splitlines()
     at = next(n for n, line in enumerate(lines) if "by label" in line)
-    assert lines[at + 18] == "and 2 labels more"
+    assert lines[at + 18] == "and 2 more labels"
     worst = [float(line.split()[3]) for line in lines[at + 2 : at + 18] if int(line.split()[1]) >= 20]
     assert worst == sorted(worst)
 

@@ -99,7 +99,7 @@ def test_labels_without_an_id_are_reported(tmp_path, index_of):
     write_index_file(
         path, IndexFile(index_of("IDMap2,Flat", VECTORS.astype(np.float32), labels), Space("m", DIM), pa.array(range(ROWS)))
     )
-    with pytest.raises(BadIdsError, match="names ids that are not there: 77, -5"):
+    with pytest.raises(BadIdsError, match="names unknown ids: 77, -5"):
         FaissCollection(path).read()
 
 

@@ -146,7 +146,7 @@ def test_inverse_does_not_stretch_the_rounding_of_a_map_without_full_rank():
 def test_inner_products_are_kept_by_pulling_queries_back():
     map_ = make_map(metric=Metric.DOT)
     x, q = vectors(20, P), vectors(7, Q, seed=2)
-    pulled = map_.pull_back(q)
+    pulled = map_.project_queries(q)
     assert pulled.dtype == np.float32
     np.testing.assert_allclose(q @ map_.apply(x).T, pulled @ x.T + (q @ map_.intercept)[:, None], rtol=0, atol=1e-4)
 
@@ -155,14 +155,14 @@ def test_under_cosine_a_rotation_pulls_back_exactly():
     map_ = make_map(coef=orthonormal(Q, P), intercept=np.zeros(Q), normalized=True)
     x, q = vectors(20, P), vectors(7, Q, seed=2)
     x /= np.linalg.norm(x, axis=1, keepdims=True)
-    np.testing.assert_allclose(map_.pull_back(q) @ x.T, q @ map_.apply(x).T, rtol=0, atol=1e-5)
+    np.testing.assert_allclose(map_.project_queries(q) @ x.T, q @ map_.apply(x).T, rtol=0, atol=1e-5)
 
 
 def test_under_l2_an_isometry_pulls_back_exactly():
     map_ = make_map(coef=2.5 * orthonormal(Q, P), metric=Metric.L2)
     x, q = vectors(20, P), vectors(7, Q, seed=2)
     translated = np.square(q[:, None] - map_.apply(x)).sum(-1)
-    pulled = np.square(map_.pull_back(q)[:, None] - x).sum(-1)
+    pulled = np.square(map_.project_queries(q)[:, None] - x).sum(-1)
     # |q - (sQx + b)|^2 = s^2 |Q^T (q-b) / s - x|^2 + what of q - b no x can reach, one number a query
     rest = translated - 2.5**2 * pulled
     np.testing.assert_allclose(rest, rest[:, :1].repeat(20, axis=1), rtol=0, atol=1e-4)
@@ -171,12 +171,12 @@ def test_under_l2_an_isometry_pulls_back_exactly():
 
 def test_under_l2_nothing_else_pulls_back():
     with pytest.raises(MapError, match="isometry only"):
-        make_map(metric=Metric.L2).pull_back(vectors(2, Q))
+        make_map(metric=Metric.L2).project_queries(vectors(2, Q))
 
 
 def test_pull_back_refuses_another_width():
     with pytest.raises(SpaceMismatchError, match=r"queries of 'new' expects 9-dimensional vectors\. Got 6"):
-        make_map().pull_back(vectors(2, P))
+        make_map().project_queries(vectors(2, P))
 
 
 @pytest.mark.parametrize(

@@ -463,7 +463,7 @@ def test_on_the_command_line(tmp_path, monkeypatch, table_of, write):
     assert told["share_before"] < told["share_after"]
     assert invoke(*words, "--space", "new").exit_code == 1  # it is there
     shown = invoke(*words, "--space", "new", "--overwrite")
-    assert f"mixed.parquet: 600 native rows, 600 of them in place of translated ones, and {N - NATIVE:,} translated" in shown.stdout
+    assert f"mixed.parquet: 600 native rows, 600 of them replacing translated ones, and {N - NATIVE:,} translated" in shown.stdout
     assert f"{told['share_after']:.3f}" in shown.stdout
     for name, options in (("calibrated", ()), ("plain", ("--uncalibrated",))):
         assert invoke("index", "mixed.parquet", f"{name}.faiss", "--factory", "Flat", *options).exit_code == 0

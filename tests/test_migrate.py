@@ -385,7 +385,7 @@ def test_new_vectors_go_through_a_map_that_is_right_for_them(build, tmp_path, me
 def test_new_vectors_are_refused_where_the_map_is_right_for_queries_alone(build, tmp_path, kind, metric, dim):
     eb.migrate(build("Flat", metric), a_map(kind, metric, dim), tmp_path / "new.faiss", mode="wrap")
     index = eb.open_index(tmp_path / "new.faiss")
-    with pytest.raises(FaissIndexError, match="takes no new vectors: the map in front of it is right for queries, not for vectors"):
+    with pytest.raises(FaissIndexError, match="takes no new vectors: the map in front of it is valid for queries only"):
         index.add(eb.MemoryCollection([1, 2], queries(dim, 2), index.space))
     assert len(index) == N
 
@@ -404,7 +404,7 @@ def test_maps_in_front_of_maps(build, tmp_path):
     old = build("Flat", Metric.L2, name="l2.faiss")
     eb.migrate(old, a_map("isometry", Metric.L2), tmp_path / "one.faiss", mode="wrap", overwrite=True)
     again = eb.LinearMap(TURN, np.zeros(Q), space(Metric.L2, "new", Q), space(Metric.L2, "third", Q))
-    with pytest.raises(MigrationRefusedError, match=r"a map stands in front of it already; join the maps \(LinearMap.then\)"):
+    with pytest.raises(MigrationRefusedError, match=r"it already has a map in front; combine the maps \(LinearMap.then\)"):
         eb.migrate(tmp_path / "one.faiss", again, tmp_path / "three.faiss", mode="wrap")
 
 

@@ -1,4 +1,4 @@
-"""Which index types move how, proven type by type against brute force; the table of docs/reference/migration.md is made of what is found here.
+"""Which index types migrate how, proven type by type against brute force, as docs/reference/migration.md says.
 
 ``python -m tests.test_migrate_types`` writes the table anew.
 """

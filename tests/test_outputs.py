@@ -159,7 +159,7 @@ def test_a_file_that_fails_leaves_the_others_to_be_gone_on_with(shards, out):
     assert "new.journal" in listing(out.parent)
     with pytest.raises(CollectionError, match="holds no Parquet files"):  # no reader of the folder takes it for data
         eb.open(f"{out.parent}/*.parquet")
-    with pytest.raises(InterruptedOutputError, match=r"new\.partial' is there already. Hint: --resume .* --overwrite"):
+    with pytest.raises(InterruptedOutputError, match=r"new\.partial' exists already. Hint: --resume .* --overwrite"):
         eb.convert(eb.open(shards.path), map_between(), out)
     stamps = {p: p.stat().st_mtime_ns for p in (out.parent / "new.partial").rglob("*.parquet")}
     assert stamps  # two are converted at a time, so one was finished when the third began

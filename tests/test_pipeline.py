@@ -477,7 +477,7 @@ def test_the_thread_ends_with_its_reader():
 class Slow:
     """An engine whose products take as long as their rows say; vectors are copied."""
 
-    foretells = False
+    predicts_errors = False
 
     def __init__(self, fails=()):
         self.ran, self._fails = [], fails

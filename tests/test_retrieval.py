@@ -370,7 +370,7 @@ def test_the_wrong_spaces_are_named(sides):
 
 def test_every_query_needs_its_old_counterpart(sides):
     fewer = eb.MemoryCollection(sides["names"][:38], ASK[:38], Space("old", P))
-    with pytest.raises(BadIdsError, match="names ids that are not there: 'q38', 'q39'"):
+    with pytest.raises(BadIdsError, match="names unknown ids: 'q38', 'q39'"):
         eb.search(sides["index"], sides["new"], via=sides["map"], old_queries=fewer)
 
 

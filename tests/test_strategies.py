@@ -106,7 +106,7 @@ def test_a_kernel_map_has_no_adjoint_and_may_have_a_reverse_map(pair):
     train = rows.sample(300)
     kernel, reverse = eb.fit(train, "kernel"), eb.fit(train.reversed(), "ridge", alpha=0.1)
     with pytest.raises(MapError):
-        kernel.pull_back(queries.y)
+        kernel.project_queries(queries.y)
     names = [s.name for s in eb.evaluate(kernel, rows, queries=queries, reverse_map=reverse, k=K).strategies]
     assert names == ["keep-old", "translate-documents", "project-queries", "re-encode"]
 
@@ -163,7 +163,7 @@ def test_given_queries_that_are_rows_do_not_find_themselves(pair):
     given = eb.evaluate(translation, rows, queries=corpus, k=K)
     assert (alone.own_rows, given.own_rows) == (0, 600)
     assert [s.overlap for s in given.strategies] == pytest.approx([s.overlap for s in alone.strategies])
-    assert "600 of the queries are rows of the corpus (same id, same vector); they do not find themselves" in str(given)
+    assert "600 of the queries are rows of the corpus (same id, same vector) and do not find themselves" in str(given)
     planned = eb.plan(rows, queries=corpus, anchors=300, k=K)
     assert planned.own_rows == 600
     assert planned.to_dict()["notes"] == planned.notes

@@ -326,7 +326,7 @@ def test_content_is_compared_where_size_and_times_are_the_same(tmp_path, table_o
     data[1000] ^= 1
     path.write_bytes(data)
     monkeypatch.setattr("embridge.stores.parquet.file.file_identity", lambda *_: collection._first._identity)
-    with pytest.raises(ChangedSourceError, match="its content is another"):
+    with pytest.raises(ChangedSourceError, match="its content differs"):
         collection.check_unchanged()
 
 

@@ -1,4 +1,4 @@
-"""Moments of disjoint parts of the anchors: what choosing, updating and learning curves need, without the anchors."""
+"""Moments of disjoint parts of the anchors: enough to choose and update maps and to draw learning curves, without the anchors."""
 
 from __future__ import annotations
 
@@ -25,8 +25,8 @@ def _none() -> np.ndarray:
 class FoldMoments:
     """Moments of disjoint parts of the anchors, each with a sample of its rows to measure neighbors on.
 
-    `Anchors.folds` makes them. ``a + b`` adds the anchors of b, ``a - b`` takes them out again: a part is told by the hash of
-    an id and a sample are the rows of smallest hash, so adding gives what all anchors at once would have given.
+    `Anchors.folds` makes them. ``a + b`` adds the anchors of b, ``a - b`` removes them again: a part is chosen by the hash of
+    an id and a sample holds the rows of smallest hash, so adding gives the same result as all anchors at once.
 
     Attributes
     ----------
@@ -34,7 +34,7 @@ class FoldMoments:
     samples : tuple of (x, y)
         For each part some of its rows, shapes (n, dim_source) and (n, dim_target), by ascending hash.
     sample_hashes : tuple of ndarray of uint64
-        For each part the hashes that its sample was drawn by.
+        For each part the hashes by which its sample was drawn.
     anchor_hashes : ndarray of uint64
         Sorted hashes of all ids (`Anchors.hashes`).
     """
@@ -46,7 +46,7 @@ class FoldMoments:
 
     @property
     def full(self) -> bool:
-        """True where the moments are full, so that the way back can be fitted too."""
+        """True where the moments are full, so that the reverse map can be fitted too."""
         return all(part.full for part in self.parts)
 
     def reversed(self) -> FoldMoments:
@@ -59,7 +59,7 @@ class FoldMoments:
         return self.without(-1)
 
     def without(self, fold: int) -> Moments:
-        """Moments of all parts but one: what a map is fitted on that is judged by that one."""
+        """Moments of all parts but one: a map is fitted on these and scored on that one."""
         kept = [part for i, part in enumerate(self.parts) if i != fold]
         total = kept[0]
         for part in kept[1:]:
@@ -72,7 +72,7 @@ class FoldMoments:
         Raises
         ------
         ParameterError
-            Other folds, or an anchor is in both.
+            The folds differ, or an anchor is in both.
         """
         self._check_same(other)
         shared = len(np.intersect1d(self.anchor_hashes, other.anchor_hashes))
@@ -92,18 +92,18 @@ class FoldMoments:
     def __sub__(self, other: FoldMoments) -> FoldMoments:
         """FoldMoments without the anchors of `other`, which must be among these.
 
-        Moments are those of the anchors that are left. A sample loses the rows that go, and rows that were never in it cannot
+        The moments are those of the remaining anchors. A sample loses the removed rows, and rows that were never in it cannot
         take their place: it is a smaller random sample.
 
         Raises
         ------
         ParameterError
-            Other folds, or an anchor is not among these.
+            The folds differ, or an anchor is not among these.
         """
         self._check_same(other)
         unknown = len(np.setdiff1d(other.anchor_hashes, self.anchor_hashes))
         if unknown:
-            raise ParameterError(f"{unknown:,} of {len(other.anchor_hashes):,} anchors to take out are not there.")
+            raise ParameterError(f"{unknown:,} of {len(other.anchor_hashes):,} anchors to remove are not in these moments.")
         samples, hashes = [], []
         for (x, y), h, gone in zip(self.samples, self.sample_hashes, other.sample_hashes, strict=True):
             kept = ~np.isin(h, gone)
@@ -144,9 +144,9 @@ class FoldMoments:
         Raises
         ------
         MissingFileError
-            Nothing is there.
+            The file does not exist.
         UnreadableFileError
-            Truncated, altered, not such a file, or folds that no anchors have.
+            Truncated, altered, of another format, or folds that cannot come from anchors.
         """
         with reading_tensors(path, (_FORMAT,), "moments by folds", must_have_checksum=True) as (metadata, tensors):
             source, target = (Space.from_dict(json.loads(metadata[side])) for side in ("source", "target"))

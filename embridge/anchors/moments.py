@@ -14,9 +14,9 @@ import torch
 
 from embridge.arrays import as_vectors
 from embridge.device import resolve_device
-from embridge.errors import BadVectorsError, ParameterError, SpaceMismatchError
+from embridge.errors import BadVectorsError, ParameterError
 from embridge.tensors import reading_tensors, write_tensors
-from embridge.types import Space
+from embridge.types import Space, space_mismatch
 
 _CHUNK = 8192
 _CPU_CHUNK = 1024  # in float64 it stays in the cache from the shift to the product
@@ -27,7 +27,7 @@ ARRAYS = ("mean_x", "mean_y", "sxx", "sxy", "syy")
 
 @dataclass(frozen=True, eq=False)
 class Moments:
-    """Count, means and centred second moments of paired rows.
+    """Count, means and centered second moments of paired rows.
 
     Attributes
     ----------
@@ -39,7 +39,7 @@ class Moments:
         ``sum (x - mean_x)(x - mean_x)^T``, not divided by n; likewise
     sxy : ndarray of shape (dim_source, dim_target)
     syy : ndarray of shape (dim_target, dim_target), or (dim_target,)
-        In one dimension its diagonal alone (see `from_rows`).
+        One-dimensional where only the diagonal is kept (see `from_rows`).
     source, target : Space
 
     All arrays are float64.
@@ -75,7 +75,7 @@ class Moments:
         source, target : Space
         device : str, default "cpu"
         full : bool, default True
-            False leaves out what fitting from source to target does not need: of `syy` only the diagonal is taken, which more
+            False leaves out what fitting from source to target does not need: only the diagonal of `syy` is kept, which more
             than halves the work where the target is the wider side. Such moments cannot be reversed.
         """
         x = as_vectors(x, source.dim, "x")
@@ -136,7 +136,7 @@ class Moments:
 
     @property
     def full(self) -> bool:
-        """True where `syy` is whole and not its diagonal alone."""
+        """True where `syy` is whole, False where only its diagonal is kept."""
         return self.syy.ndim == 2
 
     @property
@@ -164,7 +164,7 @@ class Moments:
         )
 
     def __sub__(self, other: Moments) -> Moments:
-        """Moments of the rows that are left when those of `other`, all of them among these, are taken out.
+        """Moments of the rows that remain when those of `other`, all of them among these, are removed.
 
         Raises
         ------
@@ -174,7 +174,7 @@ class Moments:
         self._check_same(other)
         n = self.n - other.n
         if n < 0:
-            raise ParameterError(f"{other.n:,} rows cannot be taken out of {self.n:,}.")
+            raise ParameterError(f"{other.n:,} rows cannot be removed from {self.n:,}.")
         if n == 0:
             zeros = (np.zeros_like(getattr(self, name)) for name in ARRAYS)
             return Moments(0, *zeros, self.source, self.target)
@@ -196,7 +196,7 @@ class Moments:
     def _check_same(self, other: Moments) -> None:
         for mine, theirs in ((self.source, other.source), (self.target, other.target)):
             if not mine.same_as(theirs):
-                raise SpaceMismatchError.between("Merging moments", mine, "the other side", theirs)
+                raise space_mismatch("Merging moments", mine, "the other side", theirs)
         if self.syy.ndim != other.syy.ndim:
             (other if self.full else self)._check_full()
 
@@ -236,33 +236,33 @@ class Moments:
         Raises
         ------
         MissingFileError
-            Nothing is there.
+            The file does not exist.
         UnreadableFileError
-            Truncated, altered, not moments of embridge, or moments that no rows have.
+            Truncated, altered, not moments of embridge, or moments that cannot come from rows.
         """
         with reading_tensors(path, (_FORMAT,), "moments", must_have_checksum=True) as (metadata, tensors):
             source, target = (Space.from_dict(json.loads(metadata[side])) for side in ("source", "target"))
             found = cls.of_arrays(json.loads(metadata["n"]), {name: tensors[name] for name in ARRAYS}, source, target)
             if not found.n:
-                raise ValueError("they are of no rows")
+                raise ValueError("they hold no rows")
             return found
 
     @classmethod
     def of_arrays(cls, n: Any, arrays: dict[str, np.ndarray], source: Space, target: Space) -> Moments:
-        """Moments out of a file.
+        """Moments from a file.
 
         Raises
         ------
         ValueError
-            n is no count, shapes are not those of the spaces, values are not finite, or the second moments are not symmetric and
+            n is not a count, shapes are not those of the spaces, values are not finite, or the second moments are not symmetric and
             positive semi-definite within rounding.
         """
         if type(n) is not int or n < 0:
-            raise ValueError(f"{n!r} is no number of rows")
+            raise ValueError(f"{n!r} is not a number of rows")
         p, q = source.dim, target.dim
         shapes = [arrays[name].shape for name in ARRAYS]
         if shapes[:4] != [(p,), (q,), (p, p), (p, q)] or shapes[4] not in ((q,), (q, q)):
-            raise ValueError(f"arrays are of other shapes than {p} and {q} dimensions have")
+            raise ValueError(f"arrays do not have the shapes of {p} and {q} dimensions")
         if any(array.dtype != np.float64 or not np.isfinite(array).all() for array in arrays.values()):
             raise ValueError("arrays must hold finite float64 values")
         _check_moments(arrays["sxx"], arrays["sxy"], arrays["syy"])
@@ -270,7 +270,7 @@ class Moments:
 
 
 def _check_moments(sxx: np.ndarray, sxy: np.ndarray, syy: np.ndarray) -> None:
-    """A ValueError where no rows have these second moments, beyond what rounding and taking rows out again can do."""
+    """Raise ValueError where no rows can have these second moments, beyond errors of rounding and of removing rows."""
     full = syy.ndim == 2
     whole = np.block([[sxx, sxy], [sxy.T, syy]]) if full else sxx
     room = _ROUNDING * np.abs(np.diag(whole)).max(initial=0) + np.finfo(np.float64).tiny
@@ -280,7 +280,7 @@ def _check_moments(sxx: np.ndarray, sxy: np.ndarray, syy: np.ndarray) -> None:
         np.linalg.cholesky(whole + room * np.eye(len(whole)))
     except np.linalg.LinAlgError:
         raise ValueError("second moments are not positive semi-definite") from None
-    if not full:  # of Syy there is the diagonal alone: what is left to hold is the Cauchy-Schwarz inequality
+    if not full:  # only the diagonal of Syy is there: the Cauchy-Schwarz inequality remains to check
         room = _ROUNDING * max(np.diag(sxx).max(), syy.max()) + np.finfo(np.float64).tiny
         if syy.min() < -room or (sxy**2 > np.outer(np.diag(sxx) + room, syy + room) * (1 + _ROUNDING)).any():
             raise ValueError("second moments are not positive semi-definite")

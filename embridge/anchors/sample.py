@@ -1,4 +1,4 @@
-"""Which rows to encode by the new model."""
+"""Choose which rows to encode with the new model."""
 
 from __future__ import annotations
 
@@ -28,10 +28,10 @@ def sample_rows(
     ----------
     collection : Collection
     n : int
-        How many; at most the rows there are.
+        Number of rows, at most the number of rows in the collection.
     strategy : {"uniform", "kmeans"}
         ``uniform`` draws without replacement. ``kmeans`` clusters a uniform sample of 20 n rows (32,768 at least) into n
-        clusters and takes the row nearest to each centre, so that sparse regions are covered too.
+        clusters and takes the row nearest to each center, so that sparse regions are covered too.
     seed : int, default 0
 
     Returns
@@ -54,11 +54,11 @@ def sample_rows(
     if strategy == "uniform" or n == len(collection):
         return np.sort(rng.choice(len(collection), n, replace=False))
     pool = np.sort(rng.choice(len(collection), min(len(collection), max(20 * n, 1 << 15)), replace=False))
-    return pool[_nearest_to_centres(collection.take(pool), n, collection.space.metric, seed)]
+    return pool[_nearest_to_centers(collection.take(pool), n, collection.space.metric, seed)]
 
 
-def _nearest_to_centres(vectors: np.ndarray, n: int, metric: Metric, seed: int) -> np.ndarray:
-    """Positions of n distinct rows, one near each of n centres of k-means (spherical where length does not count)."""
+def _nearest_to_centers(vectors: np.ndarray, n: int, metric: Metric, seed: int) -> np.ndarray:
+    """Positions of n distinct rows, one near each of n centers of k-means (spherical where length does not count)."""
     try:
         import faiss
     except ImportError as e:
@@ -68,13 +68,13 @@ def _nearest_to_centres(vectors: np.ndarray, n: int, metric: Metric, seed: int) 
         rows.shape[1], int(n), niter=10, seed=int(seed) % 2**31, spherical=metric != Metric.L2, min_points_per_centroid=1
     )
     kmeans.train(rows)
-    distances, centres = kmeans.assign(rows)
+    distances, centers = kmeans.assign(rows)
     if metric != Metric.L2:
         distances = -distances  # they are cosines then, of which the largest is nearest
-    nearest = np.lexsort((distances, centres))
-    _, first = np.unique(centres[nearest], return_index=True)
+    nearest = np.lexsort((distances, centers))
+    _, first = np.unique(centers[nearest], return_index=True)
     chosen = nearest[first]
-    # A centre that no row is nearest to leaves a place, filled with the rows that are farthest from any centre.
+    # A center without a nearest row leaves a place, filled with the rows that are farthest from any center.
     left = np.setdiff1d(np.arange(len(rows)), chosen, assume_unique=True)
     left = left[np.argsort(-distances[left], kind="stable")]
     return np.sort(np.concatenate([chosen, left[: n - len(chosen)]]))

@@ -1,4 +1,4 @@
-"""Facts, quality and lineage in one DuckDB file, open to SQL."""
+"""Facts, quality and lineage in one DuckDB file that can be queried with SQL."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The catalog: records in, SQL out. Connections are short, so that processes can take turns on the file."""
+"""The catalog: stores records and runs SQL. Connections are short, so that several processes can use the file."""
 
 from __future__ import annotations
 
@@ -54,12 +54,12 @@ _BY_FINGERPRINT = (
 
 
 class Catalog:
-    """A DuckDB file of runs, with what they read, wrote and found.
+    """A DuckDB file of runs: their inputs, outputs and results.
 
     Parameters
     ----------
     path : str or path-like, optional
-        Default: the environment's EMBRIDGE_CATALOG, else ``embridge.duckdb`` in the working directory.
+        Default: the environment variable EMBRIDGE_CATALOG, else ``embridge.duckdb`` in the working directory.
     patience : float, default 5.0
         Seconds to wait while another process holds the file.
 
@@ -82,18 +82,18 @@ class Catalog:
             raise CatalogError(f"The path of a catalog must be valid UTF-8 text. Got {self.path!r} instead.")
 
     def check(self) -> None:
-        """Make sure that this catalog can be written, changing nothing: a file that is not there yet is made by `record`.
+        """Check that this catalog can be written, without changing it. A missing file is created by `record`.
 
         Raises
         ------
         CatalogError
-            Held by another process, newer or older than the code, no catalog, or not to be written.
+            Held by another process, newer or older than the code, not a catalog, or not writable.
         MissingFileError
             Its folder does not exist.
         """
         if not file.is_absent(self.path):
             with self._connect(read_only=True) as connection:
-                if migrations.applied(self.path, connection):  # else it is an empty database, which `record` makes a catalog of
+                if migrations.applied(self.path, connection):  # else it is an empty database, which `record` turns into a catalog
                     self._check_current(connection)
         folder = os.path.dirname(os.path.realpath(self.path))
         for place in (folder, self.path):
@@ -101,12 +101,12 @@ class Catalog:
                 raise CatalogError(f"The catalog {self.path!r} cannot be written: no permission to write {place!r}.")
 
     def migrate(self) -> list[str]:
-        """Bring the catalog up to date, making the file where there is none; names of the migrations applied.
+        """Bring the catalog up to date and create a missing file; returns the names of the migrations applied.
 
         Raises
         ------
         CatalogError
-            As `check`, or a migration failed: the catalog is as before.
+            As `check`, or a migration failed; then the catalog is unchanged.
         DiskFullError
         """
         if file.is_absent(self.path) and self._create():
@@ -118,7 +118,7 @@ class Catalog:
         return file.create(self.path, lambda connection: migrations.migrate(self.path, connection, self._known), self.patience)
 
     def record(self, run: Run) -> int:
-        """Store a run with everything that it read, wrote and found, in one transaction; its number.
+        """Store a run with its inputs, outputs and results in one transaction; returns its number.
 
         Raises
         ------
@@ -154,7 +154,7 @@ class Catalog:
         ----------
         query : str
         write : bool, default False
-            Unless True the catalog is opened read-only, and one SELECT or EXPLAIN may run, which cannot touch any other file.
+            If False the catalog is opened read-only, and one SELECT or EXPLAIN may run, which cannot access any other file.
 
         Raises
         ------
@@ -168,7 +168,7 @@ class Catalog:
             return run_query(connection, self.path, query, write=write)
 
     def decoders(self) -> list[dict[str, Any]]:
-        """Registered decoders, newest first, with what they were last measured at behind a map."""
+        """Registered decoders, newest first, with their last score behind a map."""
         return self.sql(
             "SELECT d.name, d.path, d.format, d.kind, d.space, d.dim, e.metric, e.value, d.fingerprint FROM decoder d "
             "LEFT JOIN (SELECT decoder, metric, value FROM decoder_evaluation "
@@ -179,9 +179,9 @@ class Catalog:
         )
 
     def list(self) -> dict[str, list[dict[str, Any]]]:
-        """What is known, newest first: collections, translators and runs.
+        """Collections, translators and runs, newest first.
 
-        The overlap of a translator is the last that was measured; two of them may be compared where ``benchmark`` is equal.
+        The overlap of a translator is the last one measured; two overlaps can be compared where ``benchmark`` is equal.
         """
         return {
             "collections": self.sql('SELECT path, kind, "rows", space, dim, fingerprint FROM collection ORDER BY run DESC, path'),
@@ -196,28 +196,28 @@ class Catalog:
         }
 
     def show(self, name: str) -> dict[str, list[dict[str, Any]]]:
-        """Every fact about a file, by its path or the beginning of its fingerprint, or about a run, by its number.
+        """All facts about a file (by path or beginning of its fingerprint) or about a run (by number).
 
         Raises
         ------
         CatalogError
-            Nothing of that name is known.
+            The catalog has no such name.
         """
         if name.isdecimal() and len(name) < 10:
             facts = {table: self._rows(table, f"{key} = {int(name)}") for table, key in _BY_RUN}
-            if facts["run"]:  # else the number may be how a fingerprint begins
+            if facts["run"]:  # else the number may be the beginning of a fingerprint
                 return {table: rows for table, rows in facts.items() if rows}
         prints = ", ".join(_quote(fingerprint) for fingerprint in self._fingerprints(name))
         facts = {table: self._rows(table, f"{key} IN ({prints})") for table, key in _BY_FINGERPRINT}
         return {table: rows for table, rows in facts.items() if rows}
 
     def lineage(self, name: str) -> list[dict[str, Any]]:
-        """What a file was made of, and what that was made of: one row an edge, nearest first.
+        """The inputs of a file, and their inputs in turn: one row per edge, nearest first.
 
         Raises
         ------
         CatalogError
-            Nothing of that name is known.
+            The catalog has no such name.
         """
         prints = ", ".join(_quote(fingerprint) for fingerprint in self._fingerprints(name))
         return self.sql(
@@ -228,7 +228,7 @@ class Catalog:
         )
 
     def _fingerprints(self, name: str) -> list[str]:
-        """Fingerprints of the files that a path or the beginning of a fingerprint names."""
+        """Fingerprints of the files with this path or beginning of a fingerprint."""
         is_print = f"starts_with(fingerprint, {_quote(name)})" if len(name) >= 4 else "false"
         query = f"SELECT DISTINCT fingerprint FROM artifact WHERE path = {_quote(absolute(name))} OR {is_print}"
         found = [row["fingerprint"] for row in self.sql(query)]
@@ -262,7 +262,7 @@ def _insert(connection: duckdb.DuckDBPyConnection, table: str, row: dict[str, An
 
 
 def _as_text(value: Any) -> Any:
-    """The value with texts whose bytes are not UTF-8 (paths) written as escapes: DuckDB takes only UTF-8."""
+    """The value with texts that are not UTF-8 (paths) written as escapes: DuckDB accepts only UTF-8."""
     if isinstance(value, str):
         return value.encode("utf-8", "backslashreplace").decode()
     if isinstance(value, dict):

@@ -1,4 +1,4 @@
-"""The file of a catalog: created whole or not at all, opened with patience, and every error of DuckDB reported with its name."""
+"""The file of a catalog: created whole or not at all, opened with retries; errors of DuckDB name the file."""
 
 from __future__ import annotations
 
@@ -19,18 +19,18 @@ from embridge.errors import CatalogError, DiskFullError, EmbridgeError, MissingF
 from embridge.files import sync_folder
 
 _FULL = re.compile(r"No space left on device|Disk quota exceeded|File too large", re.IGNORECASE)
-# A process that closes any descriptor of a file loses its locks on it, DuckDB's as well. With this, a thread opens a file that is
-# no catalog yet only while no other thread makes one of it.
+# A process that closes any descriptor of a file loses its locks on it, DuckDB's as well. With this lock,
+# a thread opens a file that is not yet a catalog only while no other thread creates one.
 _CREATING = threading.Lock()
 
 
 def is_absent(path: str) -> bool:
-    """True where there is no file, or one without content: its maker was killed, or found the disk full.
+    """True where there is no file, or an empty one: the process that created it was killed, or the disk was full.
 
     Raises
     ------
     CatalogError
-        It is no regular file.
+        It is not a regular file.
     MissingFileError
         Its folder does not exist.
     """
@@ -43,20 +43,20 @@ def is_absent(path: str) -> bool:
     except OSError as e:
         raise _cannot(path, "opened", e) from e
     if not os.path.isfile(path):
-        raise CatalogError(f"The catalog {path!r} is no regular file. Hint: name another with --catalog.")
+        raise CatalogError(f"The catalog {path!r} is not a regular file. Hint: choose another with --catalog.")
     return status.st_size == 0
 
 
 def create(path: str, build: Callable[[duckdb.DuckDBPyConnection], object], patience: float) -> bool:
-    """Make a DuckDB file by `build`, beside its place, and rename it; False where another process was faster.
+    """Create a DuckDB file with `build` under a temporary name and rename it; False where another process was faster.
 
-    The empty file in its place is the lock: whoever holds it finds it replaced, or makes the catalog. A maker that was killed
-    leaves an empty file, which counts as absent, and a temporary one, which the next maker removes.
+    The empty file in its place is the lock. A process that was killed leaves an empty file, which counts as absent, and a
+    temporary one, which the next process removes.
 
     Raises
     ------
     CatalogError
-        It cannot be made, or another process is about to for longer than `patience` seconds.
+        It cannot be created, or another process holds the lock for longer than `patience` seconds.
     DiskFullError
     """
     target = Path(os.path.realpath(path))
@@ -76,7 +76,7 @@ def create(path: str, build: Callable[[duckdb.DuckDBPyConnection], object], pati
 
 @contextlib.contextmanager
 def _locked(path: str, target: Path, patience: float) -> Iterator[int]:
-    """The descriptor of the file at `target`, made empty where there is none, while no other process holds its lock."""
+    """The descriptor of the file at `target`, locked; an empty file is created where there is none."""
     deadline = time.monotonic() + patience
     try:
         descriptor = os.open(target, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
@@ -89,7 +89,7 @@ def _locked(path: str, target: Path, patience: float) -> Iterator[int]:
                 break
             except BlockingIOError as e:
                 if time.monotonic() > deadline:
-                    raise CatalogError.locked(path, "it is creating the file", patience) from e
+                    raise _held(path, "it is creating the file", patience) from e
             except OSError as e:  # a file system without locks
                 raise _cannot(path, "locked", e) from e
             time.sleep(0.02)
@@ -106,8 +106,8 @@ def _is_empty_and_in_place(descriptor: int, target: Path) -> bool:
 
 
 def _replace(path: str, target: Path, build: Callable[[duckdb.DuckDBPyConnection], object]) -> None:
-    """Build a file beside the empty one, whose lock is held, and put it in its place."""
-    for left in target.parent.iterdir():  # by makers that were killed
+    """Build a file beside the empty one, whose lock is held, and replace it."""
+    for left in target.parent.iterdir():  # of processes that were killed
         if left.name.startswith(f".{target.name}.") and left.name.endswith((".tmp", ".tmp.wal")):
             left.unlink()
     temporary = target.with_name(f".{target.name}.{secrets.token_hex(8)}.tmp")
@@ -128,12 +128,13 @@ def _replace(path: str, target: Path, build: Callable[[duckdb.DuckDBPyConnection
 
 @contextlib.contextmanager
 def connect(path: str, *, read_only: bool, patience: float, name: str = "") -> Iterator[duckdb.DuckDBPyConnection]:
-    """A connection for the time of the block; DuckDB's errors inside it name the file (as `name` if given).
+    """A connection for the block; DuckDB's errors inside it name the file (as `name` if given).
 
     Raises
     ------
     CatalogError
-        Another process holds the file for longer than `patience` seconds, it is no DuckDB file or damaged, or a statement failed.
+        Another process holds the file for longer than `patience` seconds, it is not a DuckDB file or damaged, or a statement
+        failed.
     DiskFullError
     """
     connection = _open(path, name or path, read_only, patience)
@@ -161,9 +162,16 @@ def _open(path: str, name: str, read_only: bool, patience: float) -> duckdb.Duck
                     raise CatalogError(f"{name!r} is not an embridge catalog: {str(e).splitlines()[0]}") from e
                 raise _cannot(name, "opened", e) from e
             if time.monotonic() > deadline:
-                raise CatalogError.locked(name, holder, patience) from e
+                raise _held(name, holder, patience) from e
         time.sleep(pause)
         pause = min(2 * pause, 0.5)
+
+
+def _held(path: str, holder: str, seconds: float) -> CatalogError:
+    return CatalogError(
+        f"The catalog {path!r} is held by another process ({holder}); waited {seconds:.0f} s. "
+        "Hint: end it, or use --no-catalog or another --catalog."
+    )
 
 
 def _cannot(path: str, done: str, reason: Exception) -> EmbridgeError:
@@ -177,11 +185,11 @@ def _cannot(path: str, done: str, reason: Exception) -> EmbridgeError:
 
 
 def _holder(error: duckdb.Error) -> str:
-    """Who holds the file, where that is why it could not be opened; else nothing."""
+    """The process that holds the file, where that is why it could not be opened; else an empty string."""
     message = str(error)
     if isinstance(error, duckdb.ConnectionException) and "same database file" in message:
-        return f"an open connection of this very process, PID {os.getpid()}"
+        return f"an open connection of this process, PID {os.getpid()}"
     if not (isinstance(error, duckdb.IOException) and "Could not set lock on file" in message):
         return ""
     found = re.search(r"held in (.+? \(PID \d+\))", message) or re.search(r"(PID \d+)", message)
-    return found[1] if found else "its name is not known"
+    return found[1] if found else "an unknown process"

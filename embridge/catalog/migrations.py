@@ -1,4 +1,4 @@
-"""Numbered SQL files, forward only: all that are missing are applied in one transaction, and never edited after."""
+"""Numbered SQL files, forward only: missing ones are applied in one transaction. A migration is never edited."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def utc_now() -> datetime.datetime:
 
 
 def load_migrations(folder: Path | None = None) -> list[Migration]:
-    """The migrations that this version knows, in order: beside the package in a checkout, within it in a wheel."""
+    """The migrations of this version, in order: beside the package in a checkout, inside it in a wheel."""
     if folder is None:
         inside = Path(__file__).parent / "sql"
         folder = inside if inside.is_dir() else Path(__file__).parents[2] / "migrations"
@@ -55,23 +55,23 @@ def load_migrations(folder: Path | None = None) -> list[Migration]:
 
 
 def applied(path: str, connection: duckdb.DuckDBPyConnection) -> list[tuple[int, str, str]]:
-    """(version, name, sha256) of what a catalog has had; empty for a new file.
+    """(version, name, sha256) of the migrations applied to a catalog; empty for a new file.
 
     Raises
     ------
     CatalogError
-        The file holds tables, but is no catalog.
+        The file holds tables, but is not a catalog.
     """
     tables = {row[0] for row in connection.execute("SELECT table_name FROM duckdb_tables()").fetchall()}
     if "migration" in tables:
         return connection.execute("SELECT version, name, sha256 FROM migration ORDER BY version").fetchall()
     if tables:
-        raise CatalogError(f"{path!r} is a DuckDB database, but no embridge catalog: it holds {', '.join(sorted(tables))}.")
+        raise CatalogError(f"{path!r} is a DuckDB database, but not an embridge catalog: it holds {', '.join(sorted(tables))}.")
     return []
 
 
 def check(path: str, connection: duckdb.DuckDBPyConnection, known: list[Migration]) -> int:
-    """How many migrations a catalog has had, all of them the ones that are known.
+    """The number of migrations applied to a catalog, after checking them against the known ones.
 
     Raises
     ------
@@ -94,12 +94,12 @@ def check(path: str, connection: duckdb.DuckDBPyConnection, known: list[Migratio
 
 
 def migrate(path: str, connection: duckdb.DuckDBPyConnection, known: list[Migration]) -> list[str]:
-    """Apply what is missing, in one transaction; names of what was applied.
+    """Apply missing migrations in one transaction; returns their names.
 
     Raises
     ------
     CatalogError
-        As `check`, or a migration failed: none of them leaves a trace.
+        As `check`, or a migration failed; then none is applied.
     """
     missing = known[check(path, connection, known) :]
     connection.execute("BEGIN")

@@ -1,4 +1,4 @@
-"""Queries of users: what may run, and rows as plain values."""
+"""Queries of users: which statements may run, and rows as plain values."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from embridge.errors import CatalogError
 
 MOST_ROWS = 1_000_000
 _READING = (duckdb.StatementType.SELECT, duckdb.StatementType.EXPLAIN)
-# Functions too can change settings, read files and load extensions.
+# Functions can also change settings, read files and load extensions.
 _SAFE = "SET enable_external_access = false; SET lock_configuration = true"
 Result = TypeVar("Result")
 
@@ -35,7 +35,7 @@ def run(connection: duckdb.DuckDBPyConnection, path: str, query: str, *, write: 
     except (OverflowError, RuntimeError, ValueError) as e:
         if isinstance(e, CatalogError):
             raise
-        # a value that Python has no type for, such as an interval of a million years
+        # a value without a Python type, such as an interval of a million years
         raise CatalogError(f"The query on {path!r} failed: {e}. Hint: cast the values to VARCHAR.") from e
 
 
@@ -48,7 +48,7 @@ def _statements(query: str, *, write: bool) -> list[duckdb.Statement]:
     if not found:
         raise CatalogError('The query is empty. Hint: "SELECT * FROM run".')
     if not write and len(found) > 1:
-        raise CatalogError(f"Got {len(found)} statements, of which the results of one can be shown. Hint: run them one by one.")
+        raise CatalogError(f"Got {len(found)} statements; only one can run at a time. Hint: run them one by one.")
     if not write and not all(_is_reading(statement) for statement in found):
         raise CatalogError("Only SELECT and EXPLAIN may run, as the catalog is opened read-only. Hint: --write (write=True).")
     return found
@@ -76,7 +76,7 @@ def _rows(connection: duckdb.DuckDBPyConnection, statements: list[duckdb.Stateme
 
 
 def _distinct(names: list[str]) -> list[str]:
-    """The names, a repeated one with a number behind it: a dictionary has every key once."""
+    """The names, with a number appended to repeated ones: keys of a dictionary are unique."""
     found: list[str] = []
     for name in names:
         number, given = 0, name
@@ -88,7 +88,7 @@ def _distinct(names: list[str]) -> list[str]:
 
 
 def _interruptible(connection: duckdb.DuckDBPyConnection, work: Callable[[], Result]) -> Result:
-    """Do the work in a thread: DuckDB looks for Ctrl-C in the main one too rarely, and stops at once when told to."""
+    """Do the work in a thread: DuckDB checks for Ctrl-C in the main thread too rarely, and stops at once when interrupted."""
     with concurrent.futures.ThreadPoolExecutor(1) as pool:
         future = pool.submit(work)
         try:

@@ -1,1 +1,1 @@
-"""One thin verb a function: options in, one library call, a record out."""
+"""The command line: one function per verb, each with one library call and one record."""

@@ -1,4 +1,4 @@
-"""Verbs on the rows that two collections share."""
+"""Commands for the rows that two collections share: anchors."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def anchors() -> None:
     type=click.Choice(["uniform", "kmeans"]),
     default="uniform",
     show_default=True,
-    help="uniform: at random; kmeans: one row near each of n centres, to cover sparse regions too.",
+    help="uniform: at random; kmeans: one row near each of n centers, to cover sparse regions too.",
 )
 @space_option
 @columns

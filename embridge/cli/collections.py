@@ -31,7 +31,7 @@ from embridge.cli.session import (
 def info(session: Session, source: str, space: str | None, **named: str | None) -> None:
     """Show rows, space, norms, duplicate ids and bad rows.
 
-    Reads everything once. For a file that does not name its space, the name is null.
+    Reads the whole collection once. For a file that does not name its space, the name is null.
 
     \b
     embridge info old.parquet
@@ -62,7 +62,7 @@ def info(session: Session, source: str, space: str | None, **named: str | None) 
     session.emit(
         result,
         f"{source}: {found.rows:,} rows, {collection.space.dim} dimensions, space {space_found['name'] or '(not declared)'}, "
-        f"{collection.space.metric}, {'normalised' if collection.space.normalized else 'not normalised'}\n"
+        f"{collection.space.metric}, {'normalized' if collection.space.normalized else 'not normalized'}\n"
         f"norms: {lengths}\n"
         f"mean cosine of two rows: {found.mean_cosine:.3f}; effective rank: {found.effective_rank:.1f} of {collection.space.dim}\n"
         f"ids that occur more than once: {found.duplicate_ids:,}; bad rows: {found.bad_rows:,}",
@@ -77,9 +77,9 @@ def info(session: Session, source: str, space: str | None, **named: str | None) 
 @click.option("--text-column", default="text", show_default=True, metavar="NAME")
 @id_option
 @click.option("--ids", metavar="IDS", help="Encode only these: Parquet with a column id (from `anchors sample`).")
-@click.option("--prompt", metavar="TEXT", help="Put before each text, for models that expect an instruction.")
-@click.option("--prompt-name", metavar="NAME", help="A prompt that the model has, such as query or document.")
-@click.option("--batch-size", type=click.IntRange(1), default=64, show_default=True, help="Texts a forward pass.")
+@click.option("--prompt", metavar="TEXT", help="Prompt put before each text, for models that expect an instruction.")
+@click.option("--prompt-name", metavar="NAME", help="A prompt of the model, such as query or document.")
+@click.option("--batch-size", type=click.IntRange(1), default=64, show_default=True, help="Texts per forward pass.")
 @click.option("--dtype", type=click.Choice(["float32", "float16"]), default="float32", show_default=True)
 @device_option
 @overwrite_option
@@ -87,8 +87,8 @@ def info(session: Session, source: str, space: str | None, **named: str | None) 
 def encode(session: Session, texts: str, model: str, output: str, id_column: str | None, ids: str | None, **options: Any) -> None:
     """Encode a text column with a sentence-transformers model.
 
-    Interrupted, it continues where it stopped when it is called again; work is kept in OUT.parts until OUT is whole. The file's
-    metadata embridge.encoder says which prompt was put before the texts.
+    If interrupted, the same command continues; work is kept in OUT.parts until OUT is complete. The file's
+    metadata embridge.encoder records the prompt.
 
     \b
     embridge encode texts.parquet --model all-mpnet-base-v2 -o new.parquet

@@ -29,14 +29,16 @@ from embridge.cli.session import (
 @space_option
 @columns
 @device_option
-@click.option("--dtype", type=click.Choice(["float32", "float16"]), default="float32", show_default=True, help="Of OUT.")
+@click.option(
+    "--dtype", type=click.Choice(["float32", "float16"]), default="float32", show_default=True, help="Type of the vectors in OUT."
+)
 @click.option("--compact", is_flag=True, help="Smaller, slower files: byte stream split and zstd (float32 only).")
 @click.option(
     "--precision",
     type=click.Choice(["float32", "tf32", "bfloat16"]),
     default="float32",
     show_default=True,
-    help="Of the products; tf32 is CUDA's.",
+    help="Precision of the matrix products; tf32 needs CUDA.",
 )
 @click.option(
     "--on-bad",
@@ -53,19 +55,19 @@ from embridge.cli.session import (
     metavar="[LEVEL]",
     help="Add columns predicted_error and error_bound, which holds with this probability. [level: 0.9]",
 )
-@click.option("--resume", is_flag=True, help="Go on with an interrupted run of the same source, map and options.")
-@click.option("--batch-rows", type=click.IntRange(1), help="Rows read at a time. [default: by the memory at hand]")
+@click.option("--resume", is_flag=True, help="Continue an interrupted run of the same source, map and options.")
+@click.option("--batch-rows", type=click.IntRange(1), help="Rows read at a time. [default: by free memory]")
 @overwrite_option
 @verb()
 def convert(
     session: Session, source: str, map_path: str, output: str, space: str | None, id_column: str | None,
     vector_column: str | None, **options: Any,
 ) -> None:  # fmt: skip
-    """Translate a whole collection: ids, order and other columns stay, OUT is whole or absent.
+    """Translate a whole collection. Ids, order and other columns are kept; OUT is complete or absent.
 
     A folder is converted file by file into a folder, unless OUT ends in .parquet; its manifest, _embridge.json, lists what was
-    written. --overwrite replaces only these files, and others stay. An interrupted run leaves OUT.partial and OUT.journal; the same
-    command with --resume continues them, and ends in the same bytes as an undisturbed run.
+    written. --overwrite replaces only these files. An interrupted run leaves OUT.partial and OUT.journal; the same
+    command with --resume continues them and gives the same bytes as an uninterrupted run.
 
     \b
     embridge convert old.parquet map.safetensors old-in-new.parquet
@@ -89,7 +91,7 @@ def convert(
         with session.progress("converting") as progress:
             done = eb.convert(collection, translation, output, progress=progress, **options)
     except KeyboardInterrupt:
-        click.echo(f"Interrupted. The same command with --resume goes on with {output}.", err=True)
+        click.echo(f"Interrupted. Run the same command with --resume to continue {output}.", err=True)
         raise SystemExit(130) from None
     made = eb.open(output)
     parameters = {name: options[name] for name in ("dtype", "compact", "precision", "on_bad", "confidence")} | {
@@ -101,7 +103,7 @@ def convert(
     result = {"path": done.path, "rows": done.rows, "seconds": done.seconds}
     result |= {"rows_per_second": done.rows_per_second, "device": done.device, "skipped": done.skipped}
     result |= {"confidence": options["confidence"]}
-    speed = f"{done.rows_per_second:,.0f} a second, {done.device}"
+    speed = f"{done.rows_per_second:,.0f} rows per second, {done.device}"
     left_out = f"; {done.skipped:,} bad rows left out, listed in {beside(output, '.bad.parquet')}" if done.skipped else ""
     session.emit(result, f"{output}: {done.rows:,} rows in {done.seconds:.1f} s ({speed}){left_out}")
 
@@ -110,14 +112,16 @@ def convert(
 @click.argument("output", metavar="OUT")
 @click.option("--source", metavar="SRC", help="The collection that OUT was converted from.")
 @click.option("--map", "map_path", metavar="MAP", help="The map that it was converted with.")
-@click.option("--precision", type=click.Choice(["float32", "tf32", "bfloat16"]), default="float32", help="It was converted in.")
+@click.option(
+    "--precision", type=click.Choice(["float32", "tf32", "bfloat16"]), default="float32", help="Precision of the conversion."
+)
 @space_option
 @columns
 @verb()
 def verify(
     session: Session, output: str, source: str | None, map_path: str | None, precision: Any, space: str | None, **named: str | None
 ) -> None:
-    """Check a converted collection in full: every row readable, ids unique; with SRC and MAP every vector recomputed.
+    """Check a converted collection: all rows are read and ids must be unique; with SRC and MAP every vector is recomputed.
 
     \b
     embridge verify old-in-new.parquet
@@ -139,4 +143,4 @@ def verify(
     session.record(Run("verify", parameters, seconds, tuple(inputs), rows=found.rows))
     result = {"path": output, "rows": found.rows, "compared": found.compared, "max_error": found.max_error, "seconds": seconds}
     compared = f", {found.compared:,} recomputed, largest error {found.max_error:.1e}" if found.compared else ""
-    session.emit(result, f"{output}: {found.rows:,} rows are sound{compared}")
+    session.emit(result, f"{output}: {found.rows:,} rows are correct{compared}")

@@ -30,11 +30,11 @@ from embridge.cli.session import (
 
 _KINDS = click.Choice(["classifier", "regressor", "output"])
 _decoder_space = click.option(
-    "--decoder-space", metavar="NAME[:METRIC]", help="Space that the decoder takes, where neither file nor sidecar says it."
+    "--decoder-space", metavar="NAME[:METRIC]", help="Space of the decoder, where neither file nor sidecar names it."
 )
-_kind = click.option("--kind", type=_KINDS, help="Of an ONNX or torch program of one output. [default: by its width]")
+_kind = click.option("--kind", type=_KINDS, help="Kind of an ONNX or torch program with one output. [default: by its width]")
 _trust = click.option(
-    "--trust", "trusted", multiple=True, metavar="TYPE", help="A type (skops) or operator (torch, ONNX) to let through, by name."
+    "--trust", "trusted", multiple=True, metavar="TYPE", help="A type (skops) or operator (torch, ONNX) to trust."
 )
 
 
@@ -66,8 +66,8 @@ def decode(
 ) -> None:  # fmt: skip
     """Run a decoder over every row of a collection.
 
-    OUT has ids and payload as they are, and the columns prediction, probability or output (lists), no vectors. A linear head and
-    a map run as one matrix.
+    OUT has the ids, the payload and the columns prediction, probability or output (lists), but no vectors. A linear head and
+    a map are combined into one matrix.
 
     \b
     embridge decode new.parquet --decoder head.safetensors -o labels.parquet
@@ -96,7 +96,7 @@ def decode(
 
 @click.group()
 def decoder() -> None:
-    """Models that were trained on one space: declare them, list them, measure them on another.
+    """Declare, list and evaluate decoders: models trained on one space.
 
     \b
     embridge decoder register svm.skops --space mpnet
@@ -106,10 +106,10 @@ def decoder() -> None:
 
 @decoder.command(cls=Verb)
 @click.argument("path", metavar="D")
-@click.option("--space", required=True, metavar="NAME[:METRIC]", help="Space that the decoder takes.")
-@click.option("--name", help="What its users call it. [default: the file's name]")
+@click.option("--space", required=True, metavar="NAME[:METRIC]", help="Space of the decoder's input.")
+@click.option("--name", help="Name of the decoder. [default: the file's name]")
 @_kind
-@click.option("--classes", metavar="A,B,...", help="Of a classifier that does not name them itself, in the order of its outputs.")
+@click.option("--classes", metavar="A,B,...", help="Class names, in the order of the outputs, for a classifier without names.")
 @click.option("--normalized", is_flag=True, default=None, help="Vectors of the space have unit length.")
 @_trust
 @overwrite_option
@@ -118,9 +118,9 @@ def register(
     session: Session, path: str, space: str, name: str | None, kind: Any, classes: str | None, normalized: bool | None,
     trusted: tuple[str, ...], overwrite: bool,
 ) -> None:  # fmt: skip
-    """Declare which space a decoder takes, after seeing that it opens and decodes.
+    """Declare the space of a decoder's input, after checking that it opens and decodes.
 
-    The declaration lies beside it, in D.json, unless the file itself says it (linear heads do).
+    The declaration is written to D.json, unless the file itself holds it (as linear heads do).
 
     \b
     embridge decoder register svm.skops --space mpnet
@@ -142,7 +142,7 @@ def register(
 @catalog_option
 @verb(catalog=False)
 def list_(session: Session, catalog_path: str | None) -> None:
-    """Decoders that were registered, with what they were last measured at behind a map.
+    """List registered decoders with their last score behind a map.
 
     \b
     embridge decoder list
@@ -159,7 +159,7 @@ def list_(session: Session, catalog_path: str | None) -> None:
 @_trust
 @verb(catalog=False)
 def show(session: Session, path: str, decoder_space: str | None, trusted: tuple[str, ...]) -> None:
-    """What a decoder is: its space, kind and classes.
+    """Show the space, kind and classes of a decoder.
 
     \b
     embridge decoder show svm.skops
@@ -178,13 +178,13 @@ def show(session: Session, path: str, decoder_space: str | None, trusted: tuple[
     "--labels",
     required=True,
     metavar="LABELS",
-    help="Parquet with a column of ids (--id-column, else id) and one of labels; SRC itself may be it.",
+    help="Parquet with a column of ids (--id-column, else id) and one of labels; it may be SRC itself.",
 )
-@click.option("--label-column", default="label", show_default=True, help="Of LABELS: classes, numbers, or lists of numbers.")
+@click.option("--label-column", default="label", show_default=True, help="Column of LABELS: classes, numbers, or lists of numbers.")
 @click.option(
     "--exclude", metavar="IDS", help="Parquet with a column of ids (--id-column, else id): rows that the decoder was trained on."
 )
-@click.option("--no-retrain", is_flag=True, help="Leave the decoder retrained on SRC out.")
+@click.option("--no-retrain", is_flag=True, help="Do not retrain a decoder on SRC.")
 @_decoder_space
 @_kind
 @_trust
@@ -198,10 +198,10 @@ def evaluate(
     no_retrain: bool, decoder_space: str | None, kind: Any, trusted: tuple[str, ...], source_space: str | None,
     target_space: str | None, id_column: str | None, vector_column: str | None, seed: int,
 ) -> None:  # fmt: skip
-    """Measure a decoder on translated vectors, beside its own space, no translation, and one retrained on SRC.
+    """Measure a decoder on translated vectors, compared with its own space, no translation, and a decoder retrained on SRC.
 
-    Measured are the shared rows of SRC and TGT with a label that the map was not fitted on; the retrained decoder is trained on
-    those that it was fitted on.
+    The test rows are the labeled shared rows of SRC and TGT that the map was not fitted on; the retrained decoder is trained on
+    the others.
 
     \b
     embridge decoder evaluate svm.skops old.parquet new.parquet --via map.safetensors --labels labels.parquet
@@ -232,7 +232,7 @@ def evaluate(
     seconds = time.perf_counter() - started
     parameters = {"label_column": label_column, "seed": seed, "retrained": not no_retrain}
     session.record(Run("decoder evaluate", parameters, seconds, tuple(inputs), (), result.rows, "cpu", (result,)))
-    head = f"{Path(path).name}: {result.rows:,} labelled rows that the map was not fitted on"
+    head = f"{Path(path).name}: {result.rows:,} labeled rows that the map was not fitted on"
     tail = f"; retrained on {result.trained_on:,} others" if result.trained_on else ""
     session.emit(result.to_dict(), f"{head}{tail}\n{result}")
 

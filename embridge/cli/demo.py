@@ -25,7 +25,7 @@ _EXAMPLES, _HITS = 6, 3
 
 @dataclass(frozen=True)
 class _Demo:
-    """What every step needs: where output goes, and the bundled collections."""
+    """The inputs of every step: the output folder and the bundled collections."""
 
     session: Session
     folder: Path
@@ -47,11 +47,11 @@ class _Demo:
 @click.option("-o", "--output", default="embridge-demo", show_default=True, metavar="FOLDER", help="Where its files go.")
 @verb(catalog=False)
 def demo(session: Session, output: str) -> None:
-    """Run the whole job on real embeddings, in under a minute.
+    """Run all steps on real embeddings, in under a minute.
 
     3,000 WordNet glosses were encoded with MiniLM-L6; the team moves to MPNet and has re-encoded 1,000 of them. Fit a map,
-    measure it on the other 2,000, convert the collection, index it, search it with MPNet queries, record everything. The folder
-    keeps map, collection, indexes and catalog; running the demo again replaces them.
+    measure it on the other 2,000, convert the collection, index it, search it with MPNet queries, and record everything. The
+    folder holds map, collection, indexes and catalog; running the demo again replaces them.
 
     \b
     embridge demo
@@ -108,7 +108,7 @@ def _evaluate(job: _Demo, translation: Map) -> Evaluation:
     import embridge as eb
     from embridge.tables.qrels import read_qrels
 
-    job.say("2. Measure it on the 2,000 others, beside leaving the index alone and re-encoding everything.")
+    job.say("2. Measure it on the other 2,000, compared with keeping the index and with re-encoding everything.")
     clock = time.perf_counter()
     qrels = eb.sample_path("qrels")
     with job.session.status("evaluating"):

@@ -1,4 +1,4 @@
-"""The verb that measures a map against leaving the old index alone and against re-encoding everything."""
+"""The verb that measures a map: evaluate."""
 
 from __future__ import annotations
 
@@ -45,16 +45,14 @@ if TYPE_CHECKING:
 @click.option("-k", type=click.IntRange(1), default=10, show_default=True, help="Neighbors compared.")
 @click.option(
     "--weight", type=click.FloatRange(0, 1),
-    help="Of the new query in the blend. [default: for each half of the queries chosen on the other half]",
+    help="Weight of the new query in the blend. [default: chosen for each half of the queries on the other half]",
 )  # fmt: skip
-@click.option("--hubness", metavar="REFERENCES", help="Other queries by the target's model: measure hubness correction too.")
+@click.option("--hubness", metavar="REFERENCES", help="Other queries by the target's model, to measure hubness correction too.")
 @click.option("--labels", metavar="FILE", help="Parquet with labels by id, of queries or of rows: scores by label too.")
 @click.option("--label-column", metavar="NAME", default="label", show_default=True, help="Of --labels: strings or integers.")
-@click.option("--against", metavar="MAP2", help="Another map between the same spaces: paired differences to it.")
+@click.option("--against", metavar="MAP2", help="Another map between the same spaces, for paired differences.")
 @click.option("--per-query", metavar="FILE", help="Parquet to write: one row per query and strategy.")
-@click.option(
-    "--max-queries", type=click.IntRange(1), default=5000, show_default=True, help="Of more queries than these a sample is used."
-)
+@click.option("--max-queries", type=click.IntRange(1), default=5000, show_default=True, help="Larger sets of queries are sampled.")
 @source_space_option
 @target_space_option
 @columns
@@ -69,11 +67,11 @@ def evaluate(
     source_space: str | None, target_space: str | None, id_column: str | None, vector_column: str | None, overwrite: bool,
     **options: Any,
 ) -> None:  # fmt: skip
-    """Measure a map against leaving the old index alone and against re-encoding everything.
+    """Compare a map with keeping the old index and with re-encoding everything.
 
     The corpus is the shared rows of SRC and TGT that the map was not fitted on. Without --queries these rows are the queries too,
-    and do not find themselves. Overlap falls as a corpus grows: it is measured for parts of this one too, and where SRC has more
-    rows than it shares with TGT, forecast for all of them.
+    and a row does not find itself. Overlap falls as a corpus grows: it is also measured on parts of the corpus, and predicted
+    for all rows of SRC where SRC has more rows than it shares with TGT.
 
     \b
     embridge evaluate map.safetensors old.parquet new.parquet
@@ -89,15 +87,16 @@ def evaluate(
     SELECT query_id, overlap FROM 'queries.parquet' WHERE strategy = 'blend' ORDER BY overlap LIMIT 10
     """
     import embridge as eb
-    from embridge.errors import ParameterError, SpaceMismatchError
+    from embridge.errors import ParameterError
     from embridge.records import Run
     from embridge.tables.hits import write_per_query
     from embridge.tables.labels import read_labels
     from embridge.tables.qrels import read_graded_qrels
+    from embridge.types import space_mismatch
 
     started = time.perf_counter()
     if qrels and not queries:
-        raise ParameterError("--qrels judges queries; give them with --queries QS QT.")
+        raise ParameterError("--qrels needs --queries QS QT.")
     given = (map_path, source, target, *(queries or ()), qrels, reverse_map, hubness, labels, against)
     if per_query:
         check_outputs(per_query, overwrite=overwrite, inputs=[path for path in given if path])
@@ -110,9 +109,9 @@ def evaluate(
     judged = read_graded_qrels(qrels) if qrels else None
     references = open_source(hubness, spaces[1], id_column, vector_column) if hubness else None
     if references is not None and not references.space.same_as(translation.target):
-        raise SpaceMismatchError.between("The hubness bias", translation.target, references.name, references.space)
+        raise space_mismatch("The hubness bias", translation.target, references.name, references.space)
     vectors = references.read()[1] if references else None
-    size = len(opened[0]) if len(opened[0]) > len(shared) else None  # else every row of SRC is here, those fitted on apart
+    size = len(opened[0]) if len(opened[0]) > len(shared) else None  # else all rows of SRC are here, except those fitted on
     with session.progress("evaluating") as progress:
         found = eb.evaluate(
             translation, shared, queries=query_pairs, qrels=judged, reverse_map=back, hubness=vectors, labels=known, against=other,
@@ -150,7 +149,7 @@ def open_pairs(
     session: Session, sides: tuple[str, str], queries: tuple[str, str] | None, spaces: tuple[str | None, str | None],
     columns: tuple[str | None, str | None],
 ) -> tuple[list[Collection], Anchors, Anchors | None]:  # fmt: skip
-    """Open SRC and TGT, and the queries of both where there are any, and match their ids."""
+    """Open SRC, TGT and the queries of both, if given, and match their ids."""
     import embridge as eb
 
     paths = [*zip(sides, spaces, strict=True), *(zip(queries, spaces, strict=True) if queries else ())]
@@ -160,6 +159,6 @@ def open_pairs(
 
 
 def pair_artifacts(opened: Sequence[Collection]) -> list[Artifact]:
-    """What `open_pairs` opened, as inputs of a run."""
+    """The collections of `open_pairs` as inputs of a run."""
     roles = ("source", "target", "source queries", "target queries")
     return [collection_artifact(role, side) for role, side in zip(roles, opened, strict=False)]

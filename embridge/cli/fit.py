@@ -1,4 +1,4 @@
-"""The verb that fits maps, one way or both."""
+"""The verb that fits a map and its reverse: fit."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ from embridge.cli.session import (
 @click.option(
     "--reverse-output",
     metavar="MAP",
-    help="Write the way back too: the regression from TGT to SRC, on the same rows. It is not the inverse of the first.",
+    help="Also write the reverse map: the regression from TGT to SRC on the same rows. It is not the inverse of MAP.",
 )
 @click.option(
     "--method",
@@ -41,8 +41,8 @@ from embridge.cli.session import (
     ),
     default="auto",
     show_default=True,
-    help="auto chooses for the role; with --alpha or --share it is bridge. kernel follows the new model further than any affine "
-    "map, but it moves no index and has no adjoint.",
+    help="auto chooses for the role; with --alpha or --share it is bridge. kernel maps documents better than any affine "
+    "map, but cannot migrate an index and has no adjoint.",
 )
 @click.option(
     "--for",
@@ -50,38 +50,47 @@ from embridge.cli.session import (
     type=click.Choice(["documents", "queries", "decode", "search"]),
     default="documents",
     show_default=True,
-    help="What the map is for: translating rows (search is another word for it), projecting queries of SRC onto rows of TGT, or "
-    "feeding decoders of TGT. A reverse map is for the other side of the same search.",
+    help="What the map is for: translating rows (documents or search), projecting queries of SRC onto rows of TGT, or "
+    "feeding decoders of TGT. The reverse map gets the opposite role.",
 )
-@click.option("--keep-affine", is_flag=True, help="auto leaves kernel out, so that the map can move an index.")
+@click.option("--keep-affine", is_flag=True, help="auto does not consider kernel, so that the map can migrate an index.")
 @click.option(
     "--queries",
     nargs=2,
     metavar="QS QT",
-    help="Queries by both models: auto chooses by one half of them instead of by documents in their place.",
+    help="Queries by both models: auto uses half of them to choose a method, instead of documents.",
 )
-@click.option("--qrels", metavar="R", help="Judgements of the queries: Parquet with query_id, doc_id and, if it has one, score.")
-@click.option("--alpha", type=float, help="Of ridge, bridge and kernel, in units of the mean feature variance. [default: by folds]")
+@click.option("--qrels", metavar="R", help="Relevance judgments: Parquet with query_id, doc_id and, optionally, score.")
 @click.option(
-    "--share", "s", type=float, help="Of bridge and kernel: share of the Procrustes solution, in [0, 1]. [default: by folds]"
+    "--alpha",
+    type=float,
+    help="Regularization of ridge, bridge and kernel, in units of the mean feature variance. [default: by folds]",
 )
 @click.option(
-    "--landmarks", type=click.IntRange(1), help="Of kernel: converting a row costs in proportion to them. [default: 5000]"
+    "--share",
+    "shrinkage_target_weight",
+    type=float,
+    help="Weight of the Procrustes solution in bridge and kernel, in [0, 1]. [default: by folds]",
+)
+@click.option(
+    "--landmarks",
+    type=click.IntRange(1),
+    help="Landmarks of kernel; the cost per converted row is proportional to them. [default: 5000]",
 )
 @click.option(
     "--test-size",
     type=click.FloatRange(0, 1, max_open=True),
     default=0.1,
     show_default=True,
-    help="Share of the shared rows held out for `evaluate`; the same rows every time.",
+    help="Fraction of the shared rows held out for `evaluate`; the same rows every time.",
 )
 @click.option(
     "--moments",
     metavar="FILE",
-    help="Keep what was fitted on as moments (*.moments.safetensors), for --update; with --reverse-output for both ways.",
+    help="Save the moments (*.moments.safetensors) for --update; with --reverse-output for both directions.",
 )
-@click.option("--update", metavar="FILE", help="Moments of earlier anchors: rows of SRC and TGT that are new are added to them.")
-@click.option("--remove", is_flag=True, help="With --update: the shared rows of SRC and TGT are taken out instead.")
+@click.option("--update", metavar="FILE", help="Moments of earlier anchors, to which new rows of SRC and TGT are added.")
+@click.option("--remove", is_flag=True, help="With --update: remove the shared rows of SRC and TGT instead.")
 @source_space_option
 @target_space_option
 @columns
@@ -92,13 +101,13 @@ from embridge.cli.session import (
 def fit(
     session: Session, source: str, target: str, output: str, reverse_output: str | None, method: str, source_space: str | None,
     target_space: str | None, id_column: str | None, vector_column: str | None, queries: tuple[str, str] | None, qrels: str | None,
-    moments: str | None, update: str | None, overwrite: bool, alpha: float | None, s: float | None, landmarks: int | None,
-    **options: Any,
+    moments: str | None, update: str | None, overwrite: bool, alpha: float | None, landmarks: int | None,
+    shrinkage_target_weight: float | None, **options: Any,
 ) -> None:  # fmt: skip
     """Fit a map from the space of SRC to the space of TGT, from the ids that they share.
 
-    Half of the held-out rows, where there are 100 at least, calibrate the confidence of an affine map: `convert --confidence`
-    then predicts the error of each row.
+    With at least 100 held-out rows, half of them calibrate the confidence of an affine map: `convert --confidence` then predicts
+    the error of each row.
 
     \b
     embridge fit old.parquet new-sample.parquet -o map.safetensors
@@ -118,20 +127,19 @@ def fit(
 
     started = time.perf_counter()
     if options["remove"] and not update:
-        raise ParameterError("--remove takes rows out of the moments of --update FILE; give that.")
+        raise ParameterError("--remove needs --update FILE, the moments to remove rows from.")
     if qrels and not queries:
-        raise ParameterError("--qrels judges queries; give them with --queries QS QT.")
+        raise ParameterError("--qrels needs --queries QS QT.")
     inputs = [path for path in (source, target, *(queries or ()), qrels, update) if path and path != moments]
     check_outputs(*(path for path in (output, reverse_output, moments) if path), overwrite=overwrite, inputs=inputs)
     earlier = eb.FoldMoments.load(update) if update else None
-    if earlier is not None and update and reverse_output and not earlier.full:
-        raise ParameterError.one_way(update)
     sides = [(source, source_space), (target, target_space)]
     sides += list(zip(queries, (source_space, target_space), strict=True)) if queries else []
     opened = [open_source(path, space, id_column, vector_column) for path, space in sides]
-    given = {"alpha": alpha, "s": s, "landmarks": landmarks, "seed": options["seed"] if method in ("affine", "kernel") else None}
-    parameters = {name: value for name, value in given.items() if value is not None}
     seed = options.pop("seed")
+    given = {"alpha": alpha, "shrinkage_target_weight": shrinkage_target_weight, "landmarks": landmarks}
+    given["seed"] = seed if method in ("affine", "kernel") else None
+    parameters = {name: value for name, value in given.items() if value is not None}
     found = eb.fit_maps(
         opened[0],
         opened[1],

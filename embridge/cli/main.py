@@ -1,4 +1,4 @@
-"""The command line: the group, and where its verbs live."""
+"""The command line: the group, and the modules of its verbs."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ _VERBS = {
 
 
 class _Verbs(click.Group):
-    """Loads the module of a verb when it is called: help and completion stay fast."""
+    """Loads the module of a verb when it is called, so that help and completion are fast."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         return list(_VERBS)
@@ -42,13 +42,13 @@ class _Verbs(click.Group):
         return getattr(importlib.import_module(f"embridge.cli.{_VERBS[cmd_name]}"), cmd_name)
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        """Every verb with the first sentence of its help, whole: long ones are wrapped."""
+        """List every verb with the first sentence of its help, wrapped."""
         verbs = ((name, self.get_command(ctx, name)) for name in _VERBS)
         with formatter.section("Commands"):
             formatter.write_dl([(name, found.get_short_help_str(1000)) for name, found in verbs if found])
 
     def invoke(self, ctx: click.Context) -> Any:
-        """Run a verb; Ctrl-C ends it with status 130, as a shell expects."""
+        """Run a verb; Ctrl-C exits with status 130."""
         try:
             return super().invoke(ctx)
         except KeyboardInterrupt:
@@ -67,7 +67,7 @@ def main() -> None:
     """Keep embeddings useful when the encoder changes.
 
     \b
-    embridge demo                                         the whole job on bundled embeddings
+    embridge demo                                         all steps on bundled embeddings
     embridge info old.parquet --space minilm              what is in a file
     embridge anchors sample old.parquet -n 5000 -o ids.parquet
     embridge encode texts.parquet --model M --ids ids.parquet -o new-sample.parquet
@@ -77,7 +77,7 @@ def main() -> None:
     embridge convert old.parquet map.safetensors old-in-new.parquet
     embridge merge re-encoded.parquet old-in-new.parquet -o mixed.parquet
     embridge index old-in-new.parquet old-in-new.faiss --factory HNSW32
-    embridge migrate old.faiss map.safetensors new.faiss  an index moved without a rebuild
+    embridge migrate old.faiss map.safetensors new.faiss  migrate an index without a rebuild
     embridge search old-in-new.faiss queries.parquet -k 10
     embridge decode old.parquet --decoder head.safetensors --via map.safetensors -o labels.parquet
     embridge catalog sql "SELECT * FROM best_translator"

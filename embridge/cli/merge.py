@@ -1,4 +1,4 @@
-"""The verb that puts native and translated rows into one collection: merge."""
+"""The verb that merges native and translated rows into one collection: merge."""
 
 from __future__ import annotations
 
@@ -24,12 +24,14 @@ from embridge.cli.session import (
 @click.argument("native", metavar="NATIVE")
 @click.argument("translated", metavar="TRANSLATED")
 @click.option("-o", "--output", required=True, metavar="OUT.parquet", help="The Parquet file to write.")
-@click.option("--queries", metavar="QUERIES", help="Of the new model, to calibrate with. [default: rows that are on both sides]")
-@click.option("--map", "map_path", metavar="MAP", help="That TRANSLATED was made with: rows it was fitted on do not calibrate.")
-@click.option("-k", type=click.IntRange(1), default=10, show_default=True, help="Hits a query that searches will ask for.")
-@click.option("--max-queries", type=click.IntRange(1), default=2000, show_default=True, help="More do not all ask.")
-@click.option("--dtype", type=click.Choice(["float32", "float16"]), default="float32", show_default=True, help="Of OUT.")
-@click.option("--space", metavar="NAME[:METRIC]", help="Space of all, where the files do not say it.")
+@click.option("--queries", metavar="QUERIES", help="Queries of the new model, to calibrate with. [default: rows on both sides]")
+@click.option("--map", "map_path", metavar="MAP", help="Map that made TRANSLATED: rows it was fitted on are not used to calibrate.")
+@click.option("-k", type=click.IntRange(1), default=10, show_default=True, help="Hits per query in later searches.")
+@click.option("--max-queries", type=click.IntRange(1), default=2000, show_default=True, help="Larger sets of queries are sampled.")
+@click.option(
+    "--dtype", type=click.Choice(["float32", "float16"]), default="float32", show_default=True, help="Type of the vectors in OUT."
+)
+@click.option("--space", metavar="NAME[:METRIC]", help="Space of all files that do not name it.")
 @columns
 @seed_option
 @device_option
@@ -40,11 +42,10 @@ def merge(
     max_queries: int, dtype: str, space: str | None, id_column: str | None, vector_column: str | None, seed: int, device: str,
     overwrite: bool,
 ) -> None:  # fmt: skip
-    """Put rows of the new model and translated rows into one collection, their scores on one scale.
+    """Merge rows of the new model and translated rows into one collection with comparable scores.
 
-    An id on both sides is written once, native. A column provenance says native or translated. Rows on both sides tell by how much
-    translated rows must be lifted so that native ones do not crowd them out; OUT keeps the number, `embridge index` and `embridge
-    search` use it.
+    An id on both sides is written once, as native. The column provenance is native or translated. From the rows on both sides an
+    offset is estimated and stored in OUT; `embridge index` and `embridge search` add it to the scores of translated rows.
 
     \b
     embridge merge re-encoded.parquet old-in-new.parquet -o mixed.parquet --queries queries-new.parquet --map map.safetensors
@@ -57,16 +58,16 @@ def merge(
     check_outputs(output, overwrite=overwrite, inputs=[native, translated, queries, map_path])
     named = (space, id_column, vector_column)
     sides = [open_source(native, *named), open_source(translated, *named)]
-    asked = open_source(queries, *named) if queries else None
+    opened = open_source(queries, *named) if queries else None
     translation = eb.load_map(map_path) if map_path else None
     device = device_name(device)
     with session.progress("merging") as progress:
         done = eb.merge(
-            *sides, output, queries=asked, translation=translation, k=k, max_queries=max_queries, dtype=dtype, overwrite=overwrite,
+            *sides, output, queries=opened, translation=translation, k=k, max_queries=max_queries, dtype=dtype, overwrite=overwrite,
             seed=seed, device=device, progress=progress,
         )  # fmt: skip
     inputs = [collection_artifact("native", sides[0]), collection_artifact("translated", sides[1])]
-    inputs += [collection_artifact("queries", asked)] if asked else []
+    inputs += [collection_artifact("queries", opened)] if opened else []
     inputs += [map_artifact("map", map_path, translation)] if map_path and translation else []
     result = done.to_dict()
     left_out = ("path", "seconds", "rows", "native_source", "translated_source", "fingerprint")

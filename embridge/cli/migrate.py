@@ -27,16 +27,20 @@ from embridge.cli.session import (
     type=click.Choice(["auto", "wrap", "rewrite", "move", "rebuild"]),
     default="auto",
     show_default=True,
-    help="wrap: the map in front; rewrite (or move): vectors rewritten in place; rebuild: the same factory string anew.",
+    help="wrap: put the map in front; rewrite (or move): rewrite the vectors in place; rebuild: build the index again.",
 )
 @click.option(
-    "--min-recall", type=click.FloatRange(0, 1), help="Refuse where sampled queries find less of their true 10 nearest rows."
+    "--min-recall",
+    type=click.FloatRange(0, 1),
+    help="Refuse a result in which sampled queries find a smaller share of their true 10 nearest rows.",
 )
-@click.option("--queries", metavar="QUERIES", help="Verify with these, of the new space. [default: rows plus noise, translated]")
-@click.option("--verify-queries", type=click.IntRange(1), default=100, show_default=True, help="How many queries verify.")
-@click.option("--hubness", metavar="REFERENCES", help="Queries of the new space: rebuild with a bias against rows near to all.")
-@click.option("--space", metavar="NAME[:METRIC]", help="Space of OLD.faiss, where no sidecar says it.")
-@click.option("--query-space", metavar="NAME[:METRIC]", help="Space of QUERIES and REFERENCES, where the files do not say it.")
+@click.option(
+    "--queries", metavar="QUERIES", help="Queries of the new space to verify with. [default: rows plus noise, translated]"
+)
+@click.option("--verify-queries", type=click.IntRange(1), default=100, show_default=True, help="Number of queries used to verify.")
+@click.option("--hubness", metavar="REFERENCES", help="Queries of the new space: rebuild with hubness correction.")
+@click.option("--space", metavar="NAME[:METRIC]", help="Space of OLD.faiss, where no sidecar names it.")
+@click.option("--query-space", metavar="NAME[:METRIC]", help="Space of QUERIES and REFERENCES, where the files do not name it.")
 @external_lists_option
 @columns
 @seed_option
@@ -47,11 +51,11 @@ def migrate(
     verify_queries: int, hubness: str | None, space: str | None, query_space: str | None, external_lists: bool,
     id_column: str | None, vector_column: str | None, seed: int, overwrite: bool,
 ) -> None:  # fmt: skip
-    """Migrate a FAISS index to the space at the other end of a map; ids, deletions and search settings stay.
+    """Migrate a FAISS index to the space at the other end of a map; ids, deletions and search settings are kept.
 
-    wrap and rewrite are exact, in that they answer as the old index does to queries pulled back: under inner product for any map,
-    under L2 for an isometry, under cosine for a rotation without offset. Every result is compared with brute force before it
-    is written, and --json reports what was found.
+    wrap and rewrite are exact (they give the results of the old index for projected queries) under inner product for any map,
+    under L2 for an isometry, and under cosine for a rotation without offset. Every result is compared with brute force before
+    it is written; --json reports the comparison.
 
     \b
     embridge migrate old.faiss map.safetensors new.faiss
@@ -60,9 +64,9 @@ def migrate(
     embridge migrate old.faiss map.safetensors new.faiss --mode rebuild --hubness more-queries-new.parquet
     """
     import embridge as eb
-    from embridge.errors import SpaceMismatchError
     from embridge.outputs import INDEX, Output, check_outputs
     from embridge.records import Artifact, Run
+    from embridge.types import space_mismatch
 
     check_outputs(Output(output, INDEX), overwrite=overwrite, inputs=[index_path, map_path, queries, hubness])
     translation = eb.load_map(map_path)
@@ -71,7 +75,7 @@ def migrate(
         opened = open_source(path, query_space, id_column, vector_column) if path else None
         if opened is not None:
             if not any(opened.space.same_as(end) for end in (translation.source, translation.target)):
-                raise SpaceMismatchError.between("The migrated index", translation.target, opened.name, opened.space)
+                raise space_mismatch("The migrated index", translation.target, opened.name, opened.space)
             inputs.append(collection_artifact(role, opened))
         vectors.append(opened.read()[1] if opened else None)
     with session.progress("rebuilding") as progress:

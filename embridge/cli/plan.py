@@ -1,4 +1,4 @@
-"""The verb that compares every strategy and recommends one."""
+"""The verb that compares all strategies and recommends one: plan."""
 
 from __future__ import annotations
 
@@ -30,27 +30,21 @@ from embridge.cli.session import (
 @click.argument("target", metavar="TGT")
 @click.option("--queries", nargs=2, metavar="QS QT", help="Queries by the source's and by the target's model.")
 @click.option("--qrels", metavar="R", help="Parquet with query_id, doc_id and, if it has one, score (above 0 is relevant).")
-@click.option(
-    "--labels", metavar="FILE", help="Parquet with an id and a label, of queries or of documents: figures for each label."
-)
+@click.option("--labels", metavar="FILE", help="Parquet with an id and a label, of queries or of documents: scores for each label.")
 @click.option("--label-column", default="label", show_default=True, metavar="NAME", help="Column of labels, strings or integers.")
 @click.option("--anchors", type=click.IntRange(2), help="Shared rows to fit on. [default: half of them, at most 5,000]")
 @click.option("-k", type=click.IntRange(1), default=10, show_default=True, help="Neighbors compared.")
-@click.option("--encode-rate", type=float, help="Rows that the new model encodes in a second.")
-@click.option("--price", type=float, help="What encoding one row costs.")
-@click.option(
-    "--max-queries", type=click.IntRange(1), default=5000, show_default=True, help="Of more queries than these a sample is used."
-)
-@click.option(
-    "--report", metavar="HTML", help="Write a page with plots: one file, which needs no network. Takes 'embridge[report]'."
-)
+@click.option("--encode-rate", type=float, help="Rows per second that the new model encodes.")
+@click.option("--price", type=float, help="Cost of encoding one row.")
+@click.option("--max-queries", type=click.IntRange(1), default=5000, show_default=True, help="Larger sets of queries are sampled.")
+@click.option("--report", metavar="HTML", help="Write a page with plots: one file that needs no network. Needs 'embridge[report]'.")
 @click.option(
     "--rows-to-re-encode",
     "rows",
     metavar="IDS",
     help="Write which rows of SRC that are not in TGT to re-encode first (Parquet: id, order, queries), for `encode --ids`.",
 )
-@click.option("--all-strategies", is_flag=True, help="Show all strategies in text and heat map, not only the few that decide.")
+@click.option("--all-strategies", is_flag=True, help="Show all strategies in text and heat map, not only the most relevant ones.")
 @source_space_option
 @target_space_option
 @columns
@@ -65,12 +59,12 @@ def plan(
 ) -> None:  # fmt: skip
     """Compare every strategy on rows that both models have encoded, and recommend one.
 
-    Some shared rows are fitted on, all others are searched. Each strategy is compared with keeping the old model and with
-    re-encoding everything. One is recommended for each situation: the old encoder is gone, both encoders are available, texts are
-    available. The text shows the strategies that decide; --all-strategies and --json show all of them.
+    Maps are fitted on some of the shared rows; the others are searched. Each strategy is compared with keeping the old model and
+    with re-encoding everything. One is recommended for each situation: the old encoder is gone, both encoders are available,
+    texts are available. The text shows the most relevant strategies; --all-strategies and --json show all of them.
 
-    With --rows-to-re-encode a map is fitted on all shared rows, and the rows of SRC without a vector by the new model are listed
-    by how many queries find their translation among the 100 nearest. Queries are those of --queries, else shared rows.
+    With --rows-to-re-encode a map is fitted on all shared rows, and the rows of SRC without a vector by the new model are ordered
+    by the number of queries that find their translation among the 100 nearest. Queries are those of --queries, else shared rows.
 
     \b
     embridge plan old.parquet new-sample.parquet
@@ -90,7 +84,7 @@ def plan(
 
     started = time.perf_counter()
     if qrels and not queries:
-        raise ParameterError("--qrels judges queries; give them with --queries QS QT.")
+        raise ParameterError("--qrels needs --queries QS QT.")
     if report:
         check_installed()
     given = [source, target, *(queries or ()), qrels, labels]

@@ -27,9 +27,9 @@ from embridge.cli.session import (
 @click.command(cls=Verb)
 @click.argument("source", metavar="SRC")
 @click.argument("output", metavar="OUT.faiss")
-@click.option("--factory", default="HNSW32", show_default=True, help="As faiss.index_factory takes it: Flat, IVF4096,PQ32 ...")
-@click.option("--hubness", metavar="QUERIES", help="Reference queries of SRC's space, for a bias against rows near to all.")
-@click.option("--uncalibrated", is_flag=True, help="Leave the offset of translated rows (`embridge merge`) out.")
+@click.option("--factory", default="HNSW32", show_default=True, help="A FAISS factory string, such as Flat or IVF4096,PQ32.")
+@click.option("--hubness", metavar="QUERIES", help="Reference queries of SRC's space, for hubness correction.")
+@click.option("--uncalibrated", is_flag=True, help="Do not use the offset of translated rows (`embridge merge`).")
 @space_option
 @columns
 @seed_option
@@ -41,7 +41,7 @@ def index(
 ) -> None:  # fmt: skip
     """Build a FAISS index over a collection.
 
-    Ids that are not int64 lie beside it in OUT.faiss.ids.parquet, space and lineage in OUT.faiss.json.
+    Ids that are not int64 are written to OUT.faiss.ids.parquet, space and lineage to OUT.faiss.json.
 
     \b
     embridge index old-in-new.parquet old-in-new.faiss
@@ -72,12 +72,14 @@ def index(
 @click.command(cls=Verb)
 @click.argument("index_path", metavar="INDEX")
 @click.argument("queries", metavar="QUERIES")
-@click.option("-k", type=click.IntRange(1), default=10, show_default=True, help="Hits a query.")
+@click.option("-k", type=click.IntRange(1), default=10, show_default=True, help="Hits per query.")
 @click.option("--via", metavar="MAP", help="Map between the spaces of queries and index, in either direction.")
-@click.option("--blend", metavar="OLD_QUERIES", help="The same queries by the index's own model, mixed in.")
-@click.option("--weight", type=click.FloatRange(0, 1), default=0.5, show_default=True, help="Of the projected queries in --blend.")
-@click.option("--params", default="", help='Of the FAISS index: "nprobe=32", "efSearch=128".')
-@click.option("--space", metavar="NAME[:METRIC]", help="Space of QUERIES, where the file does not say it.")
+@click.option("--blend", metavar="OLD_QUERIES", help="The same queries by the index's own model, to blend with.")
+@click.option(
+    "--weight", type=click.FloatRange(0, 1), default=0.5, show_default=True, help="Weight of the projected queries in --blend."
+)
+@click.option("--params", default="", help='Search parameters of FAISS: "nprobe=32", "efSearch=128".')
+@click.option("--space", metavar="NAME[:METRIC]", help="Space of QUERIES, where the file does not name it.")
 @click.option("--index-space", metavar="NAME[:METRIC]", help="Space of a bare INDEX from elsewhere.")
 @external_lists_option
 @columns
@@ -89,10 +91,10 @@ def search(
     space: str | None, index_space: str | None, external_lists: bool, id_column: str | None, vector_column: str | None,
     output: str | None, overwrite: bool,
 ) -> None:  # fmt: skip
-    """Search an index with a file of queries, of its own space or, through a map, of another.
+    """Search an index with a file of queries of its own space or, through a map, of another space.
 
-    A map into the index's space is applied to the queries; a map out of it is used the other way round (its adjoint), which
-    searches an old index with queries of the new model and changes no row.
+    A map into the space of the index is applied to the queries. Of a map out of it the adjoint is applied: this searches an old
+    index with queries of the new model, without changing the index.
 
     \b
     embridge search old-in-new.faiss queries-new.parquet -k 10
@@ -109,16 +111,16 @@ def search(
     if output:
         check_outputs(Output(output), overwrite=overwrite, inputs=given)
     opened = eb.open_index(index_path, space=index_space, external_lists=external_lists)
-    asked = open_source(queries, space, id_column, vector_column)
+    query_rows = open_source(queries, space, id_column, vector_column)
     translation = eb.load_map(via) if via else None
     old = open_source(blend, opened.space.name, id_column, vector_column) if blend else None
     with session.status("searching"):
         most = min(k, max(len(opened), 1))
-        ids, hits = eb.search(opened, asked, most, via=translation, old_queries=old, weight=weight, parameters=params)
+        ids, hits = eb.search(opened, query_rows, most, via=translation, old_queries=old, weight=weight, parameters=params)
     if output:
         write_hits(output, ids, hits, inputs=given, overwrite=overwrite)
     seconds = time.perf_counter() - started
-    inputs = [index_artifact("index", opened), collection_artifact("queries", asked)]
+    inputs = [index_artifact("index", opened), collection_artifact("queries", query_rows)]
     inputs += [map_artifact("map", via, translation)] if via and translation else []
     inputs += [collection_artifact("old queries", old)] if old else []
     parameters: dict[str, Any] = {"k": k, "params": params} | ({"weight": weight} if blend else {})

@@ -1,4 +1,4 @@
-"""What every verb shares: options, errors, output, progress and the catalog."""
+"""Shared by all verbs: options, errors, output, progress and the catalog."""
 
 from __future__ import annotations
 
@@ -27,25 +27,25 @@ if TYPE_CHECKING:
     from embridge.records import Artifact, Run
     from embridge.stores import Collection
 
-_CATALOG = "embridge.catalog"  # where a context keeps the files of the catalog
-_PATIENCE = 1.0  # seconds before a progress bar is worth its flicker
+_CATALOG = "embridge.catalog"  # key of a context for the files of the catalog
+_PATIENCE = 1.0  # seconds before a progress bar is shown
 
 
 @dataclass
 class Session:
-    """The options that mean the same everywhere, and what follows from them."""
+    """The options common to all verbs, and the functions that depend on them."""
 
     json: bool
     quiet: bool
     catalog: Catalog | None
 
     def emit(self, result: Any, text: str) -> None:
-        """Print the result: JSON where asked for, else text."""
+        """Print the result: JSON with --json, else text."""
         click.echo(json.dumps(_plain(result), allow_nan=False) if self.json else text)
 
     @contextlib.contextmanager
     def progress(self, title: str) -> Iterator[Callable[[int, int], None]]:
-        """A bar on stderr, where that is a terminal, that shows only when the work takes more than a second."""
+        """A progress bar on stderr, shown on a terminal when the work takes more than a second."""
         from rich.console import Console
         from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
@@ -62,12 +62,12 @@ class Session:
         try:
             yield advance
         finally:
-            if bar.live.is_started:  # stopping what never began prints an empty line
+            if bar.live.is_started:  # stopping a bar that was never shown prints an empty line
                 bar.stop()
 
     @contextlib.contextmanager
     def status(self, title: str) -> Iterator[None]:
-        """A spinner on stderr for work that cannot tell how far it is."""
+        """A spinner on stderr for work without measurable progress."""
         from rich.console import Console
 
         if self.quiet or not sys.stderr.isatty():
@@ -83,22 +83,22 @@ class Session:
 
 
 class Verb(click.Command):
-    """A command whose errors are sentences: printed on stderr, exit status 1."""
+    """A command that prints errors as one sentence on stderr, with exit status 1."""
 
     def get_short_help_str(self, limit: int = 45) -> str:
-        """The first sentence of the help, whole: a list of commands wraps it."""
+        """The first sentence of the help, not cut: the list of commands wraps it."""
         return super().get_short_help_str(1000)
 
     def invoke(self, ctx: click.Context) -> Any:
         """Run the verb."""
         debug = ctx.params.pop("debug", False)
-        for stream in (sys.stdout, sys.stderr):  # paths and ids may hold what the terminal cannot show
+        for stream in (sys.stdout, sys.stderr):  # paths and ids may hold characters that the terminal cannot show
             if isinstance(stream, io.TextIOWrapper):
                 stream.reconfigure(errors="backslashreplace")
         try:
             return super().invoke(ctx)
         except BrokenPipeError:
-            raise  # click ends quietly where nobody reads the output any more
+            raise  # click ends quietly when the output is closed
         except (EmbridgeError, OSError, MemoryError, RecursionError, UnicodeError) as e:
             if debug:
                 raise
@@ -107,13 +107,13 @@ class Verb(click.Command):
 
 
 def _sentence(error: BaseException) -> str:
-    """What went wrong; errors that are not of embridge come from the system, such as a missing permission."""
+    """The message of an error; errors not from embridge come from the system, such as a missing permission."""
     if isinstance(error, EmbridgeError):
         return str(error)
     if isinstance(error, OSError) and error.strerror:
         return error.strerror + (f": {os.fsdecode(error.filename)!r}" if isinstance(error.filename, str | bytes) else "")
     if isinstance(error, MemoryError):
-        return "The memory is full. Hint: free some, or take fewer rows at a time."
+        return "Out of memory. Hint: free some, or use fewer rows at a time."
     if isinstance(error, RecursionError):
         return "The input is nested too deeply."
     return f"{type(error).__name__}: {error}"
@@ -134,7 +134,7 @@ def verb(*, catalog: bool = True) -> Callable[[Callable[..., None]], Callable[..
 
                     found = Catalog(path)
                     _check_apart(found.path, options)
-                    found.check()  # before any work: a catalog that cannot be written stops the verb here
+                    found.check()  # fails before any work if the catalog cannot be written
             function(Session(as_json, quiet, found), **options)
 
         common = [
@@ -143,7 +143,7 @@ def verb(*, catalog: bool = True) -> Callable[[Callable[..., None]], Callable[..
             click.option("--debug", is_flag=True, help="Show the trace of an error."),
         ]
         if catalog:
-            common += [catalog_option, click.option("--no-catalog", is_flag=True, help="Record nothing.")]
+            common += [catalog_option, click.option("--no-catalog", is_flag=True, help="Do not record the run.")]
         for option in reversed(common):
             run = option(run)
         return run
@@ -156,7 +156,7 @@ def _texts(options: dict[str, Any]) -> list[str]:
 
 
 def _check_text(options: dict[str, Any]) -> None:
-    """Refuse names that are not UTF-8, before any work: Arrow, FAISS and DuckDB take no others."""
+    """Refuse names that are not UTF-8 before any work: Arrow, FAISS and DuckDB need UTF-8."""
     from embridge.errors import ParameterError
 
     for text in _texts(options):
@@ -172,26 +172,30 @@ def _check_apart(catalog: str, options: dict[str, Any]) -> None:
     files = [catalog, f"{catalog}.wal"]
     for path in _texts(options):
         if any(one_file(path, file) for file in files):
-            raise OutputExistsError(f"{path!r} is the catalog, or its log. Hint: name another file, or another --catalog.")
+            raise OutputExistsError(f"{path!r} is the catalog, or its log. Hint: choose another file, or another --catalog.")
     click.get_current_context().meta[_CATALOG] = files
 
 
 catalog_option = click.option(
     "--catalog", "catalog_path", metavar="FILE", help="The DuckDB catalog. [default: $EMBRIDGE_CATALOG or embridge.duckdb]"
 )
-id_option = click.option("--id-column", metavar="NAME", help="Column of ids. [default: what the file says, else id]")
+id_option = click.option("--id-column", metavar="NAME", help="Column of ids. [default: the one the file names, else id]")
 vector_option = click.option(
-    "--vector-column", metavar="NAME", help="Column of vectors. [default: what the file says, else vector]"
+    "--vector-column", metavar="NAME", help="Column of vectors. [default: the one the file names, else vector]"
 )
-space_option = click.option("--space", metavar="NAME[:METRIC]", help="Space of a file that does not say it itself.")
-source_space_option = click.option("--source-space", metavar="NAME[:METRIC]", help="Space of SRC, where the file does not say it.")
-target_space_option = click.option("--target-space", metavar="NAME[:METRIC]", help="Space of TGT, where the file does not say it.")
+space_option = click.option("--space", metavar="NAME[:METRIC]", help="Space of a file that does not name it.")
+source_space_option = click.option("--source-space", metavar="NAME[:METRIC]", help="Space of SRC, where the file does not name it.")
+target_space_option = click.option("--target-space", metavar="NAME[:METRIC]", help="Space of TGT, where the file does not name it.")
 external_lists_option = click.option(
     "--external-lists", is_flag=True, help="Allow inverted lists of the index to lie outside its folder, if you trust it."
 )
 overwrite_option = click.option("--overwrite", is_flag=True, help="Replace an output that exists.")
-seed_option = click.option("--seed", type=click.IntRange(0, 2**31 - 1), default=0, show_default=True, help="Of everything random.")
-device_option = click.option("--device", default="auto", show_default=True, help="cpu, cuda, cuda:1 ...; auto takes CUDA.")
+seed_option = click.option(
+    "--seed", type=click.IntRange(0, 2**31 - 1), default=0, show_default=True, help="Seed of all random choices."
+)
+device_option = click.option(
+    "--device", default="auto", show_default=True, help="cpu, cuda, cuda:1 ...; auto uses CUDA where available."
+)
 
 
 def columns(function: Callable[..., None]) -> Callable[..., None]:
@@ -208,7 +212,7 @@ def open_source(path: str, space: str | None, id_column: str | None, vector_colu
 
 
 def check_outputs(*outputs: str | Output, overwrite: bool, inputs: Sequence[str | None] = (), resume: bool = False) -> None:
-    """Refuse outputs that may not be written, before work is done for them; the catalog counts as an input."""
+    """Refuse outputs that may not be written, before any work; the catalog counts as an input."""
     from embridge import outputs as protocol
 
     context = click.get_current_context(silent=True)
@@ -218,7 +222,7 @@ def check_outputs(*outputs: str | Output, overwrite: bool, inputs: Sequence[str 
 
 
 def device_name(device: str) -> str:
-    """The device that an option stands for (auto is one or the other)."""
+    """The name of the device that an option selects (auto is resolved)."""
     from embridge.device import resolve_device
 
     return str(resolve_device(device))
@@ -274,7 +278,7 @@ def table(rows: Sequence[dict[str, Any]]) -> str:
 
 
 def _plain(value: Any) -> Any:
-    """The value as JSON has it: NaN and infinity are null, bytes hexadecimal, keys and whatever else text."""
+    """The value as JSON: NaN and infinity become null, bytes hexadecimal, keys and other types text."""
     if isinstance(value, float):
         return float(value) if math.isfinite(value) else None
     if isinstance(value, dict):

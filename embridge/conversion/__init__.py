@@ -1,4 +1,4 @@
-"""A whole collection into another space, streaming, and the check of what came out."""
+"""Convert a whole collection to another space, streaming, and verify the result."""
 
 from __future__ import annotations
 

@@ -13,7 +13,8 @@ from embridge.conversion.schedule import schedule
 from embridge.device import free_memory, resolve_device
 from embridge.errors import BadIdsError, BadVectorsError, CollectionError, SpaceMismatchError
 from embridge.maps import Map
-from embridge.stores.base import IdValues, normalize_ids
+from embridge.stores.base import IdValues
+from embridge.stores.id_types import normalize_ids
 from embridge.stores.parquet import writer
 from embridge.stores.parquet.collection import ERROR_COLUMNS, SPACE_KEY
 from embridge.stores.parquet.file import vectors_of
@@ -26,8 +27,8 @@ _WHERE = "The batch"
 def translate_batch(batch: pa.RecordBatch, translation: Map, options: TranslateOptions | None = None) -> pa.RecordBatch:
     """Translate the vectors of a record batch; all other columns stay as they are.
 
-    A row comes out as `convert` writes it, to the last bit, where the batch begins at a row group of that output (16 MiB of
-    vectors). Elsewhere products of another height may round the last bit differently.
+    A row equals the one that `convert` writes, to the last bit, where the batch begins at a row group of that output (16 MiB of
+    vectors). Elsewhere matrix products of another height may round the last bit differently.
 
     Parameters
     ----------
@@ -81,7 +82,7 @@ def translate_batch(batch: pa.RecordBatch, translation: Map, options: TranslateO
 
 
 def _checked(batch: pa.RecordBatch, translation: Map, options: TranslateOptions) -> tuple[IdValues, np.ndarray]:
-    """Ids and vectors of a batch that can be translated."""
+    """Ids and vectors of a batch, checked so that they can be translated."""
     names = batch.schema.names
     for column, option in ((options.id_column, "id_column"), (options.vector_column, "vector_column")):
         if names.count(column) != 1:
@@ -97,7 +98,7 @@ def _checked(batch: pa.RecordBatch, translation: Map, options: TranslateOptions)
         raise SpaceMismatchError.width(f"The map from {translation.source.name!r}", translation.source.dim, kind.list_size)
     known = read_space(batch.schema, _WHERE)
     if known is not None and known.name != translation.source.name:
-        raise SpaceMismatchError(f"The map starts in {translation.source.name!r}, and the batch is of {known.name!r}.")
+        raise SpaceMismatchError(f"The map starts in {translation.source.name!r}, but the batch is in {known.name!r}.")
     column = normalize_ids(batch.column(options.id_column), _WHERE)
     if column.null_count:
         raise BadIdsError.null(_WHERE, column.null_count)

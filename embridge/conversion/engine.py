@@ -1,4 +1,4 @@
-"""Map application: chunk by chunk, on a CPU or a CUDA device, from Arrow's memory into the memory that is written."""
+"""Applies a map chunk by chunk, on a CPU or a CUDA device, from Arrow's memory into the output's memory."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from embridge.errors import BadVectorsError, MapError, ParameterError
 from embridge.maps import KernelMap, Map
 
 Precision = Literal["float32", "tf32", "bfloat16"]
-CPU_CHUNK = 2048  # rows of a product on the CPU: what is normalised is still in the cache it was computed in
+CPU_CHUNK = 2048  # rows of a product on the CPU: rows are normalized while they are still in the cache
 
 
 @dataclass(frozen=True)
@@ -24,7 +24,7 @@ class TranslateOptions:
     Attributes
     ----------
     dtype : {"float32", "float16"}
-        Of the vectors that come out; they are computed in float32.
+        Type of the output vectors; they are computed in float32.
     precision : {"float32", "tf32", "bfloat16"}
         Of the products.
     confidence : float, optional
@@ -43,7 +43,7 @@ class TranslateOptions:
     vector_column: str = "vector"
 
     def check(self, translation: Map) -> None:
-        """Check that the options are known, and possible for a map.
+        """Check that the options are valid and that the map supports them.
 
         Raises
         ------
@@ -57,9 +57,12 @@ class TranslateOptions:
                 raise ParameterError.must_be(name, f"one of {', '.join(known)}", value)
         if self.confidence is not None:
             if isinstance(translation, KernelMap):
-                raise MapError.not_affine("its errors cannot be foretold")
+                raise MapError.not_affine("its errors cannot be predicted")
             if translation.confidence is None:
-                raise MapError.no_confidence()
+                raise MapError(
+                    "The map has no confidence, so it cannot predict errors. Hint: fit it with more held-out rows "
+                    "(embridge fit --test-size 0.2), or eb.calibrate(translation, anchors, held_out)."
+                )
             translation.confidence.quantile(self.confidence)
 
 
@@ -80,8 +83,8 @@ def as_tensor(array: np.ndarray) -> torch.Tensor:
 def chunks(pieces: Sequence[np.ndarray], rows: int) -> Iterator[tuple[int, list[np.ndarray]]]:
     """Cut consecutive pieces into chunks of `rows` rows, each as (first row, slices).
 
-    Chunks begin at multiples of `rows` whatever the pieces are, so a row is computed in the same product every time, and comes
-    out the same to the last bit.
+    Chunks begin at multiples of `rows` whatever the pieces are, so a row is computed in the same product every time and is
+    reproducible to the last bit.
     """
     held: list[np.ndarray] = []
     start = filled = 0
@@ -111,7 +114,7 @@ class Engine:
     precision : {"float32", "tf32", "bfloat16"}
         Of the product; anything but float32 only on request.
     coverage : float, optional
-        Foretell the error of each row too, by the map's confidence, and a bound of this coverage.
+        Also predict the error of each row, by the map's confidence, and a bound of this coverage.
     """
 
     def __init__(
@@ -134,12 +137,12 @@ class Engine:
         self._spread = None if self._confidence is None else self._confidence.tensors(device)
 
     @property
-    def foretells(self) -> bool:
+    def predicts_errors(self) -> bool:
         """Whether `run` gives errors too."""
         return self._confidence is not None
 
     def run(self, pieces: Sequence[np.ndarray], out: np.ndarray, errors: np.ndarray | None = None) -> tuple[np.ndarray, np.ndarray]:
-        """Translate consecutive rows into `out`; which of them came out zero, and which not finite.
+        """Translate consecutive rows into `out`; returns which of them are zero and which are not finite.
 
         Parameters
         ----------
@@ -148,7 +151,7 @@ class Engine:
         out : ndarray of shape (sum n_i, dim_target)
             float32 or float16.
         errors : ndarray of shape (2, sum n_i), float32, optional
-            Is given predicted errors and their bounds, where the engine foretells them.
+            Receives predicted errors and their bounds, where the engine predicts them.
 
         Returns
         -------
@@ -175,7 +178,7 @@ class Engine:
             errors[0] = self._confidence.combine(leverage.cpu().numpy(), np.sqrt(lengths))
             errors[1] = self._confidence.widen(errors[0], self._coverage)
         if out.dtype == np.float16:
-            # A float16 is infinite beyond 65,504, and only rows that long can hold one; it is zero up to 2^-25, and only rows
+            # A float16 is infinite beyond 65,504, which only rows longer than that can hold; it is zero up to 2^-25, and only rows
             # that short can hold nothing else.
             long = np.flatnonzero(lengths > 65504.0**2)
             not_finite = np.union1d(not_finite, long[~np.isfinite(out[long]).all(axis=1)])
@@ -202,9 +205,9 @@ class Engine:
                 out[start:stop].copy_(y)
 
     def translate(self, x: torch.Tensor, y: torch.Tensor, squares: torch.Tensor, leverage: torch.Tensor) -> None:
-        """The whole chain on one chunk: product and offset fused, squared lengths, and unit length where the space asks for it.
+        """The whole computation for one chunk: product and offset fused, squared lengths, and unit length where the space needs it.
 
-        Leverages as well, where errors are foretold.
+        Leverages as well, where errors are predicted.
         """
         if self._spread is not None and self._confidence is not None:
             mean, factor = self._spread
@@ -223,7 +226,7 @@ class Engine:
             y /= lengths.clamp_min(torch.finfo(torch.float32).tiny)
 
     def _run_cuda(self, pieces: Sequence[np.ndarray], out: torch.Tensor, squares: torch.Tensor, leverage: torch.Tensor) -> None:
-        """Copy in, compute and copy out on three streams, two chunks under way at a time, through pinned buffers."""
+        """Copy in, compute and copy out on three streams, with two chunks in flight, through pinned buffers."""
         dim_source, dim_target = self._weight.shape
         if not self._slots:
             self._slots = [_Slot(self.device, self.chunk_rows, dim_source, dim_target) for _ in range(2)]
@@ -254,7 +257,7 @@ def check_translated(ids: Sequence[Any], where: str, dtype: np.dtype, not_finite
 
 
 class _Slot:
-    """Buffers and streams of one chunk under way on a CUDA device."""
+    """Buffers and streams of one chunk in flight on a CUDA device."""
 
     def __init__(self, device: torch.device, rows: int, dim_source: int, dim_target: int) -> None:
         self._device, self._shape = device, (rows, dim_source)
@@ -291,7 +294,7 @@ class _Slot:
         self._waiting = ready[:count], out[start : start + count]
 
     def drain(self) -> None:
-        """Wait for the chunk that is under way, and hand it over."""
+        """Wait for the chunk in flight, and return it."""
         if self._waiting is not None:
             self._done.synchronize()
             ready, out = self._waiting
@@ -301,7 +304,7 @@ class _Slot:
     def _pair(
         self, kept: dict[torch.dtype, tuple[torch.Tensor, torch.Tensor]], kind: torch.dtype, shape: tuple[int, ...]
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """A pinned buffer and its twin on the device, made once."""
+        """A pinned buffer and its counterpart on the device, created once."""
         if kind not in kept:
             pinned = torch.empty(shape, dtype=kind, pin_memory=True)
             kept[kind] = (pinned, torch.empty(shape, dtype=kind, device=self._device))

@@ -1,4 +1,4 @@
-"""One collection into one local file: journaled, checked, and only then given its name."""
+"""Convert one collection into one local file, with a journal; the file gets its name after it was checked."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from embridge.conversion.schedule import schedule
 from embridge.conversion.task import Task
 from embridge.conversion.verify import Sample, check_sample
 from embridge.device import free_memory
-from embridge.errors import BadIdsError, BadVectorsError, DiskFullError, MissingFileError, OutputError, OutputExistsError
+from embridge.errors import BadIdsError, BadVectorsError, DiskFullError, MissingFileError, OutputError, OutputExistsError, n_rows
 from embridge.files import fingerprint, writing
 from embridge.records import Conversion
 from embridge.stores.parquet.writer import CollectionWriter
@@ -52,21 +52,24 @@ def convert_file(task: Task, target: Path, *, bad_path: Path | None = None, may_
             task.check_source()
             if bad:
                 write_bad_rows(side, bad)
-            else:  # a list of an earlier output of that name would be taken for this one's
+            else:  # a list of an earlier output would be mistaken for this one's
                 side.unlink(missing_ok=True)
             journal.finish()
     except (BadVectorsError, BadIdsError) as e:
         if not (kept := rows_done(target)):
             raise
-        hint = f"{kept:,} rows are done and kept: --resume --on-bad skip goes on without bad ones, --overwrite starts anew."
+        hint = f"{kept:,} rows are done and kept: --resume --on-bad skip continues without bad ones, --overwrite starts again."
         raise type(e)(f"{e} {hint}") from e
     except DiskFullError as e:
-        raise DiskFullError.during(str(target), rows_done(target)) from e
+        raise DiskFullError(
+            f"The disk of {str(target)!r} is full; {n_rows(rows_done(target))} are done and kept. "
+            "Hint: free some and run again with --resume."
+        ) from e
     return task.result(str(target), rows, len(bad), time.perf_counter() - started, fingerprint(target))
 
 
 def finished_file(task: Task, target: Path) -> Conversion | None:
-    """What an earlier run of the same task has finished, without what a kill just before its end left beside it."""
+    """The result of an earlier finished run of the same task; files that an interruption left beside it are removed."""
     found = task.already_done(target) if target.exists() else None
     if found is not None:
         discard(target)
@@ -81,18 +84,18 @@ def bad_rows_path(target: Path) -> Path:
 
 
 def check_bad_rows(path: Path) -> None:
-    """Refuse to replace a file under the name of the list of bad rows that is no such list.
+    """Refuse to replace a file that has the name of the list of bad rows but is not one.
 
     Raises
     ------
     OutputExistsError
     """
     if os.path.lexists(path) and not is_bad_rows(path):
-        raise OutputExistsError(f"{str(path)!r} is no list of bad rows, so it is not replaced. Hint: move it away.")
+        raise OutputExistsError(f"{str(path)!r} is not a list of bad rows, so it is not replaced. Hint: move it away.")
 
 
 def _write_groups(task: Task, journal: Journal, sample: Sample) -> list[Bad]:
-    """Write every row group that the journal does not hold yet, and the footer; the rows left out."""
+    """Write every row group that is not yet in the journal, and the footer; returns the rows left out."""
     source, translation = task.source, task.translation
     writer = CollectionWriter(
         journal.file,
@@ -144,7 +147,7 @@ def _check_sample(task: Task, path: Path, rows: int, sample: Sample) -> None:
     try:
         check_sample(path, rows, sample, task.translation, precision=options.precision, coverage=options.confidence)
     except MissingFileError as e:
-        raise OutputError(f"{str(path)!r} cannot be written: it, or its folder, is gone.") from e
+        raise OutputError(f"{str(path)!r} cannot be written: the file or its folder was removed.") from e
 
 
 def check_room(task: Task, target: Path) -> None:
@@ -159,4 +162,7 @@ def check_room(task: Task, target: Path) -> None:
     free = os.statvfs(target.parent)
     room = free.f_bavail * free.f_frsize + (there.stat().st_size if there.is_file() else 0)
     if needed > room:
-        raise DiskFullError.before(str(target), needed, room)
+        raise DiskFullError(
+            f"{str(target)!r} needs about {needed / 1e9:.2f} GB, but {room / 1e9:.2f} GB are free there. "
+            "Hint: free some, write elsewhere, or halve it with --dtype float16."
+        )

@@ -1,4 +1,4 @@
-"""A source of several files into a local folder, file by file under the same names, with a manifest."""
+"""Convert a source of several files into a local folder, file by file under the same names, with a manifest."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ Files = list[tuple[str, ParquetCollection]]
 
 
 def convert_folder(task: Task, target: Path) -> Conversion:
-    """Into ``OUT.partial``, which gets the name when all files are there; ``OUT.journal`` holds the plan.
+    """Write into ``OUT.partial``, which is renamed when all files are there; ``OUT.journal`` holds the plan.
 
     The caller has claimed the output.
     """
@@ -67,7 +67,7 @@ def convert_folder(task: Task, target: Path) -> Conversion:
 
 
 def finished_folder(task: Task, target: Path) -> Conversion | None:
-    """What an earlier run of the same task has finished, without what a kill just before its end left beside it."""
+    """The result of an earlier finished run of the same task; files that an interruption left beside it are removed."""
     names = [name for name, _ in files_of(task)]
     with writing(target):
         _recover(target)
@@ -85,7 +85,7 @@ def files_of(task: Task) -> Files:
 
 
 def _begin(task: Task, target: Path, names: list[str]) -> Log:
-    """The journal, of this run or of the one that it continues; else what that one left is removed."""
+    """The journal of this run, or of the run that it continues; without --resume leftovers of that run are removed."""
     plan = task.plan | {"files": names}
     found = read_log(target)
     if found is not None and (task.resume or task.overwrite):
@@ -98,12 +98,15 @@ def _begin(task: Task, target: Path, names: list[str]) -> Log:
     elif task.overwrite and not (task.resume and found.plan == plan and not found.fault):
         _discard(target, [name for name in found.plan.get("files", names) if isinstance(name, str)])
     elif not task.resume and os.path.lexists(partial_path(target)):
-        raise InterruptedOutputError.unfinished_folder(str(partial_path(target)))
+        raise InterruptedOutputError(
+            f"{str(partial_path(target))!r} exists already. "
+            "Hint: --resume continues it if a conversion left it, --overwrite replaces it."
+        )
     return begin(target, plan, resume=task.resume, overwrite=task.overwrite)
 
 
 def _recover(target: Path) -> None:
-    """Finish the replacement of a folder that a kill interrupted: the journal knows the manifest of the new one."""
+    """Finish a replacement of a folder that was interrupted: the journal holds the manifest of the new one."""
     log, partial, old = read_log(target), partial_path(target), _old(target)
     if log is None or not log.replaced:
         return
@@ -164,12 +167,12 @@ def _old(target: Path) -> Path:
 
 
 def _working_names(names: Iterable[str]) -> list[str]:
-    """All files that a run makes in ``OUT.partial``."""
+    """All files that a run creates in ``OUT.partial``."""
     return [MANIFEST, *(name + suffix for name in names for suffix in ("", ".partial", ".journal"))]
 
 
 def _discard(target: Path, names: list[str]) -> None:
-    """Remove an unfinished folder, or what is left beside a finished one; the journal last."""
+    """Remove an unfinished folder, or leftovers beside a finished one; the journal last."""
     if (log := read_log(target)) is not None and log.replaced:
         start(target, log.plan)  # from here on nothing is about to be replaced
     remove_known(partial_path(target), _working_names(names), twins=target)
@@ -187,7 +190,7 @@ def bad_lists(files: Files, sides: Path) -> list[tuple[int, Path]]:
 
 
 def each_file(task: Task, files: Files, one: Callable[[int, str, Task], Conversion]) -> list[Conversion]:
-    """Convert every file, some at a time; results in order. An error, or Ctrl-C, ends the others at their next row group."""
+    """Convert every file, some in parallel; results in order. An error or Ctrl-C stops the others at their next row group."""
     rows = [0] * len(files)
     stopped = threading.Event()
 

@@ -1,4 +1,4 @@
-"""The journal beside an unfinished output: which row groups are safe on the disk, so that a later run continues after them."""
+"""The journal beside an unfinished output: it lists the row groups on the disk, so that a later run continues after them."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from embridge.conversion.log import Entry, Lines, Log, append_to, journal_path, open_own, partial_path, read_log, start
-from embridge.errors import ChangedSourceError, EmbridgeError, InterruptedOutputError, OutputError
+from embridge.errors import ChangedSourceError, EmbridgeError, InterruptedOutputError, OutputError, n_rows
 from embridge.files import open_exclusively, sync_folder
 from embridge.stores.parquet.thrift import Struct
 
@@ -22,13 +22,13 @@ class Checked(io.FileIO):
     checksum = 0
 
     def write(self, data: Any, /) -> int:
-        """Write, and count what was written in."""
+        """Write, and update the checksum."""
         count = super().write(data)
         self.checksum = zlib.crc32(memoryview(data).cast("B")[:count], self.checksum)
         return count
 
     def take(self) -> int:
-        """The checksum, which begins anew."""
+        """Return the checksum and reset it."""
         found, self.checksum = self.checksum, 0
         return found
 
@@ -36,22 +36,21 @@ class Checked(io.FileIO):
 class Journal:
     """``OUT.partial`` and ``OUT.journal``: the row groups so far, and the list of them.
 
-    An entry is written only after its row group is on the disk, so everything that the journal names is there, whenever and
-    however a run ends.
+    An entry is written only after its row group is on the disk, so everything that the journal lists exists, however a run ends.
 
     Attributes
     ----------
     file : Checked
         The partial file, at its end, unbuffered.
     entries : list of Entry
-        What is finished, by earlier runs and by this one.
+        Row groups finished by earlier runs and by this one.
     """
 
     def __init__(self, target: Path, file: Checked, log: Lines, entries: list[Entry]) -> None:
         self.target, self.file, self._log, self.entries = target, file, log, entries
 
     def add(self, read: int, group: Struct, bad: list[tuple[int, Any, str]]) -> None:
-        """Name a row group, which ends where the partial file ends, as finished."""
+        """Record the row group that ends at the end of the partial file as finished."""
         entry = Entry(read, self.file.tell(), self.file.take(), group, bad)
         os.fdatasync(self.file.fileno())
         self._log.add(entry.dumps())
@@ -70,23 +69,23 @@ class Journal:
 
 @contextlib.contextmanager
 def open_journal(target: Path, plan: dict[str, Any], *, resume: bool, overwrite: bool) -> Iterator[Journal]:
-    """Begin an output, or continue it; the caller has claimed it. A run that fails before anything is finished leaves nothing.
+    """Begin or continue an output that the caller has claimed. A run that fails before a row group is finished leaves nothing.
 
     Parameters
     ----------
     target : Path
     plan : dict
-        Everything that determines the output's bytes; what is resumed must have the same.
+        Everything that determines the bytes of the output; a resumed run must have the same plan.
     resume : bool
-        Continue what is there, if anything is.
+        Continue an unfinished output, if there is one.
     overwrite : bool
-        Drop what is there.
+        Discard an unfinished output.
 
     Raises
     ------
     InterruptedOutputError
-        An unfinished output is there and neither `resume` nor `overwrite` is given; it has another plan, or was altered; or
-        files in its place are not ours.
+        An unfinished output exists and neither `resume` nor `overwrite` is given; it has another plan, or was altered; or
+        files in its place were not written by embridge.
     """
     found = begin(target, plan, resume=resume, overwrite=overwrite)
     with contextlib.ExitStack() as stack:
@@ -109,25 +108,31 @@ def open_journal(target: Path, plan: dict[str, Any], *, resume: bool, overwrite:
 
 
 def begin(target: Path, plan: dict[str, Any], *, resume: bool, overwrite: bool) -> Log:
-    """The journal that is there, where it may be continued; else a new one, with the plan as its first line."""
+    """The existing journal, where it may be continued; else a new one with the plan as its first line."""
     found = read_log(target)
     if found is None and os.path.lexists(partial_path(target)):
-        raise InterruptedOutputError(f"{str(partial_path(target))!r} is there, and no journal names it. Hint: move it away.")
+        raise InterruptedOutputError(f"{str(partial_path(target))!r} exists without a journal. Hint: move it away.")
     if found is not None and found.fault and not overwrite:
         raise InterruptedOutputError.altered(str(journal_path(target)), found.fault)
     if found is not None and found.entries and not resume and not overwrite:
-        raise InterruptedOutputError.unfinished(str(target), found.entries[-1].read)
+        raise InterruptedOutputError(
+            f"An interrupted run left {str(target)!r} unfinished ({n_rows(found.entries[-1].read)} of the source done). "
+            "Hint: --resume continues it, --overwrite starts again."
+        )
     if found is not None and resume and not found.fault:
         if found.plan == plan and (not found.entries or os.path.lexists(partial_path(target))):
             return found
         if found.plan != plan and not overwrite:
             differ = [key for key in {**plan, **found.plan} if plan.get(key) != found.plan.get(key)]
-            raise InterruptedOutputError.differs(str(target), sorted(differ))
+            raise InterruptedOutputError(
+                f"The unfinished {str(target)!r} was started with other inputs: {', '.join(sorted(differ))} differ. "
+                "Hint: repeat that run to finish it, or use --overwrite to start again."
+            )
     return start(target, plan)
 
 
 def _open_partial(path: Path) -> Checked:
-    """The partial file: new, or the one that the journal stands for, which must be a regular file with no other name."""
+    """The partial file: a new one, or the one of the journal, which must be a regular file without other names."""
     try:
         return Checked(open_exclusively(path), "r+")
     except FileExistsError:
@@ -147,7 +152,7 @@ def _check_partial(file: Checked, entries: Sequence[Entry], target: Path) -> Non
 
 
 def discard(target: Path) -> None:
-    """Remove an unfinished file that a journal names; the journal last."""
+    """Remove an unfinished file that has a journal; the journal last."""
     if read_log(target) is not None:
         partial_path(target).unlink(missing_ok=True)
         journal_path(target).unlink(missing_ok=True)
@@ -159,6 +164,6 @@ def bad_rows_of(entries: Sequence[Entry]) -> list[tuple[int, Any, str]]:
 
 
 def rows_done(target: Path) -> int:
-    """Rows of the source that an unfinished output has done; 0 where there is none."""
+    """Rows of the source that an unfinished output has processed; 0 where there is none."""
     found = read_log(target)
     return found.entries[-1].read if found is not None and found.entries else 0

@@ -1,4 +1,4 @@
-"""The lines of a journal: a plan, then the finished row groups, each line with the digest of itself and the one before."""
+"""The lines of a journal: a plan, then the finished row groups. Each line starts with a digest of itself and the line before."""
 
 from __future__ import annotations
 
@@ -50,14 +50,14 @@ class Entry:
     bad: list[tuple[int, Any, str]]
 
     def dumps(self) -> dict[str, Any]:
-        """As JSON has it."""
+        """As JSON."""
         group = base64.b64encode(thrift.dumps(self.group)).decode()
         return {"read": self.read, "offset": self.offset, "checksum": self.checksum, "group": group, "bad": self.bad}
 
 
 @dataclass(frozen=True)
 class Log:
-    """What a journal says.
+    """The content of a journal.
 
     Attributes
     ----------
@@ -86,7 +86,7 @@ class Log:
 
 
 class Lines:
-    """Appends to a journal lines of which each carries the digest of itself and of the line before."""
+    """Appends lines to a journal; each starts with a digest of itself and of the line before."""
 
     def __init__(self, file: io.FileIO, mark: str) -> None:
         self._file, self.mark = file, mark
@@ -96,7 +96,7 @@ class Lines:
         text = json.dumps(values)
         self.mark = _digest(self.mark, text.encode())
         view = memoryview(f"{self.mark} {text}\n".encode())
-        while view:  # whole, even where the system takes it in pieces
+        while view:  # the system may write less than the whole
             view = view[self._file.write(view) :]
         os.fdatasync(self._file.fileno())
 
@@ -106,17 +106,17 @@ def _digest(before: str, text: bytes) -> str:
 
 
 def partial_path(target: Path) -> Path:
-    """Where the output grows."""
+    """The path of the unfinished output."""
     return target.with_name(f"{target.name}.partial")
 
 
 def journal_path(target: Path) -> Path:
-    """Where its finished row groups are listed."""
+    """The path of the journal."""
     return target.with_name(f"{target.name}.journal")
 
 
 def start(target: Path, plan: dict[str, Any]) -> Log:
-    """A new journal with the plan as its first line, in the place of one that is there."""
+    """Create a journal with the plan as its first line, and replace an existing one."""
     with whole_or_absent(journal_path(target)) as temporary, open(temporary, "wb", buffering=0) as file:
         lines = Lines(file, "")
         lines.add(plan)
@@ -125,7 +125,7 @@ def start(target: Path, plan: dict[str, Any]) -> Log:
 
 @contextlib.contextmanager
 def append_to(target: Path, found: Log) -> Iterator[Lines]:
-    """A journal, to be continued after its last whole line."""
+    """Open a journal to continue after its last whole line."""
     descriptor = os.open(journal_path(target), os.O_RDWR | os.O_APPEND | os.O_NOFOLLOW | os.O_CLOEXEC)
     with open(descriptor, "ab", buffering=0) as file:
         file.truncate(found.end)
@@ -133,7 +133,7 @@ def append_to(target: Path, found: Log) -> Iterator[Lines]:
 
 
 def open_own(path: Path, flags: int) -> int:
-    """A descriptor of a file under a predictable name: no link is followed, no FIFO waited for, no file shared."""
+    """Open a file with a predictable name: does not follow links, wait for a FIFO, or accept a file with other names."""
     try:
         descriptor = os.open(path, flags | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
         found = os.fstat(descriptor)
@@ -150,12 +150,12 @@ def open_own(path: Path, flags: int) -> int:
 
 
 def read_log(target: Path) -> Log | None:
-    """The journal of an output; None where it has none. A line that was being written when a run ended is left out.
+    """Read the journal of an output; None where it has none. An incomplete last line is ignored.
 
     Raises
     ------
     InterruptedOutputError
-        What is there is no journal of embridge.
+        The file is not a journal of embridge.
     """
     path = journal_path(target)
     try:
@@ -179,7 +179,7 @@ def read_log(target: Path) -> Log | None:
 
 
 def _continued(log: Log, values: dict[str, Any], mark: str, end: int) -> Log:
-    """A log with one more line."""
+    """The log with one more line."""
     if not log.end:
         if values["format"] != FORMAT:
             raise ValueError(f"it is of the format {values['format']!r}")
@@ -191,10 +191,10 @@ def _continued(log: Log, values: dict[str, Any], mark: str, end: int) -> Log:
     numbers = [values[name] for name in ("read", "offset", "checksum")]
     last = log.entries[-1] if log.entries else Entry(0, 0, 0, {}, [])
     if any(type(number) is not int for number in numbers) or numbers[0] < last.read or numbers[1] <= last.offset:
-        raise ValueError(f"it holds {numbers} where numbers must grow")
+        raise ValueError(f"it holds {numbers} where numbers must increase")
     group = thrift.loads(base64.b64decode(values["group"]))
     if type(group[3][1]) is not int:
-        raise ValueError("a row group has no count of rows")
+        raise ValueError("a row group has no row count")
     bad = [(int(row), i, str(reason)) for row, i, reason in values["bad"]]
     entries = [*log.entries, Entry(numbers[0], numbers[1], numbers[2], group, bad)]
     return replace(log, entries=entries, end=end, mark=mark)

@@ -1,4 +1,4 @@
-"""A collection as row groups of the output: read ahead, translated, written behind, each overlapped with the others."""
+"""Reading, translating and writing the row groups of an output, overlapped."""
 
 from __future__ import annotations
 
@@ -29,11 +29,11 @@ class Group:
     parts : list of Batch
     rows : int
     read : int
-        Rows of the source taken up to and with this group.
+        Rows of the source read up to the end of this group.
     bad : list of (position, id, reason)
         Rows of the source left out since the group before.
     errors : ndarray of shape (2, rows), float32, optional
-        Predicted errors and their bounds, once it is translated by engines that foretell them.
+        Predicted errors and their bounds, once it is translated by engines that predict them.
     """
 
     parts: list[Batch] = field(default_factory=list)
@@ -46,7 +46,7 @@ class Group:
 def row_groups(source: Collection, group_rows: int, batch_rows: int, *, start: int = 0, on_bad: str = "stop") -> Iterator[Group]:
     """Cut the rows of a collection, from position `start` on, into row groups of the output.
 
-    Groups depend on the rows alone, not on the batches they are read in. Where only bad rows are left the last group is empty.
+    Groups depend on the rows alone, not on the batches they are read in. If only bad rows remain, the last group is empty.
 
     Raises
     ------
@@ -76,7 +76,7 @@ def row_groups(source: Collection, group_rows: int, batch_rows: int, *, start: i
 
 
 def readahead(items: Iterator[Item], depth: int = 1) -> Generator[Item, None, None]:
-    """The same items, made in a thread of their own, at most `depth` of them ahead."""
+    """The same items, produced in a separate thread, at most `depth` of them ahead."""
     ready: queue.Queue[tuple[Item | None, BaseException | None]] = queue.Queue(depth)
     stopped = threading.Event()
 
@@ -122,9 +122,9 @@ def translate_groups(
     *,
     zero_is_bad: bool,
 ) -> None:
-    """Read ahead, translate and write, in order, each while the others go on.
+    """Read, translate and write in order, overlapped.
 
-    One thread reads, one a device translates, and this one writes.
+    One thread reads, one thread per device translates, and the calling thread writes.
 
     Parameters
     ----------
@@ -132,11 +132,11 @@ def translate_groups(
     engines : sequence of Engine
         One a device.
     buffers : sequence of ndarray of shape (group_rows, dim_target)
-        What row groups are translated into; they are used again and again.
+        Memory that row groups are translated into; it is reused.
     write : callable
-        Takes a group and its translated vectors, in order.
+        Receives each group and its translated vectors, in order.
     where : str
-        How messages call the source.
+        Name of the source in messages.
     zero_is_bad : bool
         Refuse translations of length zero.
 
@@ -151,7 +151,7 @@ def translate_groups(
 
     def compute(group: Group, out: np.ndarray) -> None:
         engine = idle.get()
-        group.errors = np.empty((2, group.rows), np.float32) if engine.foretells else None
+        group.errors = np.empty((2, group.rows), np.float32) if engine.predicts_errors else None
         try:
             zero, not_finite = engine.run([part.vectors for part in group.parts], out, group.errors)
         finally:

@@ -1,4 +1,4 @@
-"""Into object storage: files are made whole in a staging folder, where they can be resumed, and then uploaded in parts."""
+"""Converts into object storage: files are completed in a staging folder, where they can be resumed, then uploaded in parts."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ _UNKNOWN = (-1, "")  # size and fingerprint of a file that an unfinished run may
 
 
 def convert_remote(task: Task, name: str, *, is_folder: bool) -> Conversion:
-    """Convert into one object, or into one object a file of the source, beside a manifest."""
+    """Convert into one object, or into one object per file of the source, with a manifest."""
     started = time.perf_counter()
     _check_apart(task, name)
     with _staging(name) as staging:
@@ -57,7 +57,9 @@ def convert_remote(task: Task, name: str, *, is_folder: bool) -> Conversion:
 def _check_apart(task: Task, name: str) -> None:
     """Refuse an output that is, contains or lies in the source, and one without a key."""
     if name.partition("?")[0].partition("://")[2].strip("/").count("/") < 1:
-        raise ParameterError(f"{name!r} names no object. Hint: give a bucket and a key, as in s3://bucket/new.parquet.")
+        raise ParameterError(
+            f"{name!r} is not the name of an object. Hint: give a bucket and a key, as in s3://bucket/new.parquet."
+        )
     source = task.source
     if source.path is None or not is_remote(source.path) or source.path.partition("://")[0] != name.partition("://")[0]:
         return
@@ -67,12 +69,12 @@ def _check_apart(task: Task, name: str) -> None:
     paths = source.paths if isinstance(source, ParquetCollection) else []
     for path in (inner_path(source.path).rstrip("/"), *paths):
         if path == out or path.startswith(f"{out}/") or (out.startswith(f"{path}/")):
-            raise OutputExistsError(f"The output {name!r} and the input {path!r} lie one in the other. Hint: write it elsewhere.")
+            raise OutputExistsError(f"The output {name!r} and the input {path!r} are nested. Hint: write it elsewhere.")
 
 
 @contextlib.contextmanager
 def _staging(name: str) -> Iterator[Path]:
-    """A folder of this user alone under a name that another run of the same output finds; it goes when the output is complete."""
+    """A private folder under a name that another run of the same output finds; it is removed when the output is complete."""
     mark = hashlib.blake2b(f"{os.geteuid()} {name}".encode(), digest_size=8).hexdigest()
     staging = Path(tempfile.gettempdir()) / f"embridge-{mark}"
     with claim(Output(staging, folder=True), resume=True), writing(name):
@@ -84,14 +86,14 @@ def _staging(name: str) -> Iterator[Path]:
 
 
 def _convert_object(task: Task, to: str, local: Path, bad_path: Path, *, lists: bool, may_be_empty: bool = False) -> Conversion:
-    """One file, by way of a local one that goes when it is uploaded; with `lists` its list of bad rows goes beside it."""
+    """Convert one file locally and upload it; with `lists` its list of bad rows is uploaded beside it."""
     if task.resume and not task.overwrite and exists(to):
         found = task.already_done(to)
         if found is None:
             raise OutputExistsError.at(to)
         discard(local)
         return found
-    found = finished_file(task, local) if task.resume else None  # made, but not uploaded
+    found = finished_file(task, local) if task.resume else None  # finished, but not uploaded
     if found is None:
         local.unlink(missing_ok=True)
         found = convert_file(task, local, bad_path=bad_path, may_be_empty=may_be_empty)
@@ -142,7 +144,7 @@ def _convert_folder(task: Task, name: str, staging: Path) -> Conversion:
 
 
 def _check_objects(task: Task, name: str, names: list[str]) -> Manifest:
-    """The manifest that is there; refuse to replace, or to write beside, objects that it does not name."""
+    """The existing manifest. Refuses to replace, or to write beside, objects that it does not name."""
     found = list_objects(name)
     if not found:
         return Manifest({})

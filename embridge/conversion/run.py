@@ -40,7 +40,7 @@ def convert(
 ) -> Conversion:
     """Translate every vector of a collection and write a Parquet collection of the target space.
 
-    Ids, row order, the other columns and the metadata of others stay as they are. Reading, translating and writing overlap; memory
+    Ids, row order, other columns and other file metadata are kept. Reading, translating and writing overlap; memory
     is bounded by the row group (16 MiB of vectors), not by the collection. The output is whole or absent: it grows as
     ``OUT.partial`` beside a journal, and gets its name when it is complete, a sample of it was recomputed, and the source is still
     what it was.
@@ -53,7 +53,7 @@ def convert(
     path : str or path-like
         A Parquet file, local, ``s3://`` or ``gs://`` (staged in the temporary folder, then uploaded). A source of several
         files goes into a folder, file by file under the same names, unless the path ends in ``.parquet``. A folder has a manifest
-        (``_embridge.json``) of what was written into it.
+        (``_embridge.json``) of what embridge wrote into it.
     device : str, optional
         Default: all CUDA devices where there are any, else the CPU.
     dtype : {"float32", "float16"}
@@ -69,12 +69,11 @@ def convert(
         Write two more columns (float32) beside the vectors, by the map's confidence: ``predicted_error`` of each row's translation,
         and ``error_bound``, which its error does not exceed with this probability at least (see `Confidence`).
     overwrite : bool, default False
-        Replace an output, or an unfinished one, that is there. Of a folder only files that embridge wrote are replaced; others stay
-        where they are.
+        Replace an existing or unfinished output. In a folder only files that embridge wrote are replaced.
     resume : bool, default False
-        Continue an unfinished output of the same source, map and options; the bytes are those of an undisturbed run.
+        Continue an unfinished output of the same source, map and options; the bytes are those of an uninterrupted run.
     batch_rows : int, optional
-        Rows read at a time. Default: by the memory at hand.
+        Rows read at a time. Default: by free memory.
     progress : callable, optional
         Called with (rows done, rows in all).
 
@@ -89,16 +88,16 @@ def convert(
     MapError, ParameterError, CollectionError
         The map has no confidence, or not of this coverage; the source has a column of that name already.
     OutputExistsError
-        The output exists; or it is, contains or lies in the source; or it holds files that embridge did not write, or that were
-        altered since, and would be replaced or read with it.
+        The output exists; or it is, contains or is inside the source; or it holds files that embridge did not write, or that were
+        altered since, and that would be replaced or read with it.
     InterruptedOutputError
-        An unfinished output is there, or does not match, or was altered; another process is writing it.
+        An unfinished output exists, or does not match, or was altered; or another process is writing it.
     BadVectorsError, BadIdsError
         Rows that cannot be translated, null or duplicate ids.
     ChangedSourceError
         The source changed while it was read. Nothing is kept.
     DiskFullError, OutputError
-        There is no room for the output, or its folder is gone. What is done is kept.
+        The disk is full, or the folder was removed. Finished row groups are kept.
     """
     options = TranslateOptions(dtype, precision, confidence, device)
     rest = {"compact": compact, "overwrite": overwrite, "resume": resume, "progress": progress}
@@ -119,6 +118,6 @@ def convert(
 
 
 def makes_folder(source: Collection, name: str) -> bool:
-    """Whether a source goes into a folder: it has several files, and the name of the output does not end in ``.parquet``."""
+    """True where the output is a folder: the source has several files, and the output's name does not end in ``.parquet``."""
     base = name.partition("?")[0] if is_remote(name) else name
     return isinstance(source, ParquetCollection) and source.is_many and not base.endswith(".parquet")

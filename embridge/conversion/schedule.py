@@ -1,4 +1,4 @@
-"""How many rows to hold at a time: pure arithmetic on the memory at hand."""
+"""How many rows to hold at a time, computed from free memory."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from embridge.conversion.engine import CPU_CHUNK
 
-_BUDGET = 256 << 20  # of buffers for one file, however much memory there is: more of them makes nothing faster
+_BUDGET = 256 << 20  # of buffers for one file; more are not faster
 _LEAST_ROWS = 256
 
 
@@ -19,7 +19,7 @@ class Schedule:
     batch_rows : int
         Rows read at a time.
     buffers : int
-        Row groups of the output in the making: one computed a device, one written.
+        Row groups of the output in memory: one computed per device, one written.
     chunk_rows : int
         Rows translated at a time on a device.
     """
@@ -37,14 +37,14 @@ def schedule(
     Parameters
     ----------
     free_bytes : int
-        Memory that can be had.
+        Free memory.
     group_rows : int
-        Rows of a row group of the output, which is not ours to choose: resuming needs it to be the same everywhere.
+        Rows of a row group of the output. It is fixed: a resumed run needs the same.
     dim_source, dim_target : int
     itemsize : int, default 4
         Bytes of an output value.
     devices : int, default 1
-        That translate at the same time.
+        Devices that translate at the same time.
     cuda_bytes : int, default 0
         Free memory of the smallest CUDA device; 0 on the CPU.
 

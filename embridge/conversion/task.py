@@ -1,4 +1,4 @@
-"""One conversion as a value: what is read, what translates it, and how it is written; built and checked once."""
+"""One conversion as a value: source, map, options and output; built and checked once."""
 
 from __future__ import annotations
 
@@ -12,12 +12,13 @@ import torch
 from embridge.conversion.engine import TranslateOptions
 from embridge.conversion.log import FORMAT
 from embridge.device import resolve_devices
-from embridge.errors import CollectionError, EmbridgeError, ParameterError, SpaceMismatchError
+from embridge.errors import CollectionError, EmbridgeError, ParameterError
 from embridge.maps import Map
 from embridge.records import Conversion
 from embridge.stores import Collection, ParquetCollection
 from embridge.stores.base import check_content
 from embridge.stores.parquet.collection import ERROR_COLUMNS
+from embridge.types import space_mismatch
 
 OnBad = Literal["stop", "skip"]
 Progress = Callable[[int, int], None]
@@ -62,14 +63,14 @@ class Task:
     def of(
         cls, source: Collection, translation: Map, options: TranslateOptions, *, on_bad: OnBad, batch_rows: int | None, **rest: Any
     ) -> Task:
-        """Check that everything goes together.
+        """Check that source, map and options fit together.
 
         Raises
         ------
         SpaceMismatchError, ParameterError, MapError, CollectionError, DeviceError
         """
         if not translation.source.same_as(source.stated_space):
-            raise SpaceMismatchError.between("The map", translation.source, source.name, source.space)
+            raise space_mismatch("The map", translation.source, source.name, source.space)
         options.check(translation)
         if on_bad not in ("stop", "skip"):
             raise ParameterError.must_be("on_bad", "one of stop, skip", on_bad)
@@ -89,19 +90,19 @@ class Task:
 
     @property
     def confidence(self) -> dict[str, Any] | None:
-        """What determines the columns of errors; the map's fingerprint does not."""
+        """The values that determine the columns of errors; the map's fingerprint does not include them."""
         if self.options.confidence is None or self.translation.confidence is None:
             return None
         return {"coverage": self.options.confidence, "fingerprint": self.translation.confidence.fingerprint}
 
     @property
     def lineage(self) -> dict[str, str]:
-        """Fingerprints of what the output is made of."""
+        """Fingerprints of the inputs of the output."""
         return {"source": self.origin, "map": self.translation.fingerprint}
 
     @property
     def plan(self) -> dict[str, Any]:
-        """Everything that determines the bytes of the output, as JSON has it."""
+        """Everything that determines the bytes of the output, as JSON."""
         return {
             "format": FORMAT,
             "source": self.origin,
@@ -116,7 +117,7 @@ class Task:
         }
 
     def check_source(self) -> None:
-        """Check, when all rows are read, that the source is what it was.
+        """Check, after reading all rows, that the source is unchanged.
 
         Raises
         ------
@@ -125,7 +126,7 @@ class Task:
         check_content(self.source, self.content)
 
     def already_done(self, path: str | os.PathLike[str]) -> Conversion | None:
-        """What a run that ended just before it could report had made at `path`; None where that was made of something else."""
+        """The finished output at `path` of a run that ended before reporting it; None where it was made from other inputs."""
         try:
             found = ParquetCollection(path)
         except EmbridgeError:

@@ -1,4 +1,4 @@
-"""Is a converted collection what its source and its map make? A sample of it, or all of it."""
+"""Verifies a converted collection against its source and map: a sample of it, or all rows."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from embridge.conversion.engine import Precision
-from embridge.errors import SpaceMismatchError, VerificationError
+from embridge.errors import VerificationError
 from embridge.maps import Map
 from embridge.maps.confidence import Confidence
 from embridge.stores import Batch, Collection, ParquetCollection, open_collection
@@ -17,6 +17,7 @@ from embridge.stores.ids import check_unique
 from embridge.stores.locations import beside
 from embridge.stores.parquet.collection import ERROR_COLUMNS
 from embridge.tables.rejected import read_bad_rows
+from embridge.types import space_mismatch
 
 _SAMPLE_GROUPS, _SAMPLE_ROWS = 8, 64
 # Of the longest vector: float32 products in another order differ by about 1e-6, a float16 is off by 5e-4 of its value.
@@ -31,7 +32,7 @@ class Verification:
     ----------
     path : str
     rows : int
-        Rows that are there, all of them readable, with unique ids.
+        Rows, all readable, with unique ids.
     compared : int
         Rows that were recomputed from the source.
     max_error : float
@@ -47,7 +48,7 @@ class Verification:
 class Sample:
     """Source rows kept while an output is made: the first rows of a few of its row groups, drawn evenly from all of them.
 
-    So the check costs neither a second reading of the source nor of the output, however large their row groups are.
+    So the check needs no second reading of source or output, however large their row groups are.
     """
 
     def __init__(self) -> None:
@@ -56,7 +57,7 @@ class Sample:
         self._rng = np.random.default_rng(0)
 
     def offer(self, row: int, part: Batch) -> None:
-        """Consider the row group that begins at `row` of the output with these rows of the source."""
+        """Offer the row group that begins at `row` of the output, with these rows of the source."""
         self._seen += 1
         place = len(self.kept) if len(self.kept) < _SAMPLE_GROUPS else int(self._rng.integers(self._seen))
         if place < _SAMPLE_GROUPS:
@@ -82,12 +83,12 @@ def check_sample(
     """
     made = ParquetCollection(path)
     if len(made) != expected:
-        raise VerificationError.of(str(path), f"it has {len(made):,} rows instead of {expected:,}.")
+        raise _failed(str(path), f"it has {len(made):,} rows instead of {expected:,}.")
     for row, ids, vectors in sample.kept:
         wanted = made.batches(len(ids), payload=coverage is not None, row_filter=lambda start, stop, row=row: start <= row < stop)
         found = next(wanted)
         if found.ids.to_pylist() != ids:
-            raise VerificationError.of(str(path), f"ids near row {row:,} are not those of the source.")
+            raise _failed(str(path), f"ids near row {row:,} are not those of the source.")
         _compare(found.vectors, translation.apply(vectors), str(path), row, precision)
         if translation.confidence is not None and coverage is not None:
             _compare_errors(_errors(found, str(path)), vectors, translation.confidence, coverage, str(path), row, precision)
@@ -103,9 +104,9 @@ def verify(
 ) -> Verification:
     """Check a converted collection in full.
 
-    Every row is read, its values and the uniqueness of ids are checked; given source and map, their fingerprints are held against
-    the lineage in the file's metadata, and every id and vector is recomputed, and so are the foretold errors, where the file has
-    them and the map its confidence.
+    Every row is read; values and the uniqueness of ids are checked. Given source and map, their fingerprints are compared with
+    the lineage in the file's metadata, and every id and vector is recomputed. Predicted errors are recomputed too, where the
+    file has them and the map has its confidence.
 
     Parameters
     ----------
@@ -115,7 +116,7 @@ def verify(
         What it was converted from. Rows of it that are not in the output must be listed in ``OUT.bad.parquet``.
     translation : LinearMap or KernelMap, optional
     precision : {"float32", "tf32", "bfloat16"}
-        Of the products that made it, for the tolerance.
+        Precision of the conversion, for the tolerance.
     progress : callable, optional
         Called with (rows done, rows in all).
 
@@ -126,7 +127,7 @@ def verify(
     Raises
     ------
     VerificationError
-        The lineage names another source or map, rows are missing or in excess, or ids, vectors or foretold errors differ.
+        The lineage names another source or map, rows are missing or in excess, or ids, vectors or predicted errors differ.
     BadVectorsError, BadIdsError, UnreadableFileError
         The file itself is damaged.
     """
@@ -134,33 +135,37 @@ def verify(
     lineage = made.lineage if isinstance(made, ParquetCollection) else {}
     for what, given in (("source", source and source.fingerprint()), ("map", translation and translation.fingerprint)):
         if given is not None and lineage.get(what) != given:
-            raise VerificationError.of(str(path), f"its lineage names {what} {lineage.get(what)}, which is not {given}.")
+            raise _failed(str(path), f"its lineage names {what} {lineage.get(what)}, which is not {given}.")
     if translation is not None and not made.space.same_as(translation.target):
-        raise SpaceMismatchError.between("The map leads to a space that", translation.target, made.name, made.space)
-    told = made.confidence if isinstance(made, ParquetCollection) else None
+        raise space_mismatch("The output of the map", translation.target, made.name, made.space)
+    stated = made.confidence if isinstance(made, ParquetCollection) else None
     known = translation and translation.confidence
-    if told is not None and known is not None and known.fingerprint != told["fingerprint"]:
-        raise VerificationError.of(str(path), f"its errors were foretold by {told['fingerprint']}, not by {known.fingerprint}.")
+    if stated is not None and known is not None and known.fingerprint != stated["fingerprint"]:
+        raise _failed(str(path), f"its errors were predicted by {stated['fingerprint']}, not by {known.fingerprint}.")
     check_unique(made)
     rows, compared, worst = 0, 0, 0.0
     theirs = None if source is None else _Rows(source, read_bad_rows(beside(os.fspath(path), ".bad.parquet")))
-    for batch in made.batches(payload=told is not None):
+    for batch in made.batches(payload=stated is not None):
         rows += len(batch)
-        errors = None if told is None else _errors(batch, str(path))
+        errors = None if stated is None else _errors(batch, str(path))
         if theirs is not None:
             ids, vectors = theirs.take(len(batch))
             if ids != batch.ids.to_pylist():
-                raise VerificationError.of(str(path), f"ids between rows {batch.start:,} and {rows:,} are not those of the source.")
+                raise _failed(str(path), f"ids between rows {batch.start:,} and {rows:,} are not those of the source.")
             if translation is not None:
                 worst = max(worst, _compare(batch.vectors, translation.apply(vectors), str(path), batch.start, precision))
                 compared += len(batch)
-                if known is not None and told is not None and errors is not None:
-                    _compare_errors(errors, vectors, known, told["coverage"], str(path), batch.start, precision)
+                if known is not None and stated is not None and errors is not None:
+                    _compare_errors(errors, vectors, known, stated["coverage"], str(path), batch.start, precision)
         if progress is not None:
             progress(rows, len(made))
     if theirs is not None and (left := theirs.left()):
-        raise VerificationError.of(str(path), f"{left:,} rows of the source are missing.")
+        raise _failed(str(path), f"{left:,} rows of the source are missing.")
     return Verification(str(path), rows, compared, worst)
+
+
+def _failed(path: str, what: str) -> VerificationError:
+    return VerificationError(f"{path!r} is not what it should be: {what}")
 
 
 def _compare(found: np.ndarray, expected: np.ndarray, path: str, start: int, precision: Precision) -> float:
@@ -169,20 +174,20 @@ def _compare(found: np.ndarray, expected: np.ndarray, path: str, start: int, pre
     tolerance = max(_TOLERANCES[precision], _TOLERANCES["float16"] if found.dtype == np.float16 else 0.0)
     if not (error <= tolerance).all():
         row = start + int(np.argmax(~(error <= tolerance)))
-        raise VerificationError.of(path, f"the vector in row {row:,} is not the translation of the source's.")
+        raise _failed(path, f"the vector in row {row:,} is not the translation of the source's.")
     return float(error.max(initial=0.0))
 
 
 def _errors(batch: Batch, path: str) -> np.ndarray:
-    """The columns of errors, shape (2, n); they must be there, and possible."""
+    """The columns of errors, shape (2, n), checked for presence and range."""
     for name in ERROR_COLUMNS:
         if name not in batch.payload.schema.names:
-            raise VerificationError.of(path, f"it says that errors were foretold, and lacks the column {name!r}.")
+            raise _failed(path, f"its metadata says that errors were predicted, but it lacks the column {name!r}.")
     columns = [batch.payload.column(name).to_numpy(zero_copy_only=False) for name in ERROR_COLUMNS]
     errors = np.stack(columns).astype(np.float64)
     if not (np.isfinite(errors) & (errors >= 0)).all():
         row = batch.start + int(np.argmin((np.isfinite(errors) & (errors >= 0)).all(0)))
-        raise VerificationError.of(path, f"the foretold errors in row {row:,} are no errors.")
+        raise _failed(path, f"the predicted errors in row {row:,} are not finite numbers of at least 0.")
     return errors
 
 
@@ -195,13 +200,11 @@ def _compare_errors(
     allowed = max(1e-4, _TOLERANCES[precision]) * (1 + np.abs(confidence.weights[1:]).sum())
     wrong = ~(np.abs(found - expected) <= allowed * expected).all(0)
     if wrong.any():
-        raise VerificationError.of(
-            path, f"the foretold errors in row {start + int(np.argmax(wrong)):,} are not those of its source."
-        )
+        raise _failed(path, f"the predicted errors in row {start + int(np.argmax(wrong)):,} are not those of its source.")
 
 
 class _Rows:
-    """The rows of a source that should be in the output, taken a number at a time."""
+    """The rows of a source that should be in the output, read in pieces."""
 
     def __init__(self, source: Collection, skipped: np.ndarray) -> None:
         self._batches = source.batches(validate=False)

@@ -1,7 +1,7 @@
-"""Whether a linear head decides as the estimator that it was made of: compared on rows made for the purpose.
+"""Checks that a linear head predicts like the estimator it was made from, on rows generated for this.
 
 Equal scores are not equal predictions: an estimator may move its threshold, vote between pairs, or give several labels at once. The
-rows reach every class, lie on both sides of every boundary, from a millionth of a unit to a hundred units away from it, and have
+rows cover every class, lie on both sides of every boundary, from a millionth of a unit to a hundred units away from it, and have
 lengths from 0.01 to 1,000.
 """
 
@@ -20,13 +20,13 @@ Link = Literal["softmax", "sigmoid"]
 
 _LENGTHS = (0.01, 0.1, 1.0, 10.0, 100.0, 1000.0)
 _DISTANCES = (1e-6, 1e-5, 1e-4, 1e-3, 1e-2, 0.1, 0.3, 1.0, 3.0, 10.0, 100.0)
-_EXACT = 1e-6  # of what is summed up: closer to a boundary, either label is right
-_SINGLE = 1e-3  # distance to a boundary at which float32 coefficients must decide as float64 ones
+_EXACT = 1e-6  # relative to the summed terms: closer to a boundary, either label is right
+_SINGLE = 1e-3  # distance to a boundary beyond which float32 coefficients must predict like float64 ones
 _STEPS, _INSIDE = 30, 0.1
 
 
 def make_rows(coef: np.ndarray, intercept: np.ndarray) -> list[np.ndarray]:
-    """Rows that show what a model of these scores does, in float32 batches of shape (m, dim).
+    """Test rows for a model with these scores, in float32 batches of shape (m, dim).
 
     Parameters
     ----------
@@ -57,13 +57,13 @@ def _batches(coef: np.ndarray, intercept: np.ndarray) -> Iterator[np.ndarray]:
 
 
 def _unit(rows: np.ndarray) -> np.ndarray:
-    """Rows of length 1, where they have a direction."""
+    """Rows scaled to length 1; zero rows are dropped."""
     lengths = np.linalg.norm(rows, axis=1, keepdims=True)
     return np.divide(rows, lengths, out=np.zeros_like(rows), where=lengths > 0)
 
 
 def _inside_each(weights: np.ndarray, offsets: np.ndarray) -> np.ndarray:
-    """A row for each class that has the largest score there, where there is one: relaxation of Agmon, towards the worst rival."""
+    """For each class a row where it has the largest score, if there is one: Agmon's relaxation, towards the strongest rival."""
     rows = _unit(weights - weights.mean(axis=0))
     todo = np.arange(len(weights))
     for _ in range(_STEPS):
@@ -90,7 +90,7 @@ def check_decisions(
     classes: np.ndarray,
     decode: Callable[[np.ndarray], Decoded],
 ) -> None:
-    """Refuse a head whose predictions are not those of the classifier.
+    """Refuse a head whose predictions differ from those of the classifier.
 
     Parameters
     ----------
@@ -101,7 +101,7 @@ def check_decisions(
         Of its scores, in float64.
     classes : ndarray of shape (n_classes,)
     decode : callable
-        What the head, in float32, makes of rows.
+        The head in float32, as a function of rows.
 
     Raises
     ------
@@ -113,7 +113,7 @@ def check_decisions(
         given = np.asarray(quietly(estimator.predict, rows, name))
         if given.shape[1:] not in ((), (1,)):
             raise DecoderError(
-                f"{name} gives several labels at once, which no linear head does. Hint: save one classifier a label."
+                f"{name} gives several labels at once, which a linear head cannot do. Hint: save one classifier per label."
             )
         given = as_labels(given)
         scores = rows @ coef.T + intercept
@@ -125,7 +125,7 @@ def check_decisions(
         if wrong := int(((expected != given) & (margin > _EXACT * summed)).sum()):
             raise DecoderError(
                 f"{name} does not predict the class of the largest score: on {wrong:,} of {len(rows):,} rows near its boundaries "
-                "it decides by something else, such as a threshold or votes, so it is no linear head. "
+                "it predicts differently (a threshold or votes), so it is not a linear head. "
                 "Hint: save it with eb.save_decoder(..., 'X.skops')."
             )
         clear = margin > _SINGLE * np.linalg.norm(coef, axis=1).max()
@@ -141,7 +141,7 @@ def check_values(
     intercept: np.ndarray,
     decode: Callable[[np.ndarray], np.ndarray] | None,
 ) -> None:
-    """Refuse coefficients that do not give what `function` gives, or in float32 give something else.
+    """Refuse coefficients whose results differ from those of `function`, in float64 or in float32.
 
     Raises
     ------
@@ -163,7 +163,7 @@ def check_values(
 
 
 def link_of(estimator: Any, batches: list[np.ndarray], coef: np.ndarray, intercept: np.ndarray) -> Link | None:
-    """What makes the estimator's own probabilities of its scores, where it has any and one of the two does."""
+    """The link that turns the estimator's scores into its probabilities; None without probabilities or for another link."""
     if not hasattr(estimator, "predict_proba"):
         return None
     for single in batches:
@@ -180,7 +180,7 @@ def link_of(estimator: Any, batches: list[np.ndarray], coef: np.ndarray, interce
 def _inexact(name: str, wrong: int, rows: int) -> DecoderError:
     return DecoderError(
         f"{name} cannot be a linear head: with coefficients of 32 bits, {wrong:,} of {rows:,} rows are decoded differently, since "
-        "its intercept is large beside them. Hint: center the vectors first, or save it with eb.save_decoder(..., 'X.skops')."
+        "its intercept is much larger than its coefficients. Hint: center the vectors, or use eb.save_decoder(..., 'X.skops')."
     )
 
 
@@ -191,7 +191,7 @@ def columns(values: Any) -> np.ndarray:
 
 
 def quietly(function: Callable[[np.ndarray], Any], rows: np.ndarray, name: str) -> Any:
-    """What an estimator makes of rows, without its warnings on rows that are far from its own.
+    """The results of an estimator for rows, without warnings about unusual rows.
 
     Raises
     ------
@@ -204,5 +204,5 @@ def quietly(function: Callable[[np.ndarray], Any], rows: np.ndarray, name: str) 
             return function(rows)
     except EmbridgeError:
         raise
-    except Exception as e:  # whatever an estimator raises
+    except Exception as e:  # an estimator may raise anything
         raise DecoderError.fails(f"The estimator {name}", e) from e

@@ -1,8 +1,8 @@
-"""Zip archives read strictly: every byte belongs to exactly one thing, so there is only one way to read them.
+"""Zip archives read strictly: every byte belongs to exactly one part, so all readers agree on the content.
 
-Zip readers differ in which end record, which directory and which of two equal names they take. Here an archive is a row of members
-without gaps, then one directory, then one end record. What is not of this form is refused, and what is opened later is a new
-archive of the members that were checked.
+Zip readers differ in which end record, which directory and which of two equal names they take. Here an archive is a sequence of
+members without gaps, then one directory, then one end record. Other forms are refused, and the file opened later is a new
+archive of the checked members.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ def read_archive(data: bytes, *, compressed: bool) -> dict[str, bytes]:
     ----------
     data : bytes
     compressed : bool
-        Whether deflated members are let through beside stored ones.
+        Allow deflated members beside stored ones.
 
     Raises
     ------
@@ -67,13 +67,13 @@ def read_archive(data: bytes, *, compressed: bool) -> dict[str, bytes]:
     members, position = {}, 0
     for entry in sorted(entries, key=lambda e: e.offset):
         if entry.offset != position:
-            raise ArchiveError(f"there are bytes that belong to no member, or to two, at {min(position, entry.offset):,}")
+            raise ArchiveError(f"there are bytes outside of all members, or in two members, at {min(position, entry.offset):,}")
         if entry.method not in ((0, 8) if compressed else (0,)):
             raise ArchiveError(f"the member {entry.name!r} is compressed by method {entry.method}")
         packed, position = _packed(data, entry, directory)
         members[entry.name] = _unpacked(entry, packed)
     if position != directory:
-        raise ArchiveError("there are bytes that belong to no member before its directory")
+        raise ArchiveError("there are bytes outside of all members before its directory")
     return members
 
 
@@ -93,7 +93,7 @@ def _entries(data: bytes) -> tuple[list[_Entry], int]:
         raise ArchiveError("it does not end with the end record of a zip archive")
     _, disk, first, here, count, size, start, comment = _END.unpack_from(data, at)
     if disk or first or here != count or comment:
-        raise ArchiveError("its end record is of several disks, or has a comment")
+        raise ArchiveError("its end record spans several disks, or has a comment")
     end = at
     if data[at - _LOCATOR.size : at - _LOCATOR.size + 4] == b"PK\x06\x07" and at >= _LOCATOR.size + _END64.size:
         end = at - _LOCATOR.size - _END64.size
@@ -124,7 +124,7 @@ def _entries(data: bytes) -> tuple[list[_Entry], int]:
         if mark != b"PK\x01\x02" or note or disk or 0xFFFFFFFF in (packed, full, offset) or len(raw) != name:
             raise ArchiveError("its directory is damaged, or its members have comments or 64-bit sizes")
         if flags & ~(_DESCRIBED | _UTF8 | _DEFLATE_LEVEL) or (method == 0 and packed != full):
-            raise ArchiveError("a member is encrypted, or of a kind that is not known")
+            raise ArchiveError("a member is encrypted, or of an unknown kind")
         kind = stat.S_IFMT(mode >> 16) if by >> 8 == 3 else 0
         if kind not in (0, stat.S_IFREG) or mode & 0x10:
             raise ArchiveError("a member is a link, a folder or a device")
@@ -138,7 +138,7 @@ def _decoded(raw: bytes) -> str:
     try:
         return raw.decode("utf-8")
     except UnicodeDecodeError:
-        raise ArchiveError("a member's name is no UTF-8") from None
+        raise ArchiveError("a member's name is not UTF-8") from None
 
 
 def _check_extra(extra: bytes) -> None:
@@ -154,13 +154,13 @@ def _check_extra(extra: bytes) -> None:
 
 
 def _check_names(names: list[str]) -> None:
-    """Refuse names that two readers, or two file systems, could take for one, or for a place elsewhere."""
+    """Refuse names that readers or file systems could treat as equal, or as a path outside of the archive."""
     seen: dict[str, str] = {}
     for name in names:
         parts = name.split("/")
         odd = "\\" in name or ":" in name or not name.isprintable()
         if odd or any(part in ("", ".", "..") or part != part.strip(" ") or part.endswith(".") for part in parts):
-            raise ArchiveError(f"it has a member of the name {name[:80]!r}")
+            raise ArchiveError(f"it has a member with the unsafe name {name[:80]!r}")
         key = unicodedata.normalize("NFKC", name).casefold()
         if key in seen:
             raise ArchiveError(f"two members have the same name: {seen[key][:80]!r} and {name[:80]!r}")
@@ -172,7 +172,7 @@ def _check_names(names: list[str]) -> None:
 
 
 def _packed(data: bytes, entry: _Entry, end: int) -> tuple[bytes, int]:
-    """A member's bytes as they are stored, and where the next one starts; its own header must say what the directory says."""
+    """A member's bytes as they are stored, and where the next one starts; its own header must agree with the directory."""
     start = entry.offset + _LOCAL.size
     if start > end:
         raise ArchiveError(f"the member {entry.name!r} is cut off")
@@ -189,7 +189,7 @@ def _packed(data: bytes, entry: _Entry, end: int) -> tuple[bytes, int]:
     if flags & _DESCRIBED:
         described = struct.pack("<4s3L", b"PK\x07\x08", *stated)
         if data[position : position + 16] != described:
-            raise ArchiveError(f"the data of the member {entry.name!r} are not followed by what describes them")
+            raise ArchiveError(f"the data of the member {entry.name!r} are not followed by their descriptor")
         position += 16
     if position > end:
         raise ArchiveError(f"the member {entry.name!r} is cut off")
@@ -204,7 +204,7 @@ def _unpacked(entry: _Entry, packed: bytes) -> bytes:
         except zlib.error as e:
             raise ArchiveError(f"the member {entry.name!r} cannot be decompressed: {e}") from e
         if not stream.eof or stream.unused_data or stream.unconsumed_tail:
-            raise ArchiveError(f"the member {entry.name!r} holds other data than its size says")
+            raise ArchiveError(f"the member {entry.name!r} has another size than its header states")
     if len(packed) != entry.size or zlib.crc32(packed) != entry.crc:
         raise ArchiveError(f"the member {entry.name!r} does not match its checksum")
     return packed

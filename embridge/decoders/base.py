@@ -1,4 +1,4 @@
-"""What every decoder is: a model on top of one space, that takes vectors of that space and of no other."""
+"""The base of every decoder: a model on top of one space, which accepts only vectors of that space."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Any, ClassVar, Literal, Self
 import numpy as np
 
 from embridge.arrays import as_vectors, check_rows
-from embridge.errors import DecoderError, SpaceMismatchError
+from embridge.errors import DecoderError, SpaceMismatchError, n_rows
 from embridge.types import Space
 
 Kind = Literal["classifier", "regressor", "output"]
@@ -20,12 +20,12 @@ KINDS: tuple[Kind, ...] = ("classifier", "regressor", "output")
 
 @dataclass(frozen=True, eq=False)
 class Decoded:
-    """What a decoder says of n vectors.
+    """The output of a decoder for n vectors.
 
     Attributes
     ----------
     prediction : ndarray of shape (n,) or None
-        Labels of a classifier (int64, bool or strings), float32 of a regressor with one output; None where there are only outputs.
+        Labels of a classifier (int64, bool or strings), float32 of a regressor with one output; None where there are outputs only.
     probability : ndarray of shape (n, n_classes), float32, or None
         In the order of the decoder's `classes`.
     output : ndarray of shape (n, n_outputs), float32, or None
@@ -41,20 +41,20 @@ class Decoded:
 
 
 class Decoder(ABC):
-    """A model that was trained on the vectors of one space.
+    """A model trained on the vectors of one space.
 
     Attributes
     ----------
     format : str
         ``linear``, ``skops``, ``onnx`` or ``pt2``.
     path : str or None
-        Where it lies.
+        Its path.
     space : Space
         What it takes.
     kind : {"classifier", "regressor", "output"}
         ``output`` gives vectors: reconstructions, features.
     classes : ndarray of shape (n_classes,) or None
-        Of a classifier that names them.
+        Labels of a classifier that names them.
     fingerprint : str
         Content hash: 32 hexadecimal digits.
     """
@@ -76,7 +76,7 @@ class Decoder(ABC):
 
     @property
     def name(self) -> str:
-        """How messages call it."""
+        """Its name in messages."""
         return f"The decoder {self.path!r}" if self.path else "The decoder"
 
     def decode(self, vectors: Any) -> Decoded:
@@ -130,16 +130,18 @@ class Decoder(ABC):
 
 
 def as_outputs(values: Any, rows: int, name: str) -> np.ndarray:
-    """Values that a model gave for `rows` vectors, as float32 of shape (rows, n_outputs); everything behind the rows is flattened.
+    """Outputs of a model for `rows` vectors as float32 of shape (rows, n_outputs); further axes are flattened.
 
     Raises
     ------
     DecoderError
-        They are no numbers, or not one row a vector.
+        They are not numbers, or not one row per vector.
     """
     array = np.asarray(values)
     if array.dtype.kind not in "fiub" or array.ndim < 1 or len(array) != rows:
-        raise DecoderError.shape(name, rows, array)
+        raise DecoderError(
+            f"{name} must give numbers, one row for each of {n_rows(rows)}. Got {array.dtype} of shape {array.shape} instead."
+        )
     return np.ascontiguousarray(array.reshape(rows, -1), np.float32)
 
 
@@ -149,31 +151,31 @@ def as_labels(values: Any) -> np.ndarray:
     Raises
     ------
     DecoderError
-        Labels of another kind or of several kinds, beyond int64, or not one a row.
+        Labels of another kind or of several kinds, beyond int64, or not one per row.
     """
     if isinstance(values, list | tuple) and len({type(v) for v in values if not isinstance(v, np.generic)}) > 1:
         raise DecoderError("Class labels must be all strings, all integers or all booleans. Got several kinds instead.")
     try:
         array = np.asarray(values)
     except ValueError:
-        raise DecoderError("A classifier must give one label a row. Got lists of different lengths instead.") from None
+        raise DecoderError("A classifier must give one label per row. Got lists of different lengths instead.") from None
     if array.ndim == 2 and array.shape[1] == 1:
         array = array[:, 0]
     if array.ndim != 1:
-        raise DecoderError(f"A classifier must give one label a row. Got labels of shape {array.shape} instead.")
+        raise DecoderError(f"A classifier must give one label per row. Got labels of shape {array.shape} instead.")
     if array.dtype.kind in "iu" and not (array.dtype.kind == "u" and (array > np.iinfo(np.int64).max).any()):
         return array.astype(np.int64)
     if array.dtype.kind == "b":
         return array
     if array.dtype.kind == "f" and np.array_equal(array, np.round(array)) and (np.abs(array) < 1 << 53).all():
-        return array.astype(np.int64)  # labels that came through a float column
+        return array.astype(np.int64)  # integer labels stored in a float column
     if array.dtype.kind == "U" or (array.dtype.kind == "O" and all(isinstance(v, str) for v in array)):
         return array.astype(object)
     raise DecoderError(f"Class labels must be strings, booleans, or integers of 64 bits. Got {array.dtype} instead.")
 
 
 def as_classes(values: Any) -> np.ndarray:
-    """Names of classes, as `as_labels` has them, each of them once.
+    """Names of classes as returned by `as_labels`, without duplicates.
 
     Raises
     ------
@@ -187,10 +189,10 @@ def as_classes(values: Any) -> np.ndarray:
 
 
 def tell(kind: Kind, outputs: np.ndarray, classes: np.ndarray | None, *, probabilities: bool) -> Decoded:
-    """What plain outputs of shape (n, n_outputs) mean, for a model of some kind.
+    """Interpret plain outputs of shape (n, n_outputs) for a model of some kind.
 
-    The label of a row is the class of its largest value; of a single one, the second class where it is above 0 (a score) or above
-    0.5 (a probability).
+    The label of a row is the class of its largest value; for a single output the second class where it is above 0 (a score) or
+    above 0.5 (a probability).
     """
     if kind == "classifier":
         if outputs.shape[1] == 1:
@@ -208,7 +210,7 @@ def tell(kind: Kind, outputs: np.ndarray, classes: np.ndarray | None, *, probabi
 def in_chunks(
     rows: np.ndarray, least: int, most: int | None, run: Callable[[np.ndarray], tuple[np.ndarray, ...]]
 ) -> tuple[np.ndarray, ...]:
-    """Call a program that takes between `least` and `most` rows at a time; what falls short is padded with zeros."""
+    """Call a program that takes between `least` and `most` rows at a time; shorter input is padded with zeros."""
     parts = []
     step = len(rows) if most is None else most
     for start in range(0, len(rows), step):
@@ -221,7 +223,7 @@ def in_chunks(
 
 
 def are_probabilities(outputs: np.ndarray) -> bool:
-    """True where every row is non-negative and sums to 1 (a single value: lies in [0, 1])."""
+    """True where every row is non-negative and sums to 1 (a single value: is in [0, 1])."""
     if outputs.min(initial=0) < 0:
         return False
     if outputs.shape[1] == 1:
@@ -230,7 +232,7 @@ def are_probabilities(outputs: np.ndarray) -> bool:
 
 
 def check_classes(decoder: Decoder, columns: int) -> None:
-    """Refuse names of classes that are not as many as the outputs; without names, classes are numbered.
+    """Refuse class names whose number differs from that of the outputs; without names, classes are numbered.
 
     Raises
     ------
@@ -243,9 +245,9 @@ def check_classes(decoder: Decoder, columns: int) -> None:
     if decoder.classes is None:
         decoder.classes = np.arange(expected)
     elif len(decoder.classes) != expected:
-        raise DecoderError(f"{decoder.path!r} tells {expected} classes apart, but {len(decoder.classes)} are named.")
+        raise DecoderError(f"{decoder.path!r} has {expected} classes, but {len(decoder.classes)} are named.")
 
 
 def probe(dim: int, rows: int = 64) -> np.ndarray:
-    """Rows of about unit length, always the same, to see what a program does."""
+    """Fixed rows of about unit length to test a program with."""
     return (np.random.default_rng(0).normal(size=(rows, dim)) / np.sqrt(dim)).astype(np.float32)

@@ -1,4 +1,4 @@
-"""Bounds on what a decoder's file may cost, and the only two ways in which its bytes and its JSON are read."""
+"""Limits for the files of decoders, and the only functions that read their bytes and their JSON."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ SMALL_BYTES, RATIO = 64 << 20, 100
 JSON_BYTES = 256 << 20
 """Bytes of a JSON member: parsing takes about ten times as much memory."""
 DEPTH = 200
-"""Nesting of JSON: far below Python's recursion limit (1,000), which libraries spend several frames a level on."""
+"""Nesting of JSON: far below Python's recursion limit (1,000), since libraries use several frames per level."""
 NODES = 500_000
 """Values in a schema, with shared parts counted at every reference, as skops walks them: large pipelines have thousands."""
 OPERATORS = 50_000
@@ -32,15 +32,15 @@ OPERATORS = 50_000
 DIM = 1 << 20
 """Width of a decoder's input: the widest embeddings in use have 16,384 values. 64 probe rows of it take 256 MiB."""
 BATCH = 1 << 16
-"""Rows that a program of a fixed batch may demand at a time: shorter input is padded to as many."""
+"""Largest fixed number of rows per call of a program: shorter input is padded."""
 STEP_BYTES = 2 << 30
 """Bytes that one operator may give for the probe rows."""
 RUN_BYTES, RUN_FLOPS = 64 << 30, 2 * 10**12
 """Bytes and floating-point operations of one run on the probe rows: under a minute on one core."""
 PROBE_SECONDS = 120
-"""Time in which an ONNX program must be loaded and run on the probe rows: honest ones take under a second on an idle machine."""
+"""Time in which an ONNX program must be loaded and run on the probe rows: usual programs take under a second on an idle machine."""
 PROBE_BYTES = 8 << 30
-"""Address space of the process that loads an ONNX program first, beside three times its file."""
+"""Address space of the process that loads an ONNX program first, in addition to three times its file."""
 
 
 def read_bounded(path: str, kind: str, most: int = FILE_BYTES) -> bytes:
@@ -49,13 +49,13 @@ def read_bounded(path: str, kind: str, most: int = FILE_BYTES) -> bytes:
     Raises
     ------
     UnreadableFileError
-        No regular file, too large, or the system cannot read it.
+        Not a regular file, too large, or the system cannot read it.
     """
     try:
         with open(os.open(path, os.O_RDONLY | os.O_NONBLOCK), "rb") as file:  # a FIFO would block
             facts = os.fstat(file.fileno())
             if not stat.S_ISREG(facts.st_mode):
-                raise UnreadableFileError.at(path, kind, "it is no regular file")
+                raise UnreadableFileError.at(path, kind, "it is not a regular file")
             if facts.st_size > most:
                 raise UnreadableFileError.at(path, kind, f"it has {facts.st_size:,} bytes, and at most {most:,} are read")
             data = file.read(facts.st_size + 1)  # no more: `most` bytes would be allocated, whatever the file holds
@@ -71,7 +71,7 @@ def read_bounded(path: str, kind: str, most: int = FILE_BYTES) -> bytes:
 def digest_of(data: bytes) -> str:
     """Content hash of a whole file: 32 hexadecimal digits. Up to 64 MiB it equals `embridge.files.fingerprint`.
 
-    Larger files are hashed whole too, not sampled: what is loaded is what the fingerprint is of.
+    Larger files are hashed whole too, not sampled, so that the fingerprint covers everything that is loaded.
     """
     digest = hashlib.blake2b(len(data).to_bytes(8, "little"), digest_size=16)
     digest.update(data)
@@ -79,7 +79,7 @@ def digest_of(data: bytes) -> str:
 
 
 def parse_json(data: bytes | str, most: int = JSON_BYTES) -> Any:
-    """JSON of bounded size and depth, in which no key of an object occurs twice.
+    """Parse JSON of bounded size and depth without repeated keys.
 
     Raises
     ------
@@ -87,7 +87,7 @@ def parse_json(data: bytes | str, most: int = JSON_BYTES) -> Any:
         Anything else.
     """
     if len(data) > most:
-        raise ValueError(f"its JSON has {len(data):,} bytes, and at most {most:,} are read")
+        raise ValueError(f"its JSON has {len(data):,} bytes; the limit is {most:,}")
     text = data.decode("utf-8") if isinstance(data, bytes) else data
     try:
         found = json.loads(text, object_pairs_hook=_unique)

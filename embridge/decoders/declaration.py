@@ -1,4 +1,4 @@
-"""What a decoder's file cannot say itself: a sidecar ``X.json`` beside it names its space, its kind and its classes."""
+"""The declaration of a decoder: a sidecar ``X.json`` that names its space, its kind and its classes."""
 
 from __future__ import annotations
 
@@ -21,15 +21,15 @@ _FORMAT, _KIND = "embridge.decoder.1", "a declaration of a decoder"
 
 @dataclass(frozen=True, eq=False)
 class Declaration:
-    """What is said of a decoder; None where nobody says it.
+    """Declared properties of a decoder; None where unknown.
 
     Attributes
     ----------
     space : Space, DeclaredSpace or str
-        Of its input. Only a Space says its width.
+        Space of its input. Only a `Space` gives the width.
     kind : {"classifier", "regressor", "output"}
     classes : ndarray of shape (n_classes,)
-        Of a classifier, in the order of its outputs.
+        Classes of a classifier, in the order of its outputs.
     """
 
     space: Space | DeclaredSpace | str | None = None
@@ -48,7 +48,7 @@ class Declaration:
         return cls(space, kind, None if classes is None else as_classes(classes))
 
     def beside(self, path: str, known: Declaration) -> Declaration:
-        """This declaration of a caller, held against what the file at `path` says (`known`).
+        """This declaration of a caller, checked against that of the file at `path` (`known`).
 
         Raises
         ------
@@ -61,25 +61,28 @@ class Declaration:
         if isinstance(known.space, Space):
             space = resolve_space(repr(path), self.space, known.space, is_known=True)
         if self.classes is not None and known.classes is not None and self.classes.tolist() != known.classes.tolist():
-            raise ParameterError(f"{path!r} was declared with other classes than its own declaration names.")
+            raise ParameterError(f"{path!r} was declared with other classes than those in its own declaration.")
         return Declaration(space, self.kind or known.kind, known.classes if self.classes is None else self.classes)
 
     def space_of(self, path: str, width: int | None) -> Space:
-        """The space that a decoder takes, whose own width (where it has one) is `width`.
+        """The space of a decoder's input, whose own width (if it has one) is `width`.
 
         Raises
         ------
         UndeclaredSpaceError
-            Nobody names the space, or how wide it is.
+            The space or its width is unknown.
         SpaceMismatchError
             The decoder takes vectors of another width.
         """
         space = DeclaredSpace.parse(self.space) if isinstance(self.space, str) else self.space
         if space is None:
-            raise UndeclaredSpaceError.of_decoder(path)
+            raise UndeclaredSpaceError(
+                f"The decoder {path} does not say which space it takes. Hint: `embridge decoder register {path} --space NAME`, or "
+                "--decoder-space NAME, or eb.open_decoder(..., space=NAME)."
+            )
         stated = space.dim if isinstance(space, Space) else 1
         if max(stated, width or 1) > DIM or min(stated, width or 1) < 1:
-            raise DecoderError(f"{path!r} takes vectors of {max(stated, width or 1):,} values. At most {DIM:,} are given.")
+            raise DecoderError(f"{path!r} takes vectors of {max(stated, width or 1):,} values. The limit is {DIM:,}.")
         if isinstance(space, DeclaredSpace):
             if width is None:
                 raise UndeclaredSpaceError(
@@ -92,7 +95,7 @@ class Declaration:
 
 
 def sidecar(path: str) -> str:
-    """Where the declaration of a decoder lies."""
+    """The path of a decoder's declaration."""
     return f"{path}.json"
 
 
@@ -104,7 +107,7 @@ def read_declaration(path: str, digest: str) -> Declaration:
     UnreadableFileError
         It is damaged, or of another kind.
     DecoderError
-        It was written for a file of other content than `digest`.
+        It was written for a file with another digest than `digest`.
     """
     name = sidecar(path)
     if not os.path.lexists(name):
@@ -119,12 +122,14 @@ def read_declaration(path: str, digest: str) -> Declaration:
             raise
         raise UnreadableFileError.at(name, _KIND, e) from e
     if values.get("fingerprint") != digest:
-        raise DecoderError.changed(path)
+        raise DecoderError(
+            f"{path!r} is not the file that was registered. Hint: register it again with `embridge decoder register --overwrite`."
+        )
     return found
 
 
 def stored_space(values: Any) -> Space:
-    """A space from its plain values in a file; a TypeError where they are of other types."""
+    """A space from its plain values in a file; raises TypeError where they are of other types."""
     named = isinstance(values, dict) and isinstance(values.get("name"), str) and isinstance(values.get("normalized"), bool)
     if not named or type(values.get("dim")) is not int:
         raise TypeError("its space is not described by a name, a width, a metric and a flag")
@@ -132,14 +137,14 @@ def stored_space(values: Any) -> Space:
 
 
 def stored_classes(values: Any) -> list[Any] | None:
-    """Names of classes from their plain values in a file; a TypeError where they are no list."""
+    """Names of classes from their plain values in a file; raises TypeError where they are not a list."""
     if not isinstance(values, list | None):
-        raise TypeError("its classes are no list")
+        raise TypeError("its classes are not a list")
     return values
 
 
 def write_declaration(path: str, decoder: Decoder, *, overwrite: bool) -> None:
-    """Declare the space, kind and classes of a decoder of `path` beside it.
+    """Write the declaration (space, kind, classes) of the decoder at `path` beside it.
 
     Raises
     ------

@@ -1,4 +1,4 @@
-"""Opening a decoder by its name, declaring the space that it takes, and saving one with its declaration."""
+"""Opening decoders, declaring the space of their input, and saving them with the declaration."""
 
 from __future__ import annotations
 
@@ -34,21 +34,21 @@ def open_decoder(
 ) -> Decoder:
     """Open a decoder: a linear head, a scikit-learn estimator, an ONNX program or a torch.export program.
 
-    No code of the file is run: no pickle is read, and types and operators that are not known are refused by name.
+    No code of the file is run: pickles are not read, and unknown types and operators are refused.
 
     Parameters
     ----------
     path : str or path-like
         ``*.safetensors`` (`LinearHead.save`), ``*.skops``, ``*.onnx`` or ``*.pt2``.
     space : Space, DeclaredSpace or str, optional
-        What it takes, where neither the file nor a sidecar ``X.json`` (`register_decoder`) says so: a name (``"mpnet"``), a name
-        with a metric (``"mpnet:dot"``), or a whole Space. The width is read from the file where it has one.
+        Space of its input, where neither the file nor a sidecar ``X.json`` (`register_decoder`) names it: a name (``"mpnet"``),
+        a name with a metric (``"mpnet:dot"``), or a whole Space. The width is read from the file where it has one.
     kind : {"classifier", "regressor", "output"}, optional
-        Of an ONNX or torch program of one output. Default: ``regressor`` for one column, else ``output``.
+        Kind of an ONNX or torch program with one output. Default: ``regressor`` for one column, else ``output``.
     classes : sequence of str or int, optional
-        Of a classifier that does not name them itself, in the order of its outputs. Default: their numbers.
+        Class names, in the order of the outputs, for a classifier without names. Default: their numbers.
     trusted : sequence of str, optional
-        Names of types (skops) or operators (torch, ONNX) that are let through beside those known to be harmless.
+        Names of types (skops) or operators (torch, ONNX) to allow in addition to those known to be harmless.
 
     Returns
     -------
@@ -57,11 +57,11 @@ def open_decoder(
     Raises
     ------
     MissingFileError, UnreadableFileError
-        Nothing there, damaged or foreign.
+        Missing, damaged or of another format.
     DecoderError
         A pickle, types or operators that are not trusted, or a program of another shape.
     UndeclaredSpaceError
-        Nobody names the space.
+        The space is unknown.
     SpaceMismatchError
         The declaration contradicts the file.
     MissingDependencyError
@@ -78,7 +78,7 @@ def open_decoder(
     if suffix in _PICKLES:
         raise DecoderError.pickle(name, "save it as .skops, .onnx, .pt2, or as a linear head")
     if suffix not in _DECLARED:
-        raise DecoderError.unknown_format(name, FORMATS)
+        raise DecoderError(f"{name!r} is not a decoder of a known format. Formats: {', '.join(FORMATS)}.")
     data = read_bounded(name, "a decoder")
     digest = digest_of(data)
     return _open(name, data, said.beside(name, read_declaration(name, digest)), trusted)
@@ -94,18 +94,18 @@ def register_decoder(
     trusted: Sequence[str] = (),
     overwrite: bool = False,
 ) -> Decoder:
-    """Declare the space that a decoder takes, in a sidecar ``X.json``, after seeing that it opens and decodes.
+    """Declare the space of a decoder's input in a sidecar ``X.json``, after checking that it opens and decodes.
 
-    A file that says its space itself (a linear head) is checked, and gets no sidecar.
+    A file that names its space itself (a linear head) is checked and gets no sidecar.
 
     Parameters
     ----------
     path, space, kind, classes, trusted
-        As `open_decoder` takes them.
+        As for `open_decoder`.
     normalized : bool, optional
-        That the space's vectors have unit length. Default: what `space` says, else False.
+        True where the vectors of the space have unit length. Default: that of `space`, else False.
     overwrite : bool, default False
-        Replace a declaration that is there.
+        Replace an existing declaration.
 
     Returns
     -------
@@ -140,7 +140,7 @@ def save_decoder(
     trusted: Sequence[str] = (),
     overwrite: bool = False,
 ) -> Decoder:
-    """Save a model with the declaration of the space that it takes.
+    """Save a model with the declaration of the space of its input.
 
     Parameters
     ----------
@@ -149,20 +149,20 @@ def save_decoder(
     path : str or path-like
     space : Space
     kind, classes, trusted
-        As `open_decoder` takes them.
+        As for `open_decoder`.
     overwrite : bool, default False
 
     Returns
     -------
     Decoder
-        As it was read back.
+        The saved decoder, opened.
 
     Raises
     ------
     OutputExistsError
         The file exists and `overwrite` is False.
     DecoderError
-        The model cannot be saved so, or not be opened again without `trusted`.
+        The model cannot be saved in this format, or not opened again without `trusted`.
     """
     name = os.fspath(path)
     check_outputs(Output(name), overwrite=overwrite)
@@ -177,7 +177,7 @@ def save_decoder(
     else:
         raise ParameterError.must_be("path", "*.skops, *.pt2 or *.safetensors", name)
     check_outputs(Output(sidecar(name)), overwrite=overwrite)
-    _open(name, data, Declaration.of(space, kind, classes), trusted)  # what cannot be opened is not saved
+    _open(name, data, Declaration.of(space, kind, classes), trusted)  # a file that cannot be opened is not saved
     with replacing(Output(name), overwrite=overwrite) as [temporary]:
         temporary.write_bytes(data)
     return register_decoder(name, space, kind=kind, classes=classes, trusted=trusted, overwrite=overwrite)
@@ -188,7 +188,7 @@ def _suffix(name: str) -> str:
 
 
 def _open(name: str, data: bytes, said: Declaration, trusted: Sequence[str]) -> Decoder:
-    """Open the content of a file that needs a declaration, by `said` alone."""
+    """Open the content of a file with the declaration `said`."""
     digest = digest_of(data)
     if _suffix(name) == ".skops":
         return open_skops(name, data, digest, said, trusted)
@@ -198,7 +198,7 @@ def _open(name: str, data: bytes, said: Declaration, trusted: Sequence[str]) -> 
 
 
 def _torch() -> Any:
-    """What reads and writes torch.export programs: loaded late, since torch.export is slow to load.
+    """The module for torch.export programs, imported late since torch.export is slow to load.
 
     Raises
     ------

@@ -1,4 +1,4 @@
-"""LinearHead: a linear decoder as two arrays, that folds with a map into one."""
+"""LinearHead: a linear decoder as two arrays, which can be combined with a map into one."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from embridge.decoders.declaration import stored_classes, stored_space
 from embridge.errors import DecoderError, MapError, ParameterError, SpaceMismatchError, UnreadableFileError
 from embridge.maps import KernelMap, Map
 from embridge.tensors import reading_tensors, write_tensors
-from embridge.types import Space
+from embridge.types import Space, decoder_mismatch
 
 _FORMAT = "embridge.head.1"
 
@@ -28,7 +28,7 @@ _FORMAT = "embridge.head.1"
 class LinearHead(Decoder):
     """A linear decoder, ``scores = coef @ x + intercept``.
 
-    A head folded with a map into a normalised space (`after`) has `length` and `offset` too, and is
+    A head combined with a map into a normalized space (`after`) has `length` and `offset` too, and is
     ``scores = (coef @ x + intercept) / ||length @ [x, 1]|| + offset``: scaling to unit length is not affine, but the length of a
     translation is that of a linear image of [x, 1].
 
@@ -43,18 +43,18 @@ class LinearHead(Decoder):
     classes : sequence of str or int
         Of a classifier, in the order of its rows.
     link : {"softmax", "sigmoid"}, optional
-        What makes probabilities of a classifier's scores (``sigmoid``: of a single one). Without it the scores are its output.
+        Link from a classifier's scores to probabilities (``sigmoid`` for a single score). Without it the scores are the output.
     length : ndarray of shape (r, dim + 1), optional
     offset : ndarray of shape (n_outputs,), optional
     path : str, optional
-        Where it lies.
+        Its path.
 
     Raises
     ------
     SpaceMismatchError
         The shapes are not those of the space.
     ParameterError
-        Classes, kind and link do not go together.
+        Classes, kind and link are inconsistent.
     BadVectorsError
         NaN or infinite coefficients.
     """
@@ -82,7 +82,7 @@ class LinearHead(Decoder):
             )
         arrays = {"coef": coef, "intercept": intercept}
         if (self.length is None) != (self.offset is None):
-            raise ParameterError("length and offset belong together: give both, or neither.")
+            raise ParameterError("length and offset must be given together.")
         if self.length is not None:
             arrays |= {"length": np.array(self.length, np.float32, order="C"), "offset": np.array(self.offset, np.float32)}
             if arrays["length"].ndim != 2 or arrays["length"].shape[1] != dim + 1 or arrays["offset"].shape != (outputs,):
@@ -111,14 +111,14 @@ class LinearHead(Decoder):
 
     @cached_property
     def _product(self) -> tuple[np.ndarray, np.ndarray]:
-        """Weight of shape (dim, n_outputs + r) and offsets: everything that is linear in x, as one matrix."""
+        """Weight of shape (dim, n_outputs + r) and offsets: all terms linear in x as one matrix."""
         if self.length is None:
             return np.ascontiguousarray(self.coef.T), self.intercept
         weight = np.vstack([self.coef, self.length[:, :-1]])
         return np.ascontiguousarray(weight.T), np.concatenate([self.intercept, self.length[:, -1]])
 
     def scores(self, rows: np.ndarray) -> np.ndarray:
-        """Scores of rows of shape (n, dim) that were checked: float32 of shape (n, n_outputs)."""
+        """Scores of checked rows of shape (n, dim): float32 of shape (n, n_outputs)."""
         weight, add = self._product
         if self._device == "cpu":
             found = rows.astype(np.float32, copy=False) @ weight
@@ -160,20 +160,23 @@ class LinearHead(Decoder):
         SpaceMismatchError
             The map does not lead into the head's space.
         MapError
-            The map is not affine; or the head was folded with a normalised space already, and so is the map's: no single head does
-            both.
+            The map is not affine; or both the map's target and the target of a map that the head was combined with before are
+            normalized: no single head can do both.
         """
         if isinstance(translation, KernelMap):
-            raise MapError.not_affine("a linear head does not fold with it")
+            raise MapError.not_affine("a linear head cannot be combined with it")
         if not translation.target.same_as(self.space):
-            raise SpaceMismatchError.decoder(self.name, self.space, "the map's target", translation.target)
+            raise decoder_mismatch(self.name, self.space, "the map's target", translation.target)
         coef, intercept = self.coef.astype(np.float64), self.intercept.astype(np.float64)
         weight, shift = translation.coef.astype(np.float64), translation.intercept.astype(np.float64)
         length, offset = self.length, self.offset
         augmented = np.hstack([weight, shift[:, None]])
         if self.length is not None:
             if translation.target.normalized:
-                raise MapError.folded_twice(translation.target)
+                raise MapError(
+                    f"The head was already combined with a map into a normalized space, and {translation.target.name!r} is too: "
+                    "scaling to unit length twice is not a single matrix. Hint: translate first, then decode."
+                )
             last = np.zeros((1, augmented.shape[1]))
             last[0, -1] = 1
             length = self.length.astype(np.float64) @ np.vstack([augmented, last])
@@ -187,25 +190,26 @@ class LinearHead(Decoder):
 
     @classmethod
     def from_estimator(cls, estimator: Any, space: Space, *, kind: Kind | None = None) -> LinearHead:
-        """The head of a fitted scikit-learn estimator, or of a pipeline, that is linear.
+        """The head of a linear fitted scikit-learn estimator or pipeline.
 
-        Whatever is affine from end to end will do: LinearSVC, LogisticRegression, RidgeClassifier, Ridge, Lasso, PCA, and
-        pipelines of these behind scalers. ``intercept = f(0)`` and ``coef = f(I) - f(0)``, where f is its decision function, its
-        prediction or its transformation, in float64. That f is affine, and that the head's predictions are the estimator's own, is
-        checked on rows that reach every class and both sides of every boundary (`embridge.decoders.agreement`).
+        Any estimator that is affine from end to end is supported: LinearSVC, LogisticRegression, RidgeClassifier, Ridge, Lasso,
+        PCA, and pipelines of scalers and these. ``intercept = f(0)`` and ``coef = f(I) - f(0)``, where f is its decision
+        function, its prediction or its transformation, in float64. That f is affine, and that the head's predictions are the
+        estimator's own, is checked on rows that cover every class and both sides of every boundary
+        (`embridge.decoders.agreement`).
 
         Parameters
         ----------
         estimator : fitted estimator
         space : Space
-            Of the vectors it was trained on.
+            Space of the vectors it was trained on.
         kind : {"regressor", "output"}, optional
-            What a model without classes is. Default: ``regressor`` if it predicts, else ``output``.
+            Kind of a model without classes. Default: ``regressor`` if it predicts, else ``output``.
 
         Raises
         ------
         DecoderError
-            The estimator is not linear, decides by something else than the largest score (a threshold, votes), gives several
+            The estimator is not linear, does not predict the class of the largest score (a threshold, votes), gives several
             labels at once, or needs more than float32.
         SpaceMismatchError
             It takes vectors of another width.
@@ -227,7 +231,7 @@ class LinearHead(Decoder):
             return head
         if len(coef) != (1 if len(classes) == 2 and len(coef) < 2 else len(classes)):
             raise DecoderError(
-                f"{name} has {len(classes)} classes and {len(coef)} scores (of pairs, perhaps), so it is no linear head."
+                f"{name} has {len(classes)} classes and {len(coef)} scores (perhaps one per pair), so it is not a linear head."
             )
         check_values(estimator, batches, function, coef, intercept, None)
         head = cls(coef, intercept, space, found, classes, link_of(estimator, batches, coef, intercept))
@@ -273,15 +277,15 @@ class LinearHead(Decoder):
         Raises
         ------
         MissingFileError
-            Nothing is there.
+            The file does not exist.
         UnreadableFileError
-            Truncated, no linear head of embridge, or not the one that its fingerprint names.
+            Truncated, not a linear head of embridge, or altered.
         """
         name = os.fspath(path)
         with reading_tensors(name, (_FORMAT,), "a linear head") as (metadata, arrays):
             facts = parse_json(metadata["head"], SIDECAR_BYTES)
             stated = {"space": stored_space(facts["space"]), "classes": stored_classes(facts["classes"])}
-            with np.errstate(over="ignore"):  # beyond float32 is infinite, and refused
+            with np.errstate(over="ignore"):  # values beyond float32 become infinite and are refused
                 loaded = cls(**arrays, kind=facts["kind"], link=facts["link"], **stated, path=name)
         if loaded.fingerprint != metadata.get("fingerprint"):
             raise UnreadableFileError.altered(name)
@@ -289,7 +293,7 @@ class LinearHead(Decoder):
 
 
 def _function(estimator: Any, kind: Kind | None) -> tuple[Any, Kind]:
-    """What of an estimator may be affine, and what kind of decoder it makes."""
+    """The function of an estimator that may be affine, and the kind of decoder."""
     if getattr(estimator, "classes_", None) is not None:
         function, found = getattr(estimator, "decision_function", None), "classifier"
     elif hasattr(estimator, "predict") and not (kind == "output" and hasattr(estimator, "transform")):

@@ -1,4 +1,4 @@
-"""What an ONNX program holds, looked through before onnxruntime opens it, and tried in a process of its own."""
+"""Checks an ONNX program before onnxruntime opens it, and runs it once in a separate process."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from embridge.errors import DecoderError, EmbridgeError, MissingDependencyError,
 
 _DOMAINS = ("", "ai.onnx", "ai.onnx.ml")
 _ENDLESS = ("Loop", "Scan", "SequenceMap")
-"""Operators that repeat others as often as the data say: a program with one may never end."""
+"""Operators that repeat others depending on the data: a program with one may never end."""
 
 _TRIAL = """
 import sys
@@ -45,15 +45,15 @@ except Exception as e:
 
 
 def audited_onnx(path: str, data: bytes, trusted: Sequence[str]) -> bytes:
-    """The program as it was read and looked through.
+    """The program, read and checked.
 
     Raises
     ------
     UnreadableFileError
-        Damaged, or no ONNX program.
+        Damaged, or not an ONNX program.
     DecoderError
-        It has data in other files, operators that may never end or that are not ONNX's own and are not trusted by name, or takes
-        more rows or values than a decoder does.
+        It has data in other files, operators that may never end or are not ONNX's own and not trusted, or takes
+        more rows or values than a decoder may.
     MissingDependencyError
         onnx is not installed.
     """
@@ -68,7 +68,7 @@ def audited_onnx(path: str, data: bytes, trusted: Sequence[str]) -> bytes:
         return model.SerializeToString()
     except EmbridgeError:
         raise
-    except Exception as e:  # protobuf's errors have no common class that is public
+    except Exception as e:  # protobuf's errors have no common public class
         raise UnreadableFileError.at(path, "an ONNX program", e) from e
 
 
@@ -77,7 +77,7 @@ def _check(path: str, model: Any, trusted: Sequence[str]) -> None:
         raise UnreadableFileError.at(path, "an ONNX program", "it has no operators")
     keys = [entry.key for entry in model.metadata_props]
     if len(set(keys)) != len(keys):
-        raise UnreadableFileError.at(path, "an ONNX program", "its metadata have a key twice")
+        raise UnreadableFileError.at(path, "an ONNX program", "its metadata repeat a key")
     own = {(function.domain, function.name) for function in model.functions}
     foreign, count = set(), 0
     for message in _messages(model):
@@ -99,18 +99,18 @@ def _check(path: str, model: Any, trusted: Sequence[str]) -> None:
     if foreign := sorted(foreign - set(trusted)):
         raise DecoderError(
             f"{path!r} has operators that may never end or are not ONNX's own: {', '.join(foreign)}. It was not loaded. "
-            f"Hint: if you made the file, trust them by name: --trust {foreign[0]} (trusted=[...])."
+            f"Hint: if you made the file, trust them: --trust {foreign[0]} (trusted=[...])."
         )
     if count > OPERATORS:
-        raise DecoderError(f"{path!r} calls {count:,} operators, and at most {OPERATORS:,} are read.")
+        raise DecoderError(f"{path!r} calls {count:,} operators; the limit is {OPERATORS:,}.")
     for place in model.graph.input:
         sizes = [dim.dim_value for dim in place.type.tensor_type.shape.dim]
         if any(size > most or size < 0 for size, most in zip(sizes, (BATCH, DIM), strict=False)):
-            raise DecoderError(f"{path!r} takes tensors of shape {sizes}. At most {BATCH:,} rows of {DIM:,} values are given.")
+            raise DecoderError(f"{path!r} takes tensors of shape {sizes}. At most {BATCH:,} rows of {DIM:,} values are allowed.")
 
 
 def _messages(message: Any) -> Iterator[Any]:
-    """A message of protobuf and every one inside it: subgraphs, functions, attributes, tensors."""
+    """A protobuf message and all messages inside it: subgraphs, functions, attributes, tensors."""
     stack = [message]
     while stack:
         found = stack.pop()
@@ -121,17 +121,17 @@ def _messages(message: Any) -> Iterator[Any]:
 
 
 def try_program(path: str, data: bytes, dim: int | None) -> None:
-    """Load a program and run it on a few rows in a process of its own, with bounded time and memory.
+    """Load a program and run it on a few rows in a separate process, with bounded time and memory.
 
-    What hangs or crashes onnxruntime does so there.
+    A program that hangs or crashes onnxruntime does so there.
 
     Parameters
     ----------
     path : str
     data : bytes
-        As `audited_onnx` gives it.
+        As returned by `audited_onnx`.
     dim : int or None
-        Width of the rows where the program does not say it.
+        Width of the rows where the program does not state it.
 
     Raises
     ------
@@ -146,7 +146,7 @@ def try_program(path: str, data: bytes, dim: int | None) -> None:
     except subprocess.TimeoutExpired:
         raise DecoderError(f"{path!r} did not load and run within {PROBE_SECONDS} s. It was ended, and not used.") from None
     except OSError as e:
-        raise DecoderError(f"{path!r} cannot be tried in a process of its own: {e}") from e
+        raise DecoderError(f"{path!r} cannot be run in a separate process: {e}") from e
     said = done.stdout.decode("utf-8", "replace").strip()
     if done.returncode == 4:
         raise DecoderError.fails(f"The decoder {path!r}", said)

@@ -1,4 +1,4 @@
-"""ONNX programs, run by onnxruntime: classifiers and regressors of skl2onnx, and whatever gives one tensor."""
+"""ONNX programs, run by onnxruntime: classifiers and regressors of skl2onnx, and programs with one output tensor."""
 
 from __future__ import annotations
 
@@ -33,8 +33,8 @@ class OnnxDecoder(Decoder):
     """An ONNX program of one input of shape (n, dim).
 
     Two outputs of which the first holds labels are a classifier as skl2onnx writes it: label and probabilities, as a tensor or as
-    a list of mappings (zipmap). A single tensor is what was declared; undeclared, a regressor where it has one column, else of
-    kind ``output``. A classifier's single tensor is taken for probabilities where its rows sum to 1 on 64 probe rows.
+    a list of mappings (zipmap). A single tensor has the declared kind; undeclared, it is a regressor with one column, else of
+    kind ``output``. A classifier's single tensor is read as probabilities where its rows sum to 1 on 64 probe rows.
 
     Parameters
     ----------
@@ -49,28 +49,28 @@ class OnnxDecoder(Decoder):
         self.path, self._session, self._fingerprint = path, session, fingerprint
         inputs, outputs = session.get_inputs(), session.get_outputs()
         if len(inputs) != 1 or len(inputs[0].shape) != 2 or inputs[0].type not in _DTYPES:
-            told = ", ".join(f"{i.name} {i.type} {i.shape}" for i in inputs)
-            raise DecoderError(f"{path!r} must take one tensor of floats of shape (n, dim). It takes {told} instead.")
+            described = ", ".join(f"{i.name} {i.type} {i.shape}" for i in inputs)
+            raise DecoderError(f"{path!r} must take one tensor of floats of shape (n, dim). It takes {described} instead.")
         rows, width = inputs[0].shape
         self._input, self._dtype = inputs[0].name, _DTYPES[inputs[0].type]
         self._rows = (rows, rows) if isinstance(rows, int) else (1, None)
         self.space = said.space_of(path, width if isinstance(width, int) else None)
-        self._is_labelled = len(outputs) >= 2 and outputs[0].type in ("tensor(int64)", "tensor(string)")
+        self._is_labeled = len(outputs) >= 2 and outputs[0].type in ("tensor(int64)", "tensor(string)")
         self.classes, self._probabilities = said.classes, False
-        tried = self._run(probe(self.space.dim))
-        if self._is_labelled:
+        probed = self._run(probe(self.space.dim))
+        if self._is_labeled:
             if said.kind not in (None, "classifier"):
                 raise DecoderError(f"{path!r} gives labels and probabilities, so it is a classifier, not a {said.kind}.")
             self.kind = "classifier"
-            self._probabilities = are_probabilities(tried[1])
-            if self._probabilities and self.classes is not None and len(self.classes) != tried[1].shape[1]:
+            self._probabilities = are_probabilities(probed[1])
+            if self._probabilities and self.classes is not None and len(self.classes) != probed[1].shape[1]:
                 raise DecoderError(
-                    f"{path!r} gives {tried[1].shape[1]} probabilities a row, but {len(self.classes)} classes are named."
+                    f"{path!r} gives {probed[1].shape[1]} probabilities per row, but {len(self.classes)} classes are named."
                 )
         else:
-            self.kind = said.kind or ("regressor" if tried[0].shape[1] == 1 else "output")
-            check_classes(self, tried[0].shape[1])
-            self._probabilities = self.kind == "classifier" and are_probabilities(tried[0])
+            self.kind = said.kind or ("regressor" if probed[0].shape[1] == 1 else "output")
+            check_classes(self, probed[0].shape[1])
+            self._probabilities = self.kind == "classifier" and are_probabilities(probed[0])
 
     @property
     def fingerprint(self) -> str:
@@ -84,11 +84,11 @@ class OnnxDecoder(Decoder):
             return self._meaning(self._session.run(None, {self._input: rows}), len(rows))
         except EmbridgeError:
             raise
-        except Exception as e:  # onnxruntime's errors have no common class that is public
+        except Exception as e:  # onnxruntime's errors have no common public class
             raise DecoderError.fails(self.name, e) from e
 
     def _meaning(self, found: list[Any], rows: int) -> tuple[np.ndarray, ...]:
-        if not self._is_labelled:
+        if not self._is_labeled:
             return (as_outputs(found[0], rows, self.name),)
         values = found[1]
         if isinstance(values, list):  # zipmap: one mapping of class to probability a row
@@ -103,21 +103,21 @@ class OnnxDecoder(Decoder):
 
     def _decode(self, rows: np.ndarray) -> Decoded:
         found = self._run(rows)
-        if not self._is_labelled:
+        if not self._is_labeled:
             return tell(self.kind, found[0], self.classes, probabilities=self._probabilities)
         label, values = found
         return Decoded(label, values) if self._probabilities else Decoded(label, output=values)
 
 
 def open_onnx(path: str, data: bytes, fingerprint: str, said: Declaration, trusted: Sequence[str]) -> OnnxDecoder:
-    """Open an ONNX program whose content is `data`: what is looked through is what is loaded, after it ran in a process of its own.
+    """Open an ONNX program whose content is `data`: the checked bytes are loaded, after they ran in a separate process.
 
-    Its own metadata are held against `said`.
+    Its own metadata are compared with `said`.
 
     Raises
     ------
     UnreadableFileError
-        Damaged, or no ONNX program.
+        Damaged, or not an ONNX program.
     DecoderError
         Inputs or outputs of another kind, or operators that are not trusted.
     SpaceMismatchError
@@ -132,19 +132,19 @@ def open_onnx(path: str, data: bytes, fingerprint: str, said: Declaration, trust
     data = audited_onnx(path, data, trusted)
     try_program(path, data, said.space.dim if isinstance(said.space, Space) else None)
     options = onnxruntime.SessionOptions()
-    options.log_severity_level = 4  # what goes wrong is raised
+    options.log_severity_level = 4  # errors are raised
     try:
         session = onnxruntime.InferenceSession(data, options, providers=["CPUExecutionProvider"])
         metadata = session.get_modelmeta().custom_metadata_map
         return OnnxDecoder(session, said.beside(path, _own(path, metadata)), path, fingerprint)
     except EmbridgeError:
         raise
-    except Exception as e:  # onnxruntime's errors have no common class that is public
+    except Exception as e:  # onnxruntime's errors have no common public class
         raise UnreadableFileError.at(path, "an ONNX program", e) from e
 
 
 def _own(path: str, metadata: dict[str, str]) -> Declaration:
-    """What a program says of itself in its metadata."""
+    """The declaration in the metadata of a program."""
     try:
         space = stored_space(parse_json(metadata[SPACE_KEY], SIDECAR_BYTES)) if SPACE_KEY in metadata else None
         classes = stored_classes(parse_json(metadata[CLASSES_KEY], SIDECAR_BYTES)) if CLASSES_KEY in metadata else None

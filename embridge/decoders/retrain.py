@@ -1,4 +1,4 @@
-"""A decoder like another one, trained anew: what translating a decoder is measured against."""
+"""Retraining a decoder like another one: the baseline for translating vectors."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ def retrain(like: Decoder, estimator: Any, vectors: np.ndarray, labels: np.ndarr
     Parameters
     ----------
     like : Decoder
-        Its kind is taken, and its estimator where it is scikit-learn's.
+        Gives the kind, and the estimator where it is scikit-learn's.
     estimator : scikit-learn estimator or None
-        Cloned and fitted. Default: the decoder's own, else logistic regression behind a standard scaler (classifiers) or ridge
-        regression (all else).
+        Estimator to clone and fit. Default: the decoder's own, else logistic regression behind a standard scaler (classifiers)
+        or ridge regression (otherwise).
     vectors : ndarray of shape (n, dim)
     labels : ndarray of shape (n,) or (n, n_outputs)
 
@@ -51,8 +51,8 @@ def retrain(like: Decoder, estimator: Any, vectors: np.ndarray, labels: np.ndarr
         raise
     except Exception as e:  # such as labels of one class only
         raise DecoderError(
-            f"A {type(model).__name__} cannot be trained on {len(targets):,} labelled rows: {str(e).strip() or type(e).__name__}. "
-            "Hint: leave it out with --no-retrain (retrained=False)."
+            f"A {type(model).__name__} cannot be trained on {len(targets):,} labeled rows: {str(e).strip() or type(e).__name__}. "
+            "Hint: skip it with --no-retrain (retrained=False)."
         ) from e
 
 

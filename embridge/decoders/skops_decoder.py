@@ -1,4 +1,4 @@
-"""scikit-learn estimators in skops files: types that are not trusted are refused by name before anything is made of them."""
+"""scikit-learn estimators in skops files: types that are not trusted are refused before anything is loaded."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from embridge.decoders.declaration import Declaration
 from embridge.decoders.skops_audit import audited_skops, tame
 from embridge.errors import DecoderError, EmbridgeError, MissingDependencyError, UnreadableFileError
 
-# Plain Python classes of scikit-learn that fitted decoders hold and skops does not list. Its compiled trees are left out on
-# purpose, as skops leaves them out: they index memory by numbers that the file gives, so a forged one can crash the process.
+# Plain Python classes of scikit-learn that fitted decoders hold and skops does not list. Its compiled trees are left out, as
+# in skops: they index memory by numbers from the file, so a forged one can crash the process.
 _OWN = frozenset(
     {
         "sklearn.calibration._CalibratedClassifier",
@@ -52,8 +52,8 @@ class SklearnDecoder(Decoder):
         default = "classifier" if classes is not None else "regressor" if predicts else "output"
         self.kind = said.kind or default
         if (self.kind == "classifier") != (classes is not None):
-            raise DecoderError(f"{path!r} holds a {type(estimator).__name__}, which is no {self.kind}.")
-        self._decode(probe(self.space.dim, 2))  # what cannot decode is no decoder
+            raise DecoderError(f"{path!r} holds a {type(estimator).__name__}, which is not a {self.kind}.")
+        self._decode(probe(self.space.dim, 2))  # fails where the model cannot decode
 
     @property
     def fingerprint(self) -> str:
@@ -69,41 +69,41 @@ class SklearnDecoder(Decoder):
             if labels.shape[1:] not in ((), (1,)):
                 raise DecoderError(
                     f"{self.path!r} gives several labels at once (shape {labels.shape} for {n} rows), which is not supported. "
-                    "Hint: save one classifier a label."
+                    "Hint: save one classifier per label."
                 )
             prediction = as_labels(labels)
             if callable(getattr(model, "predict_proba", None)):
                 found = as_outputs(model.predict_proba(rows), n, self.name)
                 if self.classes is not None and found.shape[1] != len(self.classes):
                     raise DecoderError(
-                        f"{self.path!r} has {len(self.classes)} classes, but gives {found.shape[1]} probabilities a row."
+                        f"{self.path!r} has {len(self.classes)} classes, but gives {found.shape[1]} probabilities per row."
                     )
                 return Decoded(prediction, found)
             if callable(getattr(model, "decision_function", None)):
                 return Decoded(prediction, output=as_outputs(model.decision_function(rows), n, self.name))
         except EmbridgeError:
             raise
-        except Exception as e:  # whatever an estimator of a file raises
+        except Exception as e:  # an estimator may raise anything
             raise DecoderError.fails(self.name, e) from e
         return Decoded(prediction)
 
 
 def open_skops(path: str, data: bytes, fingerprint: str, said: Declaration, trusted: Sequence[str]) -> SklearnDecoder:
-    """Open a skops file whose content is `data`: what is looked through is what is loaded.
+    """Open a skops file whose content is `data`: the checked bytes are loaded.
 
     Raises
     ------
     DecoderError
-        A pickle, a file with types that are not trusted, or an estimator that decodes nothing.
+        A pickle, a file with types that are not trusted, or an estimator that cannot decode.
     UnreadableFileError
-        Damaged, or no skops file.
+        Damaged, or not a skops file.
     MissingDependencyError
         skops is not installed.
     """
     if not data.startswith(b"PK\x03\x04"):
         if is_pickle(data):
             raise DecoderError.pickle(path, _HINT)
-        raise UnreadableFileError.foreign(path, "a skops file", "the zip archive that one is")
+        raise UnreadableFileError.foreign(path, "a skops file", "a zip archive")
     sio = _skops()
     try:
         data, unsafe = audited_skops(data)
@@ -116,7 +116,7 @@ def open_skops(path: str, data: bytes, fingerprint: str, said: Declaration, trus
         return SklearnDecoder(estimator, said, path, fingerprint)
     except EmbridgeError:
         raise
-    except Exception as e:  # whatever a damaged schema leads skops to
+    except Exception as e:  # a damaged schema can make skops raise anything
         raise UnreadableFileError.at(path, "a skops file", e) from e
 
 
@@ -124,12 +124,12 @@ def dump_skops(estimator: Any) -> bytes:
     """An estimator as the content of a skops file."""
     try:
         return _skops().dumps(estimator)
-    except Exception as e:  # whatever skops meets in it
+    except Exception as e:  # skops may raise anything
         raise DecoderError(f"skops cannot save a {type(estimator).__name__}: {e}") from e
 
 
 def is_pickle(data: bytes) -> bool:
-    """True for what pickle of protocol 2 and later writes, also compressed by joblib (zlib or gzip)."""
+    """True for a pickle of protocol 2 or later, also compressed by joblib (zlib or gzip)."""
     if data[:1] != b"\x80":
         try:
             data = zlib.decompressobj(47).decompress(data, 1)  # 47: either of the two

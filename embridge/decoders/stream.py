@@ -1,4 +1,4 @@
-"""A whole collection through a decoder: read in batches, translated on the way if need be, predictions beside ids and payload."""
+"""Runs a decoder over a whole collection: reads batches, translates them if needed, writes predictions with ids and payload."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from embridge.arrays import check_rows
 from embridge.decoders.base import Decoded, Decoder
 from embridge.decoders.linear import LinearHead
 from embridge.device import resolve_device
-from embridge.errors import MapError, OutputError, ParameterError, SpaceMismatchError
+from embridge.errors import MapError, OutputError, ParameterError
 from embridge.files import fingerprint
 from embridge.maps import Map
 from embridge.outputs import Output, claim
@@ -22,6 +22,7 @@ from embridge.stores import Collection, source_paths
 from embridge.stores.base import IdValues, check_content
 from embridge.stores.ids import check_unique
 from embridge.tables.predictions import check_payload, write_predictions
+from embridge.types import decoder_mismatch, space_mismatch
 
 BATCH_BYTES = 8 << 20  # of float32 vectors: wide enough for a product, small enough for wide outputs
 
@@ -37,11 +38,11 @@ def decode(
     overwrite: bool = False,
     progress: Callable[[int, int], None] | None = None,
 ) -> Decoding:
-    """Run a decoder over every row of a collection, and write what it says as Parquet.
+    """Run a decoder over every row of a collection, and write its predictions as Parquet.
 
-    The output has ids and payload as they are, and ``prediction``, ``probability`` (a list a row) or ``output`` (a list a row), as
-    `Decoded` has them; no vectors. Memory is bounded by the batch. The output is whole or absent. A linear head and a map run as
-    one matrix (`LinearHead.after`), without translated vectors coming into being.
+    The output has the ids, the payload, and ``prediction``, ``probability`` (a list per row) or ``output`` (a list per row) of
+    `Decoded`; no vectors. Memory is bounded by the batch. The output is whole or absent. A linear head and a map are
+    combined into one matrix (`LinearHead.after`), without intermediate vectors.
 
     Parameters
     ----------
@@ -55,7 +56,7 @@ def decode(
     batch_rows : int, optional
         Default: as many as hold 8 MiB of float32 vectors.
     device : str, default "cpu"
-        Where linear heads, torch programs and translations are computed; None takes CUDA where there is one.
+        Device for linear heads, torch programs and translations; None uses CUDA where there is one.
     overwrite : bool, default False
     progress : callable, optional
         Called with (rows done, rows in all).
@@ -67,9 +68,9 @@ def decode(
     Raises
     ------
     SpaceMismatchError
-        The collection, the map and the decoder do not go together.
+        The spaces of collection, map and decoder differ.
     OutputExistsError, InterruptedOutputError
-        The output exists, or is an input; another process writes it.
+        The output exists or is an input, or another process is writing it.
     ChangedSourceError
         The source changed while it was read.
     CollectionError
@@ -111,7 +112,7 @@ def decode(
 
 
 class _Translated(Decoder):
-    """A decoder behind a map that it does not fold with: each batch is translated, then decoded."""
+    """A decoder behind a map that it cannot be combined with: each batch is translated, then decoded."""
 
     format = "translated"
 
@@ -135,29 +136,29 @@ class _Translated(Decoder):
 
 
 def prepare(decoder: Decoder, source: Collection, via: Map | None) -> Decoder:
-    """The decoder that takes the rows of `source`: folded with the map where both are linear, else behind it.
+    """A decoder for the rows of `source`: combined with the map where both are linear, else behind it.
 
     Raises
     ------
     SpaceMismatchError
-        The collection, the map and the decoder do not go together.
+        The spaces of collection, map and decoder differ.
     """
     if via is None:
         if not decoder.space.same_as(source.stated_space):
-            raise SpaceMismatchError.decoder(decoder.name, decoder.space, source.name, source.space)
+            raise decoder_mismatch(decoder.name, decoder.space, source.name, source.space)
         return decoder
     if not via.source.same_as(source.stated_space):
-        raise SpaceMismatchError.between("The map", via.source, source.name, source.space)
+        raise space_mismatch("The map", via.source, source.name, source.space)
     if not via.target.same_as(decoder.space):
-        raise SpaceMismatchError.decoder(decoder.name, decoder.space, "the map's target", via.target)
+        raise decoder_mismatch(decoder.name, decoder.space, "the map's target", via.target)
     if isinstance(decoder, LinearHead):
-        with contextlib.suppress(MapError):  # folded once before: the two steps stay two
+        with contextlib.suppress(MapError):  # combined with another map before: use two steps
             return decoder.after(via)
     return _Translated(decoder, via)
 
 
 def _check(found: Decoded, ids: IdValues, where: str) -> None:
-    """Refuse results that are no numbers."""
+    """Refuse results that are not numbers."""
     for values in (found.prediction, found.probability, found.output):
         if values is not None and values.dtype.kind == "f":
-            check_rows(values.reshape(len(values), -1), ids, f"What was decoded of {where}", zero_is_bad=False)
+            check_rows(values.reshape(len(values), -1), ids, f"The output for {where}", zero_is_bad=False)

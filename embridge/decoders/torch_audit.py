@@ -1,10 +1,10 @@
-"""What a torch.export archive holds, looked through before torch opens it, and written anew from what was looked through.
+"""Checks a torch.export archive before torch opens it, and writes a new archive from the checked parts.
 
 ``torch.export.load`` trusts its file (torch 2.13): it unpickles sample inputs, tensor subclasses and custom objects, evaluates
 symbolic shapes as Python text (``sympy.sympify``), compiles guards into a function, calls any function that a name under ``torch``
 leads to, and loads compiled libraries; and its zip reader is another than Python's. So torch never reads the file. It reads a new
 archive of tensors stored as bytes and of a program of listed operators (`torch_operators`), with shapes of numbers, symbols and
-arithmetic. Sample inputs, guards, stack traces and extra files stay behind.
+arithmetic. Sample inputs, guards, stack traces and extra files are dropped.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ _STATE = ("buffer_mutation", "parameter_mutation", "user_input_mutation", "loss_
 _ROWS = re.compile(r"L\['\w{1,80}'\]\.size\(\)\[0\] (<=|>=) (\d{1,9})", re.ASCII)
 _SPECS = (None, "builtins.tuple", "builtins.list", "builtins.dict")
 
-# Shapes: everything that torch's printer (sympy's srepr) writes, and nothing that is costly to evaluate
+# Shapes: everything that torch's printer (sympy's srepr) writes, but nothing that is costly to evaluate
 _TEXT = re.compile(r"[\w '(),=+\-*/<>!.%]{1,1000}", re.ASCII)
 _SYMBOL = re.compile(r"[a-z]{1,3}\d{1,9}")
 _VALUES = ("oo", "int_oo", "true", "false", "True", "False")
@@ -60,7 +60,7 @@ _POWERS, _EXPONENT = 3, 8
 
 
 def audited_program(path: str, data: bytes, trusted: Collection[str] = ()) -> bytes:
-    """A new archive of what a program consists of, after refusing all that could make torch run code of the file.
+    """A new archive of the parts of a program, after refusing everything that could make torch run code of the file.
 
     Parameters
     ----------
@@ -69,12 +69,12 @@ def audited_program(path: str, data: bytes, trusted: Collection[str] = ()) -> by
     data : bytes
         Its content.
     trusted : collection of str
-        Operators beside the listed ones that may be called, as the program names them (``torch.ops.mylib.op.default``).
+        Further operators that may be called, as the program names them (``torch.ops.mylib.op.default``).
 
     Returns
     -------
     bytes
-        What torch may load.
+        The archive for torch to load.
 
     Raises
     ------
@@ -104,7 +104,7 @@ def audited_program(path: str, data: bytes, trusted: Collection[str] = ()) -> by
 
 
 def _members(path: str, data: bytes) -> dict[str, bytes]:
-    """The members that count, by their names below the archive's one folder."""
+    """The relevant members, by their names below the archive's only folder."""
     found = read_archive(data, compressed=False)
     folders = {name.partition("/")[0] for name in found}
     members = {name.partition("/")[2]: content for name, content in found.items()}
@@ -114,13 +114,13 @@ def _members(path: str, data: bytes) -> dict[str, bytes]:
         raise UnreadableFileError.at(path, "a program of torch.export", "its tensors are not little-endian")
     for name in members:
         if not (name in (_PROGRAM, *_CONFIGS) or _TENSORS.fullmatch(name) or _LEFT_BEHIND.fullmatch(name)):
-            raise DecoderError.unsafe(path, f"the unexpected part {name!r}")
+            raise _unsafe(path, f"the unexpected part {name!r}")
     _check_samples(path, members.get(_SAMPLES, b""))
     return {name: content for name, content in members.items() if not _LEFT_BEHIND.fullmatch(name)}
 
 
 def _check_samples(path: str, data: bytes) -> None:
-    """Sample inputs are never loaded; a file whose sample inputs are more than tensors is refused all the same: somebody tried."""
+    """Sample inputs are never loaded; a file whose sample inputs are more than tensors is still refused as suspicious."""
     try:
         for name, content in (read_archive(data, compressed=False) if data else {}).items():
             operations = list(pickletools.genops(content)) if name.endswith("/data.pkl") else ()
@@ -129,7 +129,7 @@ def _check_samples(path: str, data: bytes) -> None:
                 if named or operation.name in ("STACK_GLOBAL", "EXT1", "EXT2", "EXT4"):
                     raise ValueError(argument)
     except ValueError as e:
-        raise DecoderError.unsafe(path, "sample inputs that are more than tensors") from e
+        raise _unsafe(path, "sample inputs that are more than tensors") from e
 
 
 def _written(members: dict[str, bytes]) -> bytes:
@@ -142,22 +142,22 @@ def _written(members: dict[str, bytes]) -> bytes:
 
 
 def _check_payloads(path: str, config: Any, folder: str, members: dict[str, bytes]) -> None:
-    """Tensors must be stored as bytes, and an empty member must be an empty tensor: torch makes zeros of the size that is said."""
+    """Tensors must be stored as bytes, and an empty member must be an empty tensor: torch would create zeros of the stated size."""
     for payload in config["config"].values():
         if payload["use_pickle"] is not False or not re.fullmatch(r"(weight|tensor)_\d+", payload["path_name"]):
-            raise DecoderError.unsafe(path, "pickled tensors or objects")
+            raise _unsafe(path, "pickled tensors or objects")
         sizes = [size["as_int"] for size in payload["tensor_meta"]["sizes"]]
         if not members[f"{folder}/{payload['path_name']}"] and 0 not in sizes:
             raise UnreadableFileError.at(path, "a program of torch.export", f"the tensor {payload['path_name']!r} has no data")
     for name in config["config"]:
         if not _NAME.fullmatch(name):
-            raise DecoderError.unsafe(path, f"the name {name[:40]!r}")
+            raise _unsafe(path, f"the name {name[:40]!r}")
 
 
 def _check_program(path: str, program: Any, trusted: Collection[str]) -> None:
     nodes = program["graph_module"]["graph"]["nodes"]
     if len(nodes) > OPERATORS:
-        raise DecoderError(f"{path!r} calls {len(nodes):,} operators, and at most {OPERATORS:,} are read.")
+        raise DecoderError(f"{path!r} calls {len(nodes):,} operators; the limit is {OPERATORS:,}.")
     if not all(_is_implied(guard, program["range_constraints"]) for guard in program.get("guards_code") or ()):
         raise DecoderError(
             f"{path!r} has conditions on the sizes of its input (guards). Hint: export it with a fixed number of rows, or with a "
@@ -179,7 +179,7 @@ def _check_program(path: str, program: Any, trusted: Collection[str]) -> None:
 
 
 def _is_implied(guard: str, ranges: dict[str, Any]) -> bool:
-    """True for a condition on the number of rows that the range of the program's only symbol holds anyway."""
+    """True for a condition on the number of rows that the range of the program's only symbol already implies."""
     found = _ROWS.fullmatch(guard)
     if found is None or len(ranges) != 1:
         return False
@@ -193,23 +193,23 @@ def _is_implied(guard: str, ranges: dict[str, Any]) -> bool:
 def _check_item(path: str, key: str, value: Any) -> None:
     """One key of the program, at any depth, and its value."""
     if key in _REFUSED and value is not None:
-        raise DecoderError.unsafe(path, f"an argument of kind {key!r}")
+        raise _unsafe(path, f"an argument of kind {key!r}")
     if key in _STATE and value is not None:
         raise DecoderError(f"{path!r} changes its own weights or input while it runs ({key}). Hint: export it in eval mode.")
     if key == "treespec_namedtuple_fields" and value:
-        raise DecoderError.unsafe(path, "named tuples")
+        raise _unsafe(path, "named tuples")
     names = [key, *([value] if key in _NAMES and value is not None else value or () if key == "forward_arg_names" else ())]
     for name in names:
         if not isinstance(name, str) or not _NAME.fullmatch(name):
-            raise DecoderError.unsafe(path, f"the name {str(name)[:40]!r}")
+            raise _unsafe(path, f"the name {str(name)[:40]!r}")
     if key == "expr_str" and not is_plain_shape(value):
-        raise DecoderError.unsafe(path, f"the expression {str(value)[:40]!r}")
+        raise _unsafe(path, f"the expression {str(value)[:40]!r}")
     if key in ("in_spec", "out_spec") and not _is_plain_tree(parse_json(value)[1]):
-        raise DecoderError.unsafe(path, "inputs or outputs in classes of its own")
+        raise _unsafe(path, "inputs or outputs in custom classes")
 
 
 def _items(value: Any) -> Iterator[tuple[str, Any]]:
-    """Every key and value of nested JSON, except of `metadata`, which stays behind."""
+    """Every key and value of nested JSON, except of `metadata`, which is dropped."""
     stack = [value]
     while stack:
         found = stack.pop()
@@ -223,7 +223,7 @@ def _items(value: Any) -> Iterator[tuple[str, Any]]:
 def is_plain_shape(text: Any) -> bool:
     """True for an expression of numbers, symbols and arithmetic that is short, and cheap to evaluate.
 
-    ``sympy.sympify``, which is an ``eval``, is given it. It is ASCII text in one line: calls of listed functions by name,
+    It is passed to ``sympy.sympify``, which is an ``eval``. It is ASCII text in one line: calls of listed functions by name,
     numbers, and symbols such as ``s77``; no attributes, subscripts or comprehensions; powers only of small constant exponents.
     """
     if not isinstance(text, str) or not _TEXT.fullmatch(text):
@@ -248,7 +248,7 @@ def _is_plain_node(node: ast.AST, *, is_function: bool) -> bool:
         return isinstance(node.value, int | float) and abs(node.value) < 1 << 64
     if isinstance(node, ast.keyword):
         return node.arg is not None
-    return not is_function  # only names are called
+    return not is_function  # only names can be called
 
 
 def _exponent(node: ast.AST) -> ast.AST | None:
@@ -275,3 +275,10 @@ def _is_plain_tree(spec: Any) -> bool:
     keys = parse_json(context) if isinstance(context, str) else context
     is_plain = keys is None or (isinstance(keys, list) and all(isinstance(key, str) for key in keys))
     return spec["type"] in _SPECS and is_plain and all(map(_is_plain_tree, spec["children_spec"]))
+
+
+def _unsafe(path: str, what: str) -> DecoderError:
+    return DecoderError(
+        f"{path!r} holds {what}, which could run code when it is opened, so it was not opened. "
+        "Hint: export the model again with torch.export.save, from plain tensors and ATen operators."
+    )

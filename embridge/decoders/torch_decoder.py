@@ -1,4 +1,4 @@
-"""torch.export programs (``.pt2``) of one input and one output, audited before they are opened, measured before they run."""
+"""torch.export programs (``.pt2``) of one input and one output, checked before they are opened, and limited in memory and time."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ from embridge.decoders.skops_decoder import is_pickle
 from embridge.decoders.torch_audit import audited_program
 from embridge.errors import DecoderError, EmbridgeError, UnreadableFileError
 
-_MANY = 1 << 31  # rows: a bound beyond is none
+_MANY = 1 << 31  # rows: a larger bound counts as none
 
 
 class TorchDecoder(Decoder):
     """A torch.export program that takes one tensor of shape (n, dim) and gives one.
 
-    It is what was declared; undeclared, a regressor where it gives one column, else of kind ``output``. A classifier's output is
-    taken for probabilities where its rows sum to 1 on 64 probe rows.
+    It has the declared kind; undeclared, it is a regressor with one output column, else of kind ``output``. A classifier's output
+    is read as probabilities where its rows sum to 1 on 64 probe rows.
 
     Parameters
     ----------
@@ -51,13 +51,13 @@ class TorchDecoder(Decoder):
         self.space = said.space_of(path, width if isinstance(width, int) else None)
         self._module = program.module()
         self.classes = said.classes
-        tried = probe(self.space.dim)
+        probed = probe(self.space.dim)
         least, most = self._rows
-        rows = max(least, min(len(tried), most or len(tried)))
+        rows = max(least, min(len(probed), most or len(probed)))
         largest = _largest_step(path, self._module, rows, self.space.dim, self._dtype)
         self._rows = least, min(most or BATCH, max(rows, rows * STEP_BYTES // largest))
         versions = self._versions()
-        found = self._run(tried)
+        found = self._run(probed)
         if self._versions() != versions:
             raise DecoderError(f"{path!r} changes its own weights while it runs. Hint: export it in eval mode.")
         self.kind = said.kind or ("regressor" if found.shape[1] == 1 else "output")
@@ -69,7 +69,7 @@ class TorchDecoder(Decoder):
         return self._fingerprint
 
     def _versions(self) -> list[int]:
-        """How often each of its tensors was written to."""
+        """The version counter of each of its tensors."""
         return [tensor._version for tensor in (*self._module.parameters(), *self._module.buffers())]
 
     def _run(self, rows: np.ndarray) -> np.ndarray:
@@ -79,7 +79,7 @@ class TorchDecoder(Decoder):
         try:
             with torch.no_grad():
                 found = self._module(torch.tensor(rows, dtype=self._dtype, device=self._device))
-        except Exception as e:  # whatever its operators raise on what the file gives them
+        except Exception as e:  # its operators may raise anything
             raise DecoderError.fails(self.name, e) from e
         if isinstance(found, tuple | list) and len(found) == 1:
             found = found[0]
@@ -97,7 +97,7 @@ class TorchDecoder(Decoder):
 
 
 def _bounds(path: str, rows: Any, constraints: Any) -> tuple[int, int | None]:
-    """How few and how many rows the program takes at a time."""
+    """The least and the largest number of rows that the program takes at a time."""
     least, most = (rows, rows) if isinstance(rows, int) else (1, None)
     if not isinstance(rows, int):
         span = {str(symbol): span for symbol, span in constraints.items()}.get(str(rows))
@@ -109,12 +109,12 @@ def _bounds(path: str, rows: Any, constraints: Any) -> tuple[int, int | None]:
             least, upper = max(1, int(span.lower)), float(span.upper)
             most = int(upper) if upper < _MANY else None
     if not 1 <= least <= min(BATCH, most or BATCH):
-        raise DecoderError(f"{path!r} demands {least:,} rows at a time, and at most {BATCH:,} are given.")
+        raise DecoderError(f"{path!r} needs {least:,} rows at a time; the limit is {BATCH:,}.")
     return least, most
 
 
 class _Cost(torch.fx.Interpreter):
-    """Runs a program on tensors without data, and adds up what it would take."""
+    """Runs a program on tensors without data, and adds up its memory and operations."""
 
     bytes, largest = 0, 1
 
@@ -130,7 +130,7 @@ class _Cost(torch.fx.Interpreter):
 
 
 class _TooCostlyError(Exception):
-    """A step beyond a bound."""
+    """A step exceeds a limit."""
 
 
 def _largest_step(path: str, module: Any, rows: int, dim: int, dtype: torch.dtype) -> int:
@@ -139,34 +139,34 @@ def _largest_step(path: str, module: Any, rows: int, dim: int, dtype: torch.dtyp
     Raises
     ------
     DecoderError
-        It takes more memory or time than a decoder needs, or does not even go together.
+        It needs more memory or time than a decoder may, or its operators do not fit together.
     """
     cost = _Cost(module)
     try:
         with torch.no_grad(), FakeTensorMode(allow_non_fake_inputs=True) as mode, FlopCounterMode(display=False) as counter:
             cost.run(mode.from_tensor(torch.empty(rows, dim, dtype=dtype)))
         too_costly = counter.get_total_flops() > RUN_FLOPS
-    except Exception as e:  # whatever its operators raise; ours may come wrapped
+    except Exception as e:  # its operators may raise anything; our own error may be wrapped
         too_costly = isinstance(e, _TooCostlyError) or isinstance(e.__cause__, _TooCostlyError)
         if not too_costly:
             raise DecoderError.fails(f"The decoder {path!r}", e) from e
     if too_costly:
         raise DecoderError(
             f"{path!r} takes more than {STEP_BYTES >> 30} GiB in one step, or {RUN_BYTES >> 30} GiB or {RUN_FLOPS:.0e} operations "
-            f"in all, for {rows:,} rows of {dim:,} values. Hint: it is no decoder of single vectors."
+            f"in all, for {rows:,} rows of {dim:,} values. Hint: it is not a decoder of single vectors."
         )
     return cost.largest
 
 
 def open_program(path: str, data: bytes, fingerprint: str, said: Declaration, trusted: Sequence[str]) -> TorchDecoder:
-    """Open a torch.export program whose content is `data`: what is looked through is what is loaded.
+    """Open a torch.export program whose content is `data`: the checked bytes are loaded.
 
     Raises
     ------
     DecoderError
         It holds something that could run code, calls operators that are not trusted, or is of another shape.
     UnreadableFileError
-        Damaged, or no such program.
+        Damaged, or not a torch.export program.
     SpaceMismatchError
         An input of another width than declared.
     """
@@ -179,7 +179,7 @@ def open_program(path: str, data: bytes, fingerprint: str, said: Declaration, tr
             return TorchDecoder(program, said, path, fingerprint)
         except EmbridgeError:
             raise
-        except Exception as e:  # whatever a damaged program, or one whose parts do not go together, leads torch to
+        except Exception as e:  # a damaged or inconsistent program can make torch raise anything
             raise UnreadableFileError.at(path, "a program of torch.export", e) from e
 
 
@@ -205,11 +205,11 @@ def dump_program(program: torch.export.ExportedProgram) -> bytes:
     Raises
     ------
     DecoderError
-        No program, or one that torch cannot save.
+        Not a program, or one that torch cannot save.
     """
     buffer = io.BytesIO()
     try:
         torch.export.save(program, buffer)
-    except Exception as e:  # whatever torch meets in it
+    except Exception as e:  # torch may raise anything
         raise DecoderError(f"torch.export cannot save a {type(program).__name__}: {str(e).strip() or type(e).__name__}") from e
     return buffer.getvalue()

@@ -1,9 +1,9 @@
 """The operators that a torch.export program may call: pure functions of tensors.
 
 An operator is on the list where (1) it computes its result from tensors and numbers alone: it reads and writes no file, calls no
-other function or library, has no random numbers, and returns no uninitialised memory; (2) it checks the bounds of every index it
-is given. Of its overloads those are let through whose schema takes or gives a tensor, and beside tensors only numbers, dtypes,
-layouts, devices, memory formats and words for a mode (``"tanh"``, ``"floor"``): TorchScript's overloads on strings, lists and
+other function or library, has no random numbers, and returns no uninitialized memory; (2) it checks the bounds of every index.
+Overloads are allowed whose schema takes or returns a tensor, and apart from tensors only numbers, dtypes,
+layouts, devices, memory formats and names of a mode (``"tanh"``, ``"floor"``): TorchScript's overloads on strings, lists and
 dictionaries share the names.
 """
 
@@ -64,11 +64,11 @@ _PLAIN = {"Tensor", "number", "int", "float", "bool", "str", "SymInt", "Device",
 _PLAIN |= {"Optional", "List", "NoneType"}
 _ON_SIZES = ("_assert_scalar", "sym_constrain_range", "sym_constrain_range_for_size")
 _ALWAYS_OFF = ("training", "train", "dropout_p")
-"""Arguments that would make a result random, or dependent on the rows beside it."""
+"""Arguments that would make a result random, or dependent on other rows."""
 
 
 def is_tensor_operator(target: str) -> bool:
-    """True for an operator that a program may call without being trusted by name.
+    """True for an operator that a program may call without being listed in `trusted`.
 
     ``torch.ops.aten.NAME.OVERLOAD`` with a NAME on the list, its in-place form included; arithmetic on sizes.
     """
@@ -89,5 +89,5 @@ def _is_on_tensors(schema: torch.FunctionSchema) -> bool:
 
 
 def is_switched_on(name: str, value: object) -> bool:
-    """True for an argument, by name, that must be off while a program decodes, and is not."""
+    """True for an argument that must be off while a program decodes, but is on."""
     return name in _ALWAYS_OFF and value not in (False, 0, 0.0)

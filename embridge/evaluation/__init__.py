@@ -1,6 +1,6 @@
-"""Every strategy of answering new-space queries, measured on rows that the map was not fitted on.
+"""Measures all strategies for answering new-space queries, on rows that the map was not fitted on.
 
-Each result stands beside keeping the old model and beside re-encoding everything.
+Every result is compared with keeping the old model and with re-encoding everything.
 """
 
 from embridge.evaluation.bootstrap import bootstrap_interval, bootstrap_intervals

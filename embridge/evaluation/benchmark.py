@@ -1,4 +1,4 @@
-"""One corpus, one set of queries, and what they should find: what every strategy is measured on."""
+"""A benchmark: one corpus, one set of queries, and the rows that they should find."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from embridge.records import QrelsCoverage
 from embridge.stores.ids import hash_ids
 from embridge.types import Metric
 
-REFERENCES = 1500  # queries of the other half that hubness is measured with
+REFERENCES = 1500  # reference queries of the hubness correction, from the other half
 _SAME = 1e-3  # relative distance of a query to the row of its id, below which it is that row: float16 rounds by less
 _RERANKED = 32  # queries reranked at a time
 
@@ -39,7 +39,7 @@ class References:
 
 @dataclass(frozen=True, eq=False)
 class Benchmark:
-    """A corpus and queries in two halves: what is chosen for a query comes from the half that it is not in.
+    """A corpus and queries in two halves: choices for a query are made on the half that it is not in.
 
     Attributes
     ----------
@@ -48,7 +48,7 @@ class Benchmark:
     queries : Anchors
     k : int
     exclude : ndarray of int64, shape (n_queries,)
-        Position in the corpus of a query that is a row itself, which it may not find; -1 for others.
+        Position in the corpus of a query that is a row itself (it does not find itself); -1 for others.
     half : ndarray of int64, shape (n_queries,)
         0 or 1, by a hash of the id.
     relevant, grades : list of ndarray
@@ -57,7 +57,7 @@ class Benchmark:
     references : References or None
         Reference queries of the hubness correction for both halves. None: the queries of the other half.
     own_rows : int
-        Given queries that are rows of the corpus.
+        Number of given queries that are rows of the corpus.
     device : str
     """
 
@@ -78,25 +78,25 @@ class Benchmark:
         cls, rows: Anchors, queries: Anchors | None, k: int, *, qrels: Qrels | None = None, references: References | None = None,
         max_queries: int = 5000, seed: int = 0, device: Any = "cpu",
     ) -> Benchmark:  # fmt: skip
-        """The benchmark of some rows, none of which a map was fitted on.
+        """The benchmark of rows that no map was fitted on.
 
         Parameters
         ----------
         rows : Anchors
         queries : Anchors, optional
-            Default: rows are the queries. A query of the id and vector of a row is that row. Rows do not find themselves.
+            Default: rows are the queries. A query with the id and vector of a row is that row. Rows do not find themselves.
         k : int
         qrels : mapping, optional
         references : References, optional
         max_queries : int, default 5000
-            Of more queries than these a sample is used.
+            Larger sets of queries are sampled.
         seed : int, default 0
         device : str, default "cpu"
 
         Raises
         ------
         ParameterError
-            Judgements that concern none of the queries or rows (`check_qrels`).
+            Judgments of none of the queries or rows (`check_qrels`).
         """
         corpus = rows.at(np.argsort(hash_ids(rows.ids, "corpus", seed), kind="stable"))
         given = corpus if queries is None else queries
@@ -122,7 +122,7 @@ class Benchmark:
         )  # fmt: skip
 
     def part(self, rows: int) -> Benchmark:
-        """The benchmark of the first rows of the corpus, without judgements; other rows do not exist for it."""
+        """The benchmark of the first rows of the corpus only, without judgments."""
         none = [np.empty(0, np.int64)] * len(self.queries)
         exclude = np.where(self.exclude < rows, self.exclude, -1)
         return replace(self, corpus=self.corpus.at(np.arange(rows)), exclude=exclude, relevant=none, grades=none)
@@ -134,7 +134,7 @@ class Benchmark:
 
     @property
     def depth(self) -> int:
-        """Candidates looked at: 100, or all rows but one; k at least."""
+        """Number of candidates: 100, or all rows but one; at least k."""
         return candidate_depth(self.k, len(self.corpus))
 
     @cached_property
@@ -150,11 +150,11 @@ class Benchmark:
         return top_k(vectors, rows, k or self.depth, metric, exclude=_exclusion(exclude), device=self.device).ids
 
     def scores(self, found: np.ndarray) -> QueryScores:
-        """What lists of found rows are worth."""
+        """Scores of lists of found rows."""
         return query_scores(found, self.truth, self.relevant, self.grades)
 
     def measure(self, scores: QueryScores) -> np.ndarray:
-        """What strategies are compared by: recall where anything is judged, else overlap."""
+        """The score that strategies are compared by: recall where queries are judged, else overlap."""
         return scores.recall if self.judged.any() else scores.overlap
 
     def references_for(self, half: int) -> References:
@@ -165,7 +165,7 @@ class Benchmark:
         return References(other.y, other.x)
 
     def rerank(self, found: np.ndarray, depth: int) -> np.ndarray:
-        """The first `depth` candidates of each query in the order of their native vectors, then the others as they were."""
+        """The first `depth` candidates of each query, ranked again by their native vectors, then the others unchanged."""
         out, metric = found.copy(), self.corpus.target.metric
         queries = unit(self.queries.y) if metric == Metric.COSINE else self.queries.y
         for start in range(0, len(found), _RERANKED):
@@ -183,10 +183,10 @@ def _exclusion(exclude: np.ndarray) -> np.ndarray | None:
 
 
 def _own_rows(queries: Anchors, corpus: Anchors, *, certain: bool) -> np.ndarray:
-    """Where in the corpus each query is; -1 where it is no row of it.
+    """Position of each query in the corpus; -1 where it is not a row of it.
 
-    Ids of queries and of rows may be alike and mean other things. So, unless all queries are known to be rows, the vector of the
-    same id must be the same too, by one of the two models at least.
+    Ids of queries and of rows may coincide by chance. So, unless all queries are known to be rows, the vector must be equal too,
+    by at least one of the two models.
     """
     order = np.argsort(corpus.ids, kind="stable")
     ids = queries.ids.astype(corpus.ids.dtype) if queries.ids.dtype.kind == corpus.ids.dtype.kind else queries.ids[:0]

@@ -1,4 +1,4 @@
-"""Intervals of means over queries, by resampling the queries and nothing else: of one strategy, and of several at once."""
+"""Bootstrap intervals of means over queries: for one strategy, and for several at once."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ import numpy as np
 
 _RESAMPLES = 1000
 _BLOCK = 1 << 21  # counts held at once: 16 MiB
-FEW = 30  # queries, below which resampling them understates what is not known
+FEW = 30  # queries below which resampling underestimates the uncertainty
 
 
 def resampled_means(values: np.ndarray, *, resamples: int = _RESAMPLES, seed: int = 0) -> np.ndarray:
     """Means of every column over the same resamples of the rows, shape (resamples, n_columns).
 
-    A resample is how often it drew each row, so that all columns are one matrix product. One seed draws the same rows whatever
-    the columns are: differences between them are paired.
+    A resample is a vector of counts per row, so all columns are one matrix product. One seed draws the same rows for all
+    columns, so differences between them are paired.
     """
     return np.concatenate([counts @ values for counts in _counts(len(values), resamples, seed)]) / len(values)
 
@@ -41,14 +41,14 @@ def bootstrap_intervals(values: np.ndarray, *, level: float = 0.95, seed: int = 
 
 
 def hoeffding(n: int, level: float, span: float) -> float:
-    """Half of an interval that holds the mean of n values from a range of length `span`, whatever they are (Hoeffding 1963)."""
+    """Half-width of Hoeffding's interval for the mean of n values from a range of length `span` (Hoeffding 1963)."""
     return span * float(np.sqrt(np.log(2 / (1 - level)) / (2 * n)))
 
 
 def bootstrap_interval(values: np.ndarray, *, level: float = 0.95, seed: int = 0) -> tuple[float, float]:
     """Percentile bootstrap interval of the mean of per-query values (Efron 1979), 1,000 resamples of the queries.
 
-    Resamples of few queries are too much alike (those of a single one are all the same), so below 30 of them the interval is at
+    Resamples of few queries vary too little (those of a single one are all equal), so below 30 of them the interval is at
     least that of Hoeffding's inequality for values in [0, 1], or in [-1, 1] where one is negative.
 
     Parameters
@@ -65,9 +65,9 @@ def bootstrap_interval(values: np.ndarray, *, level: float = 0.95, seed: int = 0
 
 
 def simultaneous_intervals(values: np.ndarray, *, level: float = 0.95, span: float = 2.0, seed: int = 0) -> np.ndarray:
-    """Intervals of the means of several strategies that hold together, whichever of them is then chosen for what it scored.
+    """Simultaneous intervals of the means of several strategies, valid also for a strategy chosen by its score.
 
-    Queries are resampled jointly for all strategies, so what they have in common stays in common. With m the means and s their
+    Queries are resampled jointly for all strategies, which keeps their correlation. With m the means and s their
     standard errors, c is the `level`-quantile over resamples of ``max_j |m*_j - m_j| / s_j`` and the intervals are
     ``m_j +- c s_j`` (max-t: Westfall and Young 1993, Romano and Wolf 2005). For one strategy c is about 1.96.
 
@@ -77,7 +77,7 @@ def simultaneous_intervals(values: np.ndarray, *, level: float = 0.95, span: flo
     level : float, default 0.95
     span : float, default 2.0
         Length of the range of values about zero, by which below 30 queries the intervals are those of Hoeffding's inequality with
-        Bonferroni's correction: few queries resampled are too much alike.
+        Bonferroni's correction: resamples of few queries vary too little.
     seed : int, default 0
 
     Returns
@@ -89,11 +89,11 @@ def simultaneous_intervals(values: np.ndarray, *, level: float = 0.95, span: flo
     if n < FEW:
         half = hoeffding(n, 1 - (1 - level) / len(values), span)
         return np.clip(np.stack([means - half, means + half], 1), -span / 2, span / 2)
-    centred = values - means[:, None]
-    errors = centred.std(axis=1) / np.sqrt(n)
-    alive = errors > 1e-12 * np.abs(means)  # what is the same for every query has no error, but for rounding
+    centered = values - means[:, None]
+    errors = centered.std(axis=1) / np.sqrt(n)
+    alive = errors > 1e-12 * np.abs(means)  # a value equal for every query has no error, except rounding
     if not alive.any():
         return np.stack([means, means], 1)
-    largest = np.abs(resampled_means((centred[alive] / errors[alive, None]).T, seed=seed)).max(axis=1)
+    largest = np.abs(resampled_means((centered[alive] / errors[alive, None]).T, seed=seed)).max(axis=1)
     half = np.quantile(largest, level) * np.where(alive, errors, 0)
     return np.stack([means - half, means + half], 1)

@@ -1,4 +1,4 @@
-"""How overlap falls as the corpus grows, and where it would be in a larger one."""
+"""Overlap as a function of corpus size, with a prediction for a larger corpus."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from embridge.records import CorpusSize
 
 SIZED = ("keep-old", "translate-documents", "project-queries", "project-queries-adjoint", "blend")
 _HALVINGS = 5
-_LEAST_ROWS = 50  # 2 k of them at least, else a large share is found by chance
+_LEAST_ROWS = 50  # at least 2 k, else a large share is found by chance
 _LEAST_SIZES = 4  # to fit three unknowns
 _POWERS = np.linspace(0.1, 1.5, 29)
-_FORMULA = 0.025  # half of the interval that the formula itself is worth, for each doubling beyond the corpus
+_FORMULA = 0.025  # half-width of the formula's own error, for each doubling beyond the corpus
 
 
 def extrapolate(sizes: np.ndarray, values: np.ndarray, ahead: Sequence[int]) -> np.ndarray:
@@ -27,7 +27,7 @@ def extrapolate(sizes: np.ndarray, values: np.ndarray, ahead: Sequence[int]) -> 
     Parameters
     ----------
     sizes : ndarray of shape (n_sizes,)
-        Ascending, three at least.
+        Ascending, at least three.
     values : ndarray of shape (n_sizes,) or (n_draws, n_sizes)
         In [0, 1].
     ahead : sequence of int
@@ -61,12 +61,12 @@ def parts_of(benchmark: Benchmark) -> list[Benchmark]:
 def corpus_sizes(
     runner: Runner, run: StrategyRun, parts: Sequence[Benchmark], corpus_size: int | None, seed: int
 ) -> list[CorpusSize]:
-    """Overlap of a strategy in each part of the corpus and in all of it, and a forecast for a larger one.
+    """Overlap of a strategy in parts of the corpus and in all of it, and a prediction for a larger one.
 
-    The forecast is ``a + b n^-c`` fitted to the measured sizes, chosen among six formulas (constant, linear and quadratic in log n,
-    linear in log and in logit of the overlap) for the smallest error. Its interval is that of resampled queries, with 0.025 for
-    each doubling beyond the corpus added in quadrature. It covers neither rows of another kind than those of the corpus, nor a
-    change of the map; it was checked up to 16 times the corpus and to 20,000 rows (CONTRIBUTING).
+    The prediction is ``a + b n^-c`` fitted to the measured sizes, chosen among six formulas (constant, linear and quadratic in
+    log n, linear in log and in logit of the overlap) for the smallest error. Its interval is that of resampled queries, with
+    0.025 for each doubling beyond the corpus added in quadrature. It does not cover rows of another kind than those of the
+    corpus, or a change of the map; it was checked up to 16 times the corpus and to 20,000 rows (CONTRIBUTING).
 
     Parameters
     ----------
@@ -76,7 +76,7 @@ def corpus_sizes(
     parts : sequence of Benchmark
         Of `parts_of`.
     corpus_size : int or None
-        Forecast where it is above the rows of the corpus and there are four sizes at least.
+        A prediction is made where it is above the rows of the corpus and there are at least four sizes.
     seed : int
     """
     strategy, corpus_rows = run.strategy, len(runner.benchmark.corpus)
@@ -100,6 +100,6 @@ def corpus_sizes(
     forecast = extrapolate(np.array(sizes), means, (corpus_size,))[:, 0]
     middle, (low, high) = float(forecast[0]), np.quantile(forecast[1:], [0.025, 0.975])
     own = _FORMULA * np.log2(corpus_size / corpus_rows)
-    top = measured[-1].overlap_ci[1]  # it was not seen to rise again
+    top = measured[-1].overlap_ci[1]  # overlap was never observed to rise again
     interval = (max(0.0, float(middle - np.hypot(middle - low, own))), min(top, float(middle + np.hypot(high - middle, own))))
     return [*measured, CorpusSize(strategy.name, corpus_size, middle, interval, forecast=True)]

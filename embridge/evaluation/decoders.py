@@ -1,4 +1,4 @@
-"""A decoder of one space on translated vectors of another, beside everything else that could be done instead."""
+"""Measures a decoder of one space on translated vectors of another, compared with the alternatives."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from embridge.decoders.retrain import retrain
 from embridge.errors import ParameterError, SpaceMismatchError, TooFewAnchorsError
 from embridge.maps import Map
 from embridge.records import DecoderEvaluation, DecoderStrategy
+from embridge.types import decoder_mismatch, space_mismatch
 
 _RESAMPLES = 1000
 _LEAST = 10
@@ -33,28 +34,28 @@ def evaluate_decoder(
     seed: int = 0,
     progress: Callable[[int, int], None] | None = None,
 ) -> DecoderEvaluation:
-    """Measure a decoder on translated vectors, on labelled rows that the map was not fitted on.
+    """Measure a decoder on translated vectors, on labeled rows that the map was not fitted on.
 
     Parameters
     ----------
     decoder : Decoder
         Of the space that the map leads into.
     anchors : Anchors
-        Rows of both spaces. Those that the map was fitted on are left out, so the whole match may be given.
+        Rows of both spaces. Rows that the map was fitted on are left out, so all matched rows may be given.
     labels : mapping of id to label, or array_like of shape (n,) or (n, n_outputs)
-        Of the anchors (an array: one a row, in their order); rows without a label do not count. Classes, numbers, or for kind
-        ``output`` the vectors to be reconstructed.
+        Labels of the anchors (an array: one per row, in their order); rows without a label are ignored. Classes, numbers, or
+        for kind ``output`` the vectors to be reconstructed.
     via : LinearMap or KernelMap
     train : Anchors, optional
         Rows to train the ``retrained`` decoder on, whose labels are in the mapping `labels`. Default: the anchors that the map was
-        fitted on; where there are none of these, half of the rest by a hash of the id. None of them is measured on.
+        fitted on; if there are none, half of the rest by a hash of the id. They are not in the test set.
     exclude : sequence of ids, optional
-        Rows that are not measured on either: those that the decoder was trained on, which would flatter it.
+        Further rows to leave out of the test set: those that the decoder was trained on.
     estimator : scikit-learn estimator, optional
-        What is trained for ``retrained``. Default: the decoder's own; else logistic regression behind a standard scaler, or ridge
-        regression.
+        Estimator to train for ``retrained``. Default: the decoder's own; else logistic regression behind a standard scaler, or
+        ridge regression.
     retrained : bool, default True
-        False leaves that strategy out, and scikit-learn is not needed.
+        False leaves that strategy out; then scikit-learn is not needed.
     seed : int, default 0
     progress : callable, optional
         Called with (strategies done, strategies in all).
@@ -62,30 +63,30 @@ def evaluate_decoder(
     Returns
     -------
     DecoderEvaluation
-        Strategies ``native`` (the decoder on vectors of its own space), ``translated``, ``no-translation`` (on source vectors as
-        they are; where widths differ padded with zeros or cut, as the paper does it: `padded`) and ``retrained``. Accuracy and
+        Strategies ``native`` (the decoder on vectors of its own space), ``translated``, ``no-translation`` (on untranslated
+        source vectors; where widths differ padded with zeros or cut, as in the paper: `padded`) and ``retrained``. Accuracy and
         macro-F1 (mean over the classes among labels and predictions, as in scikit-learn), R2 (mean over outputs) and MSE (mean over
         rows and outputs), each with a 95 % percentile bootstrap interval over rows.
 
     Raises
     ------
     SpaceMismatchError
-        Anchors, map and decoder do not go together, or labels have another width than the decoder's outputs.
+        The spaces of anchors, map and decoder differ, or labels have another width than the decoder's outputs.
     TooFewAnchorsError
-        Fewer than 10 labelled rows are left.
+        Fewer than 10 labeled rows remain.
     ParameterError
         Labels of another length or kind.
     """
     for expected, found in ((via.source, anchors.source), (via.target, anchors.target)):
         if not expected.same_as(found):
-            raise SpaceMismatchError.between("The map", expected, "the evaluation's data", found)
+            raise space_mismatch("The map", expected, "the evaluation's data", found)
     if not via.target.same_as(decoder.space):
-        raise SpaceMismatchError.decoder(decoder.name, decoder.space, "the map's target", via.target)
+        raise decoder_mismatch(decoder.name, decoder.space, "the map's target", via.target)
     known = _by_id(anchors, labels)
-    labelled = anchors.at(np.array([i in known for i in anchors.ids.tolist()], bool))
-    rest = labelled.without(via.anchor_hashes)
+    labeled = anchors.at(np.array([i in known for i in anchors.ids.tolist()], bool))
+    rest = labeled.without(via.anchor_hashes)
     if train is None and retrained:
-        train = labelled.at(np.isin(labelled.hashes(), via.anchor_hashes))
+        train = labeled.at(np.isin(labeled.hashes(), via.anchor_hashes))
         if len(train) < _LEAST:
             train, rest = rest.split(0.5, seed)
     apart = set(np.asarray(exclude).tolist()) | (set(train.ids.tolist()) if train is not None else set())
@@ -97,7 +98,7 @@ def evaluate_decoder(
     if train is not None:
         train = train.at(np.array([i in known for i in train.ids.tolist()], bool))
         if len(train) < _LEAST:
-            raise TooFewAnchorsError(f"Retraining needs at least {_LEAST} labelled rows. Got {len(train)} instead.")
+            raise TooFewAnchorsError(f"Retraining needs at least {_LEAST} labeled rows. Got {len(train)} instead.")
         own = retrain(decoder, estimator, train.x, _labels(train, known, decoder), via.source)
         ways.append(("retrained", lambda: own.decode(rows.x)))
     found = []
@@ -111,7 +112,7 @@ def evaluate_decoder(
 
 
 def _ways(decoder: Decoder, rows: Anchors, via: Map) -> Iterator[tuple[str, Callable[[], Any]]]:
-    """Name of every strategy that takes the decoder as it is, and how it decodes."""
+    """The strategies that use the decoder unchanged: name and function."""
     yield "native", lambda: decoder.decode(rows.y)
     yield "translated", lambda: decoder.decode(via.apply(rows.x))
     fitted = np.zeros((len(rows), decoder.space.dim), np.float32)
@@ -124,18 +125,18 @@ def _by_id(anchors: Anchors, labels: Labels) -> Mapping[Any, Any]:
     if isinstance(labels, Mapping):
         return labels
     if len(labels) != len(anchors):
-        raise ParameterError(f"labels must be one a row of the {len(anchors):,} anchors. Got {len(labels):,} instead.")
+        raise ParameterError(f"labels must be one per row of the {len(anchors):,} anchors. Got {len(labels):,} instead.")
     values = labels if isinstance(labels, np.ndarray) and labels.ndim > 1 else np.asarray(labels).tolist()
     return dict(zip(anchors.ids.tolist(), values, strict=True))
 
 
 def _labels(rows: Anchors, known: Mapping[Any, Any], decoder: Decoder) -> np.ndarray:
-    """Labels of rows: shape (n,) of a classifier, (n, n_outputs) of all else."""
+    """Labels of rows: shape (n,) for a classifier, else (n, n_outputs)."""
     values = [known[i] for i in rows.ids.tolist()]
     if decoder.kind == "classifier":
         array = np.array(values, dtype=object if isinstance(values[0], str) else None)
         if array.ndim != 1 or array.dtype.kind not in "iubO":
-            raise ParameterError.must_be("labels", "one string, integer or boolean a row", array.dtype)
+            raise ParameterError.must_be("labels", "one string, integer or boolean per row", array.dtype)
         return array
     try:
         array = np.asarray(values, np.float64)
@@ -159,7 +160,7 @@ def _score(name: str, decoder: Decoder, found: Any, truth: np.ndarray, seed: int
 
 
 def _classification(found: np.ndarray, truth: np.ndarray, seed: int) -> tuple[dict[str, float], dict[str, tuple[float, float]]]:
-    """Accuracy and macro-F1, from the cells of the confusion matrix: resampling rows is drawing the cells' counts."""
+    """Accuracy and macro-F1, from the cells of the confusion matrix: resampling rows is drawing the counts of the cells."""
     names, codes = np.unique(np.concatenate([truth, found]).astype(str), return_inverse=True)
     size, n = len(names), len(truth)
     cells, counts = np.unique(codes[:n] * size + codes[n:], return_counts=True)
@@ -180,7 +181,7 @@ def _of_cells(cells: np.ndarray, counts: np.ndarray, size: int) -> tuple[np.ndar
         total[:, f] += counts[:, column]
         if t == f:
             hit[:, t] = counts[:, column]
-    there = total > 0  # a class that a resample lost does not count in it
+    there = total > 0  # a class missing from a resample is ignored there
     f1 = np.divide(2 * hit, total, out=np.zeros_like(hit), where=there).sum(axis=1) / there.sum(axis=1)
     return hit.sum(axis=1) / counts.sum(axis=1), f1
 
@@ -191,12 +192,12 @@ def _regression(
     """MSE, and R2 against the mean of the (resampled) labels."""
     rng, n = np.random.default_rng(seed), len(truth)
     errors = (found - truth) ** 2
-    centred = truth - truth.mean(axis=0)
+    centered = truth - truth.mean(axis=0)
     drawn = [np.arange(n), *(rng.integers(n, size=n) for _ in range(_RESAMPLES))]
     per_row = errors.mean(axis=1)
     scores = {"mse": np.array([per_row[rows].mean() for rows in drawn])}
     if r2:
-        scores = {"r2": np.array([_r2(errors[rows], centred[rows]) for rows in drawn])} | scores
+        scores = {"r2": np.array([_r2(errors[rows], centered[rows]) for rows in drawn])} | scores
     return {m: float(s[0]) for m, s in scores.items()}, {m: _interval(s[1:]) for m, s in scores.items()}
 
 

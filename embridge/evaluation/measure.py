@@ -1,4 +1,4 @@
-"""`evaluate`: run every strategy on rows that the map was not fitted on, and score what each finds."""
+"""`evaluate`: run every strategy on rows that the map was not fitted on, and score its results."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from embridge.maps import Map
 from embridge.maps.confidence import translation_errors
 from embridge.neighbors import check_k
 from embridge.records import ConfidenceCheck, CorpusSize, Evaluation
-from embridge.types import Metric
+from embridge.types import Metric, space_mismatch
 
 if TYPE_CHECKING:
     import torch
@@ -47,25 +47,25 @@ def evaluate(
     device: str | torch.device | None = "cpu",
     progress: Callable[[int, int], None] | None = None,
 ) -> Evaluation:
-    """Measure a map against leaving the old index alone and against re-encoding everything.
+    """Compare a map with keeping the old index and with re-encoding everything.
 
     Parameters
     ----------
     translation : LinearMap or KernelMap
     held_out : Anchors
-        Rows of both spaces. Those that a map was fitted on are left out, so the whole match may be given.
+        Rows of both spaces. Rows that a map was fitted on are left out, so all matched rows may be given.
     queries : Anchors, optional
         Queries by both models. Default: rows of the corpus are the queries. A query that is a row (same id, same vector) does not
         find itself.
     qrels : mapping of query id to sequence of document ids, or to mapping of document id to grade, optional
-        Relevance judgements, for recall@k, MRR@k and nDCG@k. Only relevant documents (grade above 0) that are in the corpus count,
-        and only queries that have one; `Evaluation.qrels` says how many do.
+        Relevance judgments, for recall@k, MRR@k and nDCG@k. Only relevant documents (grade above 0) in the corpus count,
+        and only queries that have one; `Evaluation.qrels` has the counts.
     reverse_map : LinearMap or KernelMap, optional
         A map from the target space to the source space, fitted on reversed anchors: adds ``project-queries``.
     k : int, default 10
     weight : float, optional
-        Of the projected query in the blend. Default: for each half of the queries the one of 0.3 to 0.7 that is nearest to 0.5 and
-        that the other half cannot tell from the best; 0.5 where a half has fewer than 50 queries.
+        Weight of the projected query in the blend. Default: for each half of the queries the weight from 0.3 to 0.7 nearest to 0.5
+        that the other half cannot distinguish from the best; 0.5 where a half has fewer than 50 queries.
     hubness : ndarray of shape (n, dim_target), optional
         Reference queries of the target space, other than the queries themselves: adds ``+hubness`` to every strategy but
         ``keep-old``, in which each row's mean similarity to its 10 nearest of them is subtracted. Not under L2.
@@ -76,9 +76,9 @@ def evaluate(
         Another map between the same spaces: the paired difference to it of every strategy that depends on the map. Rows that
         either map was fitted on are left out.
     corpus_size : int, optional
-        Rows of the collection that the map is for: where they are more than the corpus, overlap among so many is forecast.
+        Rows of the collection that the map is for: where they are more than the corpus, overlap for that many rows is predicted.
     max_queries : int, default 5000
-        Of more queries than these a sample is used, chosen by `seed`.
+        Larger sets of queries are sampled, by `seed`.
     seed : int, default 0
     device : str, default "cpu"
     progress : callable, optional
@@ -87,20 +87,20 @@ def evaluate(
     Returns
     -------
     Evaluation
-        Strategies, as far as they exist for the pair: ``keep-old`` (old queries, old rows), ``no-translation`` (new queries, old
-        rows; equal widths), ``translate-documents``, ``project-queries`` (new queries by the reverse map, old rows),
-        ``project-queries-adjoint`` (new queries by the adjoint of the map, old rows), ``blend`` (old queries and those by the
-        adjoint mixed, old rows) and ``re-encode`` (new queries, new rows). The adjoint exists for affine maps, under L2 for
-        isometries. Scores of every single query are in `Evaluation.per_query`.
+        Available strategies: ``keep-old`` (old queries, old rows), ``no-translation`` (new queries, old rows; equal widths),
+        ``translate-documents``, ``project-queries`` (new queries by the reverse map, old rows), ``project-queries-adjoint``
+        (new queries by the adjoint of the map, old rows), ``blend`` (old queries blended with those projected by the adjoint,
+        old rows) and ``re-encode`` (new queries, new rows). The adjoint exists for affine maps, under L2 for isometries. Scores
+        of each query are in `Evaluation.per_query`.
 
     Raises
     ------
     SpaceMismatchError
         Anchors, queries or the other maps are of other spaces than the map.
     TooFewAnchorsError
-        Not more than k rows are left that no map was fitted on.
+        At most k rows remain that no map was fitted on.
     ParameterError
-        k or corpus_size out of range, hubness correction under L2, an infinite grade, judgements that concern no query or no row,
+        k or corpus_size out of range, hubness correction under L2, an infinite grade, judgments of no query or no row,
         or labels of none of the queries.
     BadVectorsError
         Reference queries with NaN or infinite values.
@@ -136,7 +136,7 @@ def _evaluation(
     runner: Runner, runs: Mapping[str, StrategyRun], others: Mapping[str, StrategyRun], labels: list[Any], against: Map | None,
     corpus_size: int | None, seed: int,
 ) -> Evaluation:  # fmt: skip
-    """The record of what strategies found."""
+    """The record of the strategies' scores."""
     benchmark, maps = runner.benchmark, runner.maps
     corpus, translated = benchmark.corpus, runner.rows(Rows.TRANSLATED)
     scores, compared = ({title: run.scores for title, run in each.items()} for each in (runs, others))
@@ -188,7 +188,7 @@ def _todo(runner: Runner, hubness: bool) -> list[tuple[Strategy, bool]]:
 
 
 def _shared(todo: Sequence[tuple[Strategy, bool]], others: Sequence[tuple[Strategy, bool]]) -> list[tuple[Strategy, bool]]:
-    """What another map has as well, and depends on it."""
+    """Strategies that depend on the map and also exist for another map."""
     return [one for one in others if one in todo and one[0].uses_map]
 
 
@@ -221,9 +221,13 @@ def _check(
             continue
         for expected, found in ((source, pair.source), (target, pair.target)):
             if not expected.same_as(found):
-                raise SpaceMismatchError.between(what, expected, "the evaluation's data", found)
+                raise space_mismatch(what, expected, "the evaluation's data", found)
     if against is not None and not (source.same_as(against.source) and target.same_as(against.target)):
-        raise SpaceMismatchError.maps((source, target), (against.source, against.target))
+        raise SpaceMismatchError(
+            f"The map translates {source.name!r} ({source.dim}) -> {target.name!r} ({target.dim}), the one to compare it with "
+            f"{against.source.name!r} ({against.source.dim}) -> {against.target.name!r} ({against.target.dim}). "
+            "Hint: compare maps between the same two spaces."
+        )
     if reverse_map is not None and not (target.same_as(reverse_map.source) and source.same_as(reverse_map.target)):
         raise SpaceMismatchError(
             f"The reverse map translates {reverse_map.source.name!r} ({reverse_map.source.dim}) -> {reverse_map.target.name!r} "

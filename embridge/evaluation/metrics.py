@@ -1,4 +1,4 @@
-"""What a list of found rows is worth to a query: against native neighbors, against relevance judgements, by label."""
+"""Scores of lists of found rows: against native neighbors, against relevance judgments, by label."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class QueryScores:
 
 
 def candidate_depth(k: int, rows: int) -> int:
-    """How many found rows are candidates: 100, or all rows but one where there are fewer; k at least."""
+    """Number of candidates: 100, or all rows but one where there are fewer; at least k."""
     return max(k, min(DEPTH, rows - 1))
 
 
@@ -39,10 +39,10 @@ def query_scores(found: np.ndarray, truth: np.ndarray, relevant: Sequence[np.nda
     Parameters
     ----------
     found : ndarray of shape (n_queries, depth)
-        Candidate recall looks at all of them, everything else at the first k.
+        Candidate recall uses all of them, the other scores the first k.
     truth : ndarray of shape (n_queries, k)
     relevant, grades : sequence of ndarray
-        As `relevance` returns them.
+        As returned by `relevance`.
     """
     top = found[:, : truth.shape[1]]
     return QueryScores(overlap(top, truth), overlap(found, truth), *recall_and_mrr(top, relevant), ndcg(top, relevant, grades))
@@ -71,28 +71,31 @@ def relevance(corpus_ids: np.ndarray, query_ids: np.ndarray, qrels: Qrels | None
 
 
 def qrels_coverage(corpus_ids: np.ndarray, query_ids: np.ndarray, qrels: Qrels) -> QrelsCoverage:
-    """How much of the relevance judgements concerns these queries and rows."""
+    """Counts of relevance judgments for these queries and rows."""
     return _coverage(set(corpus_ids.tolist()), query_ids, qrels)[0]
 
 
 def check_qrels(corpus_ids: np.ndarray, query_ids: np.ndarray, qrels: Qrels) -> None:
-    """Refuse relevance judgements of which nothing concerns these queries and rows.
+    """Refuse relevance judgments without any of these queries or rows.
 
     Raises
     ------
     ParameterError
-        No document is relevant, or none of the queries or none of the documents is known here.
+        No document is relevant, or none of the queries or documents is in the benchmark.
     """
     rows = set(corpus_ids.tolist())
     found, documents = _coverage(rows, query_ids, qrels)
     if not found.queries:
-        raise ParameterError(f"The judgements (qrels) of {len(qrels):,} queries name no relevant document: no score is above 0.")
+        raise ParameterError(f"The judgments (qrels) of {len(qrels):,} queries name no relevant document: no score is above 0.")
     if not found.queries_found:
-        raise ParameterError.no_judgements(len(query_ids), found.queries)
+        raise ParameterError(
+            f"None of the {len(query_ids):,} queries is among the {found.queries:,} queries of the judgments (qrels). "
+            "Hint: check whether both have their ids as strings or as integers."
+        )
     if not found.documents_found:
         raise ParameterError(
-            f"None of the {found.documents:,} documents that the judgements (qrels) name as relevant is among the {len(rows):,} "
-            f"rows of the corpus. Ids are such as {min(documents, key=str)!r} in the judgements and {min(rows, key=str)!r} in the "
+            f"None of the {found.documents:,} documents that the judgments (qrels) name as relevant is among the {len(rows):,} "
+            f"rows of the corpus. Ids are such as {min(documents, key=str)!r} in the judgments and {min(rows, key=str)!r} in the "
             "corpus. Hint: check whether both are strings or integers; rows that the map was fitted on are not in the corpus."
         )
 
@@ -125,7 +128,7 @@ def recall_and_mrr(found: np.ndarray, relevant: Sequence[np.ndarray]) -> tuple[n
 def ndcg(found: np.ndarray, relevant: Sequence[np.ndarray], grades: Sequence[np.ndarray]) -> np.ndarray:
     """nDCG at k of each query that has a relevant row, in their order.
 
-    The sum of grade / log2(rank + 1) over the k found rows, over that of the k rows of the highest grades that there are (Järvelin
+    The sum of grade / log2(rank + 1) over the k found rows, over that of the k rows with the highest grades (Järvelin
     and Kekäläinen 2002, with the linear gain of trec_eval).
     """
     discounts = 1 / np.log2(np.arange(2, found.shape[1] + 2))
@@ -139,12 +142,12 @@ def ndcg(found: np.ndarray, relevant: Sequence[np.ndarray], grades: Sequence[np.
 
 
 def by_hits(found: np.ndarray, rows: int) -> tuple[np.ndarray, np.ndarray]:
-    """Rows in the order of how many queries find them, and how many queries find each; both of shape (rows,).
+    """Rows ordered by the number of queries that find them, and these numbers; both of shape (rows,).
 
     Parameters
     ----------
     found : ndarray of shape (n_queries, depth)
-        Positions; negative ones are passed over.
+        Positions; negative ones are ignored.
     rows : int
     """
     counts = np.bincount(found[found >= 0], minlength=rows)
@@ -152,7 +155,7 @@ def by_hits(found: np.ndarray, rows: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 def members_of(labels: Sequence[Any]) -> dict[Any, np.ndarray]:
-    """Positions by label, None left out."""
+    """Positions by label, without None."""
     found: dict[Any, list[int]] = {}
     for place, label in enumerate(labels):
         if label is not None:
@@ -163,9 +166,9 @@ def members_of(labels: Sequence[Any]) -> dict[Any, np.ndarray]:
 def labels_of_queries(
     query_ids: np.ndarray, relevant: Sequence[np.ndarray], corpus_ids: np.ndarray, labels: Mapping[Any, Any]
 ) -> list[Any]:
-    """The label of each query: that of the first of its relevant rows that has one, else its own, else None.
+    """The label of each query: that of its first labeled relevant row, else its own, else None.
 
-    Relevant rows come first, since ids of queries and of rows may be alike and mean other things.
+    Relevant rows come first, since ids of queries and of rows may coincide by chance.
 
     Parameters
     ----------
@@ -185,5 +188,9 @@ def labels_of_queries(
         known = (label for row in corpus_ids[rows].tolist() if (label := labels.get(row)) is not None)
         found.append(next(known, labels.get(query)))
     if all(label is None for label in found):
-        raise ParameterError.no_labels(len(query_ids), len(labels))
+        raise ParameterError(
+            f"None of the {len(query_ids):,} queries has a label: neither they nor their relevant rows are among the "
+            f"{len(labels):,} labeled ids. "
+            "Hint: check --id-column of the labels, and whether their ids are strings or integers."
+        )
     return found

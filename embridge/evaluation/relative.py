@@ -1,4 +1,4 @@
-"""Relative representations: a space told by its cosines to anchors, which another encoder's space can share without a map."""
+"""Relative representations: vectors as cosines to anchors, comparable across encoders without a map."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ def relative(vectors: np.ndarray, anchors: np.ndarray) -> np.ndarray:
 
     ``r(x)_j = <x, a_j> / (|x| |a_j|)``. With the same items as anchors on both sides, two spaces that differ by a rotation and a
     scale have the same relative representation, so a decoder that was trained on relative vectors of one takes those of the
-    other. It is a baseline and no map: a decoder trained on the vectors themselves cannot be used.
+    other. It is a baseline, not a map: a decoder trained on the vectors themselves cannot be used.
 
     Parameters
     ----------
     vectors : ndarray of shape (n, dim)
     anchors : ndarray of shape (n_anchors, dim)
-        Of the same encoder; row j on either side must be of the same item.
+        Anchors of the same encoder; row j on both sides must be the same item.
 
     Returns
     -------

@@ -1,4 +1,4 @@
-"""The one engine that runs strategies, for `evaluate` and `plan`: a name means the same and gives the same numbers in both."""
+"""The engine that runs strategies for `evaluate` and `plan`: equal names give equal numbers in both."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ from embridge.types import Metric
 
 LAZY_DEPTHS = (10, 20, 50)  # and all candidates
 WEIGHTS = (0.3, 0.4, 0.5, 0.6, 0.7)
-_TUNING = 1000  # queries of a half that the weight is chosen by
-_LEAST_QUERIES = 50  # to choose a weight by; fewer take 0.5
+_TUNING = 1000  # queries of a half used to choose the weight
+_LEAST_QUERIES = 50  # to choose a weight; with fewer it is 0.5
 
 
 class Runner:
@@ -32,8 +32,8 @@ class Runner:
     benchmark : Benchmark
     maps : Maps
     weight : float, optional
-        Of the projected query in the blend. Default: for each half of the queries the weight nearest to 0.5 that the other half
-        cannot distinguish from the best.
+        Weight of the projected query in the blend. Default: for each half of the queries the weight nearest to 0.5 that the
+        other half cannot distinguish from the best.
     """
 
     def __init__(self, benchmark: Benchmark, maps: Maps, weight: float | None = None) -> None:
@@ -44,11 +44,11 @@ class Runner:
         self._candidates: dict[tuple[Queries, Rows, bool], np.ndarray] = {}
 
     def available(self, strategies: tuple[Strategy, ...]) -> list[Strategy]:
-        """Those that exist for these spaces and maps."""
+        """The strategies that exist for these spaces and maps."""
         return [strategy for strategy in strategies if self._exists(strategy)]
 
     def corrections(self, strategy: Strategy) -> tuple[bool, ...]:
-        """Without, and where possible with hubness correction: not under L2, and not without reference queries."""
+        """Hubness correction off and, where possible, on: not under L2, and not without reference queries."""
         if Metric.L2 in (self.source.metric, self.target.metric) or (
             strategy.queries == Queries.OLD and self.benchmark.references_for(0).x is None
         ):
@@ -56,7 +56,7 @@ class Runner:
         return (False, True)
 
     def run(self, strategy: Strategy, *, hubness: bool = False) -> StrategyRun:
-        """Search with a strategy, and score what it finds."""
+        """Search with a strategy, and score the results."""
         found, rows = self.found(strategy, hubness=hubness), len(self.benchmark.corpus)
         encodes = round(rows * strategy.percent / 100)
         if 0 < strategy.percent < 100:
@@ -68,7 +68,7 @@ class Runner:
         return StrategyRun(strategy, hubness, self.benchmark.scores(found), encodes, changed)
 
     def lazy_runs(self, strategy: Strategy, *, hubness: bool) -> Iterator[tuple[int, StrategyRun]]:
-        """A lazy strategy at several depths: how many candidates of a query are re-encoded, and what that gives.
+        """A lazy strategy at several depths (candidates re-encoded per query) with the results.
 
         Depths are 10, 20, 50 and all candidates, without those below k.
         """
@@ -98,7 +98,7 @@ class Runner:
                     references = self._references(strategy.queries, benchmark.references_for(half))
                     chosen, rows, how = corrected(chosen, rows, metric, references)
                 found[members] = benchmark.search(chosen, rows, how, members=members)
-        if strategy.rows in (Rows.OLD, Rows.TRANSLATED):  # lazy ones start from these
+        if strategy.rows in (Rows.OLD, Rows.TRANSLATED):  # lazy strategies start from these
             self._candidates[key] = found
         return found
 
@@ -160,11 +160,11 @@ class Runner:
         return self._project(both.y) if kind == Queries.ADJOINT else both.y
 
     def _references(self, kind: Queries, references: References) -> np.ndarray:
-        """Reference queries in the space that is searched. Those of the blend are projected: the old model's need not be known."""
+        """Reference queries in the searched space. For the blend they are projected: those of the old model may be unknown."""
         return self._made(Queries.ADJOINT if kind == Queries.BLENDED else kind, references)
 
     def _mixed(self, percent: int, half: int) -> np.ndarray:
-        """Translated rows, of which those are re-encoded that most queries of the other half find."""
+        """Translated rows; those found by most queries of the other half are re-encoded."""
         found = self.found(TRANSLATE_DOCUMENTS)[self.benchmark.half != half]
         rows = self.rows(Rows.TRANSLATED).copy()
         chosen = by_hits(found, len(rows))[0][: max(1, round(len(rows) * percent / 100))]
@@ -197,6 +197,6 @@ def translate(translation: Map, rows: np.ndarray) -> np.ndarray:
 def corrected(
     queries: np.ndarray, rows: np.ndarray, metric: Metric, references: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray, Metric]:
-    """Queries and rows with a hubness correction, as an index has them (`embridge.indexes.hubness`)."""
+    """Queries and rows with hubness correction, as in an index (`embridge.indexes.hubness`)."""
     held = unit(rows) if metric == Metric.COSINE else rows.astype(np.float32, copy=False)
     return augment(unit(queries)), with_bias(held, references), Metric.DOT

@@ -75,7 +75,7 @@ def per_query(ids: np.ndarray, labels: list[Any], scores: Scores, judged: np.nda
 def _means(scores: Scores, rows: Any, judged: Any, seed: int) -> dict[str, dict[str, Any]]:
     """Means and intervals of some queries and of some of the judged ones, by strategy and field of its record.
 
-    Columns of all strategies are resampled together, which is what makes it cheap.
+    Columns of all strategies are resampled together, which is faster.
     """
     found: dict[str, dict[str, Any]] = {name: {} for name in scores}
     for metrics, chosen in ((("overlap",), rows), (_JUDGED, judged)):

@@ -1,4 +1,4 @@
-"""Zero-shot stitching: a decoder trained on one encoder's space is run on vectors of another, translated by several methods."""
+"""Zero-shot stitching: a decoder trained on one encoder's space runs on vectors of another, translated by several methods."""
 
 from __future__ import annotations
 
@@ -9,11 +9,12 @@ import numpy as np
 
 from embridge.anchors import Anchors
 from embridge.arrays import as_vectors, norms, unit
-from embridge.errors import ParameterError, SpaceMismatchError, TooFewAnchorsError
+from embridge.errors import ParameterError, TooFewAnchorsError, n_rows
 from embridge.evaluation.relative import relative
 from embridge.records import Stitching, StitchingScore
 from embridge.translators import METHODS, fit
 from embridge.translators.paper import PaperTranslator, Scaling
+from embridge.types import space_mismatch
 
 METHODS_COMPARED = ("absolute", "relative", "affine", "linear", "l-ortho", "ortho", "ridge", "bridge")
 
@@ -23,22 +24,22 @@ TrainDecoder = Callable[[np.ndarray, int], Callable[[np.ndarray], float]]
 def stitch(
     vectors: np.ndarray, anchors: Anchors, method: str = "auto", *, scaling: Scaling = "standard", **parameters: Any
 ) -> np.ndarray:
-    """Source vectors in the form that a decoder of the target space takes.
+    """Source vectors as input for a decoder of the target space.
 
     Parameters
     ----------
     vectors : ndarray of shape (n, dim_source)
     anchors : Anchors
-        Rows that a translator is fitted on.
+        Rows to fit a translator on.
     method : str, default "auto"
-        ``absolute``: as they are, zero-padded or cut to the target's width, which needs no anchors and shows what not translating
-        costs. ``relative``: their cosines to the anchors, for a decoder that was trained on `relative` vectors of the target.
+        ``absolute``: untranslated, zero-padded or cut to the target's width; it needs no anchors and shows the cost of not
+        translating. ``relative``: their cosines to the anchors, for a decoder that was trained on `relative` vectors of the target.
         Else a translator of `fit`, for decoding.
     scaling : {"standard", "l2"}, default "standard"
         ``standard``: the paper's methods scale each feature. ``l2``: rows of both sides are scaled to unit length instead, before
-        any method; what comes out has the mean length of the target's anchors, since a row's own length cannot be known.
+        any method; the output has the mean length of the target's anchors, since the length of a row is unknown.
     **parameters
-        Of the translator.
+        Parameters of the translator.
 
     Returns
     -------
@@ -47,7 +48,7 @@ def stitch(
     Raises
     ------
     ParameterError
-        No such method, scaling or parameter.
+        An unknown method, scaling or parameter.
     SpaceMismatchError
         Vectors of another width than the source's.
     TooFewAnchorsError
@@ -83,21 +84,21 @@ def compare_stitching(
     seeds: Sequence[int] = (0,),
     progress: Callable[[int, int], None] | None = None,
 ) -> dict[str, Stitching]:
-    """Train decoders on the target's training rows, and score them on the source's test rows as each method translates them.
+    """Train decoders on the target's training rows, and score them on the source's test rows translated by each method.
 
     Parameters
     ----------
     train, test : Anchors
-        Rows of both spaces, from one split: decoders are trained on ``train.y`` and nothing of `test` is seen before they are
-        scored on ``test.x``.
+        Rows of both spaces, from one split: decoders are trained on ``train.y`` and `test` is only used to
+        score them on ``test.x``.
     decoders : mapping of str to callable
         ``train_decoder(vectors, seed)`` trains on vectors of the training rows, in their order, and returns a function from
-        vectors of the test rows, in theirs, to a score. It is called once a seed with ``train.y``, and where ``relative`` is
+        vectors of the test rows, in theirs, to a score. It is called once per seed with ``train.y``, and where ``relative`` is
         compared once more with the relative vectors.
     methods : sequence of str, default all of the paper's, the baselines, ``ridge`` and ``bridge``
         See `stitch`.
     anchors : int, default 500
-        Training rows that translators are fitted on, another sample each seed; at most all of them.
+        Number of training rows to fit translators on, another sample for each seed; at most all of them.
     scaling : {"standard", "l2"}, default "standard"
         See `stitch`.
     seeds : sequence of int, default (0,)
@@ -132,10 +133,13 @@ def compare_stitching(
     """
     for expected, found in ((train.source, test.source), (train.target, test.target)):
         if not expected.same_as(found):
-            raise SpaceMismatchError.between("The comparison", expected, "the test set", found)
+            raise space_mismatch("The comparison", expected, "the test set", found)
     shared = int(np.isin(test.hashes(), train.hashes()).sum())
     if shared:
-        raise ParameterError.shared_rows(shared)
+        raise ParameterError(
+            f"{n_rows(shared)} of the test set {'is' if shared == 1 else 'are'} in the training set too, which would flatter every "
+            "method. Hint: take both from one Anchors.split()."
+        )
     seeds, names = tuple(seeds), ("no-stitching", *methods)
     for name, given in (("seeds", seeds), ("decoders", decoders)):
         if not given:

@@ -1,4 +1,4 @@
-"""The strategies of answering new-space queries, as data: which queries search which rows (`embridge.evaluation.runner`)."""
+"""The strategies for answering new-space queries, as data: which queries search which rows (`embridge.evaluation.runner`)."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ PERCENTS = (1, 5, 20)
 
 
 class Queries(StrEnum):
-    """How queries are made of what both models say of them."""
+    """How queries are made from the vectors of both models."""
 
     OLD = "old"
     NEW = "new"
     PROJECTED = "projected"  # by a fitted reverse map
     ADJOINT = "adjoint"  # by the adjoint of the map; under L2 by the inverse of an isometry
-    BLENDED = "blended"  # old ones and adjoint ones, mixed
+    BLENDED = "blended"  # old queries blended with adjoint ones
 
 
 class Rows(StrEnum):
@@ -41,9 +41,9 @@ class Strategy:
     queries : Queries
     rows : Rows
     percent : int
-        Of the rows that are re-encoded beforehand.
+        Percentage of rows that are re-encoded beforehand.
     lazy : bool
-        Candidates are re-encoded when a query finds them, and ranked again.
+        Candidates are re-encoded and ranked again when a query finds them.
     """
 
     name: str
@@ -92,7 +92,7 @@ ENCODING = (
 
 @dataclass(frozen=True, eq=False)
 class Maps:
-    """The maps that strategies use: of rows, and where there are any, of queries back to the old space and of rows by a kernel."""
+    """The maps that strategies use: of rows, and optionally of queries to the old space and of rows by a kernel."""
 
     translation: Map
     reverse: Map | None = None
@@ -101,7 +101,7 @@ class Maps:
 
 @dataclass(frozen=True, eq=False)
 class StrategyRun:
-    """What a strategy found: scores by query, and rows encoded and changed for it."""
+    """The result of a strategy: scores by query, and the rows encoded and changed for it."""
 
     strategy: Strategy
     hubness: bool

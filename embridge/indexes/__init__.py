@@ -1,1 +1,1 @@
-"""FAISS indexes: built, searched, extended, and put on a GPU."""
+"""FAISS indexes: build, search, extend, and use on a GPU."""

@@ -1,4 +1,4 @@
-"""New rows in an index that is there, behind whatever stands in front of it."""
+"""Adds rows to an existing index, through the transforms in front of it."""
 
 from __future__ import annotations
 
@@ -7,13 +7,14 @@ from dataclasses import replace
 import numpy as np
 import pyarrow as pa
 
-from embridge.errors import BadIdsError, EmbridgeError, FaissIndexError, SpaceMismatchError
+from embridge.errors import BadIdsError, EmbridgeError, FaissIndexError
 from embridge.indexes.build import prepare
 from embridge.stores.base import Collection
 from embridge.stores.faiss.decode import external_lists_of, holds_lists, keeps_labels, labels_of
-from embridge.stores.faiss.file import FAISS_ERRORS, IndexFile, faiss_reason, read_index_file
+from embridge.stores.faiss.file import FAISS_ERRORS, faiss_reason, read_index_file
+from embridge.stores.faiss.index_file import IndexFile
 from embridge.stores.ids import check_unique
-from embridge.types import Metric, Space
+from embridge.types import Metric, Space, space_mismatch
 
 
 def add_rows(file: IndexFile, space: Space, collection: Collection, path: str, *, external_lists: bool = False) -> IndexFile:
@@ -22,29 +23,29 @@ def add_rows(file: IndexFile, space: Space, collection: Collection, path: str, *
     Raises
     ------
     FaissIndexError
-        Queries are pulled back by a map that is wrong for vectors, or a hubness bias would be needed, or FAISS cannot add.
+        The map in front of the index is valid for queries only, a hubness bias would be needed, or FAISS cannot add.
     SpaceMismatchError
         The collection is of another space.
     BadIdsError
-        Ids of another kind, or ids that the index has already.
+        Ids of another type, or ids that the index already has.
     """
     where, opened = repr(path), file
-    # Read anew: FAISS clones not every transform, what fails half way must leave the open index as it is, and another process may
-    # have added rows.
+    # Read again: FAISS cannot clone every transform, a failure must leave the open index unchanged, and another process may have
+    # added rows.
     file = read_index_file(path, external_lists=external_lists)
     if (file.space, file.notes) != (opened.space, opened.notes):
-        raise FaissIndexError.no_additions(where, "it was replaced by another index since it was opened")
+        raise _no_additions(where, "it was replaced by another index since it was opened")
     if "hubness" in file.notes:
-        raise FaissIndexError.no_additions(where, "each row carries a hubness bias, whose reference queries are not stored")
+        raise _no_additions(where, "each row has a hubness bias, and its reference queries are not stored")
     if "calibration" in file.notes:
-        raise FaissIndexError.no_additions(where, "its rows are calibrated by whether they are native or translated")
+        raise _no_additions(where, "its rows are calibrated by whether they are native or translated")
     if not file.notes.get("adds", True):
-        raise FaissIndexError.no_additions(where, "the map in front of it is right for queries, not for vectors")
+        raise _no_additions(where, "the map in front of it is valid for queries only")
     if not collection.space.same_as(space):
-        raise SpaceMismatchError.between("The index", space, collection.name, collection.space)
+        raise space_mismatch("The index", space, collection.name, collection.space)
     if lists := external_lists_of(file.index):
-        raise FaissIndexError.no_additions(where, f"its inverted lists lie in another file ({lists}), which is only read")
-    labelled = keeps_labels(file.index)
+        raise _no_additions(where, f"its inverted lists lie in another file ({lists}), which is read-only")
+    labeled = keeps_labels(file.index)
     own_kind = pa.int64() if file.ids is None else file.ids.type
     if collection.id_type != own_kind:
         raise BadIdsError.kinds_differ(where, str(own_kind), collection.name, str(collection.id_type))
@@ -57,7 +58,7 @@ def add_rows(file: IndexFile, space: Space, collection: Collection, path: str, *
         try:
             if ids is not None:
                 _refuse_repeated(where, batch.ids, ids)
-                if labelled:
+                if labeled:
                     index.add_with_ids(vectors, np.arange(len(ids), len(ids) + len(batch)))
                 else:
                     index.add(vectors)
@@ -71,13 +72,13 @@ def add_rows(file: IndexFile, space: Space, collection: Collection, path: str, *
                     raise BadIdsError(
                         f"{collection.name} has the id -1, which is how FAISS marks an empty place in inverted lists."
                     )
-                if not labelled:
-                    raise FaissIndexError.no_additions(where, "its ids are positions, and it holds no labels")
+                if not labeled:
+                    raise _no_additions(where, "its ids are positions, and it holds no labels")
                 index.add_with_ids(vectors, fresh)
         except FAISS_ERRORS as e:
             if isinstance(e, EmbridgeError):
                 raise
-            raise FaissIndexError.no_additions(where, faiss_reason(e)) from e
+            raise _no_additions(where, faiss_reason(e)) from e
     return replace(file, index=index, ids=ids, lineage=file.lineage | {"added": collection.fingerprint()})
 
 
@@ -85,3 +86,7 @@ def _refuse_repeated(where: str, fresh: pa.Array, ids: pa.Array) -> None:
     repeated = sorted(set(fresh.to_pylist()) & set(ids.to_pylist()))
     if repeated:
         raise BadIdsError.duplicate(where, repeated)
+
+
+def _no_additions(where: str, reason: str) -> FaissIndexError:
+    return FaissIndexError(f"{where} accepts no new vectors: {reason}. Hint: add them to the original index, or rebuild it.")

@@ -1,4 +1,4 @@
-"""An index described: the factory string that builds one like it, and the search settings that it carries."""
+"""Describes an index: its factory string and its search settings."""
 
 from __future__ import annotations
 
@@ -31,23 +31,23 @@ _ADDITIVE = (("prq", "PRQ"), ("plsq", "PLSQ"), ("rq", "RQ"), ("lsq", "LSQ"))
 
 
 def factory_of(index: Any) -> str:
-    """The string with which `faiss.index_factory` builds an index of the same structure.
+    """The string from which `faiss.index_factory` builds an index of the same structure.
 
-    A linear transform in front of a product quantizer is taken for OPQ, as which FAISS does not mark it in files; one in front of
-    anything else (a map) has no name in factory strings and is left out. A width that is the index's own is left out as well,
-    so that the string serves another width.
+    A linear transform in front of a product quantizer is treated as OPQ, since files do not mark it; one in front of
+    anything else (a map) has no name in factory strings and is left out. The width of the index is left out as well,
+    so that the string is valid for another width.
 
     Raises
     ------
     FaissIndexError
-        A type that no factory string builds.
+        There is no factory string for this type.
 
     Examples
     --------
     >>> factory_of(faiss.index_factory(16, "OPQ4_8,IVF8_HNSW4,PQ4x4np"))
     'OPQ4_8,IVF8_HNSW4,PQ4x4np'
     """
-    # `index` is kept beside it: where it is a temporary that owns the C++ object, nothing else does
+    # keep `index` alive: it may be a temporary that owns the C++ object
     part = faiss.downcast_index(index)
     if isinstance(part, faiss.IndexPreTransform):
         inner = faiss.downcast_index(part.index)
@@ -86,7 +86,7 @@ def _transform(transform: Any, inner: Any) -> str:
         return f"OPQ{inner.pq.M}{'_' + width if width else ''}"
     if isinstance(transform, faiss.LinearTransform):
         return ""
-    raise FaissIndexError.not_described(type(transform).__name__)
+    raise _not_described(type(transform).__name__)
 
 
 def _quantizer(quantizer: Any) -> str:
@@ -117,7 +117,7 @@ def _codec(index: Any) -> str:
     for attribute, name in _ADDITIVE:
         if hasattr(index, attribute) and "FastScan" not in type(index).__name__:
             return _sum_of_codewords(getattr(index, attribute), name)
-    raise FaissIndexError.not_described(type(index).__name__)
+    raise _not_described(type(index).__name__)
 
 
 def _sum_of_codewords(quantizer: Any, name: str) -> str:
@@ -135,7 +135,7 @@ _SETTINGS = ("nprobe", "max_codes", "efSearch", "efConstruction", "k_factor", "s
 
 
 def settings_of(index: Any) -> dict[str, Any]:
-    """nprobe, efSearch and their like, at every level of an index, by ``level.name``."""
+    """nprobe, efSearch and similar settings at every level of an index, by ``level.name``."""
     found = {}
     for level, part in _parts(index, "index"):
         for name in _SETTINGS:
@@ -145,7 +145,7 @@ def settings_of(index: Any) -> dict[str, Any]:
 
 
 def apply_settings(index: Any, settings: dict[str, Any]) -> None:
-    """Give an index of the same structure the settings of another."""
+    """Apply the settings of another index of the same structure."""
     for level, part in _parts(index, "index"):
         for name in _SETTINGS:
             if hasattr(part, name) and f"{level}.{name}" in settings:
@@ -153,7 +153,7 @@ def apply_settings(index: Any, settings: dict[str, Any]) -> None:
 
 
 def _parts(index: Any, level: str) -> list[tuple[str, Any]]:
-    """An index with everything that searches inside it; wrappers (id maps, transforms) are passed through."""
+    """An index and all indexes searched inside it, without wrappers (id maps, transforms)."""
     index = faiss.downcast_index(index)
     if isinstance(index, faiss.IndexIDMap | faiss.IndexPreTransform):
         return _parts(index.index, level)
@@ -167,3 +167,7 @@ def _parts(index: Any, level: str) -> list[tuple[str, Any]]:
     if isinstance(index, faiss.IndexNSG):
         parts.append((f"{level}.nsg", index.nsg))
     return parts
+
+
+def _not_described(kind: str) -> FaissIndexError:
+    return FaissIndexError(f"No factory string builds a FAISS {kind}, so it cannot be rebuilt. Hint: --mode wrap.")

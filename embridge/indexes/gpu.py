@@ -1,4 +1,4 @@
-"""faiss-gpu, where it is installed and there is a device."""
+"""Support of faiss-gpu, where it is installed and there is a device."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ def gpu_count() -> int:
 
 
 def on_gpu(index: Any) -> Any:
-    """The index on the first GPU, or as it is where FAISS has no GPU or no GPU version of its type (HNSW)."""
+    """The index on the first GPU, or unchanged where FAISS has no GPU or no GPU version of its type (HNSW)."""
     lists = faiss.try_extract_index_ivf(index)
     if not gpu_count() or (lists is not None and lists.nprobe > GPU_LIMIT):
         return index

@@ -1,7 +1,7 @@
-"""Hubness corrected by one number a row, which rides in the index as one more dimension (CSLS, Conneau et al. 2018).
+"""Hubness correction by one number per row, stored in the index as one more dimension (CSLS, Conneau et al. 2018).
 
 ``r(x)`` is the mean similarity of row x to its 10 nearest of some reference queries. A row is stored as ``[x, r(x)]`` and a query
-is searched as ``[2 q, -1]``, so that the inner product is ``2 <q, x> - r(x)``: rows that are near to every query step back.
+is searched as ``[2 q, -1]``, so that the inner product is ``2 <q, x> - r(x)``: rows that are near to every query rank lower.
 """
 
 from __future__ import annotations
@@ -20,9 +20,9 @@ def bias(rows: np.ndarray, references: np.ndarray) -> np.ndarray:
     Parameters
     ----------
     rows : ndarray of shape (n, dim)
-        As the index holds them: unit under cosine.
+        As stored in the index: unit under cosine.
     references : ndarray of shape (n_references, dim)
-        Made unit.
+        Scaled to unit length.
 
     Returns
     -------
@@ -46,5 +46,5 @@ def with_bias(rows: np.ndarray, references: np.ndarray) -> np.ndarray:
 
 
 def augment(queries: np.ndarray) -> np.ndarray:
-    """``[2 q, -1]``, the query of an index with a bias; never made unit again."""
+    """``[2 q, -1]``, the query of an index with a bias; must not be scaled again."""
     return np.column_stack([2 * queries, np.full(len(queries), -1, np.float32)]).astype(np.float32)

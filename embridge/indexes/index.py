@@ -1,4 +1,4 @@
-"""A FAISS index, open: searched with queries of its own space, of another space through a map, or of both, blended."""
+"""An open FAISS index: search it with queries of its own space, of another space through a map, or with a blend of both."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from typing import Any
 import numpy as np
 
 from embridge.arrays import as_vectors, check_rows
-from embridge.errors import EmbridgeError, FaissIndexError, ParameterError, SpaceMismatchError
+from embridge.errors import EmbridgeError, FaissIndexError, ParameterError
 from embridge.indexes.add import add_rows
 from embridge.indexes.build import build
 from embridge.indexes.gpu import GPU_LIMIT, on_gpu
 from embridge.indexes.parameters import in_force, search_parameters, stateful
-from embridge.indexes.search import search_index
+from embridge.indexes.scoring import search_index
 from embridge.maps import Map
 from embridge.maps.queries import blend, project_queries
 from embridge.outputs import INDEX, Output, claim
@@ -31,9 +31,9 @@ from embridge.stores.faiss.file import (
     write_index_file,
 )
 from embridge.stores.ids import check_unique
-from embridge.types import DeclaredSpace, Hits, Metric, Space
+from embridge.types import DeclaredSpace, Hits, Metric, Space, space_mismatch
 
-_MOST_EMPTY = 1 << 16  # k beyond the vectors that an index holds: each place that stays empty takes memory
+_MOST_EMPTY = 1 << 16  # largest k beyond the vectors of an index: empty places take memory too
 
 
 class Index:
@@ -43,7 +43,7 @@ class Index:
     ----------
     path : str
     space : Space
-        Whose vectors it holds.
+        The space of its vectors.
     lineage : dict
         Fingerprints of what it was built from.
     """
@@ -78,17 +78,17 @@ class Index:
         return index_fingerprint(self.path)
 
     def add(self, collection: Collection) -> None:
-        """Add the rows of a collection of the index's space, and write the index anew.
+        """Add the rows of a collection of the index's space, and write the index again.
 
-        Behind a map in front of the index (``embridge migrate --mode wrap``) new vectors go through that map, where it is right
+        Behind a map in front of the index (``embridge migrate --mode wrap``) new vectors go through that map, where it is valid
         for them.
 
         Raises
         ------
         FaissIndexError
-            The index takes no new vectors.
+            The index accepts no new vectors.
         SpaceMismatchError, BadVectorsError, BadIdsError
-            The index stays as it was.
+            The index is unchanged.
         """
         with claim(Output(self.path, INDEX), inputs=(collection.path,), overwrite=True):
             file = add_rows(self._file, self.space, collection, self.path, external_lists=self._external_lists)
@@ -110,24 +110,24 @@ class Index:
         Parameters
         ----------
         queries : ndarray of shape (n_queries, dim)
-            Of the index's own space, or of the other end of `via`.
+            In the space of the index, or in the other space of `via`.
         k : int, default 10
-            More than the index holds leaves places empty; at most 65,536 then.
+            Where it exceeds the number of vectors, places stay empty; then at most 65,536.
         via : LinearMap or KernelMap, optional
             Between the space of the queries and that of the index, in either direction (see `project_queries`).
         old_queries : ndarray of shape (n_queries, index dim), optional
             The same queries by the index's own model, to be blended with the projected ones.
         weight : float, default 0.5
-            Of the projected queries in the blend.
+            Weight of the projected queries in the blend.
         parameters : str, optional
-            Of the FAISS index, such as ``"nprobe=32"`` or ``"efSearch=128"``, for this call alone. Searches of other threads keep
-            theirs. With parameters the search runs on the CPU.
+            Search parameters of FAISS, such as ``"nprobe=32"`` or ``"efSearch=128"``, for this call only. Searches of other
+            threads keep theirs. With parameters the search runs on the CPU.
 
         Returns
         -------
         Hits
-            Cosine and inner product as they are, L2 as negated squared distance. Pulled-back queries of an inner-product index
-            get ``<q, b>`` added, so that scores are those of the translated rows. An index with a hubness bias gives
+            Cosine and inner product unchanged, L2 as negated squared distance. In an inner-product index ``<q, b>`` is added for
+            projected queries, so that scores are those of the translated rows. An index with a hubness bias gives
             ``2 <q, x> - r(x)`` for the unit query. In an index of a merged collection the offset of translated rows is added.
 
         Raises
@@ -137,7 +137,7 @@ class Index:
         BadVectorsError
             NaN or infinite values, or zero queries under cosine.
         FaissIndexError
-            Parameters that the index does not take.
+            Parameters that the index does not accept.
         """
         k = self._checked(k)
         given = as_vectors(queries, None if via else self.space.dim, "queries")
@@ -175,17 +175,17 @@ class Index:
 
     def _search(self, queries: np.ndarray, k: int, parameters: str) -> tuple[np.ndarray, np.ndarray]:
         if not self._stateful:
-            return self._ask(queries, k, search_parameters(self._file.index, parameters), parameters)
+            return self._run(queries, k, search_parameters(self._file.index, parameters), parameters)
         with self._lock, in_force(self._file.index, parameters) as rest:
-            return self._ask(queries, k, search_parameters(self._file.index, rest), parameters)
+            return self._run(queries, k, search_parameters(self._file.index, rest), parameters)
 
-    def _ask(self, queries: np.ndarray, k: int, options: Any, parameters: str) -> tuple[np.ndarray, np.ndarray]:
+    def _run(self, queries: np.ndarray, k: int, options: Any, parameters: str) -> tuple[np.ndarray, np.ndarray]:
         index = self._file.index if k > GPU_LIMIT or parameters else self._searched
         try:
             return search_index(self._file, self.space, queries, k, index=index, parameters=options)
         except MemoryError as e:
             what = f"{len(queries):,} queries with k {k:,} over {self.path!r}"
-            raise ParameterError(f"{what} take more memory than there is. Hint: a smaller k.") from e
+            raise ParameterError(f"{what} need more memory than there is. Hint: a smaller k.") from e
         except FAISS_ERRORS as e:
             if isinstance(e, EmbridgeError):
                 raise
@@ -205,14 +205,14 @@ class Index:
 def open_index(
     path: str | os.PathLike[str], *, space: Space | DeclaredSpace | str | None = None, external_lists: bool = False
 ) -> Index:
-    """Open a FAISS index to search it; a bare file from elsewhere needs its `space` named.
+    """Open a FAISS index to search it; for a bare file without sidecars, pass `space`.
 
     Parameters
     ----------
     path : str or path-like
     space : Space, DeclaredSpace or str, optional
     external_lists : bool, default False
-        Inverted lists in another file may lie outside the folder of the index. FAISS maps them as they are, so allow that only
+        Inverted lists in another file may lie outside the folder of the index. FAISS maps them unchecked, so allow that only
         for an index that you trust.
 
     Raises
@@ -241,15 +241,15 @@ def build_index(
     path : str or path-like
         Usually ``*.faiss``.
     factory : str, default "HNSW32"
-        As `faiss.index_factory` takes it: ``Flat``, ``IVF4096,PQ32``, ``OPQ32,IVF1024,PQ32`` ...
+        Factory string of `faiss.index_factory`: ``Flat``, ``IVF4096,PQ32``, ``OPQ32,IVF1024,PQ32`` ...
     hubness : Collection, optional
-        Reference queries of the same space, not those of later searches: each row then carries its mean similarity to its 10
-        nearest of them, which every search subtracts (``2 <q, x> - r(x)``). Cosine and inner product only.
+        Reference queries of the same space, other than those of later searches: for each row its mean similarity to its 10
+        nearest of them is stored, which every search subtracts (``2 <q, x> - r(x)``). Cosine and inner product only.
     calibrated : bool, default True
-        Let translated rows of a merged collection carry the offset that it was calibrated with.
+        Store the calibrated offset for the translated rows of a merged collection.
     overwrite : bool, default False
     seed : int, default 0
-        Of the rows that the index is trained on.
+        Seed of the sample that the index is trained on.
     progress : callable, optional
         Called with (rows added, rows in all).
 
@@ -260,9 +260,9 @@ def build_index(
     Raises
     ------
     FaissIndexError
-        FAISS does not take the factory string.
+        FAISS does not accept the factory string.
     OutputExistsError, InterruptedOutputError
-        It exists, or another call is writing it.
+        The output exists, or another call is writing it.
     BadVectorsError, BadIdsError
         Nothing is written.
     """
@@ -279,7 +279,7 @@ def build_index(
 
 def _references(queries: Collection, space: Space) -> np.ndarray:
     if not queries.space.same_as(space):
-        raise SpaceMismatchError.between("The hubness bias", space, queries.name, queries.space)
+        raise space_mismatch("The hubness bias", space, queries.name, queries.space)
     return queries.read()[1]
 
 

@@ -2,8 +2,8 @@
 
 A row is stored as ``[x, c]``, c being the offset of a translated row and 0 for a native one, and a query is ``[q, |q|]``, so
 that the inner product is ``<q, x> + c |q|``: the order is that of ``<q, x> + c`` for the unit query, whatever its length. Under L2
-a dimension can only push away: queries get 0, and ``|q - x|^2`` grows by the square of what stands in the row, which is
-``sqrt(-c)`` in translated rows, or, where they are to come nearer (c > 0), ``sqrt(c)`` in native ones.
+a dimension can only increase distances: queries get 0, and ``|q - x|^2`` grows by the square of the row's value, which is
+``sqrt(-c)`` in translated rows or, where these must come nearer (c > 0), ``sqrt(c)`` in native ones.
 """
 
 from __future__ import annotations
@@ -15,12 +15,12 @@ from embridge.types import Metric
 
 
 def with_offset(rows: np.ndarray, translated: np.ndarray, offset: float, metric: Metric) -> np.ndarray:
-    """Rows with what tells native and translated ones apart as their last column.
+    """Rows with the offset column as their last column.
 
     Parameters
     ----------
     rows : ndarray of shape (n, dim)
-        As the index holds them: unit under cosine.
+        As stored in the index: unit under cosine.
     translated : ndarray of bool, shape (n,)
     offset : float
         To be added to the scores of translated rows; under L2 scores are negated squared distances.

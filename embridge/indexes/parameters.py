@@ -1,4 +1,4 @@
-"""Search parameters of one call, as FAISS takes them: the index itself, which other threads may be searching, stays as it is."""
+"""Search parameters of one call for FAISS. The index itself, which other threads may be searching, is not changed."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import faiss
 
 from embridge.errors import FaissIndexError
 
-_MOST = 1 << 20  # of efSearch and nprobe: FAISS sets memory aside for them before it looks at how many vectors there are
+_MOST = 1 << 20  # of efSearch and nprobe: FAISS allocates memory for them before it checks the number of vectors
 _MOST_REFINED = 1000  # FAISS's own limit for k_factor
 _STATEFUL = {"k_factor": (1, _MOST_REFINED), "nprobe": (1, _MOST), "max_codes": (0, 1 << 62)}
 
@@ -19,7 +19,7 @@ _STATEFUL = {"k_factor": (1, _MOST_REFINED), "nprobe": (1, _MOST), "max_codes": 
 def search_parameters(index: Any, text: str) -> Any:
     """FAISS search parameters for an index from ``"nprobe=32,efSearch=128"``, nested as the index is; None for an empty text.
 
-    What is not named keeps the value that the index has. Names are those of FAISS's `ParameterSpace`: ``nprobe``, ``max_codes``,
+    Other parameters keep the value of the index. Names are those of FAISS's `ParameterSpace`: ``nprobe``, ``max_codes``,
     ``efSearch``, ``ht`` (of polysemous codes), ``k_factor_rf`` (of a refined index), and ``quantizer_`` before those of the
     coarse quantizer.
 
@@ -32,7 +32,7 @@ def search_parameters(index: Any, text: str) -> Any:
     Raises
     ------
     FaissIndexError
-        A name that this type of index does not have, or a value that is no number of that range.
+        A name that this type of index does not have, or a value out of range.
     """
     values: dict[str, float] = {}
     for part in text.replace(",", " ").split():
@@ -50,7 +50,7 @@ def search_parameters(index: Any, text: str) -> Any:
 
 
 def _nested(index: Any, values: dict[str, float], text: str) -> Any:
-    """Parameters of an index; each value that it takes is removed from `values`."""
+    """Parameters of an index; used values are removed from `values`."""
     part = faiss.downcast_index(index)
     kind = type(part).__name__
     if isinstance(part, faiss.IndexIDMap):
@@ -76,7 +76,7 @@ def _nested(index: Any, values: dict[str, float], text: str) -> Any:
 
 
 def stateful(index: Any) -> dict[str, Any]:
-    """The parameters that FAISS takes from the index alone, by name, with the index that has them; empty for most types."""
+    """Parameters that can only be set on the index, by name, with the index that has them; empty for most types."""
     part = faiss.downcast_index(index)
     kind = type(part).__name__
     if isinstance(part, faiss.IndexIDMap | faiss.IndexPreTransform):
@@ -90,9 +90,9 @@ def stateful(index: Any) -> dict[str, Any]:
 
 @contextlib.contextmanager
 def in_force(index: Any, text: str) -> Iterator[str]:
-    """Set the parameters that FAISS takes from the index alone, restore them on leaving, and give the text that remains.
+    """Set the parameters that can only be set on the index, restore them on exit, and yield the remaining text.
 
-    Nothing else may search the index meanwhile.
+    No other search of the index may run meanwhile.
     """
     owners, rest, before = stateful(index), [], {}
     try:
@@ -115,7 +115,7 @@ def in_force(index: Any, text: str) -> Iterator[str]:
 
 
 def _is_packed_sum(kind: str) -> bool:
-    """IVF over packed additive codes is the one type of lists that takes no parameters with a call."""
+    """IVF over packed additive codes is the only type with lists that accepts no parameters per call."""
     return kind.startswith("IndexIVF") and "QuantizerFastScan" in kind
 
 
@@ -145,7 +145,7 @@ def _lists(part: Any, values: dict[str, float], text: str) -> Any:
 
 
 def _codes(values: dict[str, float], default: int, text: str) -> int:
-    if math.isinf(values.get("max_codes", 0)):  # as FAISS has it, no limit
+    if math.isinf(values.get("max_codes", 0)):  # in FAISS this means no limit
         values.pop("max_codes")
         return 0
     return int(_number(values, "max_codes", default, 0, 1 << 62, text))

@@ -1,126 +1,15 @@
-"""Searches: of an index file with arrays, and of an open index with a collection of queries."""
+"""A search of an open index with a collection of queries: every space is checked."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
-
-import faiss
 import numpy as np
 
-from embridge.arrays import unit
 from embridge.errors import BadIdsError, SpaceMismatchError
-from embridge.indexes.build import prepare
-from embridge.indexes.hubness import augment
-from embridge.indexes.offset import with_length
+from embridge.indexes.index import Index
 from embridge.maps import Map
 from embridge.stores.base import Collection
-from embridge.stores.faiss.file import IndexFile
 from embridge.stores.ids import match_rows
-from embridge.types import Hits, Metric, Space
-
-if TYPE_CHECKING:
-    from embridge.indexes.index import Index
-
-_LARGEST = float(np.finfo(np.float32).max)
-
-
-def search_index(
-    file: IndexFile,
-    space: Space,
-    queries: np.ndarray,
-    k: int,
-    *,
-    index: Any = None,
-    parameters: Any = None,
-    as_they_are: bool = False,
-) -> tuple[np.ndarray, np.ndarray]:
-    """Scores and labels of the k nearest rows.
-
-    Parameters
-    ----------
-    file : IndexFile
-    space : Space
-    queries : ndarray of shape (n_queries, space.dim)
-    k : int
-    index : faiss.Index, optional
-        Searched in place of the file's own, such as its copy on a GPU.
-    parameters : faiss.SearchParameters, optional
-        Of this search alone, see `embridge.indexes.parameters`.
-    as_they_are : bool, default False
-        Do not make queries unit, whatever the metric: for queries that were pulled back.
-
-    Returns
-    -------
-    scores, labels : ndarray of shape (n_queries, k)
-        Cosine or inner product, L2 as negated squared distance, with a hubness bias ``2 <q, x> - r(x)``, of translated rows in a
-        calibrated index with its offset (see `embridge.indexes.offset`). Behind a map in front of
-        the index (`notes["scores"]`) they are those of the translated rows. A place that stays empty has the score ``-inf``, which
-        no row has; its label is -1, which may also be the id of a row.
-    """
-    hub = "hubness" in file.notes
-    as_they_are = as_they_are or file.notes.get("raw_queries", False)
-    prepared = (
-        np.ascontiguousarray(queries, np.float32) if as_they_are else unit(queries) if hub else prepare(queries, space.metric)
-    )
-    extended = augment(prepared) if hub and file.biased else with_length(prepared, space.metric) if file.biased else prepared
-    found, labels, empty = _search(index or file.index, extended, k, parameters)
-    with np.errstate(over="ignore", invalid="ignore"):
-        scores = _scores(file, space, prepared, found)
-    scores = np.clip(np.nan_to_num(scores, nan=-_LARGEST), -_LARGEST, _LARGEST)  # of a row, however far it is
-    scores[empty] = -np.inf
-    return scores, labels
-
-
-def _search(index: Any, queries: np.ndarray, k: int, parameters: Any) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """FAISS's own distances and labels, and which places stayed empty, padded where there are fewer vectors than k."""
-    shape, there = (len(queries), k), min(k, index.ntotal)
-    found, labels, empty = np.zeros(shape, np.float32), np.full(shape, -1, np.int64), np.ones(shape, bool)
-    if there and len(queries):
-        part = slice(None), slice(there)
-        found[part], labels[part], empty[part] = _mapped(index, queries, there, parameters)
-        found[empty] = 0
-    return found, labels, empty
-
-
-def _mapped(index: Any, queries: np.ndarray, k: int, parameters: Any) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """A search whose empty places are told by FAISS's -1 before an id map makes labels, -1 among them, of positions."""
-    part = faiss.downcast_index(index)
-    if isinstance(part, faiss.IndexPreTransform) and isinstance(faiss.downcast_index(part.index), faiss.IndexIDMap):
-        for i in range(part.chain.size()):
-            queries = faiss.downcast_VectorTransform(part.chain.at(i)).apply(queries)
-        return _mapped(part.index, queries, k, None if parameters is None else parameters.index_params)
-    if isinstance(part, faiss.IndexIDMap):
-        found, positions, empty = _mapped(part.index, queries, k, parameters)
-        ids = faiss.rev_swig_ptr(part.id_map.data(), part.id_map.size())
-        return found, np.where(empty, -1, ids[np.where(empty, 0, positions)]), empty
-    found, labels = index.search(queries, k, **({} if parameters is None else {"params": parameters}))
-    return found, labels, labels == -1
-
-
-def _scores(file: IndexFile, space: Space, prepared: np.ndarray, found: np.ndarray) -> np.ndarray:
-    """What FAISS found as scores of the space: a higher one is closer."""
-    correction, calibration = file.notes.get("scores", {}), file.notes.get("calibration")
-    if file.index.metric_type != faiss.METRIC_L2:
-        if "offset" in correction:
-            offset = prepared @ np.asarray(correction["offset"], np.float32)
-            found = found + (2 * offset if "hubness" in file.notes else offset)[:, None]
-        return found
-    if calibration:
-        found = found - max(calibration["offset"], 0)
-    if "scale" in correction:
-        centred = prepared - np.asarray(correction["centre"], np.float32)
-        pulled = _first_transform(file.index).apply(prepared)
-        rest = np.einsum("ij,ij->i", centred, centred) - correction["scale"] * np.einsum("ij,ij->i", pulled, pulled)
-        found = (correction["scale"] * found + rest[:, None]).astype(np.float32)
-    # An L2 index of unit vectors may serve a cosine space: |q - x|^2 = 2 - 2 cos.
-    return 1 - found / 2 if space.metric == Metric.COSINE else -found
-
-
-def _first_transform(index: Any) -> Any:
-    index = faiss.downcast_index(index)
-    while isinstance(index, faiss.IndexIDMap):
-        index = faiss.downcast_index(index.index)
-    return faiss.downcast_VectorTransform(index.chain.at(0))
+from embridge.types import Hits, space_mismatch
 
 
 def search(
@@ -146,12 +35,12 @@ def search(
     Raises
     ------
     SpaceMismatchError
-        Queries are not of the index's space and no map leads there, or the map is of other spaces.
+        Queries are not in the space of the index and there is no map, or the map is of other spaces.
     BadIdsError
-        A query has no counterpart among `old_queries`.
+        A query is missing from `old_queries`.
     """
     if via is None and not queries.space.same_as(index.space):
-        raise SpaceMismatchError.between("The index", index.space, queries.name, queries.space)
+        raise space_mismatch("The index", index.space, queries.name, queries.space)
     if via is not None:
         ends = ((via.source, via.target), (via.target, via.source))
         if not any(a.same_as(queries.space) and b.same_as(index.space) for a, b in ends):
@@ -161,7 +50,7 @@ def search(
     old = None
     if old_queries is not None:
         if not old_queries.space.same_as(index.space):
-            raise SpaceMismatchError.between("Blending", index.space, old_queries.name, old_queries.space)
+            raise space_mismatch("Blending", index.space, old_queries.name, old_queries.space)
         rows, old_rows = match_rows(queries, old_queries)
         if len(rows) < len(ids):
             raise BadIdsError.unknown(queries.name, np.delete(ids, rows).tolist())

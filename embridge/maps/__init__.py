@@ -1,4 +1,4 @@
-"""What conversion, search, decoders and indexes know of a translation: affine maps and kernel maps."""
+"""Maps between spaces: affine maps and kernel maps."""
 
 from embridge.maps.kernel import KernelMap as KernelMap
 from embridge.maps.linear import LinearMap as LinearMap

@@ -1,4 +1,4 @@
-"""Confidence: how far off the translation of a row is likely to be, and a bound that holds as often as it says."""
+"""Confidence: predicted errors of translated rows, and bounds with a guaranteed coverage."""
 
 from __future__ import annotations
 
@@ -25,14 +25,14 @@ _ARRAYS = ("mean", "factor", "weights", "scores", "hashes")
 
 
 def error_kind(target: Space) -> ErrorKind:
-    """What an error is in a space: ``cosine`` where only directions count, else ``l2``."""
+    """The kind of error in a space: ``cosine`` where only directions matter, else ``l2``."""
     return "cosine" if target.metric == Metric.COSINE or target.normalized else "l2"
 
 
 def translation_errors(translated: np.ndarray, native: np.ndarray, target: Space) -> np.ndarray:
     """Error of each translated row against its native vector, shape (n,), float64.
 
-    ``1 - cosine(translated, native)`` under cosine or where the target space is normalised, else ``||translated - native||``.
+    ``1 - cosine(translated, native)`` under cosine or where the target space is normalized, else ``||translated - native||``.
     """
     found, wanted = (side.astype(np.float64) for side in (translated, native))
     if error_kind(target) == "l2":
@@ -46,14 +46,14 @@ class Confidence:
     """Predicts the error of a translated row from the row alone.
 
     With ``h(x) = 1/n + (x - mean)^T (Sxx/n + alpha v I)^-1 (x - mean) / n``, the leverage of a row over the n anchors under the
-    regularised covariance (v the mean feature variance, alpha 0.1), and ``||W x + b||``, the length of its translation before
-    it is normalised,
+    regularized covariance (v the mean feature variance, alpha 0.1), and ``||W x + b||``, the length of its translation before
+    normalization,
 
         ``predicted(x) = exp(w0 + w1 log h(x) + w2 log ||W x + b||)``,
 
     weights by least squares on the logarithms of the errors of rows that the map was not fitted on, w0 then such that predicted
     and true errors have one mean. ``bound(x) = predicted(x) * q``, q the ``ceil((m + 1) coverage)``-th smallest of the m ratios
-    ``error / predicted`` of yet other rows (split conformal prediction with a normalised score: Vovk, Gammerman and Shafer
+    ``error / predicted`` of yet other rows (split conformal prediction with a normalized score: Vovk, Gammerman and Shafer
     2005; Papadopoulos 2008), so that ``P(error <= bound) >= coverage`` for rows exchangeable with these.
 
     Parameters
@@ -62,7 +62,7 @@ class Confidence:
     intercept : ndarray of shape (dim_target,)
         Of the map.
     kind : {"cosine", "l2"}
-        What an error is (see `translation_errors`).
+        Kind of error (see `translation_errors`).
     anchors : int
         n.
     mean : ndarray of shape (dim_source,), float32
@@ -73,7 +73,7 @@ class Confidence:
     scores : ndarray of shape (m,)
         Sorted ratios ``error / predicted``.
     hashes : ndarray of uint64
-        Sorted hashes of the ids of all rows that weights and scores are from, so that an evaluation can leave them out.
+        Sorted hashes of the ids of all rows used for weights and scores, so that an evaluation can leave them out.
     """
 
     coef: np.ndarray
@@ -96,7 +96,7 @@ class Confidence:
 
     @property
     def rows(self) -> int:
-        """Rows that it was calibrated on."""
+        """Number of rows that it was calibrated on."""
         return len(self.hashes)
 
     def leverage(self, x: np.ndarray) -> np.ndarray:
@@ -122,13 +122,13 @@ class Confidence:
         return self.combine(*self.features(x))
 
     def bound(self, x: np.ndarray, coverage: float = 0.9) -> np.ndarray:
-        """What the error of each row's translation does not exceed, with probability `coverage` at least.
+        """A bound on the error of each row's translation that holds with probability of at least `coverage`.
 
         Parameters
         ----------
         x : ndarray of shape (n, dim_source)
         coverage : float, default 0.9
-            In (0, 1), and at most ``m / (m + 1)`` with the m scores there are.
+            In (0, 1), and at most ``m / (m + 1)`` for m scores.
 
         Returns
         -------
@@ -142,7 +142,7 @@ class Confidence:
         return self.widen(self.predict(x), coverage)
 
     def combine(self, leverage: np.ndarray, lengths: np.ndarray) -> np.ndarray:
-        """Predicted errors of rows from their leverage and the length of their translation before it is normalised."""
+        """Predicted errors of rows from their leverage and the length of their translation before normalization."""
         w0, w1, w2 = self.weights
         h, length = (np.log(np.clip(side.astype(np.float64), 1 / _EXTREME, _EXTREME)) for side in (leverage, lengths))
         exponent = np.minimum(w0 + w1 * h + w2 * length, math.log(_LARGEST[self.kind]))
@@ -158,9 +158,9 @@ class Confidence:
         """The ``ceil((m + 1) coverage)``-th smallest score."""
         m = len(self.scores)
         if not 0 < coverage <= m / (m + 1):
-            few = f" ({m:,} rows of calibration carry no more)" if 0 < coverage < 1 else ""
+            few = f" ({m:,} rows of calibration allow no more)" if 0 < coverage < 1 else ""
             raise ParameterError.must_be("The coverage of a confidence", f"above 0 and at most {m / (m + 1):.4g}{few}", coverage)
-        # A product such as 0.9 * 10 may come out above its whole number by rounding.
+        # A product such as 0.9 * 10 may be above its whole number by rounding.
         return float(self.scores[math.ceil((m + 1) * coverage - 1e-9) - 1])
 
     def tensors(self, device: torch.device | str) -> tuple[torch.Tensor, torch.Tensor]:
@@ -168,7 +168,7 @@ class Confidence:
         return torch.tensor(self.mean, device=device), torch.tensor(self.factor, device=device)
 
     def features(self, x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """What `combine` takes: the leverage of each row, and the length of its translation; shape (n,) each, float32."""
+        """Inputs of `combine`: the leverage of each row, and the length of its translation; shape (n,) each, float32."""
         x = as_vectors(x, what="vectors")
         if x.shape[1] != len(self.mean):
             raise SpaceMismatchError.width("The confidence", len(self.mean), x.shape[1])
@@ -182,7 +182,7 @@ class Confidence:
         return leverage, lengths
 
     def check(self, x: np.ndarray, errors: np.ndarray, level: float = 0.9) -> ConfidenceCheck:
-        """Hold it against the true errors of rows that it has not seen.
+        """Compare it with the true errors of rows that it was not calibrated on.
 
         Parameters
         ----------
@@ -194,8 +194,8 @@ class Confidence:
         """
         predicted = self.predict(x)
         tenth, mean = max(1, len(errors) // 10), float(errors.mean()) or 1.0
-        foretold = errors[np.argsort(-predicted, kind="stable")[:tenth]]
-        worst, spread = float(foretold.mean()) / mean, 1.96 * float(foretold.std()) / mean / tenth**0.5
+        highest = errors[np.argsort(-predicted, kind="stable")[:tenth]]
+        worst, spread = float(highest.mean()) / mean, 1.96 * float(highest.std()) / mean / tenth**0.5
         oracle = float(np.sort(errors)[-tenth:].mean()) / mean
         held = float((errors <= self.widen(predicted, level)).mean())
         return ConfidenceCheck(len(errors), worst, (worst - spread, worst + spread), oracle, level, held)
@@ -209,7 +209,7 @@ class Confidence:
         return digest.hexdigest()
 
     def to_file(self) -> tuple[dict[str, np.ndarray], str]:
-        """Tensors and metadata in which the file of a map keeps it."""
+        """Tensors and metadata for the file of a map."""
         tensors = {f"confidence.{name}": np.ascontiguousarray(getattr(self, name)) for name in _ARRAYS}
         return tensors, json.dumps({"kind": self.kind, "anchors": self.anchors, "fingerprint": self.fingerprint})
 
@@ -220,7 +220,7 @@ class Confidence:
         Raises
         ------
         ParameterError
-            It is not what its fingerprint names.
+            Its content does not match its fingerprint.
         """
         facts = json.loads(metadata)
         arrays = {name: np.array(tensors[f"confidence.{name}"]) for name in _ARRAYS}

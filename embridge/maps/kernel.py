@@ -1,4 +1,4 @@
-"""KernelMap: an affine map with a kernel expansion beside it, for whatever is translated row by row."""
+"""KernelMap: an affine map plus a kernel expansion."""
 
 from __future__ import annotations
 
@@ -31,14 +31,14 @@ _BLOCK = 1024  # rows of one product with the landmarks: 20 MiB of float32 at 5,
 class KernelMap:
     """A map ``y = coef @ x + intercept + weights.T @ k(x)`` with features ``k_j(x) = exp(-gamma |x/|x| - z_j|^2)``.
 
-    It translates rows, so it converts collections, feeds decoders and carries queries of its source; it is not affine, so it
-    has no adjoint, moves no index and does not fold with a linear head. `Kernel` fits it.
+    It translates rows: collections, queries of its source, and inputs of decoders. It is not affine, so it has no adjoint,
+    cannot migrate an index and cannot be combined with a linear head. `Kernel` fits it.
 
     Parameters
     ----------
     affine : LinearMap
-        `coef`, `intercept`, both spaces, the record and the hashes of the anchors. No map by itself: what the kernel adds is
-        missing from it.
+        `coef`, `intercept`, both spaces, the record and the hashes of the anchors. It is not a map by itself: the kernel term is
+        missing.
     landmarks : ndarray of shape (m, dim_source)
         z, of unit length. Kept as float32.
     weights : ndarray of shape (m, dim_target)
@@ -52,10 +52,10 @@ class KernelMap:
     BadVectorsError
         NaN or infinite values.
     MapError
-        gamma is not above 0, or `affine` foretells errors, which it would without the kernel.
+        gamma is not above 0, or `affine` has a confidence, which would not hold with the kernel.
     """
 
-    confidence: ClassVar[None] = None  # errors are foretold for affine maps only
+    confidence: ClassVar[None] = None  # errors are predicted for affine maps only
 
     affine: LinearMap
     landmarks: np.ndarray
@@ -66,12 +66,14 @@ class KernelMap:
         landmarks, weights = (np.array(a, dtype=np.float32, order="C") for a in (self.landmarks, self.weights))
         if landmarks.ndim != 2 or weights.shape != (len(landmarks), self.target.dim) or landmarks.shape[1] != self.source.dim:
             raise SpaceMismatchError(
-                f"A feature map from {self.source.name!r} to {self.target.name!r} must have landmarks of shape "
+                f"A kernel map from {self.source.name!r} to {self.target.name!r} must have landmarks of shape "
                 f"(m, {self.source.dim}) and weights of shape (m, {self.target.dim}). "
                 f"Got {landmarks.shape} and {weights.shape} instead."
             )
         if not 0 < self.gamma < np.inf or self.affine.confidence is not None:
-            raise MapError.features(self.gamma)
+            raise MapError(
+                f"Kernel features need a finite gamma above 0 (got {self.gamma!r}), and an affine part without a confidence."
+            )
         for name, array in (("landmarks", landmarks), ("weights", weights)):
             check_rows(array, range(len(array)), name, zero_is_bad=False)
             array.flags.writeable = False
@@ -79,17 +81,17 @@ class KernelMap:
 
     @property
     def source(self) -> Space:
-        """What it takes."""
+        """Space of its input."""
         return self.affine.source
 
     @property
     def target(self) -> Space:
-        """What it gives."""
+        """Space of its output."""
         return self.affine.target
 
     @property
     def record(self) -> FitRecord:
-        """How it came about."""
+        """How it was fitted."""
         return self.affine.record
 
     @property
@@ -108,7 +110,7 @@ class KernelMap:
         Returns
         -------
         ndarray or Tensor of shape (n, dim_target) or (dim_target,), float32
-            Scaled to unit length if, and only if, the target space is normalised.
+            Scaled to unit length if, and only if, the target space is normalized.
 
         Raises
         ------
@@ -121,9 +123,9 @@ class KernelMap:
             return cast(Vectors, self.apply(torch.tensor(np.asarray(vectors, np.float32))).numpy())
         return cast(Vectors, self.affine.apply_tensor(vectors, self.add_features))
 
-    def pull_back(self, queries: np.ndarray) -> np.ndarray:
-        """There is no adjoint: a MapError, whatever the queries are."""
-        raise MapError.not_affine("queries cannot be pulled back through it")
+    def project_queries(self, queries: np.ndarray) -> np.ndarray:
+        """There is no adjoint: always raises MapError."""
+        raise MapError.not_affine("queries cannot be projected by its adjoint")
 
     def tensors(self, device: torch.device | str = "cpu") -> tuple[torch.Tensor, torch.Tensor]:
         """`coef` and `intercept` as float32 tensors on `device`, copied there once."""
@@ -132,8 +134,7 @@ class KernelMap:
     def add_features(self, x: torch.Tensor, y: torch.Tensor) -> None:
         """Add ``k(x) @ weights`` to y in place, 1,024 rows at a time.
 
-        In float32 always: weights of both signs cancel, and what TF32 or bfloat16 round away of the features is most of what is
-        left.
+        Always in float32: weights of both signs cancel, and rounding features to TF32 or bfloat16 would dominate the result.
 
         Parameters
         ----------
@@ -155,7 +156,7 @@ class KernelMap:
 
     @cached_property
     def fingerprint(self) -> str:
-        """Content hash of everything that determines what it gives: 32 hexadecimal digits."""
+        """Content hash of everything that determines its output: 32 hexadecimal digits."""
         digest = hashlib.blake2b(f"{self.affine.fingerprint} {self.gamma!r}".encode(), digest_size=16)
         digest.update(self.landmarks.tobytes())
         digest.update(self.weights.tobytes())
@@ -199,9 +200,9 @@ class KernelMap:
         Raises
         ------
         MissingFileError
-            Nothing is there.
+            The file does not exist.
         UnreadableFileError
-            Truncated, no feature map of embridge, or not the one that its fingerprint names.
+            Truncated, not a kernel map of embridge, or altered.
         """
         with reading_tensors(path, (FORMAT,), "a kernel map") as (metadata, tensors):
             return checked(path, cls.from_file(tensors, metadata), metadata)

@@ -1,4 +1,4 @@
-"""LinearMap: the affine map that every translator ends in, and all that conversion, search and decoders know."""
+"""LinearMap: the affine map that translators return."""
 
 from __future__ import annotations
 
@@ -34,13 +34,13 @@ class LinearMap:
         Kept as float32.
     intercept : ndarray of shape (dim_target,)
     source, target : Space
-        What it takes and what it gives.
+        Spaces of its input and output.
     record : FitRecord
-        How it came about.
+        How it was fitted.
     anchor_hashes : ndarray of uint64
         Sorted hashes of the ids it was fitted on, so that an evaluation can leave those rows out.
     confidence : Confidence, optional
-        Foretells the error of each row (see `calibrate`).
+        Predicts the error of each row (see `calibrate`).
 
     Raises
     ------
@@ -78,10 +78,12 @@ class LinearMap:
             object.__setattr__(self, name, array)
         if (known := self.confidence) is not None:
             if not np.array_equal(known.coef, coef) or not np.array_equal(known.intercept, intercept):
-                raise MapError.other_confidence()
+                raise MapError(
+                    "The confidence is of a map with other coefficients. Hint: calibrate this map again, or leave it out."
+                )
             object.__setattr__(self, "confidence", replace(known, coef=coef, intercept=intercept))  # held once
 
-    # The transpose is what one product with rows needs; made once so that a single query pays for the product alone.
+    # The transpose for products with rows, computed once: a single query then costs one product only.
     @cached_property
     def _weight(self) -> np.ndarray:
         return self.coef.T
@@ -97,7 +99,7 @@ class LinearMap:
         Returns
         -------
         ndarray or Tensor of shape (n, dim_target) or (dim_target,), float32
-            ``x @ coef.T + intercept``, scaled to unit length if, and only if, the target space is normalised.
+            ``x @ coef.T + intercept``, scaled to unit length if, and only if, the target space is normalized.
 
         Raises
         ------
@@ -120,7 +122,7 @@ class LinearMap:
         return cast(Vectors, unit(out))
 
     def apply_tensor(self, vectors: torch.Tensor, add: Callable[[torch.Tensor, torch.Tensor], None] | None = None) -> torch.Tensor:
-        """`apply` for tensors; `add` is given rows and their products, and adds to these before they are scaled to unit length."""
+        """`apply` for tensors; `add` receives rows and their products, and adds to these before they are scaled to unit length."""
         if vectors.shape[-1] != self.source.dim:
             raise SpaceMismatchError.width(f"The map from {self.source.name!r}", self.source.dim, vectors.shape[-1])
         coef, intercept = self.tensors(vectors.device)
@@ -149,7 +151,7 @@ class LinearMap:
         gram[np.diag_indices_from(gram)] -= square
         return float(np.sqrt(square)) if square > 0 and np.abs(gram).max() < 1e-5 * square else None
 
-    def pull_back(self, queries: np.ndarray) -> np.ndarray:
+    def project_queries(self, queries: np.ndarray) -> np.ndarray:
         """Queries of the target space as queries over untranslated rows of the source space.
 
         Under inner product this is the adjoint, ``q @ coef``: since <q, W x + b> = <W^T q, x> + <q, b>, it ranks the original
@@ -167,7 +169,7 @@ class LinearMap:
         Raises
         ------
         MapError
-            The source space is measured by L2 and the map is no isometry.
+            The source space is measured by L2 and the map is not an isometry.
         SpaceMismatchError
             Queries of another width.
         """
@@ -175,14 +177,17 @@ class LinearMap:
         if self.source.metric != Metric.L2:
             return rows @ self.coef
         if self.isometry_scale is None:
-            raise MapError.not_isometry()
+            raise MapError(
+                "Under L2, queries can be projected by an isometry only, and this map is not one. "
+                "Hint: fit a map from the space of the queries to the space of the index."
+            )
         return (rows - self.intercept) @ self.coef / np.float32(self.isometry_scale**2)
 
     def then(self, other: LinearMap) -> LinearMap:
         """This map followed by `other`, as one map.
 
-        ``a.then(b).apply(x) = b.apply(a.apply(x))`` wherever the space in the middle is not normalised. Scaling to unit
-        length is not affine, so in the middle of a chain it is left out. Nothing is known of the errors of the chain: it has
+        ``a.then(b).apply(x) = b.apply(a.apply(x))`` where the space in the middle is not normalized. Scaling to unit
+        length is not affine, so in the middle of a chain it is left out. The errors of the chain are unknown: it has
         no confidence.
 
         Raises
@@ -191,9 +196,12 @@ class LinearMap:
             `other` does not start where this map ends, or it is not affine.
         """
         if not isinstance(other, LinearMap):
-            raise MapError.not_affine("it cannot be joined with another into one map")
+            raise MapError.not_affine("it cannot be combined with another into one map")
         if not self.target.same_as(other.source):
-            raise MapError.chain(self.target, other.source)
+            raise MapError(
+                f"A map into {self.target.name!r} ({self.target.dim}) cannot be followed by a map from "
+                f"{other.source.name!r} ({other.source.dim})."
+            )
         coef = other.coef.astype(np.float64) @ self.coef
         intercept = other.coef.astype(np.float64) @ self.intercept + other.intercept
         record = FitRecord("then", sources=(self.fingerprint, other.fingerprint))
@@ -201,11 +209,11 @@ class LinearMap:
         return LinearMap(coef, intercept, self.source, other.target, record, both)
 
     def inverse(self) -> LinearMap:
-        """The way back, by the Moore-Penrose pseudo-inverse: ``x = pinv(coef) @ (y - intercept)``.
+        """The inverse map, by the Moore-Penrose pseudo-inverse: ``x = pinv(coef) @ (y - intercept)``.
 
-        An inverse proper only where the map is square and of full rank; else the least-squares way back, of minimum norm. It
+        An exact inverse only where the map is square and of full rank; else the least-squares inverse of minimum norm. It
         is not the regression from target to source (fit that with source and target exchanged), and for a map that shrinks,
-        as ridge does, it stretches noise. Singular values that the rounding of coef to float32 alone can make are taken for zero.
+        such as ridge, it amplifies noise. Singular values below the rounding error of float32 coefficients are set to zero.
         """
         rounding = np.finfo(np.float32).eps * min(self.coef.shape) ** 0.5
         pinv = np.linalg.pinv(self.coef.astype(np.float64), rcond=rounding)
@@ -273,9 +281,9 @@ class LinearMap:
         Raises
         ------
         MissingFileError
-            Nothing is there.
+            The file does not exist.
         UnreadableFileError
-            Truncated, no affine map of embridge (`load_map` reads both kinds), or not the map that its fingerprint names.
+            Truncated, not an affine map of embridge (`load_map` reads both kinds), or altered.
         """
         with reading_tensors(path, (FORMAT,), "a map") as (metadata, tensors):
             return checked(path, cls.from_file(tensors, metadata), metadata)
@@ -288,7 +296,7 @@ class LinearMap:
 
 
 def checked(path: str | os.PathLike[str], loaded: Any, metadata: dict[str, str]) -> Any:
-    """A map that was read, if its content has the fingerprint that its file names."""
+    """The map, if its content has the fingerprint stored in its file."""
     if loaded.fingerprint != metadata["fingerprint"]:
         raise UnreadableFileError.altered(os.fspath(path))
     return loaded

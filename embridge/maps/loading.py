@@ -18,9 +18,9 @@ def load_map(path: str | os.PathLike[str]) -> Map:
     Raises
     ------
     MissingFileError
-        Nothing is there.
+        The file does not exist.
     UnreadableFileError
-        Truncated, no map of embridge, or not the map that its fingerprint names.
+        Truncated, not a map of embridge, or altered.
     """
     with reading_tensors(path, (linear.FORMAT, kernel.FORMAT), "a map") as (metadata, tensors):
         kind = KernelMap if metadata["format"] == kernel.FORMAT else LinearMap

@@ -1,4 +1,4 @@
-"""Queries of one space made into queries for rows of another, and mixed with queries of the rows' own model."""
+"""Projecting queries into the space of the rows, and blending them with queries of the rows' own model."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from embridge.types import Metric, Space
 
 
 def project_queries(queries: np.ndarray, via: Map, space: Space) -> np.ndarray:
-    """Queries of the other end of a map, made into queries for rows of `space`.
+    """Project queries of the other space of a map into `space`.
 
-    A map into `space` is applied; a map out of `space` is pulled back (`LinearMap.pull_back`: the adjoint, or under L2 the
-    inverse of an isometry).
+    A map into `space` is applied; of a map out of `space` the adjoint is applied (under L2 the
+    inverse of an isometry; see `LinearMap.project_queries`).
 
     Parameters
     ----------
@@ -31,19 +31,19 @@ def project_queries(queries: np.ndarray, via: Map, space: Space) -> np.ndarray:
     SpaceMismatchError
         The map neither starts nor ends in `space`.
     MapError
-        Under L2 the map is no isometry.
+        Under L2 the map is not an isometry.
     """
     if via.target.same_as(space):
         return via.apply(as_vectors(queries, via.source.dim, f"queries of {via.source.name!r}"))
     if via.source.same_as(space):
-        return via.pull_back(queries)
+        return via.project_queries(queries)
     raise SpaceMismatchError.unrelated((via.source.name, via.target.name), "?", space.name)
 
 
 def blend(old: np.ndarray, projected: np.ndarray, weight: float = 0.5, metric: Metric = Metric.COSINE) -> np.ndarray:
-    """``(1 - weight) unit(old) + weight unit(projected)``: queries of the old model mixed with projected ones of the new.
+    """``(1 - weight) unit(old) + weight unit(projected)``: queries of the old model blended with projected queries of the new one.
 
-    Under L2, where lengths have a meaning, as they are: ``(1 - weight) old + weight projected``.
+    Under L2, where lengths matter, without scaling: ``(1 - weight) old + weight projected``.
 
     Parameters
     ----------
@@ -51,7 +51,7 @@ def blend(old: np.ndarray, projected: np.ndarray, weight: float = 0.5, metric: M
     weight : float, default 0.5
         In [0, 1].
     metric : Metric, default "cosine"
-        Of the rows that are searched.
+        Metric of the rows that are searched.
     """
     if not 0 <= weight <= 1:
         raise ParameterError.must_be("weight", "in [0, 1]", weight)

@@ -1,3 +1,3 @@
-"""Native and translated rows in one collection."""
+"""Merging native and translated rows into one collection."""
 
 from embridge.merging.merge import merge as merge

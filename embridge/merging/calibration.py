@@ -1,11 +1,11 @@
-"""Native and translated rows on one scale of scores, by one number that is added to the scores of translated ones.
+"""Calibration of native and translated rows: one offset that is added to the scores of translated rows.
 
-What it must do is seen on rows of which both vectors are known (pairs: a native row that replaced a translated one). Over real
-queries, among the k nearest rows of the whole collection, a pair should come up as often by its translation, in place of its native
-vector, as it does natively: then translated rows hold the share of places that they would hold as native ones.
+It is estimated on pairs: rows whose native and translated vectors are both known. Over real queries, among the k nearest rows of
+the whole collection, a pair should be found as often by its translation, in place of its native vector, as by the native vector:
+then translated rows hold the share of places that they would hold as native rows.
 
-A factor in place of the offset did the same at every mixture that was measured; matching means and deviations of all scores did
-worse than nothing, since what counts happens in the tail, and there alone it is matched here. It holds for the k it was found at.
+A factor instead of the offset gave the same results at every measured share; matching means and deviations of all scores was
+worse than no calibration, since only the tail matters. The offset is valid for the k it was estimated at.
 """
 
 from __future__ import annotations
@@ -17,23 +17,23 @@ import numpy as np
 
 from embridge.neighbors import Nearest
 
-HITS = 100  # places that pairs must hold before an offset is taken from them: a standard error of about a tenth
+HITS = 100  # places that pairs must hold before an offset is estimated: a standard error of about 10 %
 
 
 @dataclass(frozen=True)
 class Places:
-    """Who holds the k nearest places at one offset, summed over queries.
+    """Counts of the k nearest places at one offset, summed over queries.
 
     Attributes
     ----------
     share : float
         Of translated rows.
     native : int
-        Places that pairs hold natively.
+        Places that pairs hold as native rows.
     translated : int
-        Places that pairs would hold if their translation, one at a time, stood in place of the native vector.
+        Places that pairs would hold if their translation, one pair at a time, replaced the native vector.
     both : int
-        Places that they hold either way.
+        Places that they hold both ways.
     """
 
     share: float
@@ -51,7 +51,7 @@ class Places:
 
     @property
     def overlap(self) -> float | None:
-        """Share of the native places of pairs that they hold either way."""
+        """Share of the native places of pairs that they hold both ways."""
         return self.both / self.native if self.native else None
 
 
@@ -64,11 +64,11 @@ class Found:
     k : int
     native, translated : ndarray of shape (n_queries, k + 1)
     paired : ndarray of bool, shape (n_queries, k + 1)
-        Which of `native` are pairs.
+        Mask of the pairs among `native`.
     twin : ndarray of shape (n_queries, m)
         Scores of the translations of pairs.
     twin_native : ndarray of shape (n_queries, m)
-        What the same rows score natively; minus infinity where that is not among the best of `native`.
+        Native scores of the same rows; minus infinity where these are not among the best of `native`.
     """
 
     k: int
@@ -80,7 +80,7 @@ class Found:
 
     @classmethod
     def of(cls, k: int, native: Nearest, translated: Nearest, twins: Nearest, is_pair: np.ndarray) -> Found:
-        """From what was found; `is_pair` says so of the rows in `native`."""
+        """From the nearest rows; `is_pair` marks pairs among the rows in `native`."""
         twin_native = np.full_like(twins.scores, -np.inf)
         for place in range(native.rows.shape[1]):
             same = (twins.rows == native.rows[:, place : place + 1]) & (twins.rows >= 0)
@@ -96,13 +96,13 @@ class Found:
         return Found(self.k, *(part[rows] for part in parts))
 
     def places(self, offset: float) -> Places:
-        """Who holds the k nearest places when `offset` is added to the scores of translations."""
+        """Counts of the k nearest places when `offset` is added to the scores of translations."""
         moved = self.translated + np.float32(offset)
         order = -np.sort(-np.hstack([self.native, moved]), axis=1)
         last, after = order[:, self.k - 1 : self.k], order[:, self.k : self.k + 1]
         last, after = np.maximum(last, np.finfo(np.float32).min), np.maximum(after, np.finfo(np.float32).min)
         native = self.paired & (self.native >= last)
-        # Where its native vector holds a place, that place is free for the translation: it need only beat the one that comes after.
+        # Where the native vector holds a place, the translation gets it if it only beats the next row.
         holds = self.twin_native >= last
         translated = self.twin + np.float32(offset) >= np.where(holds, after, last)
         taken = int((moved >= last).sum())
@@ -111,7 +111,7 @@ class Found:
         return Places(share, int(native.sum()), int(translated.sum()), int((translated & holds).sum()))
 
     def offset(self) -> float:
-        """The number at which pairs come up as often translated as natively, by bisection."""
+        """The offset at which pairs are found as often translated as native, by bisection."""
         scores = np.concatenate([part[np.isfinite(part)] for part in (self.native, self.translated, self.twin)])
         high = float(scores.max() - scores.min()) + 1e-6
         low = -high

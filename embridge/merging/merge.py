@@ -1,4 +1,4 @@
-"""Native and translated rows of one space in one collection, calibrated so that neither crowds the other out."""
+"""Merges native and translated rows of one space into one collection with calibrated scores."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import numpy as np
 
 from embridge.anchors import ids_at
 from embridge.arrays import unit
-from embridge.errors import CollectionError, OutputError, ParameterError, SpaceMismatchError
+from embridge.errors import CollectionError, OutputError, ParameterError
 from embridge.files import fingerprint
 from embridge.maps import Map
 from embridge.merging.calibration import HITS, Found
@@ -25,7 +25,7 @@ from embridge.stores.base import Collection, check_content
 from embridge.stores.ids import check_unique, hash_ids, match_rows
 from embridge.stores.parquet.writer import write_collection
 from embridge.stores.provenance import MixedRows, translated_rows
-from embridge.types import Metric, Provenance, Space
+from embridge.types import Metric, Provenance, Space, mixed_spaces, space_mismatch
 
 
 def merge(
@@ -45,34 +45,33 @@ def merge(
 ) -> Merge:
     """Write native and translated rows into one collection, with a column ``provenance`` and a calibration of their scores.
 
-    Scores of native and of translated rows are on different scales. By rows that are on both sides, whose native and translated
-    vectors are both known, one number is found that brings them onto one scale; it is kept in the file,
-    and every index that is built over it adds it to the scores of translated rows. Half of the queries find it, the other half
-    measure what it does.
+    Scores of native and of translated rows are on different scales. From rows on both sides, whose native and translated
+    vectors are both known, an offset is estimated that makes them comparable. It is stored in the file, and every index built
+    over it adds it to the scores of translated rows. Half of the queries estimate it, the other half measure its effect.
 
     Parameters
     ----------
     native : Collection
         Rows by the new model.
     translated : Collection
-        Converted rows; or an earlier merge, to which more native rows come. A row whose id is on both sides is written once,
+        Converted rows; or an earlier merge, to which more native rows are added. A row whose id is on both sides is written once,
         native, and keeps the columns that only the translated side has.
     path : str or path-like
         The Parquet file to write: native rows first.
     queries : Collection, optional
-        Of the new model. Default: native rows that have a translation ask, and do not find themselves; that is less exact.
+        Queries of the new model. Default: native rows that have a translation, which do not find themselves; that is less exact.
     translation : LinearMap or KernelMap, optional
-        The map that the translated rows were made with. Rows that it was fitted on are translated better than others; by them
-        alone an offset comes out at about half of what it should be, so with the map given they are left out.
+        The map that made the translated rows. Rows that it was fitted on are translated better than others, and an offset
+        estimated on them is about half of the right one; with the map given they are left out.
     k : int, default 10
-        Neighbors a search will ask for: an offset that is right for the 10 nearest is too high for the 100 nearest.
+        Neighbors per query in later searches: the right offset for the 10 nearest is too high for the 100 nearest.
     max_queries : int, default 2000
     dtype : {"float32", "float16"}
     overwrite : bool, default False
     seed : int, default 0
-        Of which queries ask, and which of them measure.
+        Seed of the choice of queries, and of the half that measures.
     device : str, default "cpu"
-        Where scores are computed.
+        Device to compute scores on.
     progress : callable, optional
         Called with (rows written, rows in all).
 
@@ -87,7 +86,7 @@ def merge(
     BadIdsError
         An id occurs twice on one side, or ids are of different types.
     CollectionError
-        Columns of one name and different types, a column ``provenance`` that no merge wrote, or a native side that was converted.
+        Columns with equal names and different types, a column ``provenance`` not from a merge, or a native side that was converted.
     ChangedSourceError
         A side or the queries changed while they were read.
     BadVectorsError, OutputExistsError, InterruptedOutputError, ParameterError
@@ -104,45 +103,53 @@ def merge(
         check_unique(translated)
         sides = _Sides.of(native, translated, translation, has_queries=queries is not None)
         rows = MixedRows(native, translated, sides.native_rows, sides.translated_rows, sides.is_translated, Provenance(0, k).column)
-        found, own = _ask(sides, queries, k, max_queries, seed, device)
-        measured = hash_ids(own, "measure", seed) % np.uint64(2) == 0
+        found, own_ids = _search(sides, queries, k, max_queries, seed, device)
+        measured = hash_ids(own_ids, "measure", seed) % np.uint64(2) == 0
         offset, reason = _offset(found.at(~measured), sides, queries)
-        provenance, exam = Provenance(offset, k), found.at(measured)
-        before, after = exam.places(0.0), exam.places(offset)
         lineage = {"native": contents[0][1], "translated": contents[1][1]}
         lineage |= {"map": translation.fingerprint} if translation else {}
         options = {
             "columns": (native.id_column, native.vector_column),
             "lineage": lineage,
-            "provenance": provenance,
+            "provenance": Provenance(offset, k),
             "dtype": dtype,
+            "metadata": translated.metadata | native.metadata,
         }
-        options["metadata"] = translated.metadata | native.metadata
         _write(target, space, rows, contents, options, progress)
         made = fingerprint(target)
-    kept = int(sides.is_translated.sum()) - int(sides.is_translated[sides.translated_rows].sum())
-    asked = len(exam) > 0
     return Merge(
         path=str(target),
         rows=len(rows),
-        native=len(rows) - kept,
-        translated=kept,
-        replaced=len(sides.translated_rows),
+        **_counts(sides, len(rows)),
+        **_shares(found.at(measured), offset),
         offset=offset,
         reason=reason,
         k=k,
-        queries=len(exam),
-        pairs=len(sides.pair_rows),
-        share_before=before.share if asked else None,
-        share_after=after.share if asked else None,
-        share_truth=after.truth if asked else None,
-        overlap_before=before.overlap if asked else None,
-        overlap_after=after.overlap if asked else None,
         seconds=time.perf_counter() - started,
         native_source=lineage["native"],
         translated_source=lineage["translated"],
         fingerprint=made,
     )
+
+
+def _counts(sides: _Sides, rows: int) -> dict[str, int]:
+    """The counts of a `Merge`: rows by provenance, and rows known on both sides."""
+    translated = int(sides.is_translated.sum()) - int(sides.is_translated[sides.translated_rows].sum())
+    replaced, pairs = len(sides.translated_rows), len(sides.pair_rows)
+    return {"native": rows - translated, "translated": translated, "replaced": replaced, "pairs": pairs}
+
+
+def _shares(found: Found, offset: float) -> dict[str, Any]:
+    """The measures of a `Merge` on the queries that the offset was not calibrated on; None without such queries."""
+    before, after = found.places(0.0), found.places(offset)
+    shares = {
+        "share_before": before.share,
+        "share_after": after.share,
+        "share_truth": after.truth,
+        "overlap_before": before.overlap,
+        "overlap_after": after.overlap,
+    }
+    return {"queries": len(found)} | (shares if len(found) else dict.fromkeys(shares))
 
 
 def _write(
@@ -165,15 +172,15 @@ def _write(
 
 @dataclass(frozen=True, eq=False)
 class _Sides:
-    """The two collections and how their rows go together."""
+    """The two collections and the positions of their shared rows."""
 
     native: Collection
     translated: Collection
-    native_rows: np.ndarray  # positions of rows that share an id, by position on the native side
+    native_rows: np.ndarray  # positions of rows that share an id, sorted by the native side
     translated_rows: np.ndarray
     is_translated: np.ndarray  # (len(translated),)
     pair_rows: np.ndarray  # native positions of rows that the calibration may use, sorted
-    pairs_told: str
+    pairs_description: str
 
     @classmethod
     def of(cls, native: Collection, translated: Collection, translation: Map | None, *, has_queries: bool) -> _Sides:
@@ -181,15 +188,15 @@ class _Sides:
         provenance = translated.provenance
         flags = np.ones(len(translated), bool) if provenance is None else translated_rows(translated, provenance.column)
         pairs = native_rows[flags[rows]]
-        told = f"{len(pairs):,} rows on both sides"
+        description = f"{len(pairs):,} rows on both sides"
         if translation is not None and len(pairs):
             fitted = np.isin(hash_ids(ids_at(native, pairs), "anchor"), translation.anchor_hashes)
-            if not fitted.all() or not has_queries:  # asked by themselves, fitted rows would tell worse than nothing
+            if not fitted.all() or not has_queries:  # as their own queries, fitted rows would mislead
                 pairs = pairs[~fitted]
-                told = f"{len(pairs):,} rows on both sides that the map was not fitted on"
+                description = f"{len(pairs):,} rows on both sides that the map was not fitted on"
             else:
-                told += ", on all of which the map was fitted: it should be about twice as much"
-        return cls(native, translated, native_rows, rows, flags, pairs, told)
+                description += ", on all of which the map was fitted: it should be about twice as much"
+        return cls(native, translated, native_rows, rows, flags, pairs, description)
 
 
 def _one_space(native: Collection, translated: Collection, queries: Collection | None, translation: Map | None) -> Space:
@@ -198,32 +205,36 @@ def _one_space(native: Collection, translated: Collection, queries: Collection |
         if side is None:
             continue
         if not side.space.same_as(space):
-            raise SpaceMismatchError.between(what, space, side.name, side.space)
+            raise space_mismatch(what, space, side.name, side.space)
         if side.space.metric != space.metric:
-            raise SpaceMismatchError.mixed("The merge", native.name, space, side.name, side.space)
+            raise mixed_spaces("The merge", native.name, space, side.name, side.space)
     if translation is not None and not translation.target.same_as(space):
-        raise SpaceMismatchError.between("The merge", space, "the map's target", translation.target)
-    if native.provenance is not None:
-        raise CollectionError.not_native(native.name, "it holds translated rows itself")
-    if "map" in getattr(native, "lineage", {}):
-        raise CollectionError.not_native(native.name, "it was converted with a map")
-    # What a quantized index gives back has about the length of what went in.
+        raise space_mismatch("The merge", space, "the map's target", translation.target)
+    if native.provenance is not None or "map" in getattr(native, "lineage", {}):
+        reason = "it was converted with a map" if native.provenance is None else "it holds translated rows itself"
+        raise CollectionError(
+            f"{native.name} cannot be the native side of a merge: {reason}. "
+            "Hint: the native rows come first, the translated second."
+        )
+    # Vectors decoded from a quantized index have only about the original length.
     normalized = all(side.is_exact and side.space.normalized for side in (native, translated))
     return replace(space, normalized=normalized)
 
 
-def _ask(sides: _Sides, queries: Collection | None, k: int, max_queries: int, seed: int, device: str) -> tuple[Found, np.ndarray]:
-    """What the queries find among native rows, translated rows and translations of pairs, and the ids of the queries."""
+def _search(
+    sides: _Sides, queries: Collection | None, k: int, max_queries: int, seed: int, device: str
+) -> tuple[Found, np.ndarray]:
+    """The nearest native rows, translated rows and translations of pairs of the queries, and the ids of the queries."""
     native, metric = sides.native, sides.native.space.metric
     source = native if queries is None else queries
     rows = sides.pair_rows if queries is None else np.arange(len(queries))
     ids = ids_at(source, rows)
     chosen = np.sort(np.argsort(hash_ids(ids, "merge", seed), kind="stable")[:max_queries])
-    asked = source.take(rows[chosen])
-    asked = unit(asked) if metric == Metric.DOT else asked  # the offset is for queries of unit length
+    vectors = source.take(rows[chosen])
+    vectors = unit(vectors) if metric == Metric.DOT else vectors  # the offset is for queries of unit length
     own = rows[chosen] if queries is None else np.full(len(chosen), -1)
-    nearest = [Nearest(asked, count, metric, device) for count in (k + 2, k + 1, 5 * k + 2)]  # one more: a query finds itself
-    if len(asked):
+    nearest = [Nearest(vectors, count, metric, device) for count in (k + 2, k + 1, 5 * k + 2)]  # one more: its own row
+    if len(vectors):
         _look(sides, *nearest)
         for part in (nearest[0], nearest[2]):
             part.without(np.where(own >= 0, own, -2))
@@ -232,7 +243,7 @@ def _ask(sides: _Sides, queries: Collection | None, k: int, max_queries: int, se
 
 
 def _look(sides: _Sides, natives: Nearest, translations: Nearest, twins: Nearest) -> None:
-    """One pass over either side. Rows of `natives` and `twins` are native positions."""
+    """One pass over each side. Rows of `natives` and `twins` are native positions."""
     for batch in sides.native.batches():
         natives.offer(batch.vectors, np.arange(batch.start, batch.start + len(batch)))
     order = np.argsort(sides.translated_rows)
@@ -250,15 +261,15 @@ def _look(sides: _Sides, natives: Nearest, translations: Nearest, twins: Nearest
 
 
 def _offset(found: Found, sides: _Sides, queries: Collection | None) -> tuple[float, str]:
-    """The offset, and how it was found or why there is none."""
+    """The offset, and how it was estimated or why there is none."""
     if not len(sides.translated) > len(sides.translated_rows):
         return 0.0, "not calibrated, every translated row is replaced"
     if not len(sides.pair_rows):
-        return 0.0, f"not calibrated, from {sides.pairs_told}. Hint: give native rows of some translated ones too"
+        return 0.0, f"not calibrated, from {sides.pairs_description}. Hint: re-encode some of the translated rows too"
     offset = found.offset() if len(found) else 0.0
     held = found.places(offset).native if len(found) else 0
     if held < HITS:
-        hint = "ask more queries" if queries is not None else "give --queries (queries=)"
+        hint = "use more queries" if queries is not None else "give --queries (queries=)"
         return 0.0, f"not calibrated, rows on both sides hold only {held:,} of the nearest places ({HITS} are needed). Hint: {hint}"
     by = "queries" if queries is not None else "native rows as queries"
-    return round(offset, 7), f"from {len(found):,} {by}, over {sides.pairs_told}"
+    return round(offset, 7), f"from {len(found):,} {by}, over {sides.pairs_description}"

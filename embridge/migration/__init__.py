@@ -1,1 +1,1 @@
-"""A FAISS index migrated to another space: wrapped, rewritten or rebuilt, and verified."""
+"""Migrating a FAISS index to another space: wrap, rewrite or rebuild, and verify."""

@@ -1,4 +1,4 @@
-"""The migration of one index by one map: what is possible, and how it is done."""
+"""The migration of one index by one map: the possible modes, and their results."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import faiss
 import numpy as np
 
 from embridge.arrays import as_vectors
-from embridge.errors import CollectionError, FaissIndexError, SpaceMismatchError
+from embridge.errors import CollectionError, FaissIndexError
 from embridge.maps import LinearMap
 from embridge.migration.equivalence import Equivalence, Extent, equivalence, extent
 from embridge.migration.rebuild import TranslatedRows, rebuild
@@ -18,15 +18,16 @@ from embridge.migration.rewrite import folds, loses, obstacle, rewrite
 from embridge.migration.wrap import wrap
 from embridge.stores.faiss.collection import space_of
 from embridge.stores.faiss.decode import external_lists_of, holds_codes, stored_vectors
-from embridge.stores.faiss.file import IndexFile, index_fingerprint, read_index_file
-from embridge.types import DeclaredSpace, Space
+from embridge.stores.faiss.file import index_fingerprint, read_index_file
+from embridge.stores.faiss.index_file import IndexFile
+from embridge.types import DeclaredSpace, Space, space_mismatch
 
 _CONDITION = 1e4  # beyond it a map flattens directions that a graph or lists were built on
 
 
 @dataclass
 class MigrationAttempt:
-    """One index and one map: what is possible, and how it is done."""
+    """One index and one map: the possible modes, and their results."""
 
     path: str
     translation: LinearMap
@@ -41,9 +42,13 @@ class MigrationAttempt:
         self.file: IndexFile = self._read()
         self.space = space_of(repr(self.path), self.file, self.declared)
         if not any(end.same_as(self.space) for end in (self.translation.source, self.translation.target)):
-            raise SpaceMismatchError.between("The map", self.translation.source, repr(self.path), self.space)
+            raise space_mismatch("The map", self.translation.source, repr(self.path), self.space)
         if "calibration" in self.file.notes:
-            raise FaissIndexError.calibrated(self.path)
+            raise FaissIndexError(
+                f"{self.path!r} holds native and translated rows whose scores were calibrated in its own space, "
+                "which is not valid in another space. "
+                "Hint: convert the original collection, and index the result."
+            )
         if not self.file.index.ntotal:
             raise CollectionError.empty(repr(self.path))
         self.fingerprint = index_fingerprint(self.path)
@@ -69,12 +74,12 @@ class MigrationAttempt:
             return extent(self.translation, None)
 
     def plan(self, mode: str) -> list[tuple[str, str | None]]:
-        """What is tried, in order, with what is in its way (all of it found before anything changes the index)."""
+        """The modes to try, in order, each with its obstacle (determined before anything changes the index)."""
         if mode != "auto":
             return [(mode, self.obstacle(mode))]
         plan = [(m, self.obstacle(m)) for m in ("rewrite", "wrap", "rebuild")]
         if self.equivalence.exact and plan[0][1] is None and loses(self.file.index):
-            return [("rewrite", "it would round half-precision vectors anew"), plan[1], plan[0], plan[2]]
+            return [("rewrite", "it would round half-precision vectors again"), plan[1], plan[0], plan[2]]
         return plan
 
     def obstacle(self, mode: str) -> str | None:
@@ -84,7 +89,7 @@ class MigrationAttempt:
         if self.references is not None:
             return "a hubness bias is a new dimension, which needs a rebuild"
         if "scores" in self.file.notes:
-            return "a map stands in front of it already; join the maps (LinearMap.then) and migrate the first index"
+            return "it already has a map in front; combine the maps (LinearMap.then) and migrate the first index"
         if lists := external_lists_of(self.file.index):
             return f"its inverted lists lie in another file ({lists}), which two indexes would share"
         if mode == "wrap":
@@ -103,7 +108,7 @@ class MigrationAttempt:
             rows = TranslatedRows(file, self.path, self.fingerprint, self.translation, self.equivalence.space)
             made, factory = rebuild(rows, file.index, references=self.references, seed=self.seed, progress=self.progress)
             exact = factory == "Flat"
-            reason = f"{factory} built over translated vectors" + ("" if exact else ", as good as such an index is")
+            reason = f"{factory} built over translated vectors" + ("" if exact else ", as accurate as such an index is")
             return IndexFile(made.index, made.space, made.ids, lineage, made.notes), exact, reason
         file = self.file if self._untouched else self._read()
         self._untouched = False
@@ -118,7 +123,7 @@ class MigrationAttempt:
             index = file.index
             adds = adds and (self.equivalence.adds or not folds(index))
             exact = exact and not loses(index)
-            reason += "; half-precision vectors are rounded anew" if loses(index) else ""
+            reason += "; half-precision vectors are rounded again" if loses(index) else ""
         front = mode == "wrap" or folds(index)
         if front and self.equivalence.scores:
             notes["scores"] = self.equivalence.scores
@@ -127,5 +132,5 @@ class MigrationAttempt:
         if not adds:
             notes["adds"] = False
         if not self.equivalence.forward:
-            notes["raw_queries"] = True  # the map takes them as the new model gives them, and makes them unit itself
+            notes["raw_queries"] = True  # the map expects the new model's vectors and scales them itself
         return IndexFile(index, self.equivalence.space, file.ids, lineage, notes), exact, reason

@@ -1,7 +1,7 @@
-"""What a map does to the rows of an index and to the queries it gets, and where that is exact.
+"""The effect of a map on the rows and queries of an index, and where it is exact.
 
-``exact`` means: for every query of the new space the migrated index returns the ids that the old one returns for the query
-pulled back. With ``y = W x + b`` for the rows:
+``exact`` means: for every query of the new space the migrated index returns the ids that the old one returns for the projected
+query. With ``y = W x + b`` for the rows:
 
 - inner product: ``<q, W x + b> = <W^T q, x> + <q, b>``, for any map;
 - L2: ``|q - (s Q x + b)|^2 = s^2 |p - x|^2 + |q - b|^2 - s^2 |p|^2`` with ``p = Q^T (q - b) / s``, for an isometry only;
@@ -20,78 +20,78 @@ from embridge.arrays import unit
 from embridge.maps import LinearMap
 from embridge.types import Metric, Space
 
-_DEAD = 1e-5  # of the largest singular value, of a map or of the rows: a direction below it carries nothing
+_DEAD = 1e-5  # of the largest singular value, of a map or of the rows: directions below it are empty
 _EXACT_SHARE, _CODED_SHARE = 1e-8, 1e-2  # of the rows' energy in directions that a map drops
 
 
 @dataclass(frozen=True, eq=False)
 class RowMap:
-    """How stored rows are rewritten: ``coef @ x + intercept``, made unit where that is needed.
+    """How stored rows are rewritten: ``coef @ x + intercept``, scaled to unit length where needed.
 
     Attributes
     ----------
     coef : ndarray of shape (dim_new, dim_old)
     intercept : ndarray of shape (dim_new,)
-    normalise : bool
+    normalize : bool
     """
 
     coef: np.ndarray
     intercept: np.ndarray
-    normalise: bool
+    normalize: bool
 
     def apply(self, rows: np.ndarray) -> np.ndarray:
-        """New rows, float32; columns beyond the map's width (a hubness bias) are projected as they are."""
+        """New rows, float32; columns beyond the map's width (a hubness bias) are kept."""
         width = self.coef.shape[1]
         out = rows[:, :width] @ self.coef.T + self.intercept
-        out = unit(out) if self.normalise else out
+        out = unit(out) if self.normalize else out
         return np.ascontiguousarray(np.concatenate([out, rows[:, width:]], axis=1) if rows.shape[1] > width else out, np.float32)
 
     def linear(self) -> RowMap:
         """The same for differences of rows, such as residuals."""
-        return RowMap(self.coef, np.zeros_like(self.intercept), normalise=False)
+        return RowMap(self.coef, np.zeros_like(self.intercept), normalize=False)
 
 
 @dataclass(frozen=True, eq=False)
 class QueryMap:
-    """How queries are turned into queries of the old index: a linear step, perhaps made unit, perhaps with a bias column.
+    """Projects queries for the old index: a linear step, then optional scaling to unit length and an optional bias column.
 
     Attributes
     ----------
     coef : ndarray of shape (dim_old, dim_new)
     intercept : ndarray of shape (dim_old,)
-    normalise : bool
+    normalize : bool
     """
 
     coef: np.ndarray
     intercept: np.ndarray
-    normalise: bool
+    normalize: bool
 
     def apply(self, queries: np.ndarray) -> np.ndarray:
         """Queries of the old space, float32."""
         out = queries @ self.coef.T + self.intercept
-        return (unit(out) if self.normalise else out).astype(np.float32)
+        return (unit(out) if self.normalize else out).astype(np.float32)
 
     def steps(self, *, biased: bool) -> list[tuple[np.ndarray, np.ndarray] | None]:
         """(matrix, offset) pairs, None for scaling to unit length; with a bias the last gives ``[2 p, -1]``."""
         steps: list[tuple[np.ndarray, np.ndarray] | None] = [(self.coef, self.intercept)]
-        if self.normalise:
+        if self.normalize:
             steps.append(None)
         if biased:
             dim = len(self.coef)
             doubled = np.vstack([2 * np.eye(dim, dtype=np.float32), np.zeros((1, dim), np.float32)])
             last = np.append(np.zeros(dim, np.float32), np.float32(-1))
-            steps = [*steps, (doubled, last)] if self.normalise else [(doubled @ self.coef, doubled @ self.intercept + last)]
+            steps = [*steps, (doubled, last)] if self.normalize else [(doubled @ self.coef, doubled @ self.intercept + last)]
         return steps
 
 
 @dataclass(frozen=True, eq=False)
 class Equivalence:
-    """What a map means for an index of some space and metric.
+    """The effect of a map on an index of some space and metric.
 
     Attributes
     ----------
     space : Space
-        Of the migrated index.
+        Space of the migrated index.
     forward : bool
         True where the map leads out of the index's space, False where it leads into it.
     exact : bool
@@ -99,11 +99,11 @@ class Equivalence:
     rows : RowMap or None
         None where rows cannot be rewritten at all.
     queries : QueryMap or None
-        None where no query can be pulled back.
+        None where queries cannot be projected.
     scores : dict
-        What turns scores of pulled-back queries into those of the translated rows: ``offset`` or ``scale`` and ``centre``.
+        Values that turn scores of projected queries into those of the translated rows: ``offset`` or ``scale`` and ``centre``.
     adds : bool
-        Whether the query map is also right for vectors that are added through it.
+        True where the query map is also valid for vectors added through it.
     """
 
     space: Space
@@ -118,17 +118,17 @@ class Equivalence:
 
 @dataclass(frozen=True)
 class Extent:
-    """What a map does to the directions that the rows of an index have.
+    """The effect of a map on the directions of the rows of an index.
 
     Attributes
     ----------
     scale : float or None
-        s where it is an isometry up to s on them, else None. An encoder's dead columns are no directions of its rows, and a
-        rotation that is fitted on them is none there.
+        s where it is an isometry up to the scale s on them, else None. Dead columns of an encoder are not directions of its rows,
+        and a fitted rotation is not a rotation there.
     condition : float
         Largest over smallest singular value on them.
     whole : bool
-        They are all directions there are.
+        The rows span all directions.
     """
 
     scale: float | None
@@ -137,10 +137,10 @@ class Extent:
 
 
 def extent(translation: LinearMap, rows: Iterable[np.ndarray] | None, *, coded: bool = False) -> Extent:
-    """The extent of a map over all rows of an index, from their second moments; over the whole space where they cannot be read.
+    """The extent of a map over the rows of an index, from their second moments; over the whole space where they cannot be read.
 
-    A rotation that was fitted on rows with dead columns has singular values s and 0. It is an isometry on rows that have no
-    energy where it has none: a share of 1e-8 of it, or 1e-2 where rows are decoded, since codes scatter into dead columns.
+    A rotation that was fitted on rows with dead columns has singular values s and 0. It is an isometry on rows without energy
+    in the dropped directions: at most a share of 1e-8, or 1e-2 where rows are decoded, since codes scatter into dead columns.
     """
     if translation.isometry_scale is not None:
         return Extent(translation.isometry_scale, 1.0, whole=True)
@@ -168,12 +168,12 @@ def _one_scale(powers: np.ndarray) -> float | None:
     return float(np.sqrt(square)) if square > 0 and np.abs(powers - square).max() < 2e-5 * square else None
 
 
-def equivalence(translation: LinearMap, space: Space, reach: Extent, *, l2: bool) -> Equivalence:
+def equivalence(translation: LinearMap, space: Space, rows_extent: Extent, *, l2: bool) -> Equivalence:
     """The equivalence of an index of `space` (measured by L2 or by inner product) through a map that starts or ends there."""
     if not translation.source.same_as(space):
         return _backward(translation, space, l2=l2)
     target = translation.target
-    coef, intercept, scale = translation.coef, translation.intercept, reach.scale
+    coef, intercept, scale = translation.coef, translation.intercept, rows_extent.scale
     unit_rows = space.metric == Metric.COSINE or space.normalized
     whole_rows = space.metric != Metric.COSINE or space.normalized  # a cosine index has lost the lengths of its rows
     if not _same_measure(target, l2=l2, unit_rows=unit_rows):
@@ -181,31 +181,31 @@ def equivalence(translation: LinearMap, space: Space, reach: Extent, *, l2: bool
         return Equivalence(target, True, False, reason, None, None, {}, False)
     if l2 and target.metric == Metric.COSINE:
         target = replace(target, normalized=True)
-    square = coef.shape[0] == coef.shape[1] and reach.whole
+    square = coef.shape[0] == coef.shape[1] and rows_extent.whole
     zero = np.zeros(len(coef[0]), np.float32)
     if target.metric == Metric.COSINE or target.normalized:
         if scale is not None and not intercept.any() and unit_rows:
             coef = (coef / np.float32(scale)).astype(np.float32)
             scores = {} if square or not l2 else {"scale": 1.0, "centre": [0.0] * len(coef)}
-            rows, queries = RowMap(coef, intercept, normalise=False), QueryMap(coef.T, zero, normalise=False)
+            rows, queries = RowMap(coef, intercept, normalize=False), QueryMap(coef.T, zero, normalize=False)
             return Equivalence(target, True, True, "a rotation keeps cosines", rows, queries, scores, square)
-        rows = RowMap(coef, intercept, normalise=True)
-        queries = QueryMap(coef.T, zero, normalise=False) if unit_rows or not l2 else None
-        reason = "the map is no rotation without offset, so cosines change: each row would need 1 / |W x + b|"
+        rows = RowMap(coef, intercept, normalize=True)
+        queries = QueryMap(coef.T, zero, normalize=False) if unit_rows or not l2 else None
+        reason = "the map is not a rotation without offset, so cosines change: each row would need 1 / |W x + b|"
         return Equivalence(target, True, False, reason, rows, queries, {}, False)
-    lost = "" if whole_rows else "; the index holds unit vectors, the map was made for others"
+    lost = "" if whole_rows else "; the index holds unit vectors, but the map was fitted on others"
     if not l2:
         scores = {"offset": intercept.tolist()} if intercept.any() else {}
         adds = square and scale is not None and abs(scale - 1) < 1e-5 and not scores
-        rows, queries = RowMap(coef, intercept, normalise=False), QueryMap(coef.T, zero, normalise=False)
-        reason = "inner products of translated rows are those of pulled-back queries, plus one number a query" + lost
+        rows, queries = RowMap(coef, intercept, normalize=False), QueryMap(coef.T, zero, normalize=False)
+        reason = "inner products of translated rows are those of projected queries, plus one number per query" + lost
         return Equivalence(target, True, whole_rows, reason, rows, queries, scores, adds)
-    rows = RowMap(coef, intercept, normalise=False)
+    rows = RowMap(coef, intercept, normalize=False)
     if scale is None:
-        reason = "L2 queries can be pulled back through an isometry only, and the map is none"
+        reason = "L2 queries can be projected by an isometry only, and the map is not one"
         return Equivalence(target, True, False, reason, rows, None, {}, False)
     back = (coef.T.astype(np.float64) / scale**2).astype(np.float32)
-    queries = QueryMap(back, -(back @ intercept), normalise=False)
+    queries = QueryMap(back, -(back @ intercept), normalize=False)
     scores = {} if square and abs(scale - 1) < 1e-6 else {"scale": scale**2, "centre": intercept.tolist()}
     return Equivalence(target, True, whole_rows, "an isometry keeps the order of distances" + lost, rows, queries, scores, square)
 
@@ -219,7 +219,7 @@ def _same_measure(target: Space, *, l2: bool, unit_rows: bool) -> bool:
 def _backward(translation: LinearMap, space: Space, *, l2: bool) -> Equivalence:
     """The map was fitted from the new space into that of the index: queries and added vectors are translated by it."""
     cosine = space.metric == Metric.COSINE
-    queries = QueryMap(translation.coef, translation.intercept, normalise=cosine or translation.target.normalized)
+    queries = QueryMap(translation.coef, translation.intercept, normalize=cosine or translation.target.normalized)
     target = replace(translation.source, metric=space.metric, normalized=translation.source.normalized or (cosine and l2))
-    reason = f"the map leads from {translation.source.name!r} into the index's {space.name!r}: queries are translated, rows stay"
+    reason = f"the map leads from {translation.source.name!r} to the index's {space.name!r}: queries are translated, rows are kept"
     return Equivalence(target, False, True, reason, None, queries, {}, True)

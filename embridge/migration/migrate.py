@@ -1,4 +1,4 @@
-"""A FAISS index migrated to another space, exactly where mathematics allows, and verified before it is written."""
+"""Migrates a FAISS index to another space and verifies the result before it is written."""
 
 from __future__ import annotations
 
@@ -22,11 +22,12 @@ from embridge.migration.attempt import MigrationAttempt
 from embridge.migration.verification import AGREES, Verification, VerificationScore
 from embridge.outputs import INDEX, Output, claim
 from embridge.records import Migration
-from embridge.stores.faiss.file import FAISS_ERRORS, IndexFile, faiss_reason, index_fingerprint, write_index_file
+from embridge.stores.faiss.file import FAISS_ERRORS, faiss_reason, index_fingerprint, write_index_file
+from embridge.stores.faiss.index_file import IndexFile
 from embridge.types import DeclaredSpace, Space
 
 MODES = ("auto", "wrap", "rewrite", "rebuild")
-_RELATIVE = 0.9  # of what the old index itself finds, where the caller wants nothing else
+_RELATIVE = 0.9  # of the old index's own overlap, unless min_recall is given
 
 
 def migrate(
@@ -45,33 +46,33 @@ def migrate(
     seed: int = 0,
     progress: Callable[[int, int], None] | None = None,
 ) -> Migration:
-    """Move a FAISS index into the space at the other end of a map, without the encoder and, where it can be, without a rebuild.
+    """Migrate a FAISS index to the space at the other end of a map, without the encoder and, where possible, without a rebuild.
 
-    ``wrap`` puts the map in front of the old index: no stored vector is touched. ``rewrite`` rewrites the stored vectors and keeps
-    graph, lists and labels. ``rebuild`` reads vectors back, translates them and builds the same factory string anew. ``auto``
-    takes the first of rewrite and wrap that is exact, else the first of them that measures well enough, else the best of all three.
+    ``wrap`` puts the map in front of the old index and keeps its vectors. ``rewrite`` rewrites the stored vectors and keeps
+    graph, lists and labels. ``rebuild`` reads vectors back, translates them and builds the same factory string again. ``auto``
+    uses the first of rewrite and wrap that is exact, else the first of them that is accurate enough, else the best of all three.
 
-    Before a result is written it is searched with sampled queries of the new space: its answers are compared with brute force over
-    the translated rows, and against those of the old index to the pulled-back queries.
+    Before a result is written it is searched with sampled queries of the new space: its results are compared with brute force
+    over the translated rows, and with those of the old index for the projected queries.
 
     Parameters
     ----------
     path : str or path-like
         The old index.
     translation : LinearMap
-        Out of its space, or (``wrap`` only) into it.
+        A map out of its space, or (``wrap`` only) into it.
     output : str or path-like
     mode : {"auto", "wrap", "rewrite", "rebuild"}
         ``move`` is another spelling of ``rewrite``.
     space : Space, DeclaredSpace or str, optional
-        Of an index that does not say it itself.
+        Space of an index without a sidecar.
     min_recall : float, optional
-        The share of the true neighbors of sampled queries that must be found. Default: any, but ``auto`` takes a rewrite that is
-        not exact (or wraps so) only where it finds 0.9 of what the old index finds in its own space.
+        The share of the true neighbors of sampled queries that must be found. Default: any, but ``auto`` uses an inexact rewrite or
+        wrap only where its overlap is at least 0.9 of that of the old index in its own space.
     queries : ndarray of shape (n, dim_new), optional
         Real queries of the new space to verify with. Default: rows of the index plus noise, translated.
     hubness : ndarray of shape (n, dim_new), optional
-        Reference queries of the new space: rows then carry a hubness bias (rebuilt, inner product and cosine only).
+        Reference queries of the new space: rows then get a hubness bias (``rebuild`` only; inner product and cosine).
     verify_queries : int, default 100
     external_lists : bool, default False
         Inverted lists in another file may lie outside the folder of the index.
@@ -87,7 +88,7 @@ def migrate(
     Raises
     ------
     MigrationRefusedError
-        The mode is not possible for this index and map, or too little is found. Nothing is written.
+        The mode is not possible for this index and map, or the overlap is too low. Nothing is written.
     SpaceMismatchError
         The map is of other spaces.
     MapError
@@ -102,14 +103,14 @@ def migrate(
     if verify_queries < 1:
         raise ParameterError.must_be("verify_queries", "at least 1", verify_queries)
     if not isinstance(translation, LinearMap):
-        raise MapError.not_affine("no index migrates through it; convert the collection and build one over it")
+        raise MapError.not_affine("it cannot migrate an index; convert the collection and build an index over it")
     with claim(Output(output, INDEX), inputs=(path,), overwrite=overwrite):
         attempt = MigrationAttempt(os.fspath(path), translation, space, seed, hubness, progress, external_lists)
         if queries is not None:
             queries = as_vectors(queries, attempt.equivalence.space.dim, "queries")[:verify_queries]
         try:
             return _migrate(attempt, os.fspath(output), mode, min_recall, queries, verify_queries)
-        except FAISS_ERRORS as e:  # FAISS read the file, and finds only now that it makes no sense
+        except FAISS_ERRORS as e:  # FAISS read the file, but detects only now that it is damaged
             if isinstance(e, EmbridgeError):
                 raise
             raise UnreadableFileError.at(attempt.path, "a FAISS index", faiss_reason(e)) from e
@@ -131,28 +132,31 @@ def _migrate(
     refused: list[str] = []
     measured: dict[str, float] = {}
     plan = attempt.plan(mode)
-    for tried, hindered in plan:
+    for candidate, hindered in plan:
         if hindered:
-            refused.append(f"{tried}: {hindered}")
+            refused.append(f"{candidate}: {hindered}")
             continue
         try:
-            made, exact, reason = attempt.make(tried)
+            made, exact, reason = attempt.make(candidate)
             score = verification.score(made)
         except FaissIndexError as e:
             if mode != "auto":
                 raise
-            refused.append(f"{tried}: {e}")
+            refused.append(f"{candidate}: {e}")
             continue
-        exact = exact and _proven(score, tried)
-        wanted = _wanted(min_recall, verification, is_shortcut=mode == "auto" and tried != "rebuild" and not exact)
-        if min_recall is None and measured:  # the last resort must be better than what went before
+        exact = exact and _proven(score, candidate)
+        wanted = _wanted(min_recall, verification, is_shortcut=mode == "auto" and candidate != "rebuild" and not exact)
+        if min_recall is None and measured:  # the last mode must be better than the earlier ones
             wanted = max(wanted, *measured.values())
         if score.overlap >= wanted:
-            return _finish(attempt, verification, target, tried, made, score, exact=exact, reason=reason, refused=refused)
-        refused.append(f"{tried}: {score.overlap:.3f} of the true neighbors are found, {wanted:.3f} are wanted")
-        measured[tried] = score.overlap
+            return _finish(attempt, verification, target, candidate, made, score, exact=exact, reason=reason, refused=refused)
+        refused.append(f"{candidate}: {score.overlap:.3f} of the true neighbors are found, {wanted:.3f} are required")
+        measured[candidate] = score.overlap
     if min_recall is not None or not measured:
-        raise MigrationRefusedError.of(attempt.path, mode, refused)
+        hint = "Hint: --mode auto tries all modes." if mode != "auto" else "Hint: convert the collection and index the conversion."
+        if any("are required" in reason for reason in refused):
+            hint = "Hint: another map, or a lower --min-recall."
+        raise MigrationRefusedError(f"{attempt.path!r} is not migrated. {'; '.join(refused)}. {hint}")
     best = max(measured, key=measured.__getitem__)
     made, _, reason = attempt.make(best)
     refused = [line for line in refused if not line.startswith(f"{best}:")]
@@ -198,7 +202,7 @@ def _proven(score: VerificationScore, mode: str) -> bool:
 
 
 def _wanted(min_recall: float | None, verification: Verification, *, is_shortcut: bool) -> float:
-    """The share that must be found: `min_recall`, else of a rewrite or wrap that is not exact nearly that of the old index."""
+    """The required overlap: `min_recall`, else for an inexact rewrite or wrap nearly that of the old index."""
     if min_recall is not None:
         return min_recall
     return _RELATIVE * (1.0 if verification.own_overlap is None else verification.own_overlap) if is_shortcut else 0.0
@@ -206,9 +210,9 @@ def _wanted(min_recall: float | None, verification: Verification, *, is_shortcut
 
 def _remarks(score: VerificationScore, verification: Verification, *, exact: bool) -> Iterator[str]:
     if not exact and score.agreement is not None:
-        yield f"it gives {score.agreement:.3f} of the old index's answers to pulled-back queries"
+        yield f"it returns {score.agreement:.3f} of the old index's results for projected queries"
     if not verification.readable:
-        yield "its vectors cannot be read back, so it was held against the old index's answers alone"
+        yield "its vectors cannot be read back, so it was compared with the old index's results only"
         return
-    own = "" if verification.own_overlap is None else f"; the old index finds {verification.own_overlap:.3f} of its own"
+    own = "" if verification.own_overlap is None else f"; the old index finds {verification.own_overlap:.3f} in its own space"
     yield f"{score.overlap:.3f} of the true neighbors are found{own}"

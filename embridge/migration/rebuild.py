@@ -1,4 +1,4 @@
-"""The vectors of an index read back, translated, and built into the same structure anew."""
+"""Rebuilds an index: reads its vectors back, translates them, and builds the same structure."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from embridge.maps import LinearMap
 from embridge.stores.base import Batch, Collection, RowFilter
 from embridge.stores.faiss.collection import external_ids
 from embridge.stores.faiss.decode import stored_vectors
-from embridge.stores.faiss.file import IndexFile
+from embridge.stores.faiss.index_file import IndexFile
 from embridge.stores.memory import empty_payload
 from embridge.types import Space
 
 
 class TranslatedRows(Collection):
-    """The rows of an open index, translated batch by batch as they are read; a hubness bias is left behind."""
+    """The rows of an open index, translated batch by batch; a hubness bias is dropped."""
 
     kind = "faiss"
 
@@ -61,9 +61,9 @@ def rebuild(
     Raises
     ------
     FaissIndexError
-        No factory string builds such an index, or its vectors cannot be read back, or it cannot be built in the new width.
+        There is no factory string for such an index, its vectors cannot be read back, or it cannot be built in the new width.
     """
     factory = factory_of(like)
-    for prefix in ("IDMap2,", "IDMap,"):  # `build` maps ids where that is row_filter
+    for prefix in ("IDMap2,", "IDMap,"):  # `build` adds an id map where one is needed
         factory = factory.removeprefix(prefix)
     return build(rows, factory, references=references, settings=settings_of(like), seed=seed, progress=progress), factory

@@ -1,4 +1,4 @@
-"""The vectors stored in an index rewritten in place, its structure kept: graphs, lists, labels, codes of residual quantizers."""
+"""Rewrites the stored vectors of an index in place and keeps its structure: graphs, lists, labels, residual codes."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def obstacle(index: Any, equivalence: Equivalence, *, biased: bool) -> str | Non
         return _chain_obstacle(index, equivalence, biased=biased)
     if isinstance(index, faiss.IndexRefine):
         if equivalence.scores and _chain(index.base_index):
-            return "a refined index has scores of two kinds where its rotation takes the map in"
+            return "a refined index has two kinds of scores when the map is merged into its rotation"
         parts = (index.base_index, index.refine_index)
         return next((found for part in parts if (found := obstacle(part, equivalence, biased=biased))), None)
     if isinstance(index, faiss.IndexIVF):
@@ -44,17 +44,17 @@ def obstacle(index: Any, equivalence: Equivalence, *, biased: bool) -> str | Non
     if isinstance(index, faiss.IndexScalarQuantizer | faiss.IndexIVFScalarQuantizer):
         if index.sq.qtype not in _FLOATS:
             return f"{kind} was trained on ranges of single dimensions, which a map mixes"
-        if rows.normalise and getattr(index, "by_residual", False):
+        if rows.normalize and getattr(index, "by_residual", False):
             return "its codes are residuals, whose rows cannot be made unit one by one"
         return None
     if quantizer := _additive(index):
-        if rows.normalise:
+        if rows.normalize:
             return f"codes of {kind} are sums of codewords, which cannot be made unit row by row"
         if biased:
             return f"{kind} holds no exact bias"
         return None if quantizer.search_type in _PLAIN_CODES else f"{kind} stores norms beside its codes"
     if hasattr(index, "pq"):
-        return f"{kind} codes each slice of dimensions alone, and no rotation (OPQ) in front of it can take the map in"
+        return f"{kind} codes each slice of dimensions alone, and has no rotation (OPQ) in front to merge the map into"
     return f"{kind} cannot be rewritten in place"
 
 
@@ -63,21 +63,21 @@ def _chain_obstacle(index: Any, equivalence: Equivalence, *, biased: bool) -> st
     if equivalence.queries is None:
         return equivalence.reason
     if not isinstance(first, faiss.LinearTransform):
-        return f"its {type(first).__name__} is not linear, so the map cannot be folded into it"
+        return f"its {type(first).__name__} is not linear, so the map cannot be merged into it"
     if biased:
         return "a hubness bias does not pass through a rotation"
     if equivalence.scores and not (first.is_orthonormal and not first.have_bias):
-        return f"its {type(first).__name__} is no rotation, so its distances cannot be rescaled"
+        return f"its {type(first).__name__} is not a rotation, so its distances cannot be rescaled"
     return None
 
 
 def loses(index: Any) -> bool:
-    """True where rewriting rounds the stored vectors anew (half precision), so that the result is exact no longer."""
+    """True where rewriting rounds the stored vectors again (half precision), so that the result is not exact."""
     index = faiss.downcast_index(index)
     if isinstance(index, faiss.IndexIDMap):
         return loses(index.index)
     if isinstance(index, faiss.IndexPreTransform):
-        return False  # only the matrix in front changes
+        return False  # only the transform in front changes
     if isinstance(index, faiss.IndexRefine):
         return loses(index.base_index) or loses(index.refine_index)
     if isinstance(index, faiss.IndexHNSW | faiss.IndexNSG):
@@ -86,20 +86,20 @@ def loses(index: Any) -> bool:
 
 
 def folds(index: Any) -> bool:
-    """True where moving changes only the transform in front of an index, and with it what its scores and additions are."""
+    """True where rewriting changes only the transform in front of an index, which affects scores and additions."""
     index = faiss.downcast_index(index)
     return folds(index.index) if isinstance(index, faiss.IndexIDMap) else isinstance(index, faiss.IndexPreTransform)
 
 
 def rewrite(index: Any, equivalence: Equivalence) -> None:
-    """Rewrite the vectors of an index in place, in chunks of 8 MiB; nothing may be in its way (`obstacle`).
+    """Rewrite the vectors of an index in place, in chunks of 8 MiB; there must be no `obstacle`.
 
-    Centroids of inverted lists move as rows do, since an affine map commutes with means. A transform in front takes the map in:
-    ``A' = A P`` for queries pulled back by ``p = P q + c``.
+    Centroids of inverted lists are mapped like rows, since an affine map commutes with means. A transform in front is multiplied
+    with the projection: ``A' = A P`` for queries projected by ``p = P q + c``.
     """
     index = faiss.downcast_index(index)
     rows = equivalence.rows
-    assert rows is not None  # noqa: S101 - `obstacle` has said so
+    assert rows is not None  # noqa: S101 - checked by `obstacle`
     if isinstance(index, faiss.IndexIDMap):
         rewrite(index.index, equivalence)
         index.d = index.index.d
@@ -137,7 +137,7 @@ def _rewrite_codes(index: Any, rows: RowMap) -> None:
     n, old, new = index.ntotal, index.code_size, coder.new_size
     step = max(1, _CHUNK_BYTES // max(4 * index.d, new))
     starts = range(0, n, step)
-    if new > old:  # from the back, so that no row is written over before it is read
+    if new > old:  # from the end, so that no row is overwritten before it is read
         index.codes.resize(n * new)
         starts = reversed(starts)
     for start in starts:
@@ -153,7 +153,7 @@ def _rewrite_codes(index: Any, rows: RowMap) -> None:
 
 
 def _rewrite_lists(index: Any, rows: RowMap) -> None:
-    if quantizer := _additive(index):  # codes of residuals stay as they are
+    if quantizer := _additive(index):  # codes of residuals are kept
         _rewrite_codebooks(quantizer, rows.linear() if index.by_residual else rows)
         return
     coder = _Coder(index, rows)
@@ -199,7 +199,7 @@ class _Coder:
         return moved.view(np.uint8) if self._new is None else self._new.compute_codes(moved)
 
     def finish(self) -> None:
-        """Tell the index its new width."""
+        """Set the new width of the index."""
         if self._old is not None:
             self._old.d = self.dim
             self._old.set_derived_sizes()
@@ -207,7 +207,7 @@ class _Coder:
 
 
 def _rewrite_codebooks(quantizer: Any, rows: RowMap) -> None:
-    """``x = sum of codewords``: each is mapped linearly, and the first, of which every row has one, takes the offset."""
+    """``x = sum of codewords``: each codeword is mapped linearly; the offset is added to the first codebook."""
     words = faiss.vector_to_array(quantizer.codebooks).reshape(-1, quantizer.d) @ rows.coef.T
     first = int(faiss.vector_to_array(quantizer.codebook_offsets)[1])
     words[:first] += rows.intercept

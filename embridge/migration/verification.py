@@ -1,4 +1,4 @@
-"""What a migrated index is held against before it may appear: brute force over translated rows, and the old index's own answers."""
+"""Verifies a migrated index before it is written: against brute force over translated rows, and against the old index's results."""
 
 from __future__ import annotations
 
@@ -12,32 +12,32 @@ import pyarrow as pa
 from embridge.errors import FaissIndexError
 from embridge.indexes.build import prepare
 from embridge.indexes.hubness import augment, with_bias
-from embridge.indexes.search import search_index
+from embridge.indexes.scoring import search_index
 from embridge.maps import LinearMap
 from embridge.migration.equivalence import Equivalence
 from embridge.neighbors import Nearest, overlap
 from embridge.stores.base import BATCH_BYTES
 from embridge.stores.faiss.collection import external_ids
 from embridge.stores.faiss.decode import stored_vectors
-from embridge.stores.faiss.file import IndexFile
+from embridge.stores.faiss.index_file import IndexFile
 from embridge.stores.ids import hash_ids
 from embridge.types import Metric, Space
 
 K = 10
-AGREES = 0.995  # a share of answers; what is missing are ties that rounding decides
-_NOISE = 0.3  # of the spread of the rows: sampled queries are near rows, and are none
+AGREES = 0.995  # share of equal results; the rest are ties decided by rounding
+_NOISE = 0.3  # of the spread of the rows: sampled queries are near rows, but not rows
 
 
 @dataclass(frozen=True)
 class VerificationScore:
-    """How a migrated index did.
+    """The scores of a migrated index.
 
     Attributes
     ----------
     overlap : float
         Mean share of the true 10 nearest rows that it finds.
     agreement : float or None
-        Mean share of the old index's answers to pulled-back queries that it gives; None where none can be pulled back.
+        Mean share of the old index's results for projected queries that it returns; None where none can be projected.
     """
 
     overlap: float
@@ -45,31 +45,31 @@ class VerificationScore:
 
 
 class Verification:
-    """Sampled queries of the new space, their true neighbors, and what the old index answers to them.
+    """Sampled queries of the new space, their true neighbors, and the old index's results for them.
 
     Parameters
     ----------
     file : IndexFile
-        The old index, before anything is changed in it.
+        The old index, before any change.
     space : Space
     translation : LinearMap
     equivalence : Equivalence
     count : int
-        Queries sampled.
+        Number of sampled queries.
     seed : int
     queries : ndarray of shape (n, dim_new), optional
-        Real queries of the new space, used instead.
+        Real queries of the new space, used instead of sampled ones.
     references : ndarray of shape (n, dim_new), optional
-        Reference queries of a hubness bias that the migrated index shall have.
+        Reference queries for a hubness bias of the migrated index.
 
     Attributes
     ----------
     queries : ndarray of shape (n_queries, dim_new)
     own_overlap : float or None
-        What the old index finds of the neighbors in its own space, searched with rows of its own plus noise: the best that can
-        be hoped for from a structure like its own. None where the equivalence is exact: then it is the overlap itself.
+        Overlap of the old index in its own space, searched with its rows plus noise: an upper bound for its structure.
+        None where the equivalence is exact: then it is equal to the overlap.
     readable : bool
-        False where its vectors cannot be read back; then its own answers are all there is to compare with.
+        False where its vectors cannot be read back; then there are only the old index's results to compare with.
     """
 
     def __init__(
@@ -94,9 +94,9 @@ class Verification:
         self.queries = self._in_new_space(old_queries) if queries is None else queries
         self.own_overlap: float | None = None
         self._truth: np.ndarray | None = None
-        pulled = self._pulled()
+        projected = self._projected()
         if self.readable:
-            self._truth = self._true_neighbours(pulled)
+            self._truth = self._true_neighbors(projected)
             if not equivalence.exact:
                 own = self._nearest(old_queries, space, hub="hubness" in file.notes)
                 for labels, stored in stored_vectors(file.index, self._batch_rows):
@@ -104,7 +104,7 @@ class Verification:
                 found = search_index(file, space, old_queries, self.k)[1]
                 self.own_overlap = float(overlap(self._ids(file, found), self._ids(file, own.rows)).mean())
         hub = "hubness" in file.notes and equivalence.forward
-        answers = None if pulled is None else search_index(file, space, pulled, self.k, as_they_are=hub)[1]
+        answers = None if projected is None else search_index(file, space, projected, self.k, as_they_are=hub)[1]
         self._old_answers = None if answers is None else self._ids(file, answers)
 
     def score(self, migrated: IndexFile) -> VerificationScore:
@@ -113,7 +113,10 @@ class Verification:
         agreement = None if self._old_answers is None else float(overlap(found, self._old_answers).mean())
         if self._truth is None:
             if agreement is None:
-                raise FaissIndexError.cannot_be_verified()
+                raise FaissIndexError(
+                    "The vectors of the index cannot be read back, and queries cannot be projected to it, "
+                    "so nothing can be verified."
+                )
             return VerificationScore(agreement, agreement)
         return VerificationScore(float(overlap(found, self._truth).mean()), agreement)
 
@@ -122,8 +125,8 @@ class Verification:
         n = self._file.index.ntotal
         wanted = np.sort(rng.choice(n, min(count, n), replace=False))
         found, start = [], 0
-        inner = _unlabelled(self._file.index)
-        if isinstance(inner, faiss.IndexFlat | faiss.IndexHNSWFlat):  # the quick way, which other types do not have or do wrongly
+        inner = _inside_id_map(self._file.index)
+        if isinstance(inner, faiss.IndexFlat | faiss.IndexHNSWFlat):  # fast access, which other types lack or get wrong
             return self._near(inner.reconstruct_batch(wanted)[:, : self._space.dim], rng)
         try:
             for labels, rows in stored_vectors(self._file.index, self._batch_rows):
@@ -146,15 +149,15 @@ class Verification:
     def _in_new_space(self, old_queries: np.ndarray) -> np.ndarray:
         return self._map.apply(old_queries) if self._passage.forward else self._map.inverse().apply(old_queries)
 
-    def _true_neighbours(self, pulled: np.ndarray | None) -> np.ndarray:
+    def _true_neighbors(self, projected: np.ndarray | None) -> np.ndarray:
         """Ids of the true neighbors, by brute force over translated rows.
 
-        Where pulled-back queries should rank stored rows just so, they do the work, at a fraction of the cost, once a first batch
-        of rows has shown that they do.
+        Where projected queries rank stored rows equally, they are used instead, which is much faster; a first batch of rows
+        checks this.
         """
         space, hub = self._passage.space, "hubness" in self._file.notes or self._references is not None
         direct = self._nearest(self.queries, space, hub=hub)
-        short = None if pulled is None or hub else Nearest(pulled, self.k, self._order(self._space), None)
+        short = None if projected is None or hub else Nearest(projected, self.k, self._order(self._space), None)
         if not self._passage.forward:
             direct = self._nearest(self._map.apply(self.queries), self._space, hub=hub)
         elif not self._passage.exact:
@@ -169,7 +172,7 @@ class Verification:
         return self._ids(self._file, (short or direct).rows)
 
     def _nearest(self, queries: np.ndarray, space: Space, *, hub: bool) -> Nearest:
-        """The running brute force over rows as an index of this space stores them."""
+        """Brute force over rows as stored in an index of this space."""
         prepared = prepare(queries, Metric.COSINE if hub else space.metric)
         return Nearest(augment(prepared) if hub else prepared, self.k, self._order(space), None)
 
@@ -187,8 +190,8 @@ class Verification:
             return with_bias(rows, self._references)
         return np.column_stack([rows, stored[:, width:]]) if self._file.biased else rows
 
-    def _pulled(self) -> np.ndarray | None:
-        """The queries, as the old index should get them."""
+    def _projected(self) -> np.ndarray | None:
+        """The queries as input for the old index."""
         if not self._passage.forward:
             return self._map.apply(self.queries)
         if self._passage.queries is None:
@@ -206,8 +209,8 @@ class Verification:
         return np.where(labels < 0, -1, codes.astype(np.int64).reshape(labels.shape))
 
 
-def _unlabelled(index: Any) -> Any:
-    """What an id map maps, where positions are labels."""
+def _inside_id_map(index: Any) -> Any:
+    """The index inside an id map, whose labels are positions."""
     while isinstance(index := faiss.downcast_index(index), faiss.IndexIDMap):
         index = index.index
     return index

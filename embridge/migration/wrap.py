@@ -1,4 +1,4 @@
-"""A map put in front of an index, so that it takes queries of another space; no stored vector is touched."""
+"""Puts a map in front of an index, which then accepts queries of another space; stored vectors are not changed."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from embridge.migration.equivalence import QueryMap
 
 
 def wrap(index: Any, queries: QueryMap, *, biased: bool) -> Any:
-    """The index behind linear transforms that pull queries back, as an `IndexPreTransform`.
+    """The index behind linear transforms that project queries, as an `IndexPreTransform`.
 
     Parameters
     ----------
     index : faiss.Index
-        As `read_index` gives it; becomes part of the result.
+        As returned by `read_index`; becomes part of the result.
     queries : QueryMap
     biased : bool
         The index's last column is a hubness bias.
@@ -26,7 +26,7 @@ def wrap(index: Any, queries: QueryMap, *, biased: bool) -> Any:
         if not isinstance(index, faiss.IndexPreTransform):
             index = faiss.IndexPreTransform(transform, index)
             continue
-        if index.own_fields:  # as after read_index: it will free the transform, and Python must not do so again
+        if index.own_fields:  # as after read_index: it frees the transform, so Python must not
             transform.this.disown()
         index.prepend_transform(transform)
     return index
@@ -42,7 +42,7 @@ def linear_transform(matrix: np.ndarray, offset: np.ndarray) -> Any:
 
 
 def set_matrix(transform: Any, matrix: np.ndarray, offset: np.ndarray) -> None:
-    """Give a linear transform another matrix and offset; FAISS does not find out by itself whether it is orthonormal now."""
+    """Give a linear transform another matrix and offset; FAISS does not update whether it is orthonormal."""
     faiss.copy_array_to_vector(np.ascontiguousarray(matrix, np.float32).ravel(), transform.A)
     transform.d_out, transform.d_in = matrix.shape
     transform.have_bias = bool(offset.any())

@@ -1,4 +1,4 @@
-"""Every strategy of answering new-space queries with its scores and costs, and which one is recommended."""
+"""Scores and costs of all strategies for answering new-space queries, and a recommendation."""
 
 from embridge.planning.plan import plan
 from embridge.planning.reencoding import rows_to_reencode

@@ -15,14 +15,14 @@ from embridge.maps import LinearMap
 from embridge.records import LabelFigures, NormDistribution
 
 _BINS = 40
-_ALIKE = 1e-3  # lengths that differ by less than this share are one length: float16 rounds unit rows as much
+_ALIKE = 1e-3  # lengths that differ by less than this share are equal: float16 rounds unit rows as much
 _CHUNK = 8192
 
 
 def norm_distributions(corpus: Anchors, translation: LinearMap) -> tuple[NormDistribution, ...]:
     """Lengths of the rows of both spaces, and of the translated rows before and after they are scaled to unit length.
 
-    Where the target space is not normalised nothing is scaled, and the translation has one distribution.
+    Where the target space is not normalized nothing is scaled, and the translation has one distribution.
 
     Parameters
     ----------
@@ -39,7 +39,7 @@ def norm_distributions(corpus: Anchors, translation: LinearMap) -> tuple[NormDis
 
 
 def distribution(name: str, lengths: np.ndarray) -> NormDistribution:
-    """Lengths as a histogram; one bin where they are all alike."""
+    """Lengths as a histogram; one bin where all are equal."""
     low, high = float(lengths.min()), float(lengths.max())
     if high - low <= _ALIKE * high:
         counts, edges = np.array([len(lengths)]), np.array([low, high])
@@ -58,12 +58,12 @@ def figures_by_label(
     ----------
     benchmark : Benchmark
     values : mapping of strategy title to ndarray
-        What strategies are compared by (`Benchmark.measure`).
+        The score that strategies are compared by (`Benchmark.measure`).
     labels : sequence
         Of each query; None where it has none.
     """
     known = list(labels)
-    if benchmark.judged.any():  # then only queries that have a relevant row are measured
+    if benchmark.judged.any():  # then only queries with a relevant row are measured
         known = [known[place] for place in np.flatnonzero(benchmark.judged)]
     found = [
         LabelFigures(label, len(places), {title: float(each[places].mean()) for title, each in values.items()})
@@ -73,7 +73,7 @@ def figures_by_label(
 
 
 def _lengths(rows: np.ndarray, through: LinearMap | None = None) -> np.ndarray:
-    """Lengths in float64, whose squares no row of float32 overflows."""
+    """Lengths in float64, in which squares of float32 do not overflow."""
     out = np.empty(len(rows))
     for start in range(0, len(rows), _CHUNK):
         part = rows[start : start + _CHUNK]

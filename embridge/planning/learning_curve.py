@@ -1,4 +1,4 @@
-"""How quality grows with the number of anchors, and what more of them would give."""
+"""Quality as a function of the number of anchors, with a prediction for more of them."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ _DRAWS = 200
 
 
 def learning_curve(translation: LinearMap, train: Anchors, benchmark: Benchmark) -> LearningCurve:
-    """Overlap at 1/16 to all of the anchors, and a forecast for twice and four times as many.
+    """Overlap at 1/16 to all of the anchors, and a prediction for twice and four times as many.
 
-    There are two laws of growth (`_extrapolate`); which one holds depends on the pair, and on how many anchors there are for its
-    dimensions. The forecast is the mean of both; its interval goes from the lower end to the higher end of their two intervals over
-    resampled queries.
+    There are two formulas (`_extrapolate`); which one fits depends on the pair, and on how many anchors there are for
+    its dimensions. The prediction is the mean of both; its interval goes from the lower end to the higher end of their two
+    intervals over resampled queries.
 
-    Subsets are nested. Each is fitted by the method that was chosen on all anchors, with alpha in inverse proportion to their
-    number, as the best strength of ridge regression is.
+    Subsets are nested. Each is fitted by the method chosen on all anchors, with alpha in inverse proportion to their
+    number, like the best alpha of ridge regression.
     """
     some = benchmark.at(np.arange(len(benchmark.queries))[:_QUERIES])
     sizes = sorted({size for share in _SHARES if (size := int(len(train) * share)) >= 8})
@@ -47,7 +47,7 @@ def learning_curve(translation: LinearMap, train: Anchors, benchmark: Benchmark)
     draws = np.random.default_rng(0).integers(table.shape[1], size=(_DRAWS, table.shape[1]))
     drawn = np.stack([table[:, draw].mean(1) for draw in draws])
     low, high = np.quantile(_extrapolate(points, drawn, ahead), [0.025, 0.975], axis=0)
-    low, high = low.min(axis=0), high.max(axis=0)  # of both laws
+    low, high = low.min(axis=0), high.max(axis=0)  # of both formulas
     intervals = tuple((float(a), float(b)) for a, b in zip(low, high, strict=True))
     return LearningCurve(tuple(sizes), tuple(means.tolist()), ahead, tuple(forecast.tolist()), intervals)
 
@@ -62,10 +62,10 @@ def _method(translation: LinearMap, factor: float) -> Translator:
 
 
 def _extrapolate(sizes: np.ndarray, values: np.ndarray, ahead: Sequence[int]) -> np.ndarray:
-    """What two laws say of more anchors: ``a - b / (n + d)`` and ``a - b n^-c``.
+    """Predictions of two formulas for more anchors: ``a - b / (n + d)`` and ``a - b n^-c``.
 
-    The first is what a linear map misses once there are many anchors for its dimensions; before that quality grows more like the
-    second. Each is fitted by least squares, d and c on a grid; neither falls, nor goes above 1.
+    The first fits a linear map with many anchors per dimension; with fewer anchors the second fits better. Each is fitted by
+    least squares, d and c on a grid; neither falls, nor exceeds 1.
 
     Parameters
     ----------
@@ -84,11 +84,11 @@ def _extrapolate(sizes: np.ndarray, values: np.ndarray, ahead: Sequence[int]) ->
     last, mean = values[:, -1:], values.mean(1, keepdims=True)
     out = np.empty((len(values), len(laws), len(ahead)))
     for number, (shape, further) in enumerate(laws):
-        centre = shape.mean(1, keepdims=True)
-        spread = np.square(shape - centre).sum(1)
-        slopes = (values - mean) @ (shape - centre).T / spread  # -b of every curve and d or c
+        center = shape.mean(1, keepdims=True)
+        spread = np.square(shape - center).sum(1)
+        slopes = (values - mean) @ (shape - center).T / spread  # -b of every curve and d or c
         explained = np.where(slopes <= 0, slopes**2 * spread, -1.0)
         best = explained.argmax(1)
-        found = mean + np.take_along_axis(slopes, best[:, None], 1) * (further - centre)[best]
+        found = mean + np.take_along_axis(slopes, best[:, None], 1) * (further - center)[best]
         out[:, number] = np.clip(np.where(explained.max(1, keepdims=True) < 0, last, found), last, 1.0)
     return out

@@ -46,26 +46,26 @@ def plan(
     """Compare every strategy on held-out rows, and recommend one for each situation.
 
     Queries are split into two halves: the weight of the blend, the references of the hubness correction and the rows to re-encode
-    first come from the other half, so every figure is out of sample and all queries count. Maps are what `Auto` chooses, except
+    first come from the other half, so every score is out of sample and all queries count. Maps are chosen by `Auto`, except
     ``translate-documents-kernel``, which uses `Kernel`.
 
     Parameters
     ----------
     shared : Anchors
-        Rows of both spaces: `anchors` of them are fitted on, all others are the corpus.
+        Rows of both spaces: maps are fitted on `anchors` of them; the others are the corpus.
     queries : Anchors, optional
         Queries by both models. Default: rows of the corpus are the queries. A query that is a row (same id, same vector) does not
         find itself.
     qrels : mapping of query id to sequence of document ids, or to mapping of document id to grade, optional
-        Then strategies are compared by recall@k, else by overlap@k with the new model's ranking. Overlap says how near the new
-        ranking is, not whether that is the better one.
+        Then strategies are compared by recall@k, else by overlap@k with the new model's ranking. Overlap measures the
+        similarity to the new ranking, not whether that ranking is better.
     labels : mapping of id to label, optional
-        Of queries, or of the documents relevant to them: then the plan has figures for each label.
+        Labels of queries, or of the documents relevant to them: then the plan has scores for each label.
     anchors : int, optional
         Default: half of the shared rows, at most 5,000.
     k : int, default 10
     encode_rate, price : float, optional
-        Rows that the new model encodes in a second, and what encoding one row costs.
+        Rows per second that the new model encodes, and the cost of encoding one row.
     max_queries : int, default 5000
     seed : int, default 0
     device : str, default "cpu"
@@ -79,9 +79,9 @@ def plan(
     Raises
     ------
     ParameterError
-        k, anchors, encode_rate or price out of range, judgements that concern no query or no row, or labels of none of the queries.
+        k, anchors, encode_rate or price out of range, judgments of no query or no row, or labels of no query.
     TooFewAnchorsError
-        Too few shared rows to fit on some and search more than k others.
+        Too few shared rows to fit on some and search more than k of the others.
     """
     k = check_k(k)
     for name, value in (("encode_rate", encode_rate), ("price", price)):
@@ -89,7 +89,10 @@ def plan(
             raise ParameterError.must_be(name, "above 0", value)
     anchors = min(5000, len(shared) // 2) if anchors is None else anchors
     if len(shared) - anchors <= k + 1:
-        raise TooFewAnchorsError.planned(k + 2, anchors, len(shared))
+        raise TooFewAnchorsError(
+            f"A plan needs at least {k + 2} shared rows besides its anchors. Of {len(shared):,} rows {anchors:,} are anchors. "
+            "Hint: fewer --anchors (anchors=), a smaller -k, or more rows by both models."
+        )
     train = shared.sample(anchors, seed)
     benchmark = _benchmark(shared.without(train.hashes()), train, queries, k, qrels, max_queries, seed, device)
     known = None
@@ -101,10 +104,8 @@ def plan(
     measured = np.array([benchmark.measure(run.scores) for run in runs])
     gains = measured - measured[_place(runs, "keep-old")]
     strategies = _costed(runs, gains, encode_rate, price, seed)
-    by_label, unlabelled = (), None
-    if known is not None:
-        values = {run.title: row for run, row in zip(runs, measured, strict=True)}
-        by_label, unlabelled = figures_by_label(benchmark, values, known)
+    values = {run.title: row for run, row in zip(runs, measured, strict=True)}
+    by_label, unlabelled = ((), None) if known is None else figures_by_label(benchmark, values, known)
     judged = int(benchmark.judged.sum())
     return Plan(
         k=k,
@@ -134,7 +135,7 @@ def _benchmark(
     """The benchmark of the rows that are not fitted on."""
     benchmark = Benchmark.of(rows, queries, k, qrels=qrels, max_queries=max_queries, seed=seed, device=device)
     if queries is None or len(np.unique(benchmark.half)) < 2:
-        # Rows as queries would be their own references; few queries may have no other half.
+        # Rows as queries would be their own references; with few queries one half may be empty.
         reference = train.sample(REFERENCES, seed)
         return replace(benchmark, references=References(reference.y, reference.x))
     return benchmark
@@ -144,7 +145,9 @@ def _fit(train: Anchors, seed: int, device: Any) -> tuple[Maps, LinearMap]:
     """The map of rows, the map of queries and the kernel map."""
     translation = fit(train, "auto", keep_affine=True, device=device)
     reverse = fit(train.reversed(), "auto", role="queries", keep_affine=True, device=device)
-    shrinkage = {name: value for name, value in translation.record.parameters.items() if name in ("alpha", "s")}
+    shrinkage = {
+        name: value for name, value in translation.record.parameters.items() if name in ("alpha", "shrinkage_target_weight")
+    }
     kernel = fit(train, Kernel(**shrinkage, seed=seed), device=device)
     return Maps(translation, reverse, kernel), translation
 

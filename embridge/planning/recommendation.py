@@ -1,4 +1,4 @@
-"""Which strategy to take, by situation."""
+"""Recommends a strategy for each situation."""
 
 from __future__ import annotations
 
@@ -11,21 +11,21 @@ from embridge.evaluation.bootstrap import simultaneous_intervals
 from embridge.records import FEW_QUERIES, CostedScore, Recommendation
 from embridge.translators.select import one_standard_error
 
-ENOUGH = 0.8  # of the gap: what a lazy or partial re-encoding must recover to be worth not re-encoding everything
+ENOUGH = 0.8  # of the gap: the share that a lazy or partial re-encoding must recover to be recommended
 
 
 def recommend(strategies: Sequence[CostedScore], gains: np.ndarray, *, judged: bool) -> dict[str, Recommendation]:
     """One recommendation for each situation.
 
-    The best of many is the best by luck too. So what is chosen for its score is held to intervals that hold at once for all that
-    it was chosen among (`simultaneous_intervals`), and of those that pass the simplest is taken that paired differences cannot
-    tell from the best (`one_standard_error`): fewest rows changed, no hubness correction, no old encoder.
+    The best of many strategies is partly the best by luck. So a strategy chosen by its score must pass simultaneous intervals
+    over all candidates (`simultaneous_intervals`), and of those that pass, the simplest is chosen that paired differences
+    cannot distinguish from the best (`one_standard_error`): fewest rows changed, no hubness correction, no old encoder.
 
     ``old-encoder-gone``: of those that need neither the old model nor texts. ``both-encoders``: of those that encode no row and
-    whose interval against ``keep-old`` lies above zero; ``keep-old`` where there is none. ``texts-available``: where re-encoding
-    everything is not better than keeping (one comparison, in which nothing is chosen), the same; else what encodes fewest rows
-    (within 1 % of them) of all whose interval lies above zero and that recover 80 % of the gain of re-encoding. That share
-    counts as it was measured, without a margin: it is a price, and to miss it either way costs.
+    whose interval against ``keep-old`` is above zero; ``keep-old`` where there is none. ``texts-available``: where re-encoding
+    everything is not better than keeping (a single comparison), the same; else the strategy that encodes fewest
+    rows (within 1 % of them) of all whose interval is above zero and that recover 80 % of the gain of re-encoding. That share
+    is used as measured, without a margin.
 
     Parameters
     ----------
@@ -44,7 +44,7 @@ def recommend(strategies: Sequence[CostedScore], gains: np.ndarray, *, judged: b
     }
     queries = gains.shape[1]
     if queries < FEW_QUERIES:
-        note = f" With {queries:,} {'query' if queries == 1 else 'queries'} the choice is mostly chance."
+        note = f" With {queries:,} {'query' if queries == 1 else 'queries'} the choice is mostly random."
         found = {situation: replace(one, reason=one.reason + note) for situation, one in found.items()}
     return found
 
@@ -73,7 +73,7 @@ class _Table:
     def old_encoder_gone(self) -> Recommendation:
         without_old = [i for i in self.free if not self.strategies[i].needs_old_encoder]
         if not without_old:
-            return Recommendation("re-encode", "No other strategy does without the old model here.")
+            return Recommendation("re-encode", "No other strategy works without the old model here.")
         known = _together(self.gains, without_old)
         i, remark = self._simplest(without_old)
         return Recommendation(self._title(i), f"It needs no old model: {self._against(i, known[i], len(known))}.{remark}")
@@ -85,7 +85,7 @@ class _Table:
             i, remark = self._simplest(proven)
             return Recommendation(self._title(i), f"No row is encoded: {self._against(i, known[i], len(known))}.{remark}")
         i = self._best(free)
-        why = f"Keep it: nothing is measurably better; the best, {self._title(i)}, has {self._against(i, known[i], len(known))}."
+        why = f"Nothing is measurably better; the best, {self._title(i)}, has {self._against(i, known[i], len(known))}."
         return Recommendation(self._title(self.keep), why)
 
     def texts_available(self, otherwise: Recommendation) -> Recommendation:
@@ -100,7 +100,7 @@ class _Table:
         total = strategies[full].encodes
         partial = [i for i in enough if strategies[i].encodes < total] or enough
         fewest = min(strategies[i].encodes for i in partial)
-        # Which of the lazy ones reaches a few rows less is chance: within 1 % of all rows they count as one.
+        # Small differences in encoded rows are random: within 1 % of all rows strategies are treated as equal.
         i, remark = self._simplest([i for i in partial if strategies[i].encodes <= fewest + total // 100])
         # A share is a ratio of means; to first order it is the mean over queries of these.
         span = 2 * (1 + np.abs(shares).max()) / gap
@@ -108,9 +108,7 @@ class _Table:
         share = f"recovers {shares[i]:.0%} [{low:.0%}, {high:.0%}] of what re-encoding everything gains"
         encoded = f"{strategies[i].encodes:,} of {total:,} rows encoded"
         if 0.95 * total < strategies[i].encodes < total:
-            remark += (
-                f" These queries reach nearly all rows: to re-encode everything ({strategies[full].gain:+.3f}) costs the same."
-            )
+            remark += f" These queries reach nearly all rows: re-encoding everything ({strategies[full].gain:+.3f}) costs the same."
         return Recommendation(self._title(i), f"It {share} with {encoded}: {self._against(i, known[i], len(known))}.{remark}")
 
     def _place(self, title: str) -> int:
@@ -129,7 +127,7 @@ class _Table:
         return max(rows, key=lambda i: self.strategies[i].gain)
 
     def _simplest(self, rows: Sequence[int]) -> tuple[int, str]:
-        """Of some strategies the simplest that cannot be told from the best, and a remark on the best."""
+        """The simplest of some strategies that cannot be distinguished from the best, and a remark on the best."""
         if self.gains.shape[1] < 2:  # one query has no standard error
             return self._best(rows), ""
         ordered = sorted(rows, key=lambda i: _effort(self.strategies[i]))

@@ -1,4 +1,4 @@
-"""Which rows of a collection to re-encode first."""
+"""Orders the rows of a collection for re-encoding."""
 
 from __future__ import annotations
 
@@ -9,12 +9,13 @@ import numpy as np
 from embridge.anchors import ids_at
 from embridge.arrays import as_vectors
 from embridge.device import resolve_device
-from embridge.errors import ParameterError, SpaceMismatchError
+from embridge.errors import ParameterError
 from embridge.evaluation.metrics import DEPTH, by_hits
 from embridge.maps import Map
 from embridge.neighbors import Nearest
 from embridge.stores.base import Collection
 from embridge.stores.ids import hash_ids
+from embridge.types import space_mismatch
 
 if TYPE_CHECKING:
     import torch
@@ -28,10 +29,10 @@ def rows_to_reencode(
     known: np.ndarray | None = None,
     device: str | torch.device | None = "cpu",
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Which rows of a collection to re-encode first: those that most queries find among their 100 nearest translated rows.
+    """Order rows for re-encoding: first those that most queries find among their 100 nearest translated rows.
 
-    `plan` measures this order as ``re-encode-1%`` and so on. Rows with the highest predicted errors are a worse choice: what no
-    query finds need not be right. Vectors are read once, in batches.
+    `plan` measures this order as ``re-encode-1%`` and so on. Rows with the highest predicted errors are a worse choice: rows
+    that no query finds do not matter. Vectors are read once, in batches.
 
     Parameters
     ----------
@@ -41,25 +42,25 @@ def rows_to_reencode(
     queries : ndarray of shape (n_queries, dim_target)
         By the new model.
     known : ndarray of uint64, optional
-        Hashes (`Anchors.hashes`) of ids that have a native vector already, and are left out.
+        Hashes (`Anchors.hashes`) of ids that already have a native vector; they are left out.
     device : str, default "cpu"
 
     Returns
     -------
     ids : ndarray of shape (n,)
-        Rows that any query finds, those first that most queries find.
+        Rows found by any query, ordered by the number of queries.
     counts : ndarray of int64, shape (n,)
-        How many find each.
+        Number of queries that find each.
 
     Raises
     ------
     SpaceMismatchError
-        The map does not start in the space of the collection, or queries have another width than where it leads.
+        The map does not start in the space of the collection, or queries do not have the width of its output.
     ParameterError
         There is no query.
     """
     if not translation.source.same_as(source.space):
-        raise SpaceMismatchError.between("The map", translation.source, source.name, source.space)
+        raise space_mismatch("The map", translation.source, source.name, source.space)
     vectors = as_vectors(queries, translation.target.dim, "queries")
     if not len(vectors):
         raise ParameterError.must_be("queries", "at least one", 0)

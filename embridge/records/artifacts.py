@@ -1,4 +1,4 @@
-"""Files that runs read and wrote, and what is in a collection."""
+"""Records of files that runs read and wrote, and of the content of a collection."""
 
 from __future__ import annotations
 
@@ -52,15 +52,15 @@ class Artifact:
     Attributes
     ----------
     role : str
-        What it was there: ``source``, ``target``, ``queries``, ``map``, ``output`` ...
+        Its role: ``source``, ``target``, ``queries``, ``map``, ``output`` ...
     path, fingerprint : str
-        Where it lies, and the hash of its content.
+        Its path and content hash.
     kind : str
         ``parquet``, ``faiss``, ``map``, ``decoder``, ``texts``, ``table`` or ``report``.
     rows : int, optional
         Of a collection.
     space, source_space : Space, optional
-        The space of its vectors; of a map, where it leads and where from.
+        The space of its vectors; for a map, the spaces of its output and input.
     """
 
     role: str
@@ -95,7 +95,7 @@ class Artifact:
 
     @classmethod
     def of_file(cls, role: str, path: str | os.PathLike[str], kind: str = "table") -> Artifact:
-        """Any other file; one that is not local has no fingerprint."""
+        """Any other file; a remote file has no fingerprint."""
         name = os.fspath(path)
         return cls(role, name, fingerprint(name) if os.path.isfile(name) else "", kind)
 
@@ -113,13 +113,13 @@ class Artifact:
 
 
 def absolute(path: str) -> str:
-    """The path as the catalog has it: absolute, or as it is where it is a URL."""
+    """The path as stored in the catalog: absolute, or an unchanged URL."""
     return path if "://" in path else os.path.abspath(path)
 
 
 @dataclass(frozen=True)
 class Summary:
-    """What is in a collection.
+    """The content of a collection.
 
     Attributes
     ----------
@@ -133,7 +133,7 @@ class Summary:
     mean_cosine : float
         Of pairs of different rows; near zero where directions are used evenly, NaN below two rows.
     effective_rank : float
-        How many dimensions the rows fill (see `Isotropy`); NaN where they do not differ.
+        Effective rank (see `Isotropy`); NaN where rows do not differ.
     """
 
     rows: int

@@ -21,7 +21,7 @@ _FEW = 20  # queries: labels with fewer come last
 
 @dataclass(frozen=True)
 class StrategyScore:
-    """How one strategy does against native neighbors, and against relevance judgements where there are any.
+    """Scores of one strategy against native neighbors, and against relevance judgments where given.
 
     Attributes
     ----------
@@ -33,12 +33,12 @@ class StrategyScore:
     overlap_ci : tuple of float
         95 % bootstrap interval over queries, as all intervals here.
     recall, mrr : float or None
-        Recall at k and mean reciprocal rank at k against the relevance judgements, where given.
+        Recall at k and mean reciprocal rank at k against the relevance judgments, where given.
     candidate_recall : float
         Mean share of the native k nearest that are among the 100 nearest found (all rows but one, where there are fewer).
     recall_ci, mrr_ci : tuple of float or None
     ndcg, ndcg_ci : float, tuple of float, or None
-        nDCG at k, with grades where the judgements have any.
+        nDCG at k, with grades where the judgments have any.
     """
 
     name: str
@@ -62,7 +62,7 @@ class LabelScore:
     label : str or int
     strategy : str
     queries, judged : int
-        Queries of the label; of these those with a relevant row, over which recall, MRR and nDCG are taken.
+        Queries of the label; and those of them with a relevant row, over which recall, MRR and nDCG are averaged.
     overlap, overlap_ci, recall, recall_ci, mrr, mrr_ci, ndcg, ndcg_ci
         As in `StrategyScore`.
     """
@@ -83,7 +83,7 @@ class LabelScore:
 
 @dataclass(frozen=True)
 class CorpusSize:
-    """Overlap of a strategy among some of the rows, all of them, or (``forecast``) more than there were to measure on."""
+    """Overlap of a strategy for part of the rows, all of them, or (``forecast``) more rows than were measured."""
 
     strategy: str
     corpus: int
@@ -113,7 +113,7 @@ class Difference:
 
     @property
     def better(self) -> str:
-        """``this`` or ``other`` where the interval leaves out zero, else nothing."""
+        """``this`` or ``other`` where the interval excludes zero, else an empty string."""
         low, high = self.difference_ci
         return "this" if low > 0 else "other" if high < 0 else ""
 
@@ -124,7 +124,7 @@ class Difference:
 
 @dataclass(frozen=True, eq=False)
 class PerQuery:
-    """Every score of every query, before any mean is taken.
+    """The scores of every query.
 
     Attributes
     ----------
@@ -142,7 +142,7 @@ class PerQuery:
 
 @dataclass(frozen=True)
 class Evaluation:
-    """Every strategy side by side, on rows that the map was not fitted on.
+    """Scores of all strategies, on rows that the map was not fitted on.
 
     Attributes
     ----------
@@ -150,15 +150,15 @@ class Evaluation:
         Neighbors compared, queries, rows searched.
     strategies : tuple of StrategyScore
     mean_cosine : float
-        Mean cosine between translated and native vectors. It flatters: the mean vector alone often scores high.
+        Mean cosine between translated and native vectors. Misleading: the mean vector alone often scores high.
     relative_residual : float
         ||translated - native|| / ||native - mean(native)||, Frobenius norms: 0 is perfect, 1 is no better than the mean.
     map : str
         Fingerprint of the map.
     judged : int
-        Queries with a relevant row in the corpus, over which recall, MRR and nDCG are taken.
+        Queries with a relevant row in the corpus, over which recall, MRR and nDCG are averaged.
     confidence : ConfidenceCheck, optional
-        Where the map has a confidence, and 50 rows at least are left that it was not calibrated on.
+        Given where the map has a confidence, and at least 50 rows remain that it was not calibrated on.
     by_label : tuple of LabelScore
         By label, then strategy; empty without labels.
     sizes : tuple of CorpusSize
@@ -170,11 +170,11 @@ class Evaluation:
     per_query : PerQuery
         Not part of `to_dict`.
     weight : float or None
-        Of the projected query in the blend: the mean of what is used for the two halves of the queries. None without a blend.
+        Weight of the projected query in the blend: the mean over the two halves of the queries. None without a blend.
     reverse_map : str
         Fingerprint of the map that projects queries; empty without one.
     qrels : QrelsCoverage or None
-        How much of the relevance judgements was used.
+        Counts of the relevance judgments that were used.
     own_rows : int
         Given queries that are rows of the corpus (same id, same vector) and do not find themselves.
     """
@@ -232,7 +232,7 @@ class Evaluation:
 
 
 def _strategy_lines(found: Evaluation) -> list[str]:
-    """Every strategy; columns in which there is nothing are left out."""
+    """All strategies as a table; empty columns are left out."""
     columns = [
         ("strategy", [s.name for s in found.strategies]),
         (f"overlap@{found.k}", [s.overlap for s in found.strategies]),
@@ -247,11 +247,11 @@ def _strategy_lines(found: Evaluation) -> list[str]:
 
 
 def _size_lines(found: Evaluation) -> list[str]:
-    """Overlap by rows searched, a line a strategy; nothing where only one size was measured."""
+    """Overlap by rows searched, one line per strategy; empty where only one size was measured."""
     if len({s.corpus for s in found.sizes}) < 2:
         return []
     ahead = [s for s in found.sizes if s.forecast]
-    forecast = f", at {ahead[0].corpus:,} by forecast" if ahead else ""
+    forecast = f", predicted at {ahead[0].corpus:,}" if ahead else ""
     lines = [f"overlap@{found.k} by rows searched{forecast}:"]
     for name in dict.fromkeys(s.strategy for s in found.sizes):
         mine = [s for s in found.sizes if s.strategy == name]
@@ -262,7 +262,7 @@ def _size_lines(found: Evaluation) -> list[str]:
 
 
 def _label_lines(found: Evaluation) -> list[str]:
-    """Labels, those first that translated documents lose most to re-encoding; by recall where anything is judged."""
+    """Labels, ordered by the loss of translated documents against re-encoding; by recall where queries are judged."""
     if not found.by_label:
         return []
     table: dict[Any, dict[str, LabelScore]] = {}
@@ -290,7 +290,7 @@ def _label_lines(found: Evaluation) -> list[str]:
         f"{measure}@{found.k} by label, worst translated first (labels of fewer than {_FEW} queries last):",
         *aligned(columns),
     ]
-    return lines + ([f"and {len(labels) - _LABELS:,} labels more"] if len(labels) > _LABELS else [])
+    return lines + ([f"and {len(labels) - _LABELS:,} more labels"] if len(labels) > _LABELS else [])
 
 
 def _difference_lines(found: Evaluation) -> list[str]:

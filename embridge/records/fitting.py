@@ -1,4 +1,4 @@
-"""How anchors were chosen and maps came about."""
+"""Records of anchors and of fits."""
 
 from __future__ import annotations
 
@@ -11,19 +11,19 @@ from embridge.records.artifacts import Artifact, absolute
 from embridge.records.rows import Row, columns_of
 from embridge.types import Space
 
-LEAST_CALIBRATED = 50  # held-out rows, to calibrate a confidence on: 25 for weights, 25 for scores, enough for a coverage of 0.96
+LEAST_CALIBRATED = 50  # held-out rows for a confidence: 25 for weights, 25 for scores, enough for a coverage of 0.96
 
 
 @dataclass(frozen=True)
 class Candidate:
-    """One choice that was tried on folds.
+    """One candidate that was scored on folds.
 
     Attributes
     ----------
     method : str
     parameters : dict
     score : float
-        Mean overlap@10 over queries, higher is better; recall@10 where judgements chose.
+        Mean overlap@10 over queries, higher is better; recall@10 where judgments were used.
     deficit_error : float or None
         Standard error of the paired difference to the best candidate's score, where methods were compared.
     """
@@ -36,28 +36,28 @@ class Candidate:
 
 @dataclass(frozen=True)
 class FitRecord:
-    """How a map came about.
+    """How a map was fitted.
 
     Attributes
     ----------
     method : str
-        The translator's name, ``inverse`` or ``then`` for maps made of maps.
+        The translator's name; ``inverse`` or ``then`` for maps made from maps.
     parameters : dict
         Everything that determined the map, chosen values included.
     anchors, held_out : int
-        Rows fitted on, and rows kept from the fit for evaluation.
+        Rows fitted on, and rows held out for evaluation.
     seconds : float
     device : str
     sources : tuple of str
-        Fingerprints of what it was made of: source and target collection, or other maps.
+        Fingerprints of its inputs: source and target collection, or other maps.
     candidates : tuple of Candidate
-        What was tried on folds, where parameters were chosen.
+        Candidates scored on folds, where parameters were chosen.
     calibrated : int
         Held-out rows that its confidence was calibrated on.
     role : str
-        What it is for: ``documents``, ``queries`` or ``decode``.
+        Role: ``documents``, ``queries`` or ``decode``.
     chosen_by : str
-        ``queries`` where real queries decided among candidates, ``documents`` where held-out documents stood in for them, empty
+        ``queries`` where candidates were compared on real queries, ``documents`` where on held-out documents, empty
         where nothing was chosen.
     """
 
@@ -106,7 +106,7 @@ class FitRecord:
         return found
 
     def _check(self) -> None:
-        """A TypeError or ValueError where a value, out of a file, is not of its kind."""
+        """Raise TypeError or ValueError where a value from a file has the wrong type."""
         words = (self.method, self.device, self.role, self.chosen_by, *self.sources, *(c.method for c in self.candidates))
         tables = (self.parameters, *(c.parameters for c in self.candidates))
         counts = (self.anchors, self.held_out, self.calibrated)
@@ -114,14 +114,14 @@ class FitRecord:
         if not all(isinstance(word, str) for word in words) or not all(isinstance(table, dict) for table in tables):
             raise TypeError("its record has values of wrong types")
         if not all(type(count) is int and count >= 0 for count in counts):
-            raise ValueError("its record counts no rows")
+            raise ValueError("its record has no row count")
         if not all(type(number) in (int, float) for number in (self.seconds, *scores)):
             raise TypeError("its record has values of wrong types")
 
 
 @dataclass(frozen=True)
 class FitReport:
-    """What `fit` reports of a map.
+    """The report of `fit` about a map.
 
     Attributes
     ----------

@@ -1,4 +1,4 @@
-"""What was made: converted, migrated, merged and decoded collections, registered decoders."""
+"""Records of outputs: converted, migrated, merged and decoded collections, registered decoders."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class Conversion:
     seconds : float
     device : str
     source, map, fingerprint : str
-        Fingerprints of what it was made of, and its own.
+        Fingerprints of its inputs, and its own.
     """
 
     path: str
@@ -38,7 +38,7 @@ class Conversion:
 
     @property
     def rows_per_second(self) -> float:
-        """Rows a second, reading and writing included."""
+        """Rows per second, including reading and writing."""
         return self.rows / self.seconds if self.seconds else float("inf")
 
     def to_rows(self) -> Iterator[Row]:
@@ -48,30 +48,30 @@ class Conversion:
 
 @dataclass(frozen=True)
 class Migration:
-    """A FAISS index that was moved to another space.
+    """A FAISS index that was migrated to another space.
 
     Attributes
     ----------
     path : str
     mode : str
-        ``wrap``, ``move`` or ``rebuild``.
+        ``wrap``, ``rewrite`` or ``rebuild``.
     exact : bool
-        True where the index was shown to return, for queries of the new space, the ids that the old one returns for the
-        pulled-back queries (a rebuild: those of brute force).
+        True where the index returned, for queries of the new space, the ids that the old one returns for the
+        projected queries (a rebuild: those of brute force).
     verified_overlap : float
-        Mean share of the 10 true neighbors, by brute force over translated rows, that it finds.
+        Mean share of the 10 true neighbors (by brute force over translated rows) that it finds.
     queries_verified : int
     seconds : float
-        Verification and writing included.
+        Including verification and writing.
     reason : str
-        Why this mode, and what was measured.
+        Why this mode was chosen, and the measurements.
     rows : int
     own_overlap : float or None
-        What the old index finds in its own space, measured where the map is not exact.
+        Overlap of the old index in its own space, measured where the map is not exact.
     agreement : float or None
-        Mean share of the old index's answers to pulled-back queries.
+        Mean share of the old index's results for projected queries.
     source, map, fingerprint : str
-        Fingerprints of what it was made of, and its own.
+        Fingerprints of its inputs, and its own.
     source_space, space : Space
     """
 
@@ -105,7 +105,7 @@ class Migration:
 class Merge:
     """Native and translated rows of one space in one collection.
 
-    Shares and overlaps are over the k nearest rows of `queries` queries, none of those that the offset was chosen on; None where
+    Shares and overlaps are over the k nearest rows of `queries` queries, none of them used to estimate the offset; None where
     they could not be measured.
 
     Attributes
@@ -113,24 +113,24 @@ class Merge:
     path : str
     rows, native, translated : int
     replaced : int
-        Rows of the translated side whose place a native row took.
+        Translated rows replaced by a native row.
     offset : float
-        Added to scores of translated rows (see `Provenance`); 0 where nothing told which.
+        Added to scores of translated rows (see `Provenance`); 0 where it could not be estimated.
     reason : str
-        How it was found, or why not.
+        How it was estimated, or why not.
     k, queries : int
     pairs : int
-        Rows with a native and a translated vector that it was found by.
+        Rows with a native and a translated vector used to estimate it.
     share_before, share_after : float or None
         Share of translated rows among the k nearest, without and with the offset.
     share_truth : float or None
-        What their share would be if all rows were native, as the pairs tell: where a row comes up as a native one r times as often
-        as translated, a share of s would be rs / (rs + 1 - s).
+        Estimated share if all rows were native: where a pair is found as a native row r times as often
+        as translated, a share of s becomes rs / (rs + 1 - s).
     overlap_before, overlap_after : float or None
-        Share of the places that pairs take as native rows in which the same row also comes up translated.
+        Share of the native places of pairs in which the same row is also found translated.
     seconds : float
     native_source, translated_source, fingerprint : str
-        Fingerprints of what it was made of, and its own.
+        Fingerprints of its inputs, and its own.
     """
 
     path: str
@@ -163,17 +163,17 @@ class Merge:
         yield "merge", columns | {"path": absolute(self.path)}
 
     def __str__(self) -> str:
-        def told(value: float | None) -> str:
+        def shown(value: float | None) -> str:
             return "     -" if value is None else f"{value:>6.3f}"
 
-        taken = f", {self.replaced:,} of them in place of translated ones" if self.replaced else ""
+        taken = f", {self.replaced:,} of them replacing translated ones" if self.replaced else ""
         return (
             f"{self.path}: {self.native:,} native rows{taken}, and {self.translated:,} translated rows\n"
             f"offset {self.offset:+.4f}: {self.reason}\n"
             f"{'':<38}  before   after   all native\n"
-            f"{f'translated rows among the {self.k} nearest':<38}  {told(self.share_before)}  {told(self.share_after)}"
-            f"       {told(self.share_truth)}\n"
-            f"{'overlap, over rows known both ways':<38}  {told(self.overlap_before)}  {told(self.overlap_after)}        1.000"
+            f"{f'translated rows among the {self.k} nearest':<38}  {shown(self.share_before)}  {shown(self.share_after)}"
+            f"       {shown(self.share_truth)}\n"
+            f"{'overlap, over rows on both sides':<38}  {shown(self.overlap_before)}  {shown(self.overlap_after)}        1.000"
         )
 
 
@@ -186,13 +186,13 @@ class Decoding:
     path : str
     rows : int
     columns : tuple of str
-        What was written beside ids and payload: ``prediction``, ``probability``, ``output``.
+        Columns written in addition to ids and payload: ``prediction``, ``probability``, ``output``.
     folded : bool
-        True where decoder and map ran as one matrix.
+        True where decoder and map were combined into one matrix.
     seconds : float
     device : str
     source, decoder, fingerprint : str
-        Fingerprints of what it was made of, and its own.
+        Fingerprints of its inputs, and its own.
     map : str
         Fingerprint of the map, empty where none was used.
     """
@@ -210,7 +210,7 @@ class Decoding:
 
     @property
     def rows_per_second(self) -> float:
-        """Rows a second, reading and writing included."""
+        """Rows per second, including reading and writing."""
         return self.rows / self.seconds if self.seconds else float("inf")
 
     def to_rows(self) -> Iterator[Row]:
@@ -226,11 +226,11 @@ class DecoderRecord:
     Attributes
     ----------
     name : str
-        What its users call it.
+        Name of the decoder.
     format, kind : str
         ``linear``, ``skops``, ``onnx`` or ``pt2``; ``classifier``, ``regressor`` or ``output``.
     classes : tuple
-        Of a classifier that names them.
+        Labels of a classifier that names them.
     """
 
     name: str

@@ -12,13 +12,13 @@ from embridge.records.rows import Row, columns_of
 from embridge.records.text import aligned
 from embridge.types import Space
 
-FEW_QUERIES = 100  # below which means are known to 0.1 at best, and what comes first is mostly chance
+FEW_QUERIES = 100  # below which means have an error of 0.1 or more, and the best strategy is mostly random
 Interval = tuple[float, float]
 
 
 @dataclass(frozen=True, kw_only=True)
 class CostedScore(StrategyScore):
-    """The scores of a strategy, what it gains over the old model, and what it costs.
+    """The scores of a strategy, its gain over the old model, and its costs.
 
     Attributes
     ----------
@@ -28,16 +28,16 @@ class CostedScore(StrategyScore):
         With each row's mean similarity to its 10 nearest reference queries subtracted (CSLS).
     gain, gain_ci : float, tuple of float
         Paired difference to ``keep-old`` in recall (in overlap where nothing is judged), with the interval of this difference
-        alone; a reason of a recommendation has one that holds for all strategies that it chose among.
+        only; the reason of a recommendation has a simultaneous interval over all candidates.
     recovered : float or None
         Share of the gap between ``keep-old`` and ``re-encode``, in the same measure; None where re-encoding gains nothing.
     rows_changed, encodes : int
-        Rows of the corpus written anew, and rows encoded by the new model. A lazy strategy encodes the rows that these queries
-        reach, once each.
+        Rows of the corpus rewritten, and rows encoded by the new model. A lazy strategy encodes each row that these queries
+        find, once.
     seconds, cost : float or None
         ``encodes / encode_rate`` and ``encodes * price``, where these are given.
     needs_old_encoder, needs_texts : bool
-        At query time the old model, and the texts of rows.
+        Whether it needs the old model, and the texts of rows, at query time.
     """
 
     hubness: bool
@@ -59,16 +59,16 @@ class CostedScore(StrategyScore):
 
 @dataclass(frozen=True)
 class LazyDepth:
-    """A lazy strategy that re-encodes so many candidates of a query: what it encodes, and what that gives.
+    """The costs and scores of a lazy strategy at one depth.
 
     Attributes
     ----------
     strategy : str
         Its title.
     depth : int
-        Candidates re-encoded when a query first finds them; those after them keep their order.
+        Candidates re-encoded per query; those after them keep their order.
     encodes : int
-        Different rows that these queries have encoded.
+        Distinct rows encoded for these queries.
     overlap, recall : float, float or None
     """
 
@@ -88,9 +88,9 @@ class LearningCurve:
     anchors : tuple of int
     overlap : tuple of float
     forecast_anchors : tuple of int
-        Twice and four times as many.
+        Numbers of the prediction: twice and four times as many.
     forecast, forecast_ci : tuple of float, tuple of intervals
-        The mean of two laws fitted to the measured points, ``a - b / (n + d)`` and ``a - b n^-c``; the interval holds the 95 %
+        The mean of two formulas fitted to the measured points, ``a - b / (n + d)`` and ``a - b n^-c``; the interval spans the 95 %
         intervals of both over resampled queries.
     """
 
@@ -117,12 +117,12 @@ class NormDistribution:
     ----------
     name : str
         ``source``, ``target``, ``translation``, or ``translation-unscaled``: ``coef @ x + intercept`` before it is scaled to
-        unit length, in a normalised target space.
+        unit length, in a normalized target space.
     rows : int
     low, median, high : float
         Quantiles at 5, 50 and 95 %.
     edges, counts : tuple of float, tuple of int
-        A histogram of all rows: one more edge than counts. One bin where all lengths are alike.
+        A histogram of all rows: one more edge than counts. One bin where all lengths are equal.
     """
 
     name: str
@@ -136,7 +136,7 @@ class NormDistribution:
 
 @dataclass(frozen=True)
 class LabelFigures:
-    """What strategies are compared by (recall where anything is judged, else overlap), as a mean over the queries of a label.
+    """The score that strategies are compared by (recall where queries are judged, else overlap), averaged over a label's queries.
 
     Attributes
     ----------
@@ -153,16 +153,16 @@ class LabelFigures:
 
 @dataclass(frozen=True)
 class Plan:
-    """Every strategy side by side, and one recommendation for each situation.
+    """Scores of all strategies, and one recommendation for each situation.
 
     Attributes
     ----------
     k, queries, judged, corpus, anchors : int
-        Neighbors compared; queries, and of these judged; rows searched; rows fitted on, none of them in the corpus.
+        Neighbors compared; queries, and judged queries; rows searched; rows fitted on, none of them in the corpus.
     method : str
-        What `auto` chose.
+        Method chosen by `auto`.
     weight : float
-        Of the projected query in the blend: the mean of what the two halves of the queries chose for each other.
+        Weight of the projected query in the blend: the mean over the two halves of the queries.
     strategies : tuple of CostedScore
     recommendations : dict
         For ``old-encoder-gone``, ``both-encoders`` (no row is encoded) and ``texts-available``.
@@ -172,11 +172,11 @@ class Plan:
     labels : tuple of LabelFigures
         Where labels were given: most queries first.
     unlabelled : int or None
-        Queries that count for strategies but have no label; None where no labels were given.
+        Queries without a label; None where no labels were given.
     lazy_depths : tuple of LazyDepth
-        Lazy strategies by how many candidates they re-encode.
+        Lazy strategies by the number of re-encoded candidates.
     qrels : QrelsCoverage or None
-        How much of the relevance judgements was used.
+        Counts of the relevance judgments that were used.
     own_rows : int
         Given queries that are rows of the corpus (same id, same vector) and do not find themselves.
     """
@@ -208,18 +208,18 @@ class Plan:
 
     @property
     def notes(self) -> list[str]:
-        """What a reader must know of the queries: judgements that match nothing here, rows among them, few of them."""
+        """Notes on the queries: unmatched judgments, queries that are rows, or few queries."""
         notes, measured = query_notes(self.qrels, self.own_rows), self.judged or self.queries
         if measured < FEW_QUERIES:
             notes.append(
-                f"few queries: means over {measured:,} of them are known to about {measured**-0.5:.2f} either way, so which "
-                "strategy comes first is mostly chance; use some hundreds"
+                f"few queries: means over {measured:,} of them have an error of about {measured**-0.5:.2f}, so which "
+                "strategy is best is mostly random; use some hundreds"
             )
         return notes
 
     @property
     def deciding(self) -> tuple[CostedScore, ...]:
-        """The few strategies that decide: the ends, what is recommended, and the best of those that need less."""
+        """The most relevant strategies: the baselines, the recommended ones, and the best of those that need less."""
         titles = {"keep-old", "re-encode", *(r.strategy for r in self.recommendations.values())}
         free = [s for s in self.strategies if not s.needs_texts and s.title != "keep-old"]
         cheap = [s for s in self.strategies if s.needs_texts and s.encodes < self.corpus]
@@ -250,7 +250,7 @@ class Plan:
         return self.to_text()
 
     def to_text(self, *, all_strategies: bool = False) -> str:
-        """The plan as text, with the strategies that decide, or with all of them."""
+        """The plan as text, with the most relevant strategies, or with all of them."""
         shown = self.strategies if all_strategies else self.deciding
         lines = _strategy_lines(self.k, shown)
         if left := len(self.strategies) - len(shown):
@@ -287,7 +287,7 @@ def _lazy_lines(plan: Plan) -> list[str]:
         mine = [one for one in plan.lazy_depths if one.strategy == title]
         measure = "overlap" if mine[0].recall is None else "recall"
         points = (f"{one.depth}: {getattr(one, measure):.3f} ({one.encodes:,})" for one in mine)
-        lines.append(f"{title}, {measure}@{plan.k} and rows encoded by candidates a query: {', '.join(points)}")
+        lines.append(f"{title}, {measure}@{plan.k} and rows encoded, by candidates per query: {', '.join(points)}")
     return lines
 
 
@@ -297,4 +297,4 @@ def _curve_lines(curve: LearningCurve) -> list[str]:
         f"{n:,}: about {v:.3f} [{low:.3f}, {high:.3f}]"
         for n, v, (low, high) in zip(curve.forecast_anchors, curve.forecast, curve.forecast_ci, strict=True)
     )
-    return [f"overlap by anchors: {points}" + (f"; forecast {ahead}" if ahead else "")] if points else []
+    return [f"overlap by anchors: {points}" + (f"; predicted {ahead}" if ahead else "")] if points else []

@@ -1,4 +1,4 @@
-"""Results beside evaluations of maps: checks of predicted errors, and decoders."""
+"""Results of checks of predicted errors, and of decoders."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from embridge.records.rows import Row
 
 @dataclass(frozen=True)
 class ConfidenceCheck:
-    """How well a map predicts its errors, on rows that it was neither fitted nor calibrated on.
+    """Accuracy of a map's predicted errors, on rows that it was neither fitted nor calibrated on.
 
     Attributes
     ----------
@@ -35,7 +35,7 @@ class ConfidenceCheck:
 
     def __str__(self) -> str:
         low, high = self.worst_tenth_ci
-        chance = "; on these rows that is no better than chance" if low <= 1 else ""
+        chance = "; on these rows this is no better than chance" if low <= 1 else ""
         return (
             f"the 10 % of rows with the highest predicted error have {self.worst_tenth:.2f} times the mean error [{low:.2f}, "
             f"{high:.2f}] (the 10 % with the largest error: {self.oracle_tenth:.2f}){chance}; the {self.level:g} bound holds for "
@@ -45,13 +45,13 @@ class ConfidenceCheck:
 
 @dataclass(frozen=True)
 class DecoderStrategy:
-    """How one way of feeding a decoder does against labels.
+    """Scores of a decoder with one strategy, against labels.
 
     Attributes
     ----------
     name : str
         ``native`` (the decoder on vectors of its own space), ``translated`` (on translated source vectors), ``no-translation`` (on
-        source vectors as they are) or ``retrained`` (a decoder trained on source vectors, on rows apart).
+        untranslated source vectors) or ``retrained`` (a decoder trained on source vectors, on other rows).
     values : dict of str to float
         ``accuracy`` and ``macro_f1`` of a classifier, ``r2`` and ``mse`` of a regressor, ``mse`` of kind ``output``.
     intervals : dict of str to tuple of float
@@ -65,16 +65,16 @@ class DecoderStrategy:
 
 @dataclass(frozen=True)
 class DecoderEvaluation:
-    """A decoder on translated vectors beside what else could be done, on rows that the map was not fitted on.
+    """A decoder on translated vectors compared with the alternatives, on rows that the map was not fitted on.
 
     Attributes
     ----------
     kind : str
         Of the decoder.
     rows, trained_on : int
-        Rows that every strategy is measured on; rows that ``retrained`` was trained on (0 where it was left out).
+        Test rows of every strategy; training rows of ``retrained`` (0 where it was left out).
     padded : int
-        Zero columns put behind the source vectors for ``no-translation``; negative: columns cut off; 0: the widths are equal.
+        Zero columns appended to the source vectors for ``no-translation``; negative: columns cut off; 0: the widths are equal.
     strategies : tuple of DecoderStrategy
     decoder, map : str
         Their fingerprints.

@@ -1,4 +1,4 @@
-"""What an evaluation or a plan says of its queries and their judgements."""
+"""Notes of an evaluation or a plan on its queries and their judgments."""
 
 from __future__ import annotations
 
@@ -7,14 +7,14 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class QrelsCoverage:
-    """How much of the relevance judgements concerns the queries and rows at hand.
+    """Counts of the relevance judgments for the queries and rows of a benchmark.
 
     Attributes
     ----------
     queries, queries_found : int
-        Queries with a relevant document, and how many of them were searched with.
+        Queries with a relevant document, and how many of them are in the benchmark.
     documents, documents_found : int
-        Documents that are relevant to these, and how many of them are rows of the corpus.
+        Documents relevant to these, and how many of them are in the corpus.
     """
 
     queries: int
@@ -24,14 +24,14 @@ class QrelsCoverage:
 
     def __str__(self) -> str:
         return (
-            f"judgements: {self.queries_found:,} of {self.queries:,} judged queries are among the queries, "
+            f"judgments: {self.queries_found:,} of {self.queries:,} judged queries are among the queries, "
             f"{self.documents_found:,} of their {self.documents:,} relevant documents are in the corpus"
         )
 
 
 def query_notes(qrels: QrelsCoverage | None, own_rows: int) -> list[str]:
-    """What a reader must know of the queries and their judgements."""
+    """Notes on the queries and their judgments."""
     notes = [] if qrels is None else [str(qrels)]
     if own_rows:
-        notes.append(f"{own_rows:,} of the queries are rows of the corpus (same id, same vector); they do not find themselves")
+        notes.append(f"{own_rows:,} of the queries are rows of the corpus (same id, same vector) and do not find themselves")
     return notes

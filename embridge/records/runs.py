@@ -1,4 +1,4 @@
-"""One verb that was carried out."""
+"""The record of a run of one verb."""
 
 from __future__ import annotations
 
@@ -23,21 +23,21 @@ _OF_AN_OUTPUT = {FitRecord: "map", DecoderRecord: "decoder"}  # details that des
 
 @dataclass(frozen=True)
 class Run:
-    """One verb that was carried out, as `Catalog.record` stores it.
+    """One verb that was executed, as `Catalog.record` stores it.
 
     Attributes
     ----------
     verb : str
         ``fit``, ``convert`` ...
     parameters : dict
-        What determined the result, plain enough for JSON.
+        Everything that determined the result, as JSON values.
     seconds : float
     inputs, outputs : tuple of Artifact
         Files that were read and written.
     rows : int, optional
     device : str, optional
     details : tuple
-        Records of what was found or made, each stored in tables of its own. The i-th `FitRecord` belongs to the i-th map among
+        Records of the results, each stored in its own tables. The i-th `FitRecord` belongs to the i-th map among
         the outputs.
 
     Examples
@@ -71,14 +71,14 @@ class Run:
         rows: int | None = None,
         device: str | None = None,
     ) -> Run:
-        """A run and what came of it.
+        """A run with its results.
 
         Parameters
         ----------
         verb : str
         inputs, outputs : sequence of Artifact
         result : record or sequence of records
-            What the verb returned: `Conversion`, `Evaluation`, `FitRecord` ...
+            The result of the verb: `Conversion`, `Evaluation`, `FitRecord` ...
         parameters : mapping, optional
         seconds, rows, device : optional
             Default: those of the last record in `result` that has them; without one, seconds are 0 and the others None.
@@ -95,12 +95,12 @@ class Run:
         return cls(verb, dict(parameters or {}), *facts, details)
 
     def to_rows(self) -> Iterator[Row]:
-        """Rows of the catalog's tables, the one of the table ``run`` apart.
+        """Rows of the catalog's tables, except that of the table ``run``.
 
         Raises
         ------
         CatalogError
-            Maps and records of fits, or decoders and records of them, are not one to one.
+            The numbers of maps and records of fits, or of decoders and their records, differ.
         """
         for direction, artifacts in (("in", self.inputs), ("out", self.outputs)):
             for artifact in artifacts:

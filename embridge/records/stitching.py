@@ -9,7 +9,7 @@ from typing import Any
 
 @dataclass(frozen=True)
 class StitchingScore:
-    """Scores of a decoder of the target space on source rows, as one method translates them.
+    """Scores of a decoder of the target space on source rows translated by one method.
 
     Attributes
     ----------
@@ -40,7 +40,7 @@ class Stitching:
     Attributes
     ----------
     anchors : int
-        Rows that translators were fitted on.
+        Rows that the translators were fitted on.
     scaling : str
         ``standard`` or ``l2``.
     seeds : tuple of int

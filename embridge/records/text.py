@@ -6,7 +6,7 @@ from typing import Any
 
 
 def aligned(columns: list[tuple[str, list[Any]]]) -> list[str]:
-    """Columns of text: the first to the left, all others to the right."""
+    """Columns of text: the first left-aligned, the others right-aligned."""
     cells = [[name, *(cell(value) for value in values)] for name, values in columns]
     widths = [max(map(len, column)) for column in cells]
     widths[0] = max(widths[0], 20)
@@ -17,7 +17,7 @@ def aligned(columns: list[tuple[str, list[Any]]]) -> list[str]:
 
 
 def cell(value: Any) -> str:
-    """A number with three digits, an interval in brackets, nothing for None."""
+    """A number with three digits, an interval in brackets, an empty string for None."""
     if isinstance(value, tuple):
         return f"[{value[0]:.3f}, {value[1]:.3f}]"
     return "" if value is None else f"{value:.3f}" if isinstance(value, float) else str(value)

@@ -1,4 +1,4 @@
-"""A plan as one static HTML file that needs nothing else: no script, no network, no font."""
+"""A plan as one static HTML file without scripts, network access or font files."""
 
 from embridge.reporting.report import check_installed, report_page, write_report
 

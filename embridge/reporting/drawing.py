@@ -1,4 +1,4 @@
-"""A matplotlib figure as SVG that can stand inside a page: its own ids, the page's font and the page's colours."""
+"""A matplotlib figure as SVG for embedding in a page: unique ids, the page's font and the page's colors."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from matplotlib import style
 from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 
-# What is drawn in one of these takes the page's variable of that name, so that figures follow light and dark and print.
+# These colors become the page's variables of the same name, so that figures follow the light, dark and print themes.
 INK, FAINT, GRID, PAPER = "#010101", "#020202", "#030303", "#040404"
 FIRST, SECOND = "#050505", "#060606"
 _VARIABLES = {INK: "ink", FAINT: "faint", GRID: "grid", PAPER: "paper", FIRST: "first", SECOND: "second"}
 
 # Text stays text ("none"): it can be searched, copied and read aloud, and scripts that DejaVu lacks are drawn by the browser. It is
-# laid out in DejaVu Sans, wider than what browsers usually take, so that nothing overlaps.
+# laid out in DejaVu Sans, which is wider than usual browser fonts, so that nothing overlaps.
 _STYLE = {
     "svg.fonttype": "none",
     "svg.hashsalt": "embridge",
@@ -48,9 +48,9 @@ _REFERENCE = re.compile(r"url\(#([^)]+)\)")
 
 @contextlib.contextmanager
 def drawing(width: float, height: float) -> Iterator[Figure]:
-    """A figure of so many pixels in the page's look, whatever the user's own style is."""
+    """A figure of the given size in pixels in the page's style, whatever the user's own style is."""
     with style.context(["default", _STYLE]), warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="Glyph .* missing from")  # the browser has it
+        warnings.filterwarnings("ignore", message="Glyph .* missing from")  # the browser has the glyph
         figure = Figure(figsize=(width / 72, height / 72), dpi=72, layout="constrained")
         FigureCanvasSVG(figure)
         yield figure
@@ -63,13 +63,13 @@ def to_svg(figure: Figure, name: str, title: str, description: str) -> str:
     ----------
     figure : Figure
     name : str
-        Begins each of its ids, which are so unique on the page.
+        Prefix of its ids, which makes them unique on the page.
     title, description : str
-        For readers who do not see it.
+        Description for screen readers.
     """
     buffer = io.BytesIO()
     figure.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None})
-    root = ElementTree.fromstring(buffer.getvalue())  # noqa: S314 (what matplotlib has just written)
+    root = ElementTree.fromstring(buffer.getvalue())  # noqa: S314 (written by matplotlib above)
     for parent in list(root.iter()):
         for child in list(parent):
             if _local(child.tag) in ("metadata", "style"):
@@ -113,6 +113,6 @@ def _local(name: str) -> str:
 
 
 def _page_style(value: str) -> str:
-    """A style with the page's colours and font."""
+    """A style with the page's colors and font."""
     value = re.sub(r"#[0-9a-f]{6}", lambda m: f"var(--{_VARIABLES[m[0]]})" if m[0] in _VARIABLES else m[0], value)
     return re.sub(r"font-family: [^;]*;? ?", "", value)

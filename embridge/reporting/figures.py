@@ -14,12 +14,12 @@ from embridge.records import CostedScore, LabelFigures, NormDistribution, Plan
 from embridge.reporting.drawing import FAINT, FIRST, GRID, INK, PAPER, SECOND, drawing, printable, to_svg
 
 WIDTH = 460.0  # pixels; a column of the page
-_FEW = 30  # queries, below which a label's figure is mostly chance
-_STRONGEST = 0.6  # opacity of the largest difference in the heat map: figures on it stay legible
+_FEW = 30  # queries, below which a label's score is mostly random
+_STRONGEST = 0.6  # opacity of the largest difference in the heat map: numbers on it stay legible
 
 
 def strategy_figure(plan: Plan) -> str:
-    """Each strategy's paired difference to ``keep-old`` with its interval, best first; plain and corrected side by side."""
+    """Each strategy's paired difference to ``keep-old`` with its interval, best first; with and without correction."""
     gains: dict[str, float] = {}
     for s in plan.strategies:
         gains[s.name] = max(s.gain, gains.get(s.name, -np.inf))
@@ -34,11 +34,11 @@ def strategy_figure(plan: Plan) -> str:
             axes.axvline(value, color=FAINT, linewidth=1, linestyle=line)
         for s in plan.strategies:
             y = names.index(s.name) + (0.17 if both else 0) * (-1 if s.hubness else 1)
-            colour = SECOND if s.encodes else FIRST
-            axes.plot(s.gain_ci, (y, y), color=colour, linewidth=2, solid_capstyle="butt")
+            color = SECOND if s.encodes else FIRST
+            axes.plot(s.gain_ci, (y, y), color=color, linewidth=2, solid_capstyle="butt")
             axes.plot(
-                s.gain, y, color=colour, marker="D" if s.title in recommended else "o", markeredgewidth=1.6,
-                markersize=8 if s.title in recommended else 6, markerfacecolor=PAPER if s.hubness else colour,
+                s.gain, y, color=color, marker="D" if s.title in recommended else "o", markeredgewidth=1.6,
+                markersize=8 if s.title in recommended else 6, markerfacecolor=PAPER if s.hubness else color,
             )  # fmt: skip
         axes.set_yticks(range(len(names)), names)
         axes.set_ylim(-0.6, len(names) - 0.4)
@@ -78,7 +78,7 @@ def _difference(value: float, _: int) -> str:
 
 
 def curve_figure(plan: Plan) -> str:
-    """Overlap of translated documents by number of anchors, and the forecast with its interval."""
+    """Overlap of translated documents by number of anchors, and the prediction with its interval."""
     curve = plan.learning_curve
     with drawing(WIDTH, 280) as figure:
         axes = figure.add_subplot()
@@ -89,7 +89,7 @@ def curve_figure(plan: Plan) -> str:
             ahead = (curve.anchors[-1], *curve.forecast_anchors)
             low, high = zip(*[(curve.overlap[-1],) * 2, *curve.forecast_ci], strict=True)
             band = to_rgb(SECOND)
-            axes.fill_between(ahead, low, high, facecolor=(*band, 0.22), edgecolor="none", label="forecast's 95 % interval")
+            axes.fill_between(ahead, low, high, facecolor=(*band, 0.22), edgecolor="none", label="95 % interval of the prediction")
             line = (curve.overlap[-1], *curve.forecast)
             axes.plot(ahead, line, color=SECOND, linestyle="--", linewidth=2, zorder=1.9, label="forecast")
             axes.plot(curve.forecast_anchors, curve.forecast, color=SECOND, linestyle="none", marker="o", markerfacecolor=PAPER)
@@ -109,18 +109,18 @@ def curve_figure(plan: Plan) -> str:
             f"{n:,}: {v:.3f} ({low:.3f} to {high:.3f})"
             for n, v, (low, high) in zip(curve.forecast_anchors, curve.forecast, curve.forecast_ci, strict=True)
         )
-        described = f"Overlap of translated documents by anchors: {points}." + (f" Forecast: {more}." if more else "")
+        described = f"Overlap of translated documents by anchors: {points}." + (f" Prediction: {more}." if more else "")
         return to_svg(figure, "curve", "Learning curve", described)
 
 
 def norm_figure(plan: Plan) -> str:
-    """Lengths of rows: of the source space on an axis of its own, of the target space and the translation on a common one."""
+    """Lengths of rows: the source space on its own axis, the target space and the translation on a common one."""
     with drawing(WIDTH, 42 + 82 * len(plan.norms)) as figure:
         rows = figure.subplots(len(plan.norms), 1, squeeze=False)[:, 0]
         first = None
         for axes, norms in zip(rows, plan.norms, strict=True):
-            colour = SECOND if norms.name.startswith("translation") else FIRST
-            _histogram(axes, norms, colour)
+            color = SECOND if norms.name.startswith("translation") else FIRST
+            _histogram(axes, norms, color)
             axes.set_title(_norm_title(plan, norms), loc="left", fontsize=11.5, color=INK)
             spread = "" if len(norms.counts) == 1 else f", 90 % within {norms.low:.3g} to {norms.high:.3g}"
             axes.set_title(f"median {norms.median:.3g}{spread}", loc="right", fontsize=10.5, color=FAINT)
@@ -140,11 +140,11 @@ def norm_figure(plan: Plan) -> str:
         return to_svg(figure, "norms", "Lengths of rows", " ".join(lines))
 
 
-def _histogram(axes: Axes, norms: NormDistribution, colour: str) -> None:
+def _histogram(axes: Axes, norms: NormDistribution, color: str) -> None:
     axes.spines["left"].set_visible(False)
     axes.set_yticks([])
     if len(norms.counts) == 1:
-        axes.plot((norms.median, norms.median), (0, 1), color=colour, linewidth=3, solid_capstyle="butt")
+        axes.plot((norms.median, norms.median), (0, 1), color=color, linewidth=3, solid_capstyle="butt")
         axes.annotate(
             f"all {norms.rows:,} rows", (norms.median, 0.55), xytext=(-7, 0), textcoords="offset points", ha="right", va="center",
             fontsize=10.5, color=INK,
@@ -152,12 +152,12 @@ def _histogram(axes: Axes, norms: NormDistribution, colour: str) -> None:
         axes.set_ylim(0, 1.1)
         return
     heights = np.array(norms.counts) / max(norms.counts)
-    axes.stairs(heights, norms.edges, fill=True, facecolor=(*to_rgb(colour), 0.35), edgecolor=colour, linewidth=1)
+    axes.stairs(heights, norms.edges, fill=True, facecolor=(*to_rgb(color), 0.35), edgecolor=color, linewidth=1)
     axes.set_ylim(0, 1.1)
 
 
 def _limits(group: Sequence[NormDistribution]) -> tuple[float, float]:
-    """Of an axis; where all lengths are one it stands in the middle."""
+    """Limits of an axis; where all lengths are equal they are centered."""
     low, high = min(n.edges[0] for n in group), max(n.edges[-1] for n in group)
     if high - low <= 1e-3 * high or not high:
         return (0.0, 2 * high) if high else (-1.0, 1.0)
@@ -172,7 +172,7 @@ def _norm_title(plan: Plan, norms: NormDistribution) -> str:
 
 
 def label_figure(plan: Plan, shown: Sequence[LabelFigures], strategies: Sequence[CostedScore]) -> str:
-    """Labels by strategies: the figures themselves, on the colour of their difference to ``keep-old`` for that label."""
+    """Labels by strategies: the scores, on the color of their difference to ``keep-old`` for that label."""
     titles = [s.title for s in strategies]
     table = np.array([[row.values[title] for title in titles] for row in shown])
     differences = table - table[:, titles.index("keep-old")][:, None]
@@ -201,17 +201,17 @@ def label_figure(plan: Plan, shown: Sequence[LabelFigures], strategies: Sequence
         key.spines[:].set_visible(False)
         described = (
             f"{_measure(plan)} of {len(shown)} labels (rows, with their queries) under {len(titles)} strategies (columns). "
-            "The colour is the difference to keep-old for the same label. The table of labels below has every number."
+            "The color is the difference to keep-old for the same label. The table of labels below has every number."
         )
         return to_svg(figure, "labels", "Labels by strategies", described)
 
 
 def _cells(differences: np.ndarray, limit: float) -> np.ndarray:
-    """Colours of differences: the first for more, the second for less, the stronger the larger; shape (rows, columns, 4)."""
-    colours = np.empty((*differences.shape, 4))
-    colours[..., :3] = np.where(differences[..., None] >= 0, to_rgb(FIRST), to_rgb(SECOND))
-    colours[..., 3] = np.minimum(np.abs(differences) / limit, 1) * _STRONGEST
-    return colours
+    """Colors of differences: one for positive, one for negative, stronger for larger ones; shape (rows, columns, 4)."""
+    colors = np.empty((*differences.shape, 4))
+    colors[..., :3] = np.where(differences[..., None] >= 0, to_rgb(FIRST), to_rgb(SECOND))
+    colors[..., 3] = np.minimum(np.abs(differences) / limit, 1) * _STRONGEST
+    return colors
 
 
 def _measure(plan: Plan) -> str:

@@ -19,7 +19,7 @@ _NEEDS = ("jinja2", "matplotlib")
 
 
 def check_installed() -> None:
-    """Refuse where a report could not be drawn, before work is done for one.
+    """Check that a report can be drawn, before any work for it.
 
     Raises
     ------
@@ -49,10 +49,10 @@ def write_report(
         With its `labels` the page has a heat map of the 40 largest.
     path : str or path-like
     all_strategies : bool, default False
-        In the heat map too. Default: only those that decide (`Plan.deciding`).
+        Strategies of the heat map. Default: only the most relevant (`Plan.deciding`).
     overwrite : bool, default False
     date : datetime.date, optional
-        The day that the page names. Default: today. The same plan and day give the same bytes.
+        The date on the page. Default: today. The same plan and day give the same bytes.
 
     Raises
     ------
@@ -148,6 +148,6 @@ def _time(seconds: float) -> str:
 
 
 def _money(value: float, dearest: float) -> str:
-    """With two decimals, or as many as give the dearest three digits."""
+    """With two decimals, or more where the largest value needs them for three digits."""
     places = 2 if dearest >= 1 else 2 - math.floor(math.log10(dearest))
     return f"{value:,.{places}f}" if value else "0"

@@ -1,4 +1,4 @@
-"""Where vectors live. `open_collection` finds the kind."""
+"""Stores of vectors. `open_collection` detects the format."""
 
 from __future__ import annotations
 
@@ -29,10 +29,10 @@ def open_collection(
     path : str or path-like
         ``*.faiss`` and ``*.index`` are FAISS indexes, everything else is Parquet.
     space : Space, DeclaredSpace or str, optional
-        Whose vectors these are, where the file does not say: a name (``"mpnet"``), a name with a metric (``"mpnet:dot"``), or
-        a whole Space. Width is read; the metric is the index's, else cosine; whether vectors are normalised is detected.
+        The space of the vectors, where the file does not name it: a name (``"mpnet"``), a name with a metric (``"mpnet:dot"``), or
+        a whole Space. The width is read; the metric is the index's, else cosine; unit length is detected.
     id_column, vector_column : str, optional
-        Default: what the file's metadata says, else ``id`` and ``vector``. Parquet only.
+        Default: the columns in the file's metadata, else ``id`` and ``vector``. Parquet only.
 
     external_lists : bool, default False
         FAISS only: inverted lists in another file may lie outside the folder of the index.
@@ -44,7 +44,7 @@ def open_collection(
     Raises
     ------
     MissingFileError, UnreadableFileError, CollectionError
-        Nothing there, damaged or foreign, no rows or no such column.
+        Missing, damaged, or of another format; no rows, or a missing column.
     UndeclaredSpaceError
         Neither the file nor the caller names the space.
     SpaceMismatchError
@@ -56,14 +56,14 @@ def open_collection(
     if name.lower().endswith((".faiss", ".index")):
         if id_column or vector_column:
             raise ParameterError(f"{name!r} is a FAISS index, which has no columns. Leave id_column and vector_column out.")
-        from embridge.stores.faiss.collection import FaissCollection  # loads FAISS, which a Parquet user may not have
+        from embridge.stores.faiss.collection import FaissCollection  # loads FAISS, which may not be installed
 
         return FaissCollection(name, space=space, external_lists=external_lists)
     return ParquetCollection(name, space=space, id_column=id_column, vector_column=vector_column)
 
 
 def source_paths(*sources: Collection | None) -> list[str]:
-    """Every local path that collections are read from."""
+    """All local paths that collections are read from."""
     found: list[str] = []
     for source in sources:
         if source is not None and source.path is not None:

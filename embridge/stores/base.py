@@ -15,7 +15,7 @@ from embridge.errors import BadIdsError, ChangedSourceError, CollectionError, Em
 from embridge.stores.batch import Batch, IdValues
 from embridge.types import DeclaredSpace, Metric, Provenance, Space, resolve_space
 
-BATCH_BYTES = 32 << 20  # of float32 vectors, in a batch that nobody asked another size for
+BATCH_BYTES = 32 << 20  # of float32 vectors in a batch, by default
 
 
 RowFilter = Callable[[int, int], bool]
@@ -24,7 +24,7 @@ RowFilter = Callable[[int, int], bool]
 class Collection(ABC):
     """Vectors with ids, in one space.
 
-    A store implements `_read`, `__len__` and `fingerprint`, and sets the attributes; everything else follows.
+    A store implements `_read`, `__len__` and `fingerprint`, and sets the attributes.
 
     Attributes
     ----------
@@ -33,13 +33,13 @@ class Collection(ABC):
     is_exact : bool
         Vectors come back as they were stored. Then they are checked to have unit length where the file or the caller says so.
     path : str or None
-        Where it lies.
+        Its path.
     id_type : pyarrow.DataType
         string or int64.
     payload_schema : pyarrow.Schema
         The columns that are neither id nor vector.
     provenance : Provenance or None
-        Of native and translated rows (`embridge.merge`).
+        Provenance of native and translated rows (`embridge.merge`).
     """
 
     kind: ClassVar[str]
@@ -55,18 +55,18 @@ class Collection(ABC):
     def space(self) -> Space:
         """The space of its vectors. A store sets it, or computes it here.
 
-        Where neither the file nor the caller says whether all vectors have unit length, a pass over them finds out.
+        Where neither the file nor the caller states whether all vectors have unit length, they are all read once.
         """
         raise NotImplementedError
 
     @property
     def stated_space(self) -> Space:
-        """The space by name, width and metric, without reading rows; `normalized` is False where nobody stated it."""
+        """The space by name, width and metric, without reading rows; `normalized` is False where it is not stated."""
         return self.space
 
     @property
     def metadata(self) -> dict[bytes, bytes]:
-        """What others wrote about the whole file, as key-value metadata of Parquet; not what embridge and Arrow wrote."""
+        """Key-value metadata of the Parquet file, without that of embridge and Arrow."""
         return {}
 
     @abstractmethod
@@ -79,7 +79,7 @@ class Collection(ABC):
     ) -> Iterator[Batch]:
         """Batches in order, unchecked.
 
-        `row_filter(start, stop)` says whether any row of a span is wanted, so that whole spans can be passed over. Without
+        `row_filter(start, stop)` is true where any row of a span is wanted, so that other spans can be skipped. Without
         `validate`, rows without a usable vector are NaN instead of an error. Without `vectors` they have no columns.
         """
 
@@ -88,7 +88,7 @@ class Collection(ABC):
         """Content hash: 32 hexadecimal digits."""
 
     def check_unchanged(self) -> None:  # noqa: B027 (most stores have nothing to check)
-        """Check, when all rows are read, that what was opened is still there as it was. In memory nothing can change.
+        """Check, after reading all rows, that the opened files are unchanged. In memory nothing can change.
 
         Raises
         ------
@@ -98,7 +98,7 @@ class Collection(ABC):
 
     @property
     def name(self) -> str:
-        """How messages call it."""
+        """Its name in messages."""
         return repr(self.path) if self.path is not None else "the collection in memory"
 
     def batches(
@@ -118,9 +118,9 @@ class Collection(ABC):
         payload : bool, default False
             Read the other columns too.
         row_filter : callable, optional
-            ``row_filter(start, stop)`` says whether a span of rows is wanted; a store may pass over spans that are not.
+            ``row_filter(start, stop)`` is true for wanted spans of rows; a store may skip other spans.
         validate : bool, default True
-            False takes rows as they are: no check of values and ids; missing and ragged vectors are NaN.
+            False reads rows unchecked: no check of values and ids; missing and ragged vectors are NaN.
 
         Raises
         ------
@@ -148,7 +148,7 @@ class Collection(ABC):
         check_rows(vectors, IdValues(ids), self.name, zero_is_bad=zero_is_bad, unit_length=unit_length, otherwise=otherwise)
 
     def unusable(self, batch: Batch) -> dict[int, str]:
-        """Why rows of a batch that was read without `validate` cannot be used, by their position in it, in order."""
+        """Reasons why rows of a batch that was read without `validate` are unusable, by position in the batch, in order."""
         stated = self.stated_space
         zero_is_bad = stated.metric == Metric.COSINE
         not_finite, zero = bad_rows(batch.vectors, zero_is_bad=zero_is_bad)
@@ -162,18 +162,18 @@ class Collection(ABC):
         return dict(sorted(reasons.items()))
 
     def default_batch_rows(self) -> int:
-        """Rows that hold 32 MiB of float32 vectors, 1,024 at least."""
+        """Rows that hold 32 MiB of float32 vectors, at least 1,024."""
         return max(1024, BATCH_BYTES // (4 * self.stated_space.dim))
 
     def select(self, rows: np.ndarray) -> Iterator[tuple[slice, np.ndarray]]:
-        """Vectors of the rows at `rows` (sorted positions), as pieces: where in `rows` they belong, and the vectors.
+        """Vectors of the rows at `rows` (sorted positions), as pieces: the positions within `rows`, and the vectors.
 
-        Only these rows are checked: what is wrong with others does not matter, whatever batch they lie in.
+        Only these rows are checked, not others in the same batch.
 
         Raises
         ------
         ParameterError
-            Positions that are not sorted, or beyond the rows there are.
+            Positions that are not sorted, or out of range.
         BadVectorsError
             As for `batches`.
         """
@@ -236,7 +236,7 @@ class _Source(Protocol):
 
 
 def check_content(source: _Source, content: str) -> None:
-    """Check, when all rows are read, that a source still has the fingerprint `content` that it had when reading began.
+    """Check, after reading all rows, that a source still has the fingerprint `content` that it had at the beginning.
 
     Raises
     ------
@@ -248,35 +248,7 @@ def check_content(source: _Source, content: str) -> None:
     except (EmbridgeError, OSError) as e:
         raise ChangedSourceError.of(source.name, f"it cannot be read any more ({e})") from e
     if found != content:
-        raise ChangedSourceError.of(source.name, "its content is another")
-
-
-def normalize_ids(ids: pa.Array | pa.ChunkedArray, where: str) -> pa.Array:
-    """Ids as string or int64; other string and integer types are cast.
-
-    Raises
-    ------
-    BadIdsError
-        Ids of another kind, or integers beyond int64.
-    """
-    kind = id_type_of(ids.type, where)
-    if ids.type == kind:
-        return ids
-    try:
-        return ids.cast(kind)
-    except pa.ArrowException as e:
-        raise BadIdsError(f"{where} has ids that are not {kind}: {str(e).splitlines()[0]}") from None
-
-
-def id_type_of(kind: pa.DataType, where: str) -> pa.DataType:
-    """string or int64, whichever ids of type `kind` become."""
-    if pa.types.is_dictionary(kind):
-        kind = kind.value_type
-    if pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind):
-        return pa.string()
-    if pa.types.is_integer(kind):
-        return pa.int64()
-    raise BadIdsError.kind(where, kind)
+        raise ChangedSourceError.of(source.name, "its content differs")
 
 
 def declare_space(
@@ -288,22 +260,22 @@ def declare_space(
     *,
     normalized: bool = False,
 ) -> Space:
-    """The space of a file: what it says itself, held against what the caller says, else what was found.
+    """The space of a file: from its metadata, checked against the declaration of the caller, else from its data.
 
     Parameters
     ----------
     where : str
         How messages call the file.
     declared : Space, DeclaredSpace or str, optional
-        What the caller says.
+        The declaration of the caller.
     known : Space, optional
-        What the file says.
+        The space in the file's metadata.
     dim : int
         Width of its vectors.
     metric : Metric, optional
-        What the file's kind dictates (a FAISS index has one); None is cosine, unless declared otherwise.
+        Metric given by the format (a FAISS index has one); None is cosine, unless declared otherwise.
     normalized : bool, default False
-        Used where neither the file nor a whole Space says it: True only where every row was seen to have unit length
+        Used where neither the file nor a `Space` states it: True only where all rows were checked to have unit length
         (`embridge.arrays.all_unit`).
 
     Raises
@@ -311,12 +283,12 @@ def declare_space(
     UndeclaredSpaceError
         Neither the file nor the caller names the space.
     SpaceMismatchError, CollectionError
-        The caller contradicts the file, or the file its own vectors.
+        The caller contradicts the file, or the file contradicts its own vectors.
     """
     found = known or Space("?", dim, metric or Metric.COSINE, normalized)
     space = resolve_space(where, declared, found, is_known=known is not None)
     if space is None:
         raise UndeclaredSpaceError.of(where)
     if known is not None and known.dim != dim:
-        raise CollectionError(f"{where} says that it is {known.dim}-dimensional, but its vectors have {dim} values.")
+        raise CollectionError(f"The metadata of {where} state {known.dim} dimensions, but its vectors have {dim} values.")
     return space

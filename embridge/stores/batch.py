@@ -1,4 +1,4 @@
-"""Rows as stores give them: a batch, its ids as values, a column in another type."""
+"""Batches of rows, their ids as values, and columns cast to a common type."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class Batch:
     vectors : ndarray of shape (n, dim)
         float16, float32 or float64, as stored; without a copy where the store allows.
     payload : pyarrow.RecordBatch
-        The other columns; without columns where they were not asked for.
+        The other columns; empty where they were not requested.
     """
 
     start: int
@@ -47,7 +47,7 @@ class Batch:
 
 
 class IdValues(Sequence[Any]):
-    """Ids of an Arrow array as Python values, made only when an error message asks for them."""
+    """Ids of an Arrow array as Python values, converted only when an error message needs them."""
 
     def __init__(self, ids: pa.Array) -> None:
         self._ids = ids
@@ -60,7 +60,7 @@ class IdValues(Sequence[Any]):
 
 
 def cast_column(column: pa.Array, field: pa.Field, where: str) -> pa.Array:
-    """A column in the type that it has in all files together.
+    """A column cast to the common type of all files.
 
     Raises
     ------

@@ -1,4 +1,4 @@
-"""File systems that Parquet files are in: local, ``s3://`` and ``gs://``, with limits of time, and errors of embridge."""
+"""File systems of Parquet files: local, ``s3://`` and ``gs://``, with timeouts and errors of embridge."""
 
 from __future__ import annotations
 
@@ -13,24 +13,24 @@ from pyarrow import fs
 
 from embridge.errors import EmbridgeError, ParameterError, UnreadableFileError
 
-# Without a network, an error comes within 10 s. Storage that has answered once may take longer later.
+# Without a network, an error is raised within 10 s. Storage that has answered once may take longer later.
 _CONNECT, _FIRST, _LATER = 2.5, 2, 60  # seconds to connect (S3), to try the first and later requests again (Google)
 _ANSWERED: set[str] = set()  # buckets of Google that have answered
 
 
 def shown(path: str) -> str:
-    """A path as messages may show it: without credentials."""
+    """A path for messages: without credentials."""
     return re.sub(r"(?<=://)[^/@]*:[^/]*@", "", path)
 
 
 @contextlib.contextmanager
 def wrapped(path: str, kind: str = "a location") -> Iterator[None]:
-    """Whatever a file system raises about `path`, as an error of embridge."""
+    """Turn errors of a file system about `path` into errors of embridge."""
     try:
         yield
     except EmbridgeError:
         raise
-    except (pa.ArrowException, OSError, ValueError) as e:  # ValueError: a name that is no text, or has a NUL in it
+    except (pa.ArrowException, OSError, ValueError) as e:  # ValueError: a name that is not text, or contains NUL
         raise UnreadableFileError.at(shown(path), kind, e) from e
 
 
@@ -56,7 +56,7 @@ def resolve(path: str) -> tuple[fs.FileSystem, str]:
 
 
 def _google(path: str) -> tuple[fs.FileSystem, str]:
-    """As `pyarrow.fs.FileSystem.from_uri`, which tries the first request again for a quarter of an hour."""
+    """As `pyarrow.fs.FileSystem.from_uri`, but with short retries: pyarrow retries the first request for 15 minutes."""
     if "retry_limit_seconds=" in path:
         return fs.FileSystem.from_uri(path)
     mark, bucket = "&" if "?" in path else "?", urlsplit(path).netloc
@@ -69,7 +69,7 @@ def _google(path: str) -> tuple[fs.FileSystem, str]:
 
 
 def _s3(path: str) -> tuple[fs.FileSystem, str]:
-    """As `pyarrow.fs.FileSystem.from_uri`, which knows no limits of time."""
+    """As `pyarrow.fs.FileSystem.from_uri`, but with timeouts."""
     url = urlsplit(path)
     options: dict[str, Any] = dict(parse_qsl(url.query, strict_parsing=bool(url.query)))
     for flag in ("allow_bucket_creation", "allow_bucket_deletion", "force_virtual_addressing"):

@@ -1,6 +1,6 @@
-"""What is computed of ids alone, at any size: which are shared, which are repeated, and a hash that never changes.
+"""Operations on ids, at any size: shared ids, repeated ids, and a stable hash.
 
-Ids stream into DuckDB, which joins and groups out of core; vectors are never touched here.
+Ids stream into DuckDB, which joins and groups out of core; vectors are not read.
 """
 
 from __future__ import annotations
@@ -22,9 +22,9 @@ _MEMORY = "256MB"  # beyond this DuckDB spills to the temporary folder
 
 @contextlib.contextmanager
 def _database(**collections: Collection) -> Iterator[duckdb.DuckDBPyConnection]:
-    """A database with the ids of each collection as a stream of that name, which can be read once.
+    """A database with the ids of each collection as a stream with the argument's name, which can be read once.
 
-    What embridge raises while DuckDB reads (a damaged page, an id beyond int64) comes out as it was raised.
+    Errors of embridge while DuckDB reads (a damaged page, an id beyond int64) are raised unchanged.
     """
     failures: list[EmbridgeError] = []
     with tempfile.TemporaryDirectory(prefix="embridge-") as folder:
@@ -34,7 +34,7 @@ def _database(**collections: Collection) -> Iterator[duckdb.DuckDBPyConnection]:
             "preserve_insertion_order": "false",
         }
         with duckdb.connect(":memory:", config=config) as connection:
-            # Streams are registered by name; looking through the caller's variables for tables is not wanted.
+            # Streams are registered by name; do not search the caller's variables for tables.
             connection.execute("SET python_enable_replacements = false")
             for name, collection in collections.items():
                 connection.register(name, _noting(collection.id_reader(), failures))
@@ -48,7 +48,7 @@ def _database(**collections: Collection) -> Iterator[duckdb.DuckDBPyConnection]:
 
 
 def _noting(reader: Any, failures: list[EmbridgeError]) -> Any:
-    """The same stream of Arrow batches; an error of embridge on the way is kept, since DuckDB gives back only its text."""
+    """The same stream of Arrow batches; an error of embridge is kept, since DuckDB returns only its text."""
 
     def batches() -> Iterator[Any]:
         try:
@@ -74,7 +74,7 @@ def match_rows(source: Collection, target: Collection) -> tuple[np.ndarray, np.n
     """
     if source.id_type != target.id_type:
         raise BadIdsError.kinds_differ(source.name, str(source.id_type), target.name, str(target.id_type))
-    # The smaller side is stored, the larger one streams past it, once.
+    # The smaller side is stored, the larger one is streamed once.
     small, large = sorted((source, target), key=len)
     with _database(small_stream=small, large_stream=large) as database:
         database.execute("CREATE TABLE small AS SELECT id, row FROM small_stream WHERE id IS NOT NULL")
@@ -97,7 +97,7 @@ def match_rows(source: Collection, target: Collection) -> tuple[np.ndarray, np.n
 
 
 def count_repeated(collection: Collection) -> tuple[int, list[str | int]]:
-    """How many ids occur more than once, and the first hundred of them."""
+    """The number of repeated ids, and the first hundred of them."""
     with _database(stream=collection) as database:
         database.execute("CREATE TABLE repeated AS SELECT id FROM stream WHERE id IS NOT NULL GROUP BY id HAVING count(*) > 1")
         count = database.execute("SELECT count(*) FROM repeated").fetchone()

@@ -1,14 +1,14 @@
-"""Where Parquet files are: one file, a folder or a glob, local or in object storage.
+"""Locates Parquet files: one file, a folder or a glob, local or in object storage.
 
-What is read behind a folder or a glob is decided here alone:
+The rules for folders and globs:
 
 - A folder is read with everything below it; so is a folder that a glob matches. ``**`` matches any number of folders.
-- Names that begin with ``.`` or ``_`` are not data, as everywhere in this field (``_metadata``, ``_temporary``, ``.crc``). A glob
+- Names that begin with ``.`` or ``_`` are not data, as is usual (``_metadata``, ``_temporary``, ``.crc``). A glob
   that itself names such a part (``_old/*``) reads them.
 - A file is Parquet by its suffix (``.parquet``, ``.pq``, ``.parq``, in any case), else by its first and last bytes (``PAR1``).
-- Every other file is left out, and named in a warning of the logger ``embridge`` (on stderr, unless logging is set up otherwise).
+- Other files are left out and listed in a warning of the logger ``embridge`` (on stderr, unless logging is set up otherwise).
 - Folders ``key=value`` below the folder, or below the part of a glob without wildcards, become columns.
-- Links are followed, except into a folder that the link lies in.
+- Links are followed, except into a folder that contains the link.
 """
 
 from __future__ import annotations
@@ -59,9 +59,9 @@ def find_files(path: str) -> Found:
     Raises
     ------
     MissingFileError
-        Nothing is there.
+        The file does not exist.
     UnreadableFileError
-        Object storage does not answer, or a device or pipe is there.
+        Object storage does not answer, or the path is a device or a pipe.
     CollectionError
         A folder or glob without Parquet files.
     """
@@ -89,7 +89,7 @@ def find_files(path: str) -> Found:
 
 
 def left_out_message(path: str, found: Found) -> str:
-    """What a warning says of files that were left out."""
+    """The warning about files that were left out."""
     count = f"{len(found.left_out):,} file{' that is' if len(found.left_out) == 1 else 's that are'}"
     return f"{shown(path)!r} holds {count} not Parquet; not read: {_named(found.left_out, found.base)}"
 
@@ -110,12 +110,12 @@ def _is_parquet(filesystem: fs.FileSystem, path: str) -> bool:
         size = file.size()
         if size < 12 or file.read(4) not in _MAGIC:
             return False
-        file.seek(size - 4)  # an unfinished file has no end
+        file.seek(size - 4)  # an unfinished file has no footer
         return file.read(4) in _MAGIC
 
 
 def _list(filesystem: fs.FileSystem, base: str) -> Iterator[tuple[str, bool]]:
-    """Everything but folders below `base`, and whether it is a regular file."""
+    """All files below `base`, and whether each is a regular file."""
     if not isinstance(filesystem, fs.LocalFileSystem):
         for info in filesystem.get_file_info(fs.FileSelector(base, recursive=True)):
             if info.type != fs.FileType.Directory:
@@ -131,7 +131,7 @@ def _list(filesystem: fs.FileSystem, base: str) -> Iterator[tuple[str, bool]]:
 
 
 def _holds(folder: str, above: list[str]) -> bool:
-    """True where a folder is one of those `above`, or holds one: following a link to it would never end."""
+    """True where a folder is, or contains, one of those `above`: following a link to it would never end."""
     return any(one.startswith(folder.rstrip("/") + "/") for one in above)
 
 
@@ -140,7 +140,7 @@ def _raise(error: OSError) -> None:
 
 
 def _glob(filesystem: fs.FileSystem, pattern: str) -> tuple[str, list[tuple[str, bool]]]:
-    """The part of a glob without wildcards, as a folder, and what the glob matches, folders with everything below them."""
+    """The part of a glob without wildcards, as a folder, and the matches of the glob, folders with everything below them."""
     root = pattern[: min(pattern.find(c) for c in "*?[" if c in pattern)].rpartition("/")[0]
     base = f"{root}/" if root or pattern.startswith("/") else ""
     wanted = pattern[len(base) :].rstrip("/").split("/")
@@ -166,7 +166,7 @@ def _matches(parts: list[str], wanted: list[str]) -> bool:
 
 
 def fingerprint_files(filesystem: fs.FileSystem, paths: Sequence[str]) -> str:
-    """Content hash of files in the order given, as `embridge.files.fingerprint` takes it of local ones."""
+    """Content hash of files in the order given, as `embridge.files.fingerprint` for local ones."""
     digest = hashlib.blake2b(digest_size=16)
     for path in paths:
         with filesystem.open_input_file(path) as source:
@@ -175,9 +175,9 @@ def fingerprint_files(filesystem: fs.FileSystem, paths: Sequence[str]) -> str:
 
 
 def file_identity(filesystem: fs.FileSystem, path: str) -> tuple[int, *tuple[object, ...]]:
-    """Size of a file first, then what else changes when it is overwritten or replaced, without reading it.
+    """The size of a file, then other values that change when it is overwritten or replaced, without reading it.
 
-    Of a local file that is its inode too, and the time of its last change of any kind, which nobody can set back.
+    For a local file also its inode, and the time of its last change of any kind, which cannot be set back.
     """
     if isinstance(filesystem, fs.LocalFileSystem):
         found = os.stat(path)
@@ -192,25 +192,25 @@ def is_remote(path: str) -> bool:
 
 
 def exists(path: str) -> bool:
-    """True where there is a file at a remote path."""
+    """True where a remote file exists."""
     filesystem, inner = resolve(path)
     with wrapped(path):
         return filesystem.get_file_info(inner).type == fs.FileType.File
 
 
 def beside(path: str, suffix: str) -> str:
-    """A path with something appended; what follows a question mark in a remote one are options of the file system."""
+    """A path with a suffix, inserted before the question mark and the file system's options of a remote path."""
     base, mark, query = path.partition("?") if is_remote(path) else (path, "", "")
     return f"{base.rstrip('/')}{suffix}{mark}{query}"
 
 
 def same_place(one: str, other: str) -> bool:
-    """True where two remote paths name one object."""
+    """True where two remote paths are the same object."""
     return one.partition("://")[0] == other.partition("://")[0] and inner_path(one) == inner_path(other)
 
 
 def inner_path(path: str) -> str:
-    """A path as its file system has it: for ``s3://``, bucket and key."""
+    """A path within its file system: for ``s3://``, bucket and key."""
     return resolve(path)[1]
 
 
@@ -236,7 +236,7 @@ def upload(local: Path, path: str) -> None:
             while block := source.read(_PART):
                 sink.write(block)
     except BaseException as e:
-        # Closing a stream that failed, or that Ctrl-C interrupted, may leave a truncated object, which nobody shall take for the
+        # Closing a stream that failed, or that Ctrl-C interrupted, may leave a truncated object, which must not be mistaken for the
         # output.
         with contextlib.suppress(pa.ArrowException, OSError):
             filesystem.delete_file(inner)

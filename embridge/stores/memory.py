@@ -11,12 +11,13 @@ import pyarrow as pa
 
 from embridge.arrays import as_vectors
 from embridge.errors import BadIdsError, BadVectorsError, CollectionError
-from embridge.stores.base import Batch, Collection, RowFilter, normalize_ids
+from embridge.stores.base import Batch, Collection, RowFilter
+from embridge.stores.id_types import normalize_ids
 from embridge.types import Space
 
 
 class MemoryCollection(Collection):
-    """Ids and vectors that are in memory already.
+    """Ids and vectors in memory.
 
     Parameters
     ----------
@@ -29,9 +30,9 @@ class MemoryCollection(Collection):
     Raises
     ------
     BadIdsError
-        Null or duplicate ids, or of a kind other than string and int64.
+        Null or duplicate ids, or ids of a type other than string and int64.
     BadVectorsError, SpaceMismatchError
-        Vectors of a wrong kind or width. Values are checked as they are read.
+        Vectors of a wrong type or width. Values are checked when they are read.
     CollectionError
         No rows.
     """
@@ -45,7 +46,7 @@ class MemoryCollection(Collection):
         try:
             values = ids if isinstance(ids, pa.Array) else pa.array(ids if not isinstance(ids, np.ndarray) else ids.tolist())
         except (pa.ArrowException, OverflowError, TypeError, ValueError) as e:
-            raise BadIdsError.kind(self.name, f"values of several kinds, or beyond them ({e})") from e
+            raise BadIdsError.kind(self.name, f"values of several types, or out of range ({e})") from e
         if not len(values):
             raise CollectionError.empty(self.name)
         self._ids = normalize_ids(values, self.name)
@@ -62,9 +63,9 @@ class MemoryCollection(Collection):
         try:
             self._payload = pa.table({} if payload is None else payload).combine_chunks()
         except (pa.ArrowException, OverflowError, TypeError, ValueError, AttributeError) as e:
-            raise CollectionError(f"{self.name} has a payload that is no table: {e}") from e
+            raise CollectionError(f"{self.name} has a payload that is not a table: {e}") from e
         if len(set(self._payload.column_names)) < self._payload.num_columns:
-            raise CollectionError(f"{self.name} has several columns of one name: {', '.join(self._payload.column_names)}.")
+            raise CollectionError(f"{self.name} has repeated column names: {', '.join(self._payload.column_names)}.")
         if self._payload.num_columns and self._payload.num_rows != len(self._ids):
             raise CollectionError(f"{self.name} has {len(self._ids):,} ids, but {self._payload.num_rows:,} rows of payload.")
         self.payload_schema = self._payload.schema

@@ -1,4 +1,4 @@
-"""Native and translated rows in one collection: which are which, and the rows of two collections as one stream."""
+"""Provenance of rows: reads the column, and joins native and translated rows of two collections into one stream."""
 
 from __future__ import annotations
 
@@ -21,15 +21,15 @@ _KIND = pa.dictionary(pa.int8(), pa.string())
 
 
 def translated_rows(collection: Collection, column: str) -> np.ndarray:
-    """Which rows of a merged collection are translated, shape (n,), bool.
+    """Mask of the translated rows of a merged collection, shape (n,), bool.
 
     Raises
     ------
     CollectionError
-        There is no such column, or it says something else than ``native`` and ``translated``.
+        The column is missing, or has other values than ``native`` and ``translated``.
     """
     if column not in collection.payload_schema.names:
-        raise CollectionError.no_column(collection.name, column, collection.payload_schema.names, "merging anew")
+        raise CollectionError.no_column(collection.name, column, collection.payload_schema.names, "merging again")
     kind = collection.payload_schema.field(column).type
     if (kind.value_type if pa.types.is_dictionary(kind) else kind) not in (pa.string(), pa.large_string(), pa.string_view()):
         raise CollectionError(f"Column {column!r} of {collection.name} must be 'native' or 'translated'. Got {kind} instead.")
@@ -51,7 +51,7 @@ class MixedRows:
     """The rows of two collections as one stream: all native ones, then the translated ones that no native row replaces.
 
     A native row that replaces a translated one keeps the columns that only the translated side has; a column that one side lacks
-    is null in its other rows. What replaced rows keep waits in a temporary file, so memory is that of a batch.
+    is null in its other rows. Kept values of replaced rows are stored in a temporary file, so memory is that of a batch.
 
     Parameters
     ----------
@@ -59,9 +59,9 @@ class MixedRows:
     native_rows, translated_rows : ndarray of int64, shape (n_shared,)
         Positions of rows that share an id, by position on the native side (`embridge.stores.ids.match_rows`).
     is_translated : ndarray of bool, shape (len(translated),)
-        False for rows of a merged collection that are native already.
+        False for native rows of a merged collection.
     column : str
-        Where the provenance goes.
+        Name of the column for the provenance.
 
     Attributes
     ----------
@@ -70,7 +70,7 @@ class MixedRows:
     Raises
     ------
     CollectionError
-        A column has types on the two sides that do not go together, or the name of the provenance column.
+        A column has incompatible types on the two sides, or the name of the provenance column.
     """
 
     def __init__(
@@ -102,7 +102,7 @@ class MixedRows:
             raise CollectionError.columns_differ(f"{native.name} and {translated.name}", e) from e
         shared = set(native.payload_schema.names) & set(theirs.names)
         self._both = pa.schema([f if f.name in shared else f.with_nullable(True) for f in both])
-        # A native row has no use for the error foretold of the translation that it replaces.
+        # The predicted error belongs to the translation, which a native row replaces.
         apart = {*native.payload_schema.names, *ERROR_COLUMNS}
         self._only_theirs = pa.schema([f for f in self._both if f.name not in apart])
         self.payload_schema = self._both.append(pa.field(column, _KIND, False))
@@ -134,7 +134,7 @@ class MixedRows:
                     start += len(part)
 
     def _rows_replaced(self, batch_rows: int | None) -> Iterator[pa.RecordBatch]:
-        """What replaced rows have in columns that the native side lacks, in the order of the translated side."""
+        """Values of replaced rows in columns that the native side lacks, in the order of the translated side."""
 
         def row_filter(start: int, stop: int) -> bool:
             return bool(np.searchsorted(self._replaced, start) < np.searchsorted(self._replaced, stop))
@@ -165,7 +165,7 @@ class MixedRows:
 
 
 class _Kept:
-    """Rows in a temporary Arrow file, taken by position without reading all of it."""
+    """Rows in a temporary Arrow file, read by position without reading all of it."""
 
     def __init__(self, path: Path, schema: pa.Schema, where: str) -> None:
         self._path, self._schema, self._where = path, schema, where
@@ -214,5 +214,5 @@ def _with_payload(collection: Collection, schema: pa.Schema) -> Collection:
 
 
 def _plain(schema: pa.Schema) -> pa.Schema:
-    """Dictionary columns as their values: an Arrow file has one dictionary a column, and batches have their own."""
+    """Dictionary columns as their values: an Arrow file has one dictionary per column, but batches have their own."""
     return pa.schema([f.with_type(f.type.value_type) if pa.types.is_dictionary(f.type) else f for f in schema])

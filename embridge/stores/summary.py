@@ -1,4 +1,4 @@
-"""What is in a collection, bad rows included: one pass over everything, nothing refused."""
+"""Summarizes a collection in one pass, including bad rows."""
 
 from __future__ import annotations
 
@@ -26,8 +26,8 @@ def summarize(collection: Collection, *, progress: Callable[[int, int], None] | 
     Returns
     -------
     Summary
-        Norms are over the rows that have one. A row is bad whose vector is missing, ragged, NaN or infinite, zero under cosine,
-        not of unit length although the file or the caller says so, or which has no id.
+        Norms are over the rows that have one. A row is bad if its vector is missing, ragged, NaN or infinite, zero under cosine,
+        or not of unit length as stated by the file or the caller, or if it has no id.
     """
     bad, n, mean, square = 0, 0, 0.0, 0.0
     low, high = math.inf, -math.inf

@@ -1,1 +1,1 @@
-"""Small Parquet tables beside collections."""
+"""Small Parquet tables: ids, labels, qrels, hits, predictions, texts."""

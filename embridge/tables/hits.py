@@ -23,7 +23,7 @@ def write_hits(
     inputs: Sequence[str | None] = (),
     overwrite: bool = False,
 ) -> None:
-    """Write hits as rows of ``query_id``, ``rank`` (from 1), ``id`` and ``score``; places that stayed empty are left out."""
+    """Write hits as rows of ``query_id``, ``rank`` (from 1), ``id`` and ``score``; empty places are left out."""
     n, k = hits.ids.shape
     kept = np.isfinite(hits.scores).ravel()
     rows = {
@@ -39,7 +39,7 @@ def write_hits(
 def write_per_query(
     path: str | os.PathLike[str], found: PerQuery, *, inputs: Sequence[str | None] = (), overwrite: bool = False
 ) -> None:
-    """Write one row per query and strategy: ``query_id``, ``label``, ``strategy``, figures (null where nothing is judged)."""
+    """Write one row per query and strategy: ``query_id``, ``label``, ``strategy``, scores (null where the query is not judged)."""
     labels: list[Any] = found.labels
     if len({type(label) for label in labels if label is not None}) > 1:
         labels = [None if label is None else str(label) for label in labels]

@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 
 from embridge.errors import BadIdsError, CollectionError
 from embridge.outputs import Output, replacing
-from embridge.stores.base import normalize_ids
+from embridge.stores.id_types import normalize_ids
 from embridge.tables.scan import scan
 
 
@@ -21,7 +21,7 @@ def read_ids(path: str | os.PathLike[str], column: str = "id") -> np.ndarray:
     Raises
     ------
     CollectionError, BadIdsError
-        No such column or no rows; null ids, or of a kind other than string and int64.
+        A missing column, no rows, or null ids, or ids of a type other than string and int64.
     """
     where = repr(os.fspath(path))
     found = [normalize_ids(batch.column(column), where) for batch in scan(path, [column])]
@@ -35,16 +35,16 @@ def read_ids(path: str | os.PathLike[str], column: str = "id") -> np.ndarray:
 
 
 def write_ids(path: str | os.PathLike[str], ids: np.ndarray, *, inputs: Sequence[str | None] = (), overwrite: bool = False) -> None:
-    """Write a table of one column, ``id``, as an output of its own (see `embridge.outputs.claim`)."""
+    """Write a table of one column, ``id``, as a separate output (see `embridge.outputs.claim`)."""
     with replacing(Output(path), inputs=inputs, overwrite=overwrite) as [temporary]:
         pq.write_table(pa.table({"id": pa.array(ids)}), temporary)
 
 
 def write_order(path: str | os.PathLike[str], ids: np.ndarray, counts: np.ndarray) -> None:
-    """Write ids in an order as a table of ``id``, ``order`` (from 1) and ``queries`` (how many find the row).
+    """Write ids in an order as a table of ``id``, ``order`` (from 1) and ``queries`` (the number that find the row).
 
     The caller has claimed `path`, or it is a temporary file.
     """
-    kind = pa.string() if ids.dtype == object else pa.int64()  # where there is none, too
+    kind = pa.string() if ids.dtype == object else pa.int64()  # also for an empty table
     columns = {"id": pa.array(ids, kind), "order": np.arange(1, len(ids) + 1), "queries": counts}
     pq.write_table(pa.table(columns), path)

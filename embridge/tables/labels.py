@@ -5,14 +5,14 @@ from __future__ import annotations
 import os
 
 from embridge.errors import BadIdsError, CollectionError
-from embridge.stores.base import normalize_ids
+from embridge.stores.id_types import normalize_ids
 from embridge.tables.scan import ids_of, scan
 
 
 def read_labels(
     path: str | os.PathLike[str], *, id_column: str | None = None, label_column: str = "label"
 ) -> dict[int | str, int | str]:
-    """Labels of rows, by id; rows whose label is null are unlabelled.
+    """Labels of rows, by id; rows whose label is null are unlabeled.
 
     Parameters
     ----------
@@ -26,11 +26,11 @@ def read_labels(
     Raises
     ------
     MissingFileError
-        Nothing is there.
+        The file does not exist.
     CollectionError
-        No such column, or labels of another kind.
+        A missing column, or labels of another type.
     BadIdsError
-        Null or repeated ids, or of a kind other than string and int64.
+        Null or repeated ids, or ids of a type other than string and int64.
     """
     where, key = repr(os.fspath(path)), id_column or "id"
     labels: dict[int | str, int | str] = {}
@@ -38,7 +38,7 @@ def read_labels(
     for batch in scan(path, [key, label_column]):
         ids, kind = ids_of(batch, key, where), batch.schema.field(label_column).type
         try:
-            known = normalize_ids(batch.column(label_column), where)  # labels are of the kinds that ids are of
+            known = normalize_ids(batch.column(label_column), where)  # labels have the same types as ids
         except BadIdsError as e:
             raise CollectionError(f"Column {label_column!r} of {where} must hold strings or integers. Got {kind} instead.") from e
         for row, label in zip(ids, known.to_pylist(), strict=True):

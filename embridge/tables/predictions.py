@@ -1,4 +1,4 @@
-"""What a decoder said of a collection, as Parquet: ids, payload, and columns of its own; no vectors."""
+"""Predictions of a decoder as Parquet: ids, payload, and columns of predictions; no vectors."""
 
 from __future__ import annotations
 
@@ -20,20 +20,20 @@ COLUMNS = ("prediction", "probability", "output")
 
 
 class PredictionWriter:
-    """Appends rows to a Parquet file of predictions; the first ones decide which columns there are.
+    """Appends rows to a Parquet file of predictions; the first rows determine the columns.
 
     Parameters
     ----------
     path : path-like
     source : Collection
-        Whose ids and payload are written.
+        Collection whose ids and payload are written.
     lineage : dict
-        Fingerprints of what it is made of, kept as metadata ``embridge.lineage``.
+        Fingerprints of its inputs, written as metadata ``embridge.lineage``.
 
     Attributes
     ----------
     columns : tuple of str
-        What was written beside ids and payload.
+        Columns written in addition to ids and payload.
     """
 
     def __init__(self, path: os.PathLike[str], source: Collection, lineage: dict[str, str]) -> None:
@@ -50,7 +50,7 @@ class PredictionWriter:
             fields = [*self._fields, *(pa.field(name, column.type, nullable=False) for name, column in columns.items())]
             schema = pa.schema(fields, {LINEAGE_KEY: json.dumps(self._lineage)})
             lists = [name for name, column in columns.items() if pa.types.is_fixed_size_list(column.type)]
-            plain = [name for name in schema.names if name not in lists]  # no dictionary for floats that hardly ever repeat
+            plain = [name for name in schema.names if name not in lists]  # no dictionary for floats, which rarely repeat
             self._writer = pq.ParquetWriter(self._path, schema, use_dictionary=plain, write_statistics=plain)
         arrays = [batch.ids, *batch.payload.columns, *columns.values()]
         self._writer.write_batch(pa.record_batch(arrays, schema=self._writer.schema), row_group_size=len(batch))
@@ -62,7 +62,7 @@ class PredictionWriter:
 
 
 def check_payload(source: Collection) -> None:
-    """Refuse a collection that has one of the columns which predictions are written to.
+    """Refuse a collection that already has a column of the predictions.
 
     Raises
     ------

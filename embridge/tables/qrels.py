@@ -1,4 +1,4 @@
-"""Relevance judgements (qrels)."""
+"""Relevance judgments (qrels)."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from embridge.tables.scan import ids_of, scan
 
 
 def read_qrels(path: str | os.PathLike[str]) -> dict[Any, list[Any]]:
-    """Relevance judgements: the relevant documents of each query.
+    """Read relevance judgments: the relevant documents of each query.
 
     The table has columns ``query_id`` and ``doc_id``; where it has a ``score``, rows with one above zero count.
 
@@ -22,13 +22,13 @@ def read_qrels(path: str | os.PathLike[str]) -> dict[Any, list[Any]]:
     CollectionError
         A column is missing, or the scores are not finite numbers.
     BadIdsError
-        Null ids, or of a kind other than string and int64.
+        Null ids, or ids of a type other than string and int64.
     """
     return {query: list(graded) for query, graded in read_graded_qrels(path).items()}
 
 
 def read_graded_qrels(path: str | os.PathLike[str]) -> dict[Any, dict[Any, float]]:
-    """`read_qrels` with grades: the scores above zero, 1 where there is no ``score``; of a pair given twice the highest counts."""
+    """`read_qrels` with grades: the scores above zero, 1 where there is no ``score``; of a repeated pair the highest."""
     found: dict[Any, dict[Any, float]] = {}
     for batch in scan(path, ["query_id", "doc_id"], ["score"]):
         kind = batch.schema.field("score").type if "score" in batch.schema.names else pa.int64()

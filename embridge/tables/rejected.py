@@ -1,4 +1,4 @@
-"""Rows that a conversion left out."""
+"""Tables of rows that a conversion left out."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ from embridge.tables.scan import scan
 
 
 def write_bad_rows(path: str | os.PathLike[str], bad: Sequence[tuple[int, Any, str]]) -> None:
-    """Write rows that a conversion left out: ``row`` (position in the source), ``id`` and ``reason``."""
+    """Write the rows that a conversion left out: ``row`` (position in the source), ``id`` and ``reason``."""
     rows, ids, reasons = zip(*bad, strict=True)
     with whole_or_absent(path) as temporary:
         pq.write_table(pa.table({"row": pa.array(rows, pa.int64()), "id": list(ids), "reason": list(reasons)}), temporary)
 
 
 def is_bad_rows(path: str | os.PathLike[str]) -> bool:
-    """True where a file is a list that `write_bad_rows` wrote, by its columns."""
+    """True where a file has the columns that `write_bad_rows` writes."""
     try:
         return os.path.isfile(path) and not os.path.islink(path) and pq.read_schema(path).names == ["row", "id", "reason"]
     except (pa.ArrowException, OSError):
@@ -33,14 +33,14 @@ def is_bad_rows(path: str | os.PathLike[str]) -> bool:
 
 
 def join_bad_rows(path: str | os.PathLike[str], parts: Sequence[tuple[int, str | os.PathLike[str]]]) -> bool:
-    """Write what `write_bad_rows` listed of several files as one list; whether there is anything to list.
+    """Join the lists that `write_bad_rows` wrote for several files; returns whether there are any rows.
 
     Parameters
     ----------
     path : str or path-like
-        Removed where there is nothing to list.
+        The joined list; removed where there are no rows.
     parts : sequence of (position of the file's first row in all of them, path of its list)
-        Lists that are not there have no rows.
+        Missing lists have no rows.
     """
     tables = []
     for start, part in parts:

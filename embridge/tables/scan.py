@@ -9,7 +9,7 @@ from typing import Any
 import pyarrow as pa
 
 from embridge.errors import BadIdsError, CollectionError
-from embridge.stores.base import normalize_ids
+from embridge.stores.id_types import normalize_ids
 from embridge.stores.parquet.file import ParquetFiles
 
 
@@ -19,9 +19,9 @@ def scan(path: str | os.PathLike[str], columns: Sequence[str], optional: Sequenc
     Raises
     ------
     MissingFileError, UnreadableFileError
-        Nothing is there, or it is damaged.
+        The file is missing or damaged.
     CollectionError
-        A column that is not optional is missing.
+        A required column is missing.
     ChangedSourceError
         A file changed while it was read.
     """
@@ -40,7 +40,7 @@ def ids_of(batch: pa.RecordBatch, column: str, where: str) -> list[Any]:
     Raises
     ------
     BadIdsError
-        Null ids, or of a kind other than string and int64.
+        Null ids, or ids of a type other than string and int64.
     """
     ids = normalize_ids(batch.column(column), f"Column {column!r} of {where}")
     if ids.null_count:

@@ -8,7 +8,7 @@ from typing import Any
 import pyarrow as pa
 
 from embridge.errors import CollectionError
-from embridge.stores.base import normalize_ids
+from embridge.stores.id_types import normalize_ids
 from embridge.tables.scan import scan
 
 
@@ -18,9 +18,9 @@ def read_targets(path: str | os.PathLike[str], column: str, id_column: str = "id
     Raises
     ------
     CollectionError
-        A column is missing or of another kind, or there are no rows with a label.
+        A column is missing or has another type, or there are no rows with a label.
     BadIdsError
-        Ids of a kind other than string and int64.
+        Ids of a type other than string and int64.
     """
     where = repr(os.fspath(path))
     found: dict[Any, Any] = {}

@@ -1,4 +1,4 @@
-"""Texts in Parquet, on their way to an encoder."""
+"""Reads texts from Parquet for an encoder."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ import numpy as np
 import pyarrow as pa
 
 from embridge.errors import BadIdsError, CollectionError
-from embridge.stores.base import id_type_of, normalize_ids
 from embridge.stores.batch import cast_column
 from embridge.stores.filesystems import shown
+from embridge.stores.id_types import id_type_of, normalize_ids
 from embridge.stores.parquet.file import ParquetFile, ParquetFiles
 
 
 @dataclass(frozen=True, eq=False)
 class TextBatch:
-    """Consecutive rows: ids, texts, and all columns but the id (the text among them)."""
+    """Consecutive rows: ids, texts, and all columns but the id (including the text)."""
 
     start: int
     ids: pa.Array
@@ -56,7 +56,7 @@ class TextTable:
     Raises
     ------
     MissingFileError, UnreadableFileError, CollectionError, BadIdsError
-        Nothing there, damaged, no rows or column, or a column of another type.
+        Missing, damaged, no rows, or a column that is missing or of another type.
     """
 
     def __init__(self, path: str | os.PathLike[str], *, id_column: str = "id", text_column: str = "text") -> None:
@@ -83,14 +83,14 @@ class TextTable:
 
     @property
     def name(self) -> str:
-        """How messages call it."""
+        """Its name in messages."""
         return repr(shown(self.path))
 
     def __len__(self) -> int:
         return len(self._files)
 
     def check(self) -> None:
-        """Read ids and texts once, so that a bad row is told before hours of encoding, not after them.
+        """Read ids and texts once, so that a bad row is reported before hours of encoding.
 
         Raises
         ------

@@ -1,1 +1,1 @@
-"""Laws that any store or translator passes."""
+"""Conformance tests for stores, translators and decoders."""

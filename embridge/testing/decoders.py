@@ -1,4 +1,4 @@
-"""The laws of decoders. Subclass `DecoderConformance`, give a `decoder`, and pytest holds yours to all of them."""
+"""Conformance tests for decoders. Subclass `DecoderConformance`, define the fixture `decoder`, and run pytest."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from embridge.decoders import Decoded, Decoder, decode
 from embridge.errors import BadVectorsError, SpaceMismatchError
 from embridge.stores import MemoryCollection
 
-_TOLERANCE = 1e-5  # products of another size sum in another order
+_TOLERANCE = 1e-5  # matrix products of other sizes sum in another order
 
 
 class DecoderConformance:
-    """What holds for every decoder.
+    """Tests that every decoder passes.
 
     A subclass overrides the fixture `decoder`.
     """

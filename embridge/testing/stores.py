@@ -1,4 +1,4 @@
-"""The laws of a store. Subclass `CollectionConformance`, give it a fixture that makes a collection, and run pytest.
+"""Conformance tests for stores. Subclass `CollectionConformance`, define the fixture `make`, and run pytest.
 
 Examples
 --------
@@ -14,93 +14,20 @@ from __future__ import annotations
 
 import itertools
 import re
-from collections.abc import Callable
-from typing import Any, ClassVar
 
 import numpy as np
 import pytest
 
 from embridge.errors import BadVectorsError, EmbridgeError, ParameterError
-from embridge.stores.base import Collection
 from embridge.stores.ids import check_unique, count_repeated
-from embridge.types import Metric, Space
-
-N, DIM = 100, 8  # more rows than one batch, fewer than one default batch
-Make = Callable[..., Collection]
+from embridge.testing.stored_rows import DIM, Make, N, StoredRows
+from embridge.types import Metric
 
 
-class CollectionConformance:
-    """What every collection obeys, whatever it is stored in.
+class CollectionConformance(StoredRows):
+    """Tests that every collection passes; `StoredRows` has the attributes that a subclass sets."""
 
-    Attributes
-    ----------
-    id_kinds : tuple of str
-        Types of ids that the store keeps: ``string``, ``int64``.
-    has_payload : bool
-        Other columns are kept.
-    keeps_order : bool
-        Rows are read in the order they were given in; False where the store has an order of its own.
-    keeps_bad_values : bool
-        NaN, infinite values and zero vectors can be stored at all.
-    is_reproducible : bool
-        The same rows stored twice have one fingerprint.
-    tolerance : float
-        Largest error of a value of about 1; 0 where vectors come back as they were.
-    """
-
-    id_kinds: ClassVar[tuple[str, ...]] = ("string", "int64")
-    has_payload: ClassVar[bool] = True
-    keeps_order: ClassVar[bool] = True
-    keeps_bad_values: ClassVar[bool] = True
-    is_reproducible: ClassVar[bool] = True
-    tolerance: ClassVar[float] = 0.0
-
-    @pytest.fixture
-    def make(self) -> Make:
-        """``make(ids, vectors, space, payload=None)`` gives a new collection each time; subclasses override it.
-
-        `ids` is a list of str or int, `vectors` float32 of shape (n, dim), `payload` a dict of lists or None.
-        """
-        raise NotImplementedError(f"{type(self).__name__} must override the fixture `make`.")
-
-    @classmethod
-    def pytest_generate_tests(cls, metafunc: pytest.Metafunc) -> None:
-        """Run what asks for an `id_kind` once a kind."""
-        if "id_kind" in metafunc.fixturenames:
-            metafunc.parametrize("id_kind", cls.id_kinds)
-
-    # Rows that tests store.
-
-    def ids(self, kind: str | None = None, n: int = N) -> list[Any]:
-        """Ids in no order."""
-        numbers = np.random.default_rng(7).permutation(n).tolist()
-        return [f"row-{i}" for i in numbers] if (kind or self.id_kinds[0]) == "string" else numbers
-
-    def vectors(self, n: int = N) -> np.ndarray:
-        """Values that float16 holds exactly, so that a store of any width gives them back."""
-        return np.random.default_rng(3).normal(size=(n, DIM)).astype(np.float16).astype(np.float32)
-
-    def space(self, metric: Metric = Metric.COSINE) -> Space:
-        """Where they live."""
-        return Space("conformance", DIM, metric)
-
-    def expected(self, collection: Collection, ids: list[Any], vectors: np.ndarray) -> tuple[list[Any], np.ndarray]:
-        """The rows in the order that the store reads them in."""
-        found = [i for b in collection.id_reader() for i in b.column(0).to_pylist()]
-        if self.keeps_order:
-            assert found == ids
-        assert sorted(found) == sorted(ids)
-        place = {i: at for at, i in enumerate(ids)}
-        return found, vectors[[place[i] for i in found]]
-
-    def assert_close(self, found: np.ndarray, expected: np.ndarray) -> None:
-        """Equal within the store's tolerance."""
-        assert found.shape == expected.shape
-        np.testing.assert_allclose(found.astype(np.float64), expected, rtol=self.tolerance, atol=self.tolerance)
-
-    # Laws.
-
-    def test_tells_length_space_and_id_type(self, make: Make, id_kind: str) -> None:
+    def test_length_space_and_id_type(self, make: Make, id_kind: str) -> None:
         collection = make(self.ids(id_kind), self.vectors(), self.space())
         assert len(collection) == N
         assert collection.space == self.space()
@@ -170,13 +97,13 @@ class CollectionConformance:
         [[], [0], [N - 1], [3, 4, 5, 50, 98], [2, 2, 7], list(range(N))],
         ids=["none", "first", "last", "some", "twice", "all"],
     )
-    def test_take_gives_the_rows_asked_for(self, make: Make, rows: list[int]) -> None:
+    def test_take_gives_the_requested_rows(self, make: Make, rows: list[int]) -> None:
         collection = make(self.ids(), self.vectors(), self.space())
         taken = collection.take(np.array(rows, np.int64))
         assert taken.dtype == np.float32
         np.testing.assert_array_equal(taken, collection.read()[1][rows])
 
-    def test_select_tells_where_pieces_belong(self, make: Make) -> None:
+    def test_select_gives_the_places_of_its_pieces(self, make: Make) -> None:
         collection = make(self.ids(), self.vectors(), self.space())
         rows = np.array([1, 20, 21, 77])
         pieces = list(collection.select(rows))
@@ -192,18 +119,18 @@ class CollectionConformance:
         collection = make(self.ids(), self.vectors(), self.space())
         whole = collection.read()[1]
         assert list(collection.batches(10, row_filter=lambda start, stop: False)) == []
-        asked: list[tuple[int, int]] = []
+        seen: list[tuple[int, int]] = []
 
         def row_filter(start: int, stop: int) -> bool:
-            asked.append((start, stop))
+            seen.append((start, stop))
             return start <= 42 < stop
 
         found = list(collection.batches(10, row_filter=row_filter))
         assert any(b.start <= 42 < b.start + len(b) for b in found)
         for batch in found:
             self.assert_close(batch.vectors, whole[batch.start : batch.start + len(batch)])
-        # What it asked about is all there is, once.
-        assert [i for start, stop in asked for i in range(start, stop)] == list(range(N))
+        # Every row is in exactly one span.
+        assert [i for start, stop in seen for i in range(start, stop)] == list(range(N))
 
     def test_payload_is_kept_beside_its_row(self, make: Make) -> None:
         if not self.has_payload:
@@ -228,7 +155,7 @@ class CollectionConformance:
             assert found == [{name: values[n] for name, values in payload.items()} for n in order]
         assert all(b.payload.num_columns == 0 for b in collection.batches())
 
-    def test_fingerprint_tells_content(self, make: Make) -> None:
+    def test_fingerprint_depends_on_content(self, make: Make) -> None:
         ids, vectors = self.ids(), self.vectors()
         collection = make(ids, vectors, self.space())
         fingerprint = collection.fingerprint()
@@ -269,7 +196,7 @@ class CollectionConformance:
         assert count_repeated(collection) == (0, [])
         check_unique(collection)
 
-    def test_repeated_ids_are_told(self, make: Make, id_kind: str) -> None:
+    def test_repeated_ids_are_refused(self, make: Make, id_kind: str) -> None:
         ids = self.ids(id_kind)
         ids[5], ids[6] = ids[90], ids[91]
         with pytest.raises(EmbridgeError, match="holds ids more than once") as e:

@@ -1,4 +1,4 @@
-"""The laws of translators. Subclass `TranslatorConformance`, give a `translator`, and pytest holds yours to all of them."""
+"""Conformance tests for translators. Subclass `TranslatorConformance`, define the fixture `translator`, and run pytest."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from embridge.records import AnchorRecord
 from embridge.translators.base import Translator
 from embridge.types import Metric, Space
 
-_TOLERANCE = 1e-5  # two ways of summing the same rows, then a solve in float64, then float32 coefficients
+_TOLERANCE = 1e-5  # two orders of summation, then a solve in float64, then float32 coefficients
 
 
 def planted_anchors(n: int, p: int, q: int, noise: float = 0.05, seed: int = 0) -> Anchors:
@@ -29,22 +29,22 @@ def planted_anchors(n: int, p: int, q: int, noise: float = 0.05, seed: int = 0) 
     n, p, q : int
         Rows, width of the source, width of the target.
     noise : float, default 0.05
-        Standard deviation, where features have one.
+        Standard deviation of the noise, for features of standard deviation one.
     seed : int, default 0
     """
     rng = np.random.default_rng(seed)
     wide = max(p, q)
     rotation = np.linalg.qr(rng.normal(size=(wide, wide)))[0][:p, :q]
-    centred = rng.normal(size=(n, p))
-    x = centred + rng.normal(size=p)
-    y = centred @ rotation + rng.normal(size=q) + noise * rng.normal(size=(n, q))
+    centered = rng.normal(size=(n, p))
+    x = centered + rng.normal(size=p)
+    y = centered @ rotation + rng.normal(size=q) + noise * rng.normal(size=(n, q))
     source, target = Space("planted-source", p, Metric.L2), Space("planted-target", q, Metric.L2)
     record = AnchorRecord("source-fingerprint", "target-fingerprint", n, n, 0, 0.0, 0)
     return Anchors(np.arange(n, dtype=np.int64), x.astype(np.float32), y.astype(np.float32), source, target, record)
 
 
 def textlike_anchors(n: int, p: int, q: int, seed: int = 0) -> Anchors:
-    """Anchors as real encoders give them: a decaying spectrum, a mean that dwarfs the spread, unit length, no exact map.
+    """Anchors like those of real encoders: a decaying spectrum, a mean larger than the spread, unit length, no exact map.
 
     Parameters
     ----------
@@ -63,7 +63,7 @@ def textlike_anchors(n: int, p: int, q: int, seed: int = 0) -> Anchors:
 
 
 class TranslatorConformance:
-    """What holds for every translator, whatever it estimates.
+    """Tests that every translator passes.
 
     Examples
     --------
@@ -77,8 +77,8 @@ class TranslatorConformance:
 
     @pytest.fixture
     def translator(self) -> Translator:
-        """The translator under test; a subclass gives its own."""
-        raise NotImplementedError("a subclass gives the fixture 'translator'")
+        """The translator under test; a subclass overrides it."""
+        raise NotImplementedError("a subclass must define the fixture 'translator'")
 
     @pytest.mark.parametrize(("p", "q"), [(6, 9), (9, 6), (8, 8), (1, 3), (3, 1)])
     def test_fit_gives_a_map_between_the_spaces(self, translator: Translator, p: int, q: int) -> None:
@@ -95,7 +95,7 @@ class TranslatorConformance:
         anchors = planted_anchors(400, p, q)
         train, held_out = anchors.at(np.arange(300)), anchors.at(np.arange(300, 400))
         error = np.square(translator.fit(train).apply(held_out.x) - held_out.y).sum()
-        # What no map from a narrower space can reach is in the error of both.
+        # The part that no map from a narrower space can explain is in the error of both.
         assert error < np.square(train.y.mean(0) - held_out.y).sum()
 
     def test_the_constructor_only_stores(self, translator: Translator) -> None:
@@ -156,7 +156,7 @@ class TranslatorConformance:
             x[:] = x[0]
         anchors = dataclasses.replace(anchors, x=x, y=y)
         got = translator.fit(anchors).apply(x)
-        # Dividing by a variance that is rounding noise would throw translated rows orders of magnitude away.
+        # Dividing by a variance of rounding noise would change translated rows by orders of magnitude.
         assert np.isfinite(got).all()
         assert np.linalg.norm(got, axis=1).max() < 5 * np.linalg.norm(y, axis=1).max()
 
@@ -190,7 +190,7 @@ class TranslatorConformance:
 
 
 def assert_same_map(found: LinearMap, expected: LinearMap) -> None:
-    """Coefficients and intercepts agree to what the order of summation may change."""
+    """Coefficients and intercepts agree within the error of summation order."""
     for name in ("coef", "intercept"):
         want = getattr(expected, name)
         np.testing.assert_allclose(getattr(found, name), want, rtol=0, atol=_TOLERANCE * max(1.0, np.abs(want).max()))

@@ -1,4 +1,4 @@
-"""How a map is fitted. `fit` finds the method by its name."""
+"""Translators: estimators of maps. `fit` selects one by name."""
 
 from __future__ import annotations
 
@@ -111,40 +111,40 @@ def fit(
         ``kernel`` takes Anchors only.
     method : str, Translator, Kernel or Auto, default "auto"
         ``bridge``, ``ridge``, ``rotation``, ``isometry``, ``projection``, ``affine``, ``linear``, ``l-ortho``, ``ortho`` or
-        ``kernel``; ``auto`` chooses for the role (see `Auto`). ``kernel`` follows the target further than any affine map, but it
-        moves no index and has no adjoint (see `Kernel`).
+        ``kernel``; ``auto`` chooses for the role (see `Auto`). ``kernel`` is more accurate for documents than any affine map,
+        but it cannot migrate an index and has no adjoint (see `Kernel`).
     role : {"documents", "queries", "decode"}, default "documents"
-        What the map is for: translating the rows of a collection (``search`` is another word for it), projecting queries of the
+        What the map is for: translating the rows of a collection (``documents``, also ``search``), projecting queries of the
         source space onto native rows of the target space, or feeding decoders of the target space.
     keep_affine : bool, default False
-        ``auto`` leaves ``kernel`` out.
+        ``auto`` does not consider ``kernel``.
     queries : QueryPairs, optional
-        Queries that both models encoded, for ``auto`` to choose by.
+        Queries encoded by both models, which ``auto`` compares candidates on.
     device : str, default "cpu"
     **parameters
-        Of the method.
+        Parameters of the method.
 
     Returns
     -------
-    LinearMap, or KernelMap by ``kernel``
+    LinearMap, or KernelMap for ``kernel``
         Its `record` says how it was chosen.
 
     Raises
     ------
     ParameterError
-        No such method, role or parameter, or one out of its range.
+        An unknown method, role or parameter, or a value out of range.
     TooFewAnchorsError
     """
     name = as_role(role)
     if isinstance(method, Translator | Kernel | Auto):
         if parameters:
-            raise ParameterError(f"{method!r} has its parameters already; leave {', '.join(parameters)} out.")
+            raise ParameterError(f"{method!r} is a translator with parameters; leave {', '.join(parameters)} out.")
         return _fit(method, anchors, device)
     if method == "auto" and not parameters:
         return Auto(name, keep_affine, queries).fit(anchors, device=device).recorded(role=name)
     if queries is not None:
-        raise ParameterError(f"Only 'auto' chooses by queries. Hint: leave queries out, or method={method!r} and its parameters.")
-    # With a parameter of bridge's given there is nothing left to choose among methods.
+        raise ParameterError(f"Only 'auto' uses queries. Hint: leave queries out, or method={method!r} and its parameters.")
+    # A given parameter of bridge selects bridge.
     known_methods: dict[str, type[Translator] | type[Kernel]] = {**METHODS, Kernel.name: Kernel}
     cls = known_methods.get("bridge" if method == "auto" else method)
     if cls is None:

@@ -1,4 +1,4 @@
-"""What every translator is: parameters in, one immutable LinearMap out."""
+"""The base of translators: estimators that return an immutable LinearMap."""
 
 from __future__ import annotations
 
@@ -22,19 +22,19 @@ from embridge.translators.solvers import orthogonal_factor
 
 @dataclass(frozen=True, eq=False)
 class Solution:
-    """What a solver found: ``y = x @ weight + intercept`` in float64.
+    """The result of a solver: ``y = x @ weight + intercept`` in float64.
 
     Attributes
     ----------
     weight : ndarray of shape (dim_source, dim_target)
     intercept : ndarray of shape (dim_target,)
     parameters : dict
-        What was chosen or found on the way (alpha, rank, ...).
+        Chosen or computed values (alpha, rank, ...).
     candidates : tuple of Candidate
     method : str, optional
-        The method that was chosen, where a translator chooses among methods.
+        The chosen method, where a translator chooses among methods.
     role, chosen_by : str, optional
-        What it was chosen for, and whether real queries or documents in their place decided.
+        Role, and whether candidates were compared on real queries or on documents.
     """
 
     weight: np.ndarray
@@ -49,14 +49,14 @@ class Solution:
 class Translator(ABC):
     """An estimator of a map between two spaces.
 
-    The constructor only stores parameters; `fit` returns a LinearMap and leaves the translator as it was.
+    The constructor only stores parameters; `fit` returns a LinearMap and does not change the translator.
 
     Attributes
     ----------
     name : str
         The method's name.
     minimum : int
-        Anchors needed at least.
+        Least number of anchors.
     """
 
     name: ClassVar[str]
@@ -64,10 +64,10 @@ class Translator(ABC):
 
     @abstractmethod
     def solve(self, data: Moments | FoldMoments) -> Solution:
-        """The map in closed form (or by iteration over moments)."""
+        """Solve for the map, in closed form or by iteration over moments."""
 
     def needs_folds(self) -> bool:
-        """True where parameters have to be chosen, and so `solve` takes FoldMoments."""
+        """True where parameters have to be chosen; then `solve` takes FoldMoments."""
         return False
 
     def needs_full(self) -> bool:
@@ -80,9 +80,9 @@ class Translator(ABC):
         Parameters
         ----------
         anchors : Anchors, Moments or FoldMoments
-            Moments are enough for methods without parameters to choose.
+            Moments are sufficient for methods without parameters to choose.
         device : str, default "cpu"
-            Where moments of anchors are taken. Solving is float64 on the CPU.
+            Device to compute moments of anchors on. Solving is in float64 on the CPU.
 
         Returns
         -------
@@ -91,7 +91,7 @@ class Translator(ABC):
         Raises
         ------
         TooFewAnchorsError
-            Fewer than the method needs, or too few for folds.
+            Fewer anchors than the method needs, or too few for folds.
         """
         started = time.perf_counter()
         n = anchors.total().n if isinstance(anchors, FoldMoments) else anchors.n if isinstance(anchors, Moments) else len(anchors)
@@ -113,7 +113,7 @@ class Translator(ABC):
         is_rows = isinstance(anchors, Anchors)
         record = FitRecord(
             found.method or self.name,
-            {k: v.item() if isinstance(v, np.generic) else v for k, v in found.parameters.items()},  # plain, for JSON
+            {k: v.item() if isinstance(v, np.generic) else v for k, v in found.parameters.items()},  # plain values for JSON
             n,
             anchors.record.held_out if is_rows else 0,
             time.perf_counter() - started,
@@ -138,9 +138,9 @@ def total(data: Moments | FoldMoments) -> Moments:
     return data.total() if isinstance(data, FoldMoments) else data
 
 
-def centred_factor(moments: Moments) -> tuple[np.ndarray, int]:
-    """The orthogonal factor of Sxy and its rank, taken once: many candidates are solved on the same moments."""
-    cache = moments.__dict__.setdefault("_centred_factor", [])
+def centered_factor(moments: Moments) -> tuple[np.ndarray, int]:
+    """The orthogonal factor of Sxy and its rank, cached: many candidates are solved on the same moments."""
+    cache = moments.__dict__.setdefault("_centered_factor", [])
     if not cache:
         cache.append(orthogonal_factor(moments.sxy))
     return cache[0]

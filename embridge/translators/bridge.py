@@ -1,4 +1,4 @@
-"""Ridge, and ridge that shrinks toward the Procrustes solution: one family, parameters chosen on folds."""
+"""Ridge regression, and ridge regression that shrinks toward the Procrustes solution."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from embridge.anchors.fold_moments import FoldMoments
 from embridge.anchors.moments import Moments
 from embridge.errors import ParameterError
 from embridge.records import Candidate
-from embridge.translators.base import Solution, Translator, centred_factor, total
+from embridge.translators.base import Solution, Translator, centered_factor, total
 from embridge.translators.scoring import Role, as_role, fold_scores
 from embridge.translators.solvers import Shrinkage
 
@@ -22,85 +22,89 @@ SHARES = (0.0, 0.5, 0.75, 1.0)
 class Bridge(Translator):
     """Ridge regression that shrinks toward the scaled Procrustes solution instead of toward zero.
 
-    With x and y centred and each scaled by ``sqrt(tr S / (n dim))``, Q the orthogonal factor of ``Sxy`` and c the scalar that
+    With x and y centered and each scaled by ``sqrt(tr S / (n dim))``, Q the orthogonal factor of ``Sxy`` and c the scalar that
     matches total variances (see `Isometry`),
 
         ``W = (Sxx/n + alpha I)^-1 (Sxy/n + alpha s c Q)``,
 
     so alpha is in units of the mean feature variance. ``s = 0`` is ridge, ``alpha -> inf`` with ``s = 1`` is `Isometry`,
-    ``alpha -> 0`` is least squares. The intercept is not penalised.
+    ``alpha -> 0`` is least squares. The intercept is not penalized.
 
     Parameters
     ----------
     alpha : float, optional
-        Strength in [0, inf]; default: chosen on folds.
-    s : float, optional
-        Share of the Procrustes solution in [0, 1]; default: chosen on folds.
+        Regularization in [0, inf]; default: chosen on folds.
+    shrinkage_target_weight : float, optional
+        s, the weight of the Procrustes solution in [0, 1]; default: chosen on folds.
     role : {"documents", "queries", "decode"}, default "documents"
-        What folds choose by: the overlap@10 of neighbors among at most 1,000 held-out rows a fold, of queries that stand in for
-        real ones (see `row_scores` and `projection_scores`). Squared error is no criterion for any role: it always chooses a
-        share of zero, also for decoders, which lose by it.
+        Score on folds: the overlap@10 of neighbors among at most 1,000 held-out rows per fold, of stand-in queries
+        (see `row_scores` and `projection_scores`). Squared error is not used for any role: it always chooses a
+        weight of zero, which is worse for decoders too.
     mean_weight : float, default 1
-        Weight of the target's mean in the intercept, ``mean_weight * mean_y - W^T mean_x``. Above one, translations lie closer
-        together; where only directions count, that is the same as shrinking W.
+        Weight of the target's mean in the intercept, ``mean_weight * mean_y - W^T mean_x``. Above one, translations are closer
+        together; where only directions matter, that is equivalent to shrinking W.
     """
 
     name = "bridge"
 
     def __init__(
-        self, alpha: float | None = None, s: float | None = None, role: Role = "documents", mean_weight: float = 1.0
+        self,
+        alpha: float | None = None,
+        shrinkage_target_weight: float | None = None,
+        role: Role = "documents",
+        mean_weight: float = 1.0,
     ) -> None:
         self.alpha = alpha
-        self.s = s
+        self.shrinkage_target_weight = shrinkage_target_weight
         self.role: Role = role
         self.mean_weight = mean_weight
 
     def needs_folds(self) -> bool:
-        return self.alpha is None or self.s is None
+        return self.alpha is None or self.shrinkage_target_weight is None
 
     def solve(self, data: Moments | FoldMoments) -> Solution:
         if self.alpha is not None and not self.alpha >= 0:
             raise ParameterError.must_be("alpha", "at least 0", self.alpha)
-        if self.s is not None and not 0 <= self.s <= 1:
-            raise ParameterError.must_be("s", "in [0, 1]", self.s)
+        alpha, s = self.alpha, self.shrinkage_target_weight
+        if s is not None and not 0 <= s <= 1:
+            raise ParameterError.must_be("shrinkage_target_weight", "in [0, 1]", s)
         if not 0 <= self.mean_weight < np.inf:
             raise ParameterError.must_be("mean_weight", "at least 0 and finite", self.mean_weight)
         role = as_role(self.role)
-        alpha, s = self.alpha, self.s
         chosen: dict[str, Any] = {}
         if alpha is None or s is None:
-            # `fit` gives FoldMoments where one of them is to be chosen.
+            # `fit` passes FoldMoments where one of them is to be chosen.
             if not isinstance(data, FoldMoments):
                 raise ParameterError(
                     f"{self.name!r} chooses its parameters on folds. Hint: give Anchors or FoldMoments, or set them."
                 )
             grid = [(a, b) for a in (ALPHAS if alpha is None else (alpha,)) for b in (SHARES if s is None else (s,))]
             scores = fold_scores([Bridge(*one, mean_weight=self.mean_weight) for one in grid], data, role).mean(axis=1)
-            # Of equal scores the last one: the strongest alpha and the largest share are the safest choice.
+            # Of equal scores the last one: the largest alpha and weight are the safest choice.
             alpha, s = grid[scores.size - 1 - int(np.argmax(scores[::-1]))]
             candidates = tuple(
-                Candidate(self.name, {"alpha": float(a), "s": float(b)}, float(score))
+                Candidate(self.name, {"alpha": float(a), "shrinkage_target_weight": float(b)}, float(score))
                 for (a, b), score in zip(grid, scores, strict=True)
             )
             chosen = {"candidates": candidates, "role": role, "chosen_by": "documents"}
         moments = total(data)
         scaled = Scaled.of(moments)
         weight, intercept = scaled.unscale(scaled.family.weight(alpha, s))
-        parameters = {"alpha": alpha, "s": s, "rank": scaled.family.rank}
+        parameters = {"alpha": alpha, "shrinkage_target_weight": s, "rank": scaled.family.rank}
         if self.mean_weight != 1:
             parameters["mean_weight"] = self.mean_weight
         return Solution(weight, intercept + (self.mean_weight - 1) * moments.mean_y, parameters, **chosen)
 
 
 class Ridge(Bridge):
-    """Ridge regression, the intercept unpenalised: ``W = (Sxx/n + alpha v I)^-1 Sxy/n`` with v the mean feature variance.
+    """Ridge regression, the intercept unpenalized: ``W = (Sxx/n + alpha v I)^-1 Sxy/n`` with v the mean feature variance.
 
     Parameters
     ----------
     alpha : float, optional
         In units of v; default: chosen on folds.
     role : {"documents", "queries", "decode"}, default "documents"
-        What folds choose by, see `Bridge`.
+        Score on folds, see `Bridge`.
     """
 
     name = "ridge"
@@ -111,7 +115,7 @@ class Ridge(Bridge):
 
 @dataclass(frozen=True, eq=False)
 class Scaled:
-    """The family fitted on moments of sides that are centred and scaled to a mean feature variance of one."""
+    """The solver on moments of sides that are centered and scaled to a mean feature variance of one."""
 
     family: Shrinkage
     mean_x: np.ndarray
@@ -121,7 +125,7 @@ class Scaled:
 
     @classmethod
     def of(cls, m: Moments) -> Scaled:
-        """Of these moments, taken once: many candidates are solved on the same ones."""
+        """The solver of these moments, cached: many candidates are solved on the same moments."""
         cache = m.__dict__.setdefault("_scaled", [])
         if not cache:
             cache.append(cls._of(m))
@@ -129,11 +133,11 @@ class Scaled:
 
     @classmethod
     def _of(cls, m: Moments) -> Scaled:
-        # A side without any variance is left as it is: its moments are zero, and so is the map.
+        # A side without variance is not scaled: its moments are zero, and so is the map.
         scale_x = float(np.sqrt(np.trace(m.sxx) / (m.n * len(m.sxx)))) or 1.0
         scale_y = float(np.sqrt(m.square_y.mean() / m.n)) or 1.0
         total_y = float(m.square_y.sum()) / (m.n * scale_y**2)
-        family = Shrinkage.of(m.sxx / (m.n * scale_x**2), m.sxy / (m.n * scale_x * scale_y), total_y, centred_factor(m))
+        family = Shrinkage.of(m.sxx / (m.n * scale_x**2), m.sxy / (m.n * scale_x * scale_y), total_y, centered_factor(m))
         return cls(family, m.mean_x, m.mean_y, scale_x, scale_y)
 
     def unscale(self, weight: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

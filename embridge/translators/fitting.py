@@ -1,4 +1,4 @@
-"""Fitting from collections in one call: one way or both, calibrated, from new anchors or on top of the moments of earlier ones."""
+"""Fits maps from collections in one call: forward and reverse, calibrated, from new anchors or from moments of earlier ones."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ _OTHER: dict[Role, Role] = {"documents": "queries", "queries": "documents", "dec
 
 @dataclass(frozen=True, eq=False)
 class FittedMaps:
-    """What `fit_maps` made.
+    """The result of `fit_maps`.
 
     Attributes
     ----------
@@ -38,9 +38,9 @@ class FittedMaps:
     reverse : LinearMap or KernelMap, optional
         The regression from target to source, on the same rows; not the inverse of `forward`.
     moments : FoldMoments, optional
-        What both were fitted on, to be updated later.
+        Moments that both were fitted on, for later updates.
     anchors : AnchorRecord
-        How the shared rows were split.
+        The split of the shared rows.
     """
 
     forward: Map
@@ -57,12 +57,12 @@ class FittedMaps:
         inputs: Sequence[str | None] = (),
         overwrite: bool = False,
     ) -> None:
-        """Write the map, and what else is named; all of it or nothing.
+        """Write the map and the other named files; all of them or none.
 
         Raises
         ------
         OutputExistsError
-            A file exists and `overwrite` is False, or two names are of one file.
+            A file exists and `overwrite` is False, or two names are the same file.
         ParameterError
             There is no reverse map, or there are no moments, to write.
         """
@@ -99,36 +99,36 @@ def fit_maps(
     Parameters
     ----------
     source, target : Collection
-        In two different spaces.
+        Collections in two different spaces.
     method : str, default "auto"
         See `fit`.
     role : {"documents", "queries", "decode"}, default "documents"
-        What the map from source to target is for. The reverse map is for the other side of the same search: queries where this
-        one is for documents, and the other way round.
+        Role of the map from source to target. The reverse map gets the opposite role: queries where this one is for documents,
+        and vice versa.
     keep_affine : bool, default False
-        ``auto`` chooses among affine maps only.
+        ``auto`` considers affine maps only.
     reverse : bool, default False
-        Fit the map from target to source too, on the same rows.
+        Also fit the map from target to source, on the same rows.
     queries : Anchors, optional
-        Queries by both models (`match` of two collections), for ``auto`` to choose by. One half of them, by a hash of the id, is
-        looked at; the other half is left to report on.
+        Queries by both models (`match` of two collections), which ``auto`` compares candidates on. Half of them, by a hash of
+        the id, is used; the other half is left for evaluation.
     qrels : mapping of query id to document ids, or to a mapping of document id to grade, optional
-        Relevance judgements of the queries.
+        Relevance judgments of the queries.
     keep_moments : bool, default False
-        Keep what was fitted on, for `update`.
+        Keep the moments, for `update`.
     update : FoldMoments, optional
-        Moments of earlier anchors: the shared rows that are new are added to them.
+        Moments of earlier anchors, to which new shared rows are added.
     remove : bool, default False
-        Take the shared rows out of `update` instead.
+        Remove the shared rows from `update` instead.
     test_size : float, default 0.1
-        Share of the shared rows held out, by a hash of the id. Half of these, where there are 100 at least, calibrate the
+        Share of the shared rows held out, by a hash of the id. With at least 100 of them, half calibrate the
         confidence of an affine map.
     seed : int, default 0
     device : str, default "cpu"
     progress : callable, optional
-        Given the name of a step; the context manager that it returns is held while the step runs.
+        Called with the name of a step; returns a context manager that is active during the step.
     parameters : mapping, optional
-        Of the method.
+        Parameters of the method.
 
     Returns
     -------
@@ -137,9 +137,9 @@ def fit_maps(
     Raises
     ------
     ParameterError
-        Options that do not go together.
+        Options that cannot be combined.
     TooFewAnchorsError, NoSharedIdsError, BadIdsError, BadVectorsError, SpaceMismatchError
-        From matching and fitting.
+        As for `match` and `fit`.
 
     Examples
     --------
@@ -150,12 +150,15 @@ def fit_maps(
     ('minilm', 'queries')
     """
     chosen = as_role(role)
-    if remove and update is None:
-        raise ParameterError("There are no moments to take rows out of. Hint: give them (--update FILE, update=...).")
-    if method == "kernel" and (keep_moments or update is not None):
-        raise ParameterError("'kernel' needs the anchors themselves; moments do not hold rows. Leave moments and update out.")
-    if qrels is not None and queries is None:
-        raise ParameterError("Judgements are of queries, and there are none. Hint: give queries by both models.")
+    _check_options(
+        method,
+        reverse=reverse,
+        keep_moments=keep_moments,
+        update=update,
+        remove=remove,
+        has_queries=queries is not None,
+        has_qrels=qrels is not None,
+    )
     step = progress or (lambda _: contextlib.nullcontext())
     with step("matching ids"):
         known = None if update is None or remove else update.anchor_hashes
@@ -166,22 +169,21 @@ def fit_maps(
     folds = None
     if keep_moments or update is not None:
         with step("taking moments"):
-            # Both ways, and maps for queries, need full moments.
-            full = (reverse or chosen == "queries") if update is None else update.full
-            folds = train.folds(device=device, partial=update is not None, full=full)
-            if update is not None:
-                folds = update - folds if remove else update + folds
+            # Reverse maps, and maps for queries, need full moments.
+            folds = _folds(train, update, device, remove=remove, full=reverse or chosen == "queries")
     data = folds or train
-    ways = [(chosen, data, held_out, pairs)]
+    directions = [(chosen, data, held_out, pairs)]
     if reverse:
-        ways.append((_OTHER[chosen], data.reversed(), held_out.reversed(), pairs and pairs.reversed()))
+        directions.append((_OTHER[chosen], data.reversed(), held_out.reversed(), pairs and pairs.reversed()))
     made: list[Map] = []
-    for way, rows, left, asked in ways:
+    for direction, rows, left, real_queries in directions:
         with step(f"fitting {method}"):
-            translation = fit(rows, method, role=way, keep_affine=keep_affine, queries=asked, device=device, **(parameters or {}))
+            translation = fit(
+                rows, method, role=direction, keep_affine=keep_affine, queries=real_queries, device=device, **(parameters or {})
+            )
             record = left.record
             translation = translation.recorded(held_out=len(left), sources=(record.source, record.target))
-        half = len(left) // 2  # the other half is left for `evaluate` to check the confidence on
+        half = len(left) // 2  # the other half remains for `evaluate` to check the confidence on
         if half >= LEAST_ROWS and isinstance(translation, LinearMap):
             with step("calibrating"):
                 translation = calibrate(translation, rows, left.sample(half, seed), seed=seed, device=device)
@@ -189,27 +191,52 @@ def fit_maps(
     return FittedMaps(made[0], made[1] if reverse else None, folds, train.record)
 
 
+def _folds(train: Anchors, update: FoldMoments | None, device: Any, *, remove: bool, full: bool) -> FoldMoments:
+    """Moments of the anchors, added to or removed from earlier ones."""
+    if update is None:
+        return train.folds(device=device, full=full)
+    folds = train.folds(device=device, partial=True, full=update.full)
+    return update - folds if remove else update + folds
+
+
+def _check_options(
+    method: str, *, reverse: bool, keep_moments: bool, update: FoldMoments | None, remove: bool, has_queries: bool, has_qrels: bool
+) -> None:
+    """Refuse options that cannot be combined."""
+    if remove and update is None:
+        raise ParameterError("There are no moments to remove rows from. Hint: pass them (--update FILE, update=...).")
+    if method == "kernel" and (keep_moments or update is not None):
+        raise ParameterError("'kernel' needs the anchors themselves; moments do not hold rows. Leave moments and update out.")
+    if update is not None and not update.full and reverse:
+        raise ParameterError(
+            "The moments hold only the diagonal of Syy, which is not enough for a reverse map. "
+            "Hint: `embridge fit --moments FILE --reverse-output MAP` on all anchors keeps them in full."
+        )
+    if has_qrels and not has_queries:
+        raise ParameterError("Judgments need queries. Hint: pass queries by both models.")
+
+
 def query_pairs(
     queries: Anchors, qrels: Mapping[Any, Sequence[Any] | Mapping[Any, float]] | None = None, seed: int = 0
 ) -> QueryPairs:
-    """The half of some queries that maps are chosen by; documents graded above zero are relevant.
+    """The half of the queries used to choose maps; documents graded above zero are relevant.
 
     Raises
     ------
     TooFewAnchorsError
         Fewer than 20 queries.
     ParameterError
-        Judgements that name none of the queries.
+        Judgments without any of the queries.
     """
     if len(queries) < _LEAST_QUERIES:
         raise TooFewAnchorsError(
-            f"A map is chosen by at least {_LEAST_QUERIES} queries. Got {len(queries)} instead. Hint: leave queries out."
+            f"Choosing a map needs at least {_LEAST_QUERIES} queries. Got {len(queries)} instead. Hint: leave queries out."
         )
     half = queries.at(hash_ids(queries.ids, "half", seed) % np.uint64(2) == 0)
     if qrels is None:
         return QueryPairs(half.x, half.y)
     if not any(query in qrels for query in queries.ids.tolist()):
-        raise ParameterError(f"The judgements name none of the {len(queries):,} queries. Hint: are their ids those of the queries?")
+        raise ParameterError(f"The judgments have none of the {len(queries):,} queries. Hint: compare their query ids.")
     relevant = []
     for query in half.ids.tolist():
         graded = qrels.get(query, ())

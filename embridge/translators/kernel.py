@@ -1,4 +1,4 @@
-"""Bridge with a Gaussian kernel beside it: what no affine map can follow, learnt from the same anchors."""
+"""Bridge plus a Gaussian kernel, fitted on the same anchors."""
 
 from __future__ import annotations
 
@@ -21,26 +21,26 @@ from embridge.translators.bridge import Bridge
 from embridge.translators.scoring import Role, as_role, row_scores
 from embridge.types import Space
 
-PENALTIES = (0.03, 0.1, 0.3, 1.0, 3.0, 100.0)  # by the last one hardly anything is left of the kernel
+PENALTIES = (0.03, 0.1, 0.3, 1.0, 3.0, 100.0)  # with the last one the kernel has almost no effect
 _CHUNK = 4096
-_CHOSEN_ON = 1500  # rows: the ratio of two variances does not depend on how many there are
+_CHOSEN_ON = 1500  # rows: the ratio of two variances does not depend on their number
 _FOLDS = 4
-_JITTER = 1e-8  # of a kernel whose diagonal is one: landmarks that are alike leave it singular
+_JITTER = 1e-8  # of a kernel whose diagonal is one: equal landmarks make it singular
 
 
 class Kernel:
     """Kernel ridge regression on top of `Bridge`: ``y = W x + b + sum_j w_j exp(-gamma |x/|x| - z_j|^2)``.
 
-    W and w minimise together
+    W and w jointly minimize
 
         ``sum |y - W x - b - sum_j w_j k_j(x)|^2 + n alpha v |W - s c Q|^2 + penalty tr(w^T K w)``
 
-    where b takes the mean of x to that of y; alpha, s, c and Q are as in `Bridge`, v is the mean feature variance and K the kernel
-    matrix of the landmarks z. It is a Gaussian process whose mean is the scaled Procrustes solution and whose covariance is a
-    linear and a Gaussian kernel side by side (Rasmussen and Williams 2006, chapter 2). gamma is 2 over the mean squared distance
-    of the landmarks' directions, and so 1 where these are spread evenly. With no more anchors than landmarks the solution is exact;
-    with more of them a sample of the anchors are the landmarks (Nystroem: Williams and Seeger 2001), and moments of the features
-    are taken in one pass.
+    where b maps the mean of x to that of y; alpha, s, c and Q are as in `Bridge`, v is the mean feature variance and K the
+    kernel matrix of the landmarks z. It is a Gaussian process whose mean is the scaled Procrustes solution and whose covariance
+    is a linear plus a Gaussian kernel (Rasmussen and Williams 2006, chapter 2). gamma is 2 over the mean squared distance of
+    the landmarks' directions, so it is 1 where these are spread evenly. With no more anchors than landmarks the solution is
+    exact; with more, a sample of the anchors are the landmarks (Nystroem: Williams and Seeger 2001), and moments of the
+    features are computed in one pass.
 
     Translating a row costs ``m (dim_source + dim_target)`` multiplications more than an affine map with m landmarks. The
     result is a `KernelMap`.
@@ -48,15 +48,15 @@ class Kernel:
     Parameters
     ----------
     landmarks : int, default 5000
-        At most so many.
+        Largest number of landmarks.
     penalty : float, optional
-        Variance of the noise over that of what the kernel adds; above 0. Default: chosen on four folds of at most 1,500 anchors.
-    alpha, s : float, optional
-        As in `Bridge`; default: what it chooses on folds.
+        Variance of the noise over that of the kernel term; above 0. Default: chosen on four folds of at most 1,500 anchors.
+    alpha, shrinkage_target_weight : float, optional
+        As in `Bridge`; default: chosen on folds.
     role : {"documents", "queries", "decode"}, default "documents"
-        What these are chosen for. The penalty is chosen by how rows are translated, for any role.
+        Role that these are chosen for. The penalty is chosen for documents, whatever the role.
     seed : int, default 0
-        Of the sample of landmarks.
+        Seed of the sample of landmarks.
     mean_weight : float, default 1
         As in `Bridge`.
     """
@@ -68,7 +68,7 @@ class Kernel:
         landmarks: int = 5000,
         penalty: float | None = None,
         alpha: float | None = None,
-        s: float | None = None,
+        shrinkage_target_weight: float | None = None,
         role: Role = "documents",
         seed: int = 0,
         mean_weight: float = 1.0,
@@ -76,7 +76,7 @@ class Kernel:
         self.landmarks = landmarks
         self.penalty = penalty
         self.alpha = alpha
-        self.s = s
+        self.shrinkage_target_weight = shrinkage_target_weight
         self.role: Role = role
         self.seed = seed
         self.mean_weight = mean_weight
@@ -89,7 +89,7 @@ class Kernel:
         anchors : Anchors
             The rows themselves: moments of them do not determine the features.
         device : str, default "cpu"
-            Where products and solves are taken, in float64.
+            Device for products and solves, in float64.
 
         Returns
         -------
@@ -113,11 +113,11 @@ class Kernel:
             raise ParameterError.must_be("alpha", "above 0 and finite", self.alpha)
         if len(anchors) < 2:
             raise TooFewAnchorsError.for_method(self.name, 2, len(anchors))
-        alpha, s = self.alpha, self.s
+        alpha, s = self.alpha, self.shrinkage_target_weight
         candidates: tuple[Candidate, ...] = ()
         if alpha is None or s is None:
             chosen = Bridge(alpha, s, role).fit(anchors, device=device).record
-            alpha, s, candidates = chosen.parameters["alpha"], chosen.parameters["s"], chosen.candidates
+            alpha, s, candidates = chosen.parameters["alpha"], chosen.parameters["shrinkage_target_weight"], chosen.candidates
         place, penalty = resolve_device(device), self.penalty
         if penalty is None:
             scores = self._scores(anchors, alpha, s, place)
@@ -132,7 +132,7 @@ class Kernel:
         mean_x, mean_y = (mean.cpu().numpy() for mean in (problem.mean_x, problem.mean_y))
         record = FitRecord(
             self.name,
-            {"alpha": float(alpha), "s": float(s), "penalty": float(penalty), "gamma": problem.gamma}
+            {"alpha": float(alpha), "shrinkage_target_weight": float(s), "penalty": float(penalty), "gamma": problem.gamma}
             | {"landmarks": len(problem.landmarks)}
             | ({"mean_weight": float(self.mean_weight)} if self.mean_weight != 1 else {}),
             len(anchors),
@@ -149,16 +149,16 @@ class Kernel:
         return KernelMap(affine, problem.landmarks.cpu().numpy(), features, problem.gamma)
 
     def contest(self, anchors: Anchors, device: str | torch.device | None) -> tuple[float | None, tuple[Candidate, ...]]:
-        """The best penalty, or None where its gain over hardly any kernel is within one standard error on folds.
+        """The best penalty, or None where its gain over the largest penalty is within one standard error on folds.
 
         Raises
         ------
         ParameterError
             alpha or s is not given.
         """
-        if self.alpha is None or self.s is None:
-            raise ParameterError("A contest is at one alpha and one s. Hint: give both.")
-        scores = self._scores(anchors, self.alpha, self.s, resolve_device(device))
+        if self.alpha is None or self.shrinkage_target_weight is None:
+            raise ParameterError("Penalties are compared at one alpha and one s. Hint: give both.")
+        scores = self._scores(anchors, self.alpha, self.shrinkage_target_weight, resolve_device(device))
         best = int(np.argmax(scores.mean(axis=1)))
         gains = scores[best] - scores[-1]
         is_better = gains.mean() > gains.std(ddof=1) / np.sqrt(len(gains)) and best < len(PENALTIES) - 1
@@ -192,7 +192,7 @@ class Kernel:
 
 @dataclass(frozen=True, eq=False)
 class _Problem:
-    """What both ways of solving share: float64 tensors on one device.
+    """The part shared by both solvers: float64 tensors on one device.
 
     `toward` is s c Q, and `strength` is n alpha v.
     """
@@ -212,7 +212,7 @@ class _Problem:
         mean_x, mean_y, held = (_double(a, place) for a in (moments.mean_x, moments.mean_y, toward))
         z = torch.nn.functional.normalize(_double(landmarks, place))
         m = len(z)
-        # The mean squared distance of distinct unit vectors, from their sum alone.
+        # The mean squared distance of distinct unit vectors, computed from their sum.
         distance = 2 * (m * m - float(z.sum(0).square().sum())) / (m * (m - 1)) if m > 1 else 0.0
         gamma = 2 / distance if distance > 1e-9 else 1.0
         return cls(mean_x, mean_y, held, z, gamma, moments.n * alpha * variance)
@@ -248,7 +248,7 @@ class _Problem:
         space = Space(anchors.source.name, p + m, anchors.source.metric, False)
         moments = Moments.from_chunks(chunks(), space, anchors.target, device=place, full=False)
         square, across, mean = (_double(a, place) for a in (moments.sxx, moments.sxy, moments.mean_x))
-        square.addr_(mean, mean, alpha=moments.n)  # the features are not centred, as they are not in `exact`
+        square.addr_(mean, mean, alpha=moments.n)  # the features are not centered, as in `exact`
         across -= square[:, :p] @ self.toward
         square.diagonal()[:p].add_(self.strength)
         square.diagonal()[p:].add_(penalty)

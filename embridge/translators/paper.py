@@ -1,9 +1,9 @@
 """The four methods of Maiorca et al. 2023, "Latent Space Translation via Semantic Alignment", from moments alone.
 
 All of them scale both sides, estimate a matrix between the scaled sides (the narrower one zero-padded, the result cut, which
-changes nothing but the fan-in of `affine`'s start), and undo the scaling with the target's statistics. Standard scaling gives each
-feature zero mean and unit (unbiased) standard deviation over the anchors; the paper's alternative leaves rows of unit length as
-they are. The whole chain is one affine map.
+only changes the fan-in of `affine`'s start), and undo the scaling with the target's statistics. Standard scaling gives each
+feature zero mean and unit (unbiased) standard deviation over the anchors; the paper's alternative keeps rows of unit
+length unchanged. The whole chain is one affine map.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from embridge.translators.base import Solution, Translator, total
 from embridge.translators.solvers import least_squares, orthogonal_factor
 
 Scaling = Literal["standard", "l2"]
-_DEAD = 1e-5  # a feature whose scale is below this share of its side's largest carries nothing but noise
+_DEAD = 1e-5  # a feature whose scale is below this share of its side's largest is noise
 
 
 @dataclass(frozen=True, eq=False)
@@ -46,16 +46,16 @@ class Scaled:
 
 
 class PaperTranslator(Translator):
-    """Scaling on both sides around an estimator of the matrix between them.
+    """Scales both sides and estimates the matrix between them.
 
     A feature whose scale is under 1e-5 of its side's largest is dead: left out on the source, constant at its mean on the
-    target. (The paper's code divides by 1 there, which pours noise into it.)
+    target. (The paper's code divides by 1 there, which adds noise.)
 
     Parameters
     ----------
     scaling : {"standard", "l2"}, default "standard"
-        ``standard``: zero mean and unit standard deviation a feature. ``l2``: rows of unit length, neither centred nor scaled by
-        feature; both spaces must be normalised (`Anchors.unit` makes them so, and then the map wants unit rows).
+        ``standard``: zero mean and unit standard deviation per feature. ``l2``: rows of unit length, neither centered nor scaled by
+        feature; both spaces must be normalized (`Anchors.unit` does this; then the map expects unit rows).
     """
 
     def __init__(self, scaling: Scaling = "standard") -> None:
@@ -82,7 +82,10 @@ class PaperTranslator(Translator):
     def _solve_unit(self, moments: Moments) -> Solution:
         for space in (moments.source, moments.target):
             if not space.normalized:
-                raise ParameterError.not_normalised(space.name)
+                raise ParameterError(
+                    f"L2 scaling needs rows of unit length, and space {space.name!r} is not normalized. "
+                    "Hint: fit on anchors.unit(), and pass unit rows to the map."
+                )
         n, mean_x, mean_y = moments.n, moments.mean_x, moments.mean_y
         zxx, zxy = moments.sxx + n * np.outer(mean_x, mean_x), moments.sxy + n * np.outer(mean_x, mean_y)
         weight, bias, parameters = self.estimate(Scaled(n, zxx, zxy, mean_x, mean_y))
@@ -90,7 +93,7 @@ class PaperTranslator(Translator):
 
     @abstractmethod
     def estimate(self, scaled: Scaled) -> tuple[np.ndarray, np.ndarray | float, dict[str, Any]]:
-        """Matrix and bias between the scaled sides, and what was found on the way."""
+        """Matrix and bias between the scaled sides, and further computed values."""
 
 
 class Linear(PaperTranslator):
@@ -127,15 +130,16 @@ class Affine(PaperTranslator):
     """The paper's affine map: a linear layer with bias, full-batch Adam on the mean squared error.
 
     The gradient is a function of the moments, ``2 ((z_xx W - z_xy) / n + mean_x b^T) / m`` with m the wider side's width and
-    ``2 (W^T mean_x + b - mean_y) / m`` for the bias, so a step costs the same at any number of anchors. With standard scaling the
-    optimum is `Linear`; what the paper gains is stopping early, for which `Ridge` is the exact tool. It is here for comparison.
+    ``2 (W^T mean_x + b - mean_y) / m`` for the bias, so a step costs the same at any number of anchors. With standard scaling
+    the optimum is `Linear`; the gain in the paper comes from early stopping, for which `Ridge` is the exact equivalent. It is
+    included for comparison.
 
     Parameters
     ----------
     learning_rate : float, default 1e-3
     steps : int, default 300
     seed : int, default 0
-        Of the start, uniform in +-1/sqrt(m) as torch's linear layer has it.
+        Seed of the start, uniform in +-1/sqrt(m) as in torch's linear layer.
     scaling : {"standard", "l2"}, default "standard"
         See `PaperTranslator`.
     """
@@ -161,9 +165,9 @@ class Affine(PaperTranslator):
         start = torch.empty(wide, wide, dtype=torch.float64).uniform_(-bound, bound, generator=generator)
         weight = start[:q, :p].T.contiguous()
         bias = torch.empty(wide, dtype=torch.float64).uniform_(-bound, bound, generator=generator)[:q].clone()
-        optimiser = torch.optim.Adam([weight, bias], lr=self.learning_rate)
+        optimizer = torch.optim.Adam([weight, bias], lr=self.learning_rate)
         for _ in range(self.steps):
             weight.grad = ((zxx @ weight - zxy) / scaled.n + torch.outer(mean_x, bias)) * (2 / wide)
             bias.grad = (mean_x @ weight + bias - mean_y) * (2 / wide)
-            optimiser.step()
+            optimizer.step()
         return weight.numpy(), bias.numpy(), {"learning_rate": self.learning_rate, "steps": self.steps, "seed": self.seed}

@@ -1,4 +1,4 @@
-"""Maps that project queries: the regression of the documents onto the query's space, read backwards."""
+"""Maps that project queries: the transposed regression of the documents onto the query's space."""
 
 from __future__ import annotations
 
@@ -17,22 +17,22 @@ _MEAN_WEIGHT = 1 / 3
 class Projection(Translator):
     """The transpose of `Bridge` (s = 1) fitted from target to source, centered on both sides, at the target's scale.
 
-    A query q of the source space should rank a document t of the target space as it would rank the document's own vector in the
-    source space. The best guess of that vector is the regression B of source on target, and <q, B t> = <B^T q, t>: what
-    projects queries is the transpose of a map that is regularized on the documents' side. With V that transpose and
+    A query q of the source space should rank a document t of the target space like the document's own vector in the
+    source space. The best estimate of that vector is the regression B of source on target, and <q, B t> = <B^T q, t>: queries
+    are projected by the transpose of a map that is regularized on the documents' side. With V that transpose and
     ``c = sqrt(tr Syy / <V, Sxx V>)``,
 
         ``y = c (x - mean_x) V + mean_weight * mean_y``.
 
-    ``alpha = inf`` is `Isometry` (with mean_weight 1). Queries differ from documents in what they share, so a smaller weight of the
-    documents' mean serves them better.
+    ``alpha = inf`` is `Isometry` (with mean_weight 1). Queries have another mean than documents, so a smaller weight of the
+    documents' mean is better for them.
 
     Parameters
     ----------
     alpha : float, default 3
         Above 0, as in `Bridge`; below infinity it needs full moments.
     mean_weight : float, optional
-        At least 0. Default: 1/3 where only directions count in the target space, else 1.
+        At least 0. Default: 1/3 where only directions matter in the target space, else 1.
     """
 
     name = "projection"
@@ -66,7 +66,7 @@ class Projection(Translator):
 
 
 def _reversed(moments: Moments) -> Moments:
-    """`Moments.reversed`, made once: many candidates are solved on the same ones."""
+    """`Moments.reversed`, cached: many candidates are solved on the same moments."""
     cache = moments.__dict__.setdefault("_reversed", [])
     if not cache:
         cache.append(moments.reversed())

@@ -1,4 +1,4 @@
-"""What a map is worth for its role on rows that it was not fitted on, and on real queries where there are some."""
+"""Scores of a map for its role, on rows that it was not fitted on, and on real queries where given."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from embridge.types import Metric, Space
 
 Role = Literal["documents", "queries", "decode"]
 _K = 10
-_STAND_INS = 300  # queries of a fold; the rows they rank are all of the fold's sample
+_STAND_INS = 300  # queries per fold; they rank all rows of the fold's sample
 _MOST_QUERIES = 1500
 
 
@@ -32,21 +32,21 @@ class Affine(Protocol):
 
 
 class Solver(Protocol):
-    """Whatever gives an affine map from moments."""
+    """An estimator of an affine map from moments."""
 
     def solve(self, data: Moments, /) -> Affine: ...
 
 
 @dataclass(frozen=True, eq=False)
 class QueryPairs:
-    """Queries that both models encoded, to choose a map by.
+    """Queries encoded by both models, used to choose a map.
 
     Attributes
     ----------
     x : ndarray of shape (n, dim_source)
     y : ndarray of shape (n, dim_target)
     relevant : tuple of ndarray, optional
-        For each query the ids of the documents that are relevant to it.
+        For each query the ids of its relevant documents.
     """
 
     x: np.ndarray
@@ -59,12 +59,12 @@ class QueryPairs:
 
 
 def as_role(role: str) -> Role:
-    """The role of that name; ``search`` is another word for ``documents``.
+    """The role with this name; ``search`` is an alias of ``documents``.
 
     Raises
     ------
     ParameterError
-        No such role.
+        An unknown role.
     """
     name = "documents" if role == "search" else role
     if name not in get_args(Role):
@@ -73,14 +73,14 @@ def as_role(role: str) -> Role:
 
 
 def is_cosine(space: Space) -> bool:
-    """True where only directions count."""
+    """True where only directions matter."""
     return space.metric == Metric.COSINE or space.normalized
 
 
 def list_size(rows: int) -> int:
-    """How many neighbors a sample of so many rows is judged by: 10, and at most half of the others.
+    """The number of neighbors for a sample of n rows: 10, and at most half of the others.
 
-    A list of all of them would be found by any map. Zero where there is no other row.
+    A list of all rows would be found by any map. Zero where there is no other row.
     """
     return min(_K, (rows - 1) // 2)
 
@@ -88,8 +88,8 @@ def list_size(rows: int) -> int:
 def row_scores(translated: np.ndarray, y: np.ndarray, mean_y: np.ndarray, role: Role, target: Space) -> np.ndarray:
     """Overlap@k of stand-in queries' neighbors among translated rows with those among native rows; shape (n_queries,).
 
-    Under ``decode`` the stand-ins are the rows themselves. Under ``documents`` they are the rows less the mean of the anchors,
-    where only directions count: real queries lie elsewhere than documents, so that what all documents share must not decide.
+    For ``decode`` the stand-ins are the rows themselves. For ``documents`` they are the rows minus the mean of the anchors,
+    where only directions matter: real queries have another mean than documents, so the mean must not dominate.
 
     Parameters
     ----------
@@ -110,10 +110,10 @@ def row_scores(translated: np.ndarray, y: np.ndarray, mean_y: np.ndarray, role: 
 
 
 def projection_scores(found: Affine, x: np.ndarray, y: np.ndarray, source: Space, target: Space) -> np.ndarray:
-    """Overlap@k of what projected stand-in queries find among native rows with what they find by their own model.
+    """Overlap@k of the neighbors of projected stand-in queries among native rows with those in their own space.
 
-    The stand-ins are the midpoints of two rows, which lie off the documents as real queries do; any vector of the source space
-    can be one, since the truth is the ranking of that space.
+    The stand-ins are the midpoints of two rows, which like real queries are not documents; any vector of the source space
+    can be one, since the truth is the ranking in that space.
 
     Parameters
     ----------
@@ -143,7 +143,7 @@ def _apply(found: Affine, x: np.ndarray) -> np.ndarray:
 
 
 def fold_scores(solvers: Sequence[Solver], folds: FoldMoments, role: Role) -> np.ndarray:
-    """Scores of methods on folds, higher is better; shape (methods, units), the units being stand-in queries."""
+    """Scores of methods on folds, higher is better; shape (methods, units). A unit is a stand-in query."""
     columns = []
     for number, part in enumerate(folds.parts):
         moments, (x, y) = folds.without(number), folds.samples[number]
@@ -160,14 +160,14 @@ def fold_scores(solvers: Sequence[Solver], folds: FoldMoments, role: Role) -> np
 
 @dataclass(frozen=True, eq=False)
 class QueryScores:
-    """What methods are worth on real queries over the anchors.
+    """Scores of methods on real queries over the anchors.
 
     Attributes
     ----------
     overlap : ndarray of shape (methods, n_queries)
-        With the ranking of the model that the queries belong to.
+        Overlap with the ranking of the queries' own model.
     recall : ndarray of shape (methods, n_judged)
-        Of queries with a relevant row among the anchors.
+        Recall of queries with a relevant row among the anchors.
     """
 
     overlap: np.ndarray
@@ -178,12 +178,12 @@ def real_scores(solvers: Sequence[Solver], folds: FoldMoments, role: Role, queri
     """Scores of methods on real queries that rank the sampled rows of all folds, each row by a map that was not fitted on it.
 
     For ``documents`` the rows are translated; for ``queries`` they stay native, and the query is projected once for each fold. Over
-    rows that it was fitted on, the map that follows them most closely would win.
+    rows that it was fitted on, the map that overfits most would win.
     """
     source, target = folds.parts[0].source, folds.parts[0].target
     left = [folds.without(number) for number in range(len(folds.parts))]
-    asked_x, asked_y = queries.x[:_MOST_QUERIES], queries.y[:_MOST_QUERIES]
-    own, metric = (asked_x, source.metric) if role == "queries" else (asked_y, target.metric)
+    queries_x, queries_y = queries.x[:_MOST_QUERIES], queries.y[:_MOST_QUERIES]
+    own, metric = (queries_x, source.metric) if role == "queries" else (queries_y, target.metric)
     rows = np.concatenate([sample[0 if role == "queries" else 1] for sample in folds.samples])
     k = list_size(len(rows))
     truth = top_k(own, rows, k, metric).ids
@@ -194,12 +194,12 @@ def real_scores(solvers: Sequence[Solver], folds: FoldMoments, role: Role, queri
         for moments, (x, y) in zip(left, folds.samples, strict=True):
             found = solver.solve(moments)
             if role == "queries":
-                asked, searched = _apply(found, asked_x), y
-                asked = unit(asked) if is_cosine(target) else asked  # else maps of other folds would score on other scales
+                vectors, searched = _apply(found, queries_x), y
+                vectors = unit(vectors) if is_cosine(target) else vectors  # else scores of different folds would not be comparable
             else:
-                asked, searched = asked_y, _apply(found, x)
+                vectors, searched = queries_y, _apply(found, x)
                 searched = unit(searched) if target.normalized else searched
-            hits = top_k(asked, searched, min(k, len(y)), target.metric)
+            hits = top_k(vectors, searched, min(k, len(y)), target.metric)
             ids.append(hits.ids + start)
             scores.append(hits.scores)
             start += len(y)
@@ -211,7 +211,7 @@ def real_scores(solvers: Sequence[Solver], folds: FoldMoments, role: Role, queri
 
 
 def _positions(relevant: Sequence[np.ndarray], folds: FoldMoments) -> list[np.ndarray]:
-    """For each query the positions of its relevant documents among the sampled rows, which folds know by their hashes."""
+    """For each query the positions of its relevant documents among the sampled rows, matched by hashes."""
     known = np.concatenate(folds.sample_hashes) if folds.sample_hashes else np.empty(0, np.uint64)
     if not len(known):
         return []

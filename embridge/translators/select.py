@@ -1,4 +1,4 @@
-"""Choosing among methods for a role: on real queries where there are some, else on folds by queries that stand in for them."""
+"""Chooses a method for a role: on real queries where given, else on folds with stand-in queries."""
 
 from __future__ import annotations
 
@@ -26,40 +26,41 @@ from embridge.types import Space
 
 _ALPHAS = (0.03, 0.1, 0.3, 1.0, 3.0, 10.0)
 _SHARES = (0.5, 0.75, 1.0)
-_MEAN = 1.5  # weight of the target's mean for documents where only directions count
-_LEAST_JUDGED = 100  # queries with a relevant row among the anchors, to let recall exclude
+_MEAN = 1.5  # weight of the target's mean for documents where only directions matter
+_LEAST_JUDGED = 100  # queries with a relevant row among the anchors, to exclude methods by recall
 _CLEARLY = 2.0  # standard errors
+_ROUNDING = 2e-3  # of overlap: equal maps differ by a tie here and there
 
 
 class Auto:
-    """The method that serves a role best, as far as the anchors, or real queries, can tell.
+    """Chooses the best method for a role, on the anchors or on real queries.
 
-    Candidates are `Rotation`, `Isometry` and, but for documents without queries, where it never won, `Ortho`; and
+    Candidates are `Rotation`, `Isometry` and `Ortho` (not for documents without queries, where it was never the best); and
 
-    - for ``documents`` and ``decode`` `Bridge` over alpha and s; where only directions count, documents are translated with 1.5
+    - for ``documents`` and ``decode`` `Bridge` over alpha and s; where only directions matter, documents are translated with 1.5
       times the weight of the target's mean;
     - for ``queries`` `Projection` over alpha and the weight of the mean.
 
-    Without queries each is fitted on all folds but one and scored on that one (`row_scores`, `projection_scores`). Documents in the
-    place of queries cannot tell how much to shrink, since queries are farther from documents than these are from each other. So
-    among the candidates within one standard error of the best (paired differences), those of the smallest share s are preferred
-    for ``documents`` where only directions count, and those of the largest, the isometry-like, for ``decode`` and L2; of these the
-    best is taken.
+    Without queries each is fitted on all folds but one and scored on that one (`row_scores`, `projection_scores`). Documents as
+    stand-in queries do not determine the shrinkage, since queries are farther from documents than these are from each other. So
+    among the candidates within one standard error of the best (paired differences), those with the smallest s are preferred
+    for ``documents`` where only directions matter, and those with the largest (isometry-like) for ``decode`` and L2, and those
+    with the largest alpha (isometry-like too) for ``queries``; of these the best is chosen.
 
     With `queries` candidates are compared on them, over the anchors (`real_scores`). Where at least 100 of them have a relevant row
-    there, those whose recall is below the best by more than two standard errors are out. Of the others the one of the most overlap
-    is taken: it rests on ten rows a query, recall on one or two.
+    there, those whose recall is below the best by more than two standard errors are excluded. Of the others the one with the
+    highest overlap is chosen: overlap is based on ten rows per query, recall on one or two.
 
-    Where rows are at hand, documents are translated, and an affine map is not asked for, `Kernel` is taken, with the alpha and s of
-    the best score, if its gain over hardly any kernel on folds is above one standard error.
+    For documents, with rows available and without `keep_affine`, `Kernel` is chosen, with the alpha and s of
+    the best score, if its gain over the largest penalty on folds is above one standard error.
 
     Parameters
     ----------
     role : {"documents", "queries", "decode"}, default "documents"
     keep_affine : bool, default False
-        True where the map has to be affine: to move an index, to pull queries back, to predict errors.
+        True where the map has to be affine: to migrate an index, to project queries, to predict errors.
     queries : QueryPairs, optional
-        Queries that both models encoded.
+        Queries encoded by both models.
     """
 
     name: ClassVar[str] = "auto"
@@ -85,18 +86,18 @@ class Auto:
         Raises
         ------
         ParameterError
-            No such role.
+            An unknown role.
         TooFewAnchorsError
-            Too few for folds, or moments, which have none.
+            Too few anchors for folds, or moments without folds.
         """
         role = as_role(self.role)
         affine = _AutoAffine(role, self.queries).fit(anchors, device=device)
         if role != "documents" or self.keep_affine or not isinstance(anchors, Anchors):
             return affine
-        # A kernel needs no shrinking for safety's sake: it stands on the linear part of the best score.
+        # A kernel needs no extra shrinkage: use the linear part with the best score.
         scored = [c for c in affine.record.candidates if "alpha" in c.parameters]
         linear = max(scored, key=lambda c: c.score).parameters
-        kernel = Kernel(alpha=linear["alpha"], s=linear.get("s", 0.0))
+        kernel = Kernel(alpha=linear["alpha"], shrinkage_target_weight=linear.get("shrinkage_target_weight", 0.0))
         penalty, candidates = kernel.contest(anchors, device)
         record = replace(affine.record, candidates=affine.record.candidates + candidates)
         if penalty is None:
@@ -111,7 +112,7 @@ class Auto:
 
 
 def replace_penalty(kernel: Kernel, penalty: float) -> Kernel:
-    """The same kernel method with its penalty given."""
+    """The same kernel method with a given penalty."""
     return Kernel(**{**vars(kernel), "penalty": penalty})
 
 
@@ -136,8 +137,8 @@ class _AutoAffine(Translator):
         methods = candidates_for(self.role, data.parts[0].target, full=data.full, real=self.queries is not None)
         if self.queries is None:
             scores = fold_scores(methods, data, self.role)
-            shrink = self.role == "documents" and is_cosine(data.parts[0].target)
-            chosen, errors = _prefer(scores, methods, None if self.role == "queries" else shrink)
+            target = data.parts[0].target
+            chosen, errors = _prefer(scores, methods, [_simplicity(method, self.role, target) for method in methods])
         else:
             chosen, scores, errors = _among_the_best(real_scores(methods, data, self.role, self.queries))
         candidates = tuple(
@@ -150,12 +151,13 @@ class _AutoAffine(Translator):
 
 
 def candidates_for(role: Role, target: Space, *, full: bool, real: bool) -> list[Translator]:
-    """The methods that are compared for a role; with `real` queries, which tell more, in finer steps."""
+    """The methods that are compared for a role; with `real` queries, which are more informative, in finer steps."""
     cosine = is_cosine(target)
     plain: list[Translator] = [Rotation(), Isometry(), *([Ortho()] if role != "documents" or real else [])]
     if role == "queries":
         weights = (0.0, 1 / 3, 2 / 3, 1.0) if cosine else (1.0,)
-        alphas = (np.inf, 10.0, 3.0, 1.0) if full else (np.inf,)
+        # Weaker ones gain overlap among documents, and lose recall of real queries.
+        alphas = (np.inf, 10.0, 3.0, *((1.0,) if real else ())) if full else (np.inf,)
         return [*plain, *(Projection(alpha, weight) for alpha in alphas for weight in weights)]
     weights = (_MEAN,) if cosine and role == "documents" else (1.0,)
     if real and cosine and role == "documents":
@@ -166,26 +168,35 @@ def candidates_for(role: Role, target: Space, *, full: bool, real: bool) -> list
 
 
 def _parameters(method: Translator) -> dict[str, float]:
-    return {k: v for k, v in vars(method).items() if k in ("alpha", "s", "mean_weight") and v is not None}
+    return {k: v for k, v in vars(method).items() if k in ("alpha", "shrinkage_target_weight", "mean_weight") and v is not None}
 
 
-def _prefer(scores: np.ndarray, methods: Sequence[Translator], smallest: bool | None) -> tuple[int, np.ndarray]:
-    """The choice without real queries: the best of those within one standard error that have the smallest, or the largest, share.
+def _prefer(scores: np.ndarray, methods: Sequence[Translator], simplicity: Sequence[float]) -> tuple[int, np.ndarray]:
+    """The choice without real queries: the best of those that are simplest within one standard error of the best.
 
-    A method without a share counts as one of share one. Where it is the best itself, or no share is preferred, the best is taken.
+    Where a method without parameters is the best itself, it is taken, or one that comes before it and differs by rounding only: a
+    rotation serves more than an isometry does.
     """
-    means, shares = scores.mean(axis=1), np.array([getattr(method, "s", 1.0) for method in methods])
+    means, order = scores.mean(axis=1), np.array(simplicity)
     deficits, errors = _deficits(scores)
     within = deficits <= errors
-    best = int(np.argmax(means))  # of equal scores the simplest: it comes first
-    if smallest is None or not hasattr(methods[best], "s"):
-        return best, errors
-    within &= shares == (shares[within].min() if smallest else shares[within].max())
+    best = int(np.argmax(means))
+    if not _parameters(methods[best]):
+        return next(i for i in np.flatnonzero(deficits <= _ROUNDING).tolist() if not _parameters(methods[i])), errors
+    within &= order == order[within].max()
     return int(np.flatnonzero(within)[np.argmax(means[within])]), errors
 
 
+def _simplicity(method: Translator, role: Role, target: Space) -> float:
+    """How early a method comes in the order of its role (see `Auto`), higher is earlier."""
+    if role == "queries":
+        return -np.inf if isinstance(method, Ortho) else getattr(method, "alpha", np.inf)
+    share = getattr(method, "shrinkage_target_weight", 1.0)
+    return -share if role == "documents" and is_cosine(target) else share
+
+
 def _among_the_best(found: QueryScores) -> tuple[int, np.ndarray, np.ndarray]:
-    """The choice by real queries, the scores that it was made by and their errors (see `Auto`)."""
+    """The choice by real queries, with scores and their errors (see `Auto`)."""
     scores = found.recall if found.recall.shape[1] >= _LEAST_JUDGED else found.overlap
     deficits, errors = _deficits(scores)
     within = deficits <= _CLEARLY * errors

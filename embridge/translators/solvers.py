@@ -7,14 +7,14 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-CUTOFF = 1e-7  # of the largest singular value; what lies below is taken for zero
+CUTOFF = 1e-7  # of the largest singular value; smaller ones are treated as zero
 
 
 def orthogonal_factor(matrix: np.ndarray) -> tuple[np.ndarray, int]:
-    """``U V^T`` of ``matrix = U S V^T`` over its singular values above the cutoff, and how many those are.
+    """``U V^T`` of ``matrix = U S V^T`` over its singular values above the cutoff, and their number.
 
-    Of a cross product x^T y it is the solution of the orthogonal Procrustes problem (Schoenemann 1966), reflections allowed.
-    Where the matrix has not full rank the rest of an orthogonal matrix would depend on the order of rows; it is left zero
+    For a cross product x^T y it is the solution of the orthogonal Procrustes problem (Schoenemann 1966), reflections allowed.
+    Where the matrix does not have full rank the rest of an orthogonal matrix would depend on the order of rows; it is zero
     (a partial isometry).
     """
     u, s, vt = _svd(matrix)
@@ -35,13 +35,13 @@ def least_squares(sxx: np.ndarray, sxy: np.ndarray) -> tuple[np.ndarray, int]:
 
 def eigh(matrix: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Eigenvalues, ascending, and eigenvectors of a symmetric matrix."""
-    # torch brings a threaded LAPACK on every platform; NumPy's wheel does not on all.
+    # torch has a threaded LAPACK on every platform, NumPy's wheel does not.
     values, vectors = torch.linalg.eigh(torch.tensor(matrix))
     return values.numpy(), vectors.numpy()
 
 
 def _svd(matrix: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    # LAPACK's divide and conquer fails now and then on matrices with many singular values of zero, as few anchors make them; on the
+    # LAPACK's divide and conquer sometimes fails on matrices with many zero singular values (few anchors); on the
     # triangular factor of the same matrix, or of its transpose, it then converges.
     try:
         u, s, vt = torch.linalg.svd(torch.tensor(matrix), full_matrices=False)
@@ -56,7 +56,7 @@ def _svd(matrix: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
 class Shrinkage:
     """The family ``W(alpha, s) = (Sxx/n + alpha I)^-1 (Sxy/n + alpha s c Q)`` in the eigenbasis of Sxx/n.
 
-    One eigendecomposition serves every alpha and s. x and y are centred, and scaled to a mean feature variance of one.
+    One eigendecomposition is used for all alpha and s. x and y are centered, and scaled to a mean feature variance of one.
 
     Attributes
     ----------
@@ -78,7 +78,7 @@ class Shrinkage:
 
     @classmethod
     def of(cls, sxx: np.ndarray, sxy: np.ndarray, total_y: float, factor: tuple[np.ndarray, int]) -> Shrinkage:
-        """From ``Sxx/n``, ``Sxy/n``, ``tr Syy/n``, and Q with its rank."""
+        """Build it from ``Sxx/n``, ``Sxy/n``, ``tr Syy/n``, and Q with its rank."""
         q, rank = factor
         spread = float(np.vdot(q, sxx @ q))
         c = np.sqrt(total_y / spread) if spread > 0 else 0.0

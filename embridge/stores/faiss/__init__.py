@@ -1,4 +1,4 @@
-"""Collections in FAISS indexes."""
+"""Collections stored in FAISS indexes."""
 
 from embridge.errors import MissingDependencyError
 

@@ -1,4 +1,4 @@
-"""What an index that FAISS did read must hold to be searched: FAISS trusts it, and would read or write beyond its memory."""
+"""Checks an index that FAISS has read: FAISS does not check it, and could read or write beyond its memory."""
 
 from __future__ import annotations
 
@@ -26,12 +26,12 @@ from embridge.stores.faiss.code_checks import (
 
 
 def inconsistency(index: Any) -> str | None:
-    """What in an index that FAISS did read contradicts itself, or None: searching such an index may end the process."""
+    """The first inconsistency of an index that FAISS has read, or None: searching such an index may crash the process."""
     return next(_faults(index, positions=False), None)
 
 
 def _faults(index: Any, *, positions: bool) -> Faults:
-    """Faults of an index; with `positions` whatever holds it takes its labels for positions."""
+    """Faults of an index; with `positions` its labels are used as positions by the index around it."""
     if index is None:
         yield "it lacks a part"
         return
@@ -61,7 +61,7 @@ def _inner(part: Any, inner: Any, count: int, *, positions: bool, dim: int | Non
     if dim is not None and inner.d != dim:
         yield f"has {dim:,} dimensions, but {kind} {inner.d:,}"
     if metric and inner.metric_type != part.metric_type:
-        yield f"measures otherwise than the {kind} inside it"
+        yield f"has another metric than the {kind} inside it"
     yield from _faults(inner, positions=positions)
 
 
@@ -78,7 +78,7 @@ def _transformed(part: Any, positions: bool) -> Faults:
     for i in range(part.chain.size()):
         transform = faiss.downcast_VectorTransform(part.chain.at(i))
         if transform.d_in != dim:
-            yield f"has a transform of {transform.d_in:,} dimensions where {dim:,} come in"
+            yield f"has a transform of {transform.d_in:,} dimensions instead of {dim:,}"
         yield from transform_faults(transform)
         dim = transform.d_out
     yield from _inner(part, part.index, part.ntotal, positions=positions, dim=dim)
@@ -99,7 +99,7 @@ def _graph(part: Any, _: bool) -> Faults:
 
 
 def _hnsw(part: Any) -> Faults:
-    """FAISS checks offsets and ids itself, but not that a neighbor on an upper level reaches up to that level."""
+    """FAISS checks offsets and ids itself, but not that a neighbor on an upper level is on that level."""
     graph, n = part.hnsw, part.ntotal
     levels, offsets = faiss.vector_to_array(graph.levels), faiss.vector_to_array(graph.offsets).astype(np.int64)
     starts = faiss.vector_to_array(graph.cum_nneighbor_per_level).astype(np.int64)
@@ -115,17 +115,17 @@ def _hnsw(part: Any) -> Faults:
         yield "has a graph whose levels are damaged"
         return
     if (neighbors < -1).any() or (neighbors >= n).any():
-        yield "has a graph with neighbors that are not there"
+        yield "has a graph with missing neighbors"
         return
     if not 0 <= graph.entry_point < n or graph.max_level != levels[graph.entry_point] - 1 or graph.max_level < 0:
-        yield "has a graph that is entered where it has no node"
+        yield "has a graph whose entry point is not a node"
         return
     for level in range(1, int(levels.max())):
         nodes = np.flatnonzero(levels > level)
         places = offsets[nodes][:, None] + np.arange(starts[level], starts[level + 1])
         found = neighbors[places]
         if (levels[found[found >= 0]] <= level).any():
-            yield "has a graph whose upper levels lead to nodes that are not there"
+            yield "has a graph whose upper levels lead to missing nodes"
             return
 
 
@@ -178,7 +178,7 @@ def _direct_map(part: Any, sizes: np.ndarray) -> Faults:
     numbers, offsets = entries >> 32, entries & 0xFFFFFFFF
     there = entries >= 0
     if len(entries) < part.ntotal or (numbers[there] >= len(sizes)).any():
-        yield "has a direct map that leads to lists that are not there"
+        yield "has a direct map that leads to missing lists"
     elif (offsets[there] >= sizes[numbers[there]]).any():
         yield "has a direct map that leads beyond its lists"
 

@@ -1,4 +1,4 @@
-"""What the codes, quantizers and transforms of a FAISS index must hold to be searched; see `embridge.stores.faiss.checks`."""
+"""Checks the codes, quantizers and transforms of a FAISS index; see `embridge.stores.faiss.checks`."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 import faiss
 import numpy as np
 
-MOST = 1 << 20  # of what sizes a search's own memory (efSearch, search_L) and of dimensions: FAISS's limit for dimensions
+MOST = 1 << 20  # limit for values that determine a search's memory (efSearch, search_L) and for dimensions, as in FAISS
 
 Faults = Iterator[str]
 
@@ -24,7 +24,7 @@ def transform_faults(transform: Any) -> Faults:
     elif isinstance(transform, faiss.RemapDimensionsTransform):
         places = faiss.vector_to_array(transform.map)
         if len(places) != d_out or (places < -1).any() or (places >= d_in).any():
-            yield f"has a {kind} of dimensions that are not there"
+            yield f"has a {kind} of missing dimensions"
     elif isinstance(transform, faiss.CenteringTransform):
         if transform.mean.size() != d_in or d_in != d_out:
             yield f"has a {kind} whose mean is not of {d_in:,} dimensions"
@@ -38,7 +38,7 @@ def transform_faults(transform: Any) -> Faults:
 
 
 def codes_faults(part: Any, _: bool) -> Faults:
-    """Codes of a fixed size, one after the other."""
+    """Codes of a fixed size, stored consecutively."""
     if part.codes.size() != part.ntotal * part.code_size:
         yield f"claims {part.ntotal:,} vectors of {part.code_size:,} bytes, but holds {part.codes.size():,} bytes"
 
@@ -125,11 +125,11 @@ def rabit_faults(part: Any, _: bool) -> Faults:
     if quantizer.d != part.d or not 1 <= quantizer.nb_bits <= 9:
         yield "has a RaBitQ quantizer that does not fit it"
     elif part.code_size != quantizer.compute_code_size(part.d, quantizer.nb_bits) or quantizer.code_size != part.code_size:
-        yield f"has codes of {part.code_size:,} bytes, which its quantizer does not make"
+        yield f"has codes of {part.code_size:,} bytes, which do not match its quantizer"
     if quantizer.metric_type != part.metric_type:
-        yield "measures otherwise than its quantizer"
+        yield "has another metric than its quantizer"
     if hasattr(part, "center") and part.center.size() != part.d:
-        yield "has a centre of another width"
+        yield "has a center of another width"
 
 
 def refined_faults(part: Any, _: bool) -> Faults:
@@ -143,4 +143,4 @@ def cells_faults(part: Any, _: bool) -> Faults:
     """The cells of a multi-index, a coarse quantizer without vectors of its own."""
     yield from _product_quantizer(part.pq, part.d)
     if part.pq.M * part.pq.nbits > 40 or part.ntotal != 1 << (part.pq.M * part.pq.nbits):
-        yield f"claims {part.ntotal:,} cells, which its quantizer does not make"
+        yield f"claims {part.ntotal:,} cells, which do not match its quantizer"

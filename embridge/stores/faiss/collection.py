@@ -1,4 +1,4 @@
-"""The vectors of a FAISS index as a collection."""
+"""Collections read from FAISS indexes."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ from embridge.stores.faiss.file import (
 from embridge.stores.memory import empty_payload
 from embridge.types import DeclaredSpace, Metric, Space, resolve_space
 
-_ROWS = 1 << 14  # read at a time, where lengths of all rows are established
+_ROWS = 1 << 14  # rows per batch when lengths of all rows are checked
 
 
 class FaissCollection(Collection):
@@ -43,7 +43,7 @@ class FaissCollection(Collection):
     Parameters
     ----------
     path : str or path-like
-        With its sidecars ``.json`` and ``.ids.parquet``, or bare: then labels are the ids, and `space` must be given.
+        With its sidecars ``.json`` and ``.ids.parquet``, or bare: then labels are ids, and `space` is required.
     space : Space, DeclaredSpace or str, optional
     external_lists : bool, default False
         Inverted lists in another file may lie outside the folder of the index.
@@ -51,9 +51,9 @@ class FaissCollection(Collection):
     Raises
     ------
     MissingFileError, UnreadableFileError, CollectionError, FaissIndexError
-        Nothing there, not an index, no vectors, or vectors that cannot be read back.
+        Missing, not an index, no vectors, or vectors that cannot be read back.
     UndeclaredSpaceError, SpaceMismatchError
-        The space is not known, or what is declared contradicts the index.
+        The space is unknown, or the declaration contradicts the index.
     """
 
     kind = "faiss"
@@ -72,7 +72,7 @@ class FaissCollection(Collection):
             raise CollectionError.empty(self.name)
         self.id_type = pa.int64() if self._file.ids is None else self._file.ids.type
         self.payload_schema = pa.schema([])
-        for _ in self._vectors(1):  # refused here where vectors cannot be read back
+        for _ in self._vectors(1):  # raises here where vectors cannot be read back
             break
         self.space = space_of(self.name, self._file, space, ranks=False)
 
@@ -86,7 +86,7 @@ class FaissCollection(Collection):
         for labels, values in self._vectors(batch_rows):
             if row_filter is None or row_filter(start, start + len(labels)):
                 ids = external_ids(self._file, labels, self.name)
-                # a hubness bias or a calibration, which is no part of the vectors, stays behind
+                # a column with a hubness bias or a calibration is not part of the vectors
                 yield Batch(start, ids, values[:, : self.space.dim if vectors else 0], empty_payload(len(labels)))
             start += len(labels)
 
@@ -103,7 +103,7 @@ class FaissCollection(Collection):
         with contextlib.suppress(EmbridgeError):
             if file_identity(str(self.path)) == self._file.identity:
                 return
-        raise ChangedSourceError.of(self.name, "another index stands there now")
+        raise ChangedSourceError.of(self.name, "it was replaced by another index")
 
     def fingerprint(self) -> str:
         return index_fingerprint(str(self.path))
@@ -121,7 +121,7 @@ def external_ids(file: IndexFile, labels: np.ndarray, where: str) -> pa.Array:
 def space_of(where: str, file: IndexFile, declared: Space | DeclaredSpace | str | None, *, ranks: bool = True) -> Space:
     """The space of an index file: its sidecar's, else the declared one with the metric that the index itself has.
 
-    Whether rows are of unit length is established from all of them.
+    Unit length is determined from all rows.
 
     Parameters
     ----------
@@ -130,31 +130,31 @@ def space_of(where: str, file: IndexFile, declared: Space | DeclaredSpace | str 
     file : IndexFile
     declared : Space, DeclaredSpace or str, optional
     ranks : bool, default True
-        The index will be searched, so its own metric must rank as that of the space does.
+        True where the index will be searched: then its metric must rank like that of the space.
 
     Raises
     ------
     FaissIndexError
         The index has a metric other than inner product and L2.
     UndeclaredSpaceError, SpaceMismatchError
-        The space is not known, or contradicts the index: under cosine rows that are not of unit length, whose cosines neither
-        inner products nor distances are.
+        The space is unknown, or contradicts the index: under cosine also where rows do not have unit length, since their inner
+        products and distances do not rank like cosines.
     """
     inner = file.index.metric_type == faiss.METRIC_INNER_PRODUCT
     if not inner and file.index.metric_type != faiss.METRIC_L2:
-        raise FaissIndexError(f"{where} uses a FAISS metric other than inner product and L2, which embridge does not know.")
+        raise FaissIndexError(f"{where} uses a FAISS metric other than inner product and L2, which embridge does not support.")
     known = file.bound and file.space is not None
     units = None if known else _are_unit(file)
     found = file.space or Space("?", file.dim, Metric.COSINE if inner else Metric.L2, bool(units))
     if found.dim != file.dim:
-        raise CollectionError(f"{where} says that it is {found.dim}-dimensional, but its vectors have {file.dim} values.")
+        raise CollectionError(f"The metadata of {where} state {found.dim} dimensions, but its vectors have {file.dim} values.")
     space = resolve_space(where, declared, found, is_known=file.space is not None)
     if space is None:
         raise UndeclaredSpaceError.of(where)
     said = DeclaredSpace.parse(declared) if isinstance(declared, str) else declared
     stated = isinstance(declared, Space) and declared.normalized  # of the vectors before they were coded
     if file.space is None and inner and not space.normalized and (said is None or said.metric is None):
-        # Inner product of vectors that are not of unit length is no cosine.
+        # The inner product of vectors without unit length is not the cosine.
         space = Space(space.name, space.dim, Metric.DOT, normalized=False)
     if inner == (space.metric == Metric.L2) and not (space.metric == Metric.COSINE and (known or units or stated)):
         raise SpaceMismatchError.contradiction(where, "metric", str(space.metric), "inner product" if inner else "l2")
@@ -168,7 +168,7 @@ def space_of(where: str, file: IndexFile, declared: Space | DeclaredSpace | str 
 
 
 def _are_unit(file: IndexFile) -> bool | None:
-    """Whether all rows of an index are of unit length; None where they cannot be read back."""
+    """True where all rows of an index have unit length; None where they cannot be read back."""
     try:
         return all_unit((rows for _, rows in stored_vectors(file.index, _ROWS)), zero_is_bad=False)
     except FaissIndexError:

@@ -1,4 +1,4 @@
-"""The vectors of a FAISS index read back: only of types whose decoding is known, each checked against FAISS's own."""
+"""Reads the vectors of a FAISS index back: only for types with known decoding, each checked against FAISS's own."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import numpy as np
 
 from embridge.errors import FaissIndexError
 
-# Exact types: what decodes a base class is wrong for a subclass that adds a second stage.
+# Exact types: the decoding of a base class is wrong for a subclass that adds a second stage.
 _BY_POSITION = {
     "IndexFlat", "IndexFlatIP", "IndexFlatL2", "IndexScalarQuantizer", "IndexPQ", "IndexResidualQuantizer",
     "IndexLocalSearchQuantizer", "IndexProductResidualQuantizer", "IndexProductLocalSearchQuantizer", "IndexLSH", "IndexRaBitQ",
@@ -27,7 +27,7 @@ _SAMPLED = 4  # rows of each index, and of IVF lists, that are compared with FAI
 def stored_vectors(index: Any, batch_rows: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """The vectors of an index with their labels, in its own order (list by list for IVF), float32.
 
-    Quantized vectors come back as what they decode to, second stages (refinement) included.
+    Quantized vectors are decoded, including second stages (refinement).
 
     Parameters
     ----------
@@ -42,7 +42,7 @@ def stored_vectors(index: Any, batch_rows: int) -> Iterator[tuple[np.ndarray, np
     Raises
     ------
     FaissIndexError
-        A type whose vectors cannot be read back, or come back otherwise than by FAISS's own `reconstruct`.
+        A type whose vectors cannot be read back, or differ from those of FAISS's own `reconstruct`.
     """
     index = faiss.downcast_index(index)
     kind = type(index).__name__
@@ -57,7 +57,7 @@ def stored_vectors(index: Any, batch_rows: int) -> Iterator[tuple[np.ndarray, np
                 try:
                     vectors = transform.reverse_transform(vectors)
                 except RuntimeError as e:
-                    raise FaissIndexError.no_vectors("The index", type(transform).__name__) from e
+                    raise _no_vectors(type(transform).__name__) from e
             yield labels, vectors
     elif kind in ("IndexRefine", "IndexRefineFlat"):
         yield from stored_vectors(index.refine_index, batch_rows)
@@ -66,7 +66,11 @@ def stored_vectors(index: Any, batch_rows: int) -> Iterator[tuple[np.ndarray, np
     elif kind in _BY_POSITION:
         yield from _position_vectors(index, batch_rows)
     else:
-        raise FaissIndexError.no_vectors("The index", kind)
+        raise _no_vectors(kind)
+
+
+def _no_vectors(kind: str) -> FaissIndexError:
+    return FaissIndexError(f"The index is a FAISS {kind}, whose vectors cannot be read back.")
 
 
 def _position_vectors(index: Any, batch_rows: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
@@ -78,13 +82,13 @@ def _position_vectors(index: Any, batch_rows: int) -> Iterator[tuple[np.ndarray,
             count = min(batch_rows, index.ntotal - start)
             yield np.arange(start, start + count), index.reconstruct_n(start, count)
     except RuntimeError as e:
-        raise FaissIndexError.no_vectors("The index", kind) from e
+        raise _no_vectors(kind) from e
 
 
 def _compare(kind: str, ours: np.ndarray, expected: np.ndarray) -> None:
     largest = np.abs(expected[np.isfinite(expected)]).max(initial=0)
     if not np.allclose(ours, expected, rtol=1e-4, atol=1e-5 * (1 + largest), equal_nan=True):
-        raise FaissIndexError(f"The index is a FAISS {kind}, whose vectors decode otherwise than FAISS reconstructs them.")
+        raise FaissIndexError(f"The index is a FAISS {kind}, whose decoded vectors differ from those that FAISS reconstructs.")
 
 
 def _list_vectors(index: Any, batch_rows: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
@@ -119,7 +123,7 @@ def _compare_list(index: Any, number: int, offset: int, labels: np.ndarray, code
     try:
         index.reconstruct_from_offset(number, offset, faiss.swig_ptr(expected))
     except RuntimeError as e:
-        raise FaissIndexError.no_vectors("The index", kind) from e
+        raise _no_vectors(kind) from e
     _compare(kind, ours[0], expected)
 
 
@@ -132,7 +136,7 @@ def _decoded(index: Any, parts: list[tuple[np.ndarray, np.ndarray, np.ndarray]])
             refined = faiss.vector_to_array(index.refine_codes).reshape(-1, index.refine_pq.code_size)
             vectors += index.refine_pq.decode(refined[labels])
     except RuntimeError as e:
-        raise FaissIndexError.no_vectors("The index", type(index).__name__) from e
+        raise _no_vectors(type(index).__name__) from e
     return labels, vectors
 
 
@@ -154,7 +158,7 @@ def labels_of(index: Any) -> np.ndarray:
 
 
 def keeps_labels(index: Any) -> bool:
-    """True where the index stores a label of its own with each vector, so that labels need not be positions."""
+    """True where the index stores a label with each vector, so that labels need not be positions."""
     index = faiss.downcast_index(index)
     if isinstance(index, faiss.IndexPreTransform):
         return keeps_labels(index.index)
@@ -163,7 +167,7 @@ def keeps_labels(index: Any) -> bool:
 
 
 def holds_lists(index: Any) -> bool:
-    """True where the labels of an index stand in its inverted lists, not in an id map around them."""
+    """True where the labels of an index are stored in its inverted lists, not in an id map around them."""
     index = faiss.downcast_index(index)
     return holds_lists(index.index) if isinstance(index, faiss.IndexPreTransform) else isinstance(index, faiss.IndexIVF)
 
@@ -182,7 +186,7 @@ def external_lists_of(index: Any) -> str | None:
 
 
 def holds_codes(index: Any) -> bool:
-    """True where vectors are stored as codes, which decode to something near them."""
+    """True where vectors are stored as codes, which decode approximately."""
     index = faiss.downcast_index(index)
     if isinstance(index, faiss.IndexIDMap | faiss.IndexPreTransform):
         return holds_codes(index.index)

@@ -1,4 +1,4 @@
-"""FAISS index files: read without trust, written whole or not at all."""
+"""FAISS index files: checked when read, and written completely or not at all."""
 
 from __future__ import annotations
 
@@ -8,12 +8,10 @@ import re
 import stat
 import threading
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
 import faiss
-import pyarrow as pa
 
 from embridge.errors import (
     EmbridgeError,
@@ -24,6 +22,7 @@ from embridge.errors import (
 from embridge.files import fingerprint, whole_or_absent
 from embridge.stores.faiss.checks import inconsistency
 from embridge.stores.faiss.decode import holds_lists, keeps_labels, labels_of
+from embridge.stores.faiss.index_file import IndexFile
 from embridge.stores.faiss.lists import check_external_lists
 from embridge.stores.faiss.sidecars import (
     Sidecars,
@@ -33,92 +32,48 @@ from embridge.stores.faiss.sidecars import (
     settle,
     write_sidecars,
 )
-from embridge.types import Space
 
 _Read = TypeVar("_Read")
 _TABLE_BYTES = 2 << 30
-_MAPPED_FROM = 64 << 20  # smaller files are loaded: FAISS maps no better, and crashes where a mapped file ends within its header
+_MAPPED_FROM = (
+    64 << 20
+)  # smaller files are loaded: mapping is not faster, and FAISS crashes where a mapped file ends within its header
 _TRIES = 20  # of reading an index that is being replaced
 _READING = threading.Lock()  # FAISS's limits for reading are global
-# What FAISS and its wrapper raise on a damaged file: assertions of its Python part and overflows of SWIG included.
+# Errors of FAISS and its wrapper on damaged files, including assertions in its Python code and overflows in SWIG.
 FAISS_ERRORS = (RuntimeError, MemoryError, AssertionError, TypeError, ValueError, OverflowError, IndexError, AttributeError)
 
 
-@dataclass(frozen=True, eq=False)
-class IndexFile:
-    """A FAISS index as read from its file and sidecars.
-
-    Attributes
-    ----------
-    index : faiss.Index
-    space : Space or None
-        What the sidecar says; a bare file says nothing.
-    ids : pyarrow.Array or None
-        By the index's own int64 label, where the index does not hold the ids itself.
-    lineage : dict
-    notes : dict
-        What else the sidecar says: how scores are to be read (``scores``), that a hubness bias is stored (``hubness``), that
-        translated rows carry an offset (``calibration``), whether vectors may be added (``adds``), how it was migrated
-        (``migration``).
-    bound : bool
-        The sidecars name the fingerprint of this index; what they say of all its rows was established when it was written.
-    identity : tuple
-        Of the file that was read (`file_identity`).
-    """
-
-    index: Any
-    space: Space | None
-    ids: pa.Array | None
-    lineage: dict[str, str] = field(default_factory=dict)
-    notes: dict[str, Any] = field(default_factory=dict)
-    bound: bool = True
-    identity: tuple[int, ...] = ()
-
-    @property
-    def biased(self) -> bool:
-        """True where the index's own last column is added to scores (hubness, calibration): then `Space.dim` is not ``index.d``."""
-        return (
-            ("hubness" in self.notes or "calibration" in self.notes)
-            and self.space is not None
-            and self.index.d == self.space.dim + 1
-        )
-
-    @property
-    def dim(self) -> int:
-        """Width of the vectors, without a bias."""
-        return self.index.d - self.biased
-
-
 def read_index_file(path: str, *, mapped: bool = False, external_lists: bool = False) -> IndexFile:
-    """Read an index and its sidecars: all of one generation, whatever a writer does meanwhile.
+    """Read an index and its sidecars, all of one version, also while another process writes.
 
     Parameters
     ----------
     path : str
     mapped : bool, default False
-        Map what FAISS can map of a file over 64 MiB instead of loading it. Never write into such an index.
+        Memory-map a file over 64 MiB where FAISS can, instead of loading it. Never write into such an index.
     external_lists : bool, default False
         Inverted lists in another file may lie outside the folder of the index.
 
     Raises
     ------
     MissingFileError, UnreadableFileError
-        Nothing there, or not a FAISS index, or a damaged sidecar.
+        Missing, not a FAISS index, or a damaged sidecar.
     FaissIndexError
-        The sidecars belong to another index, or hold other ids than the index has vectors; or its inverted lists lie in a file
-        that is not what the index claims.
+        The sidecars belong to another index, or the number of ids is not that of the vectors; or its inverted lists are in a file
+        that does not match the index.
     """
     return _unchanged(path, lambda: _read_once(path, mapped=mapped, external_lists=external_lists))
 
 
 def _unchanged(path: str, read: Callable[[], _Read]) -> _Read:
-    """What `read` gives while the index stays the same file; a reader never sees two generations."""
+    """The result of `read`, repeated until the index was not replaced meanwhile."""
     for attempt in range(_TRIES):
         before, pending = file_identity(path), is_pending(path)
         try:
             found = read()
         except (EmbridgeError, OSError) as e:
-            # sidecars that were getting their own names are found at the second try; those that a killed writer left stay
+            # sidecars that were being renamed are found at the second try; those of a killed writer remain
             if file_identity(path) == before and (not pending or attempt > 1):
                 if isinstance(e, EmbridgeError):
                     raise
@@ -126,11 +81,11 @@ def _unchanged(path: str, read: Callable[[], _Read]) -> _Read:
         else:
             if file_identity(path) == before:
                 return found
-    raise FaissIndexError(f"{path!r} is replaced again and again while it is read. Hint: try later.")
+    raise FaissIndexError(f"{path!r} is replaced repeatedly while it is read. Hint: try later.")
 
 
 def file_identity(path: str) -> tuple[int, ...]:
-    """What changes when another file takes that name, or it is written anew."""
+    """Values that change when the file is replaced or rewritten."""
     try:
         found = os.stat(path)
     except (OSError, ValueError):
@@ -149,7 +104,7 @@ def _read_once(path: str, *, mapped: bool, external_lists: bool) -> IndexFile:
 
 
 def open_index_file(path: str, *, mapped: bool = False, external_lists: bool = False) -> Any:
-    """The FAISS index of one file, proven to be safe to search; its sidecars are not looked at.
+    """The FAISS index of one file, checked to be safe to search, without its sidecars.
 
     Raises
     ------
@@ -175,19 +130,23 @@ def open_index_file(path: str, *, mapped: bool = False, external_lists: bool = F
 
 
 def _check_labels(path: str, index: Any, sidecars: Sidecars) -> None:
-    """Labels must lead into the id table, and FAISS's own lists may not hold -1, which it takes for an empty place."""
+    """Check that labels are in the id table, and that inverted lists do not hold -1, which FAISS uses for an empty place."""
     if sidecars.count is not None and sidecars.count != index.ntotal:
-        raise FaissIndexError(f"The sidecars of {path!r} are of {sidecars.count:,} vectors, but the index holds {index.ntotal:,}.")
-    labelled = keeps_labels(index)
+        raise FaissIndexError(
+            f"The sidecars of {path!r} belong to {sidecars.count:,} vectors, but the index holds {index.ntotal:,}."
+        )
+    labeled = keeps_labels(index)
     if sidecars.ids is None:
-        if labelled and holds_lists(index) and (labels_of(index) == -1).any():
+        if labeled and holds_lists(index) and (labels_of(index) == -1).any():
             raise FaissIndexError(
                 f"{path!r} has a vector of id -1 in its inverted lists, which is how FAISS marks an empty place, so searches would "
                 "lose it. Hint: give that vector another id."
             )
         return
-    if len(sidecars.ids) < index.ntotal or (len(sidecars.ids) > index.ntotal and not labelled):
-        raise FaissIndexError.sidecar(repr(path), len(sidecars.ids), index.ntotal)
+    if len(sidecars.ids) < index.ntotal or (len(sidecars.ids) > index.ntotal and not labeled):
+        raise FaissIndexError(
+            f"The id sidecar of {path!r} holds {len(sidecars.ids):,} ids, but the index holds {index.ntotal:,} vectors."
+        )
 
 
 def _read(path: str, flags: int) -> Any:
@@ -196,7 +155,7 @@ def _read(path: str, flags: int) -> Any:
         with _limited(size):
             return faiss.read_index(path, flags)
     except RuntimeError as e:
-        # The tables of IVFPQ are made while reading, from lists and codebooks that the file does hold: FAISS's own limit for them.
+        # The tables of IVFPQ are computed while reading, from lists and codebooks in the file: use FAISS's own limit for them.
         if "precomputed_table" not in str(e):
             raise
         with _limited(size + _TABLE_BYTES):
@@ -205,7 +164,7 @@ def _read(path: str, flags: int) -> Any:
 
 @contextlib.contextmanager
 def _limited(size: int) -> Iterator[None]:
-    """Let FAISS believe no header that claims more than its file holds: it would allocate terabytes, or run for hours."""
+    """Limit FAISS to sizes that the file can hold: with a damaged header it could allocate terabytes, or run for hours."""
     if not hasattr(faiss, "set_deserialization_vector_byte_limit"):  # FAISS before 1.14
         yield
         return
@@ -221,7 +180,7 @@ def _limited(size: int) -> Iterator[None]:
 
 
 def faiss_reason(error: Exception) -> str:
-    """What FAISS says went wrong, without the C++ signature and the line of its source that it happened in."""
+    """The message of FAISS, without the C++ signature and line of its source."""
     text = re.sub(r"^Error in .*? at \S+:\d+: (Error: )?", "", str(error).strip(), flags=re.DOTALL)
     if "deserialization_" in text:  # one of the limits under which a file is read, see `_limited`
         return "it claims more data than the file holds"
@@ -229,10 +188,10 @@ def faiss_reason(error: Exception) -> str:
 
 
 def write_index_file(path: str, content: IndexFile) -> None:
-    """Write an index and its sidecars as one: readers, and whoever comes after a kill, see all of the old or all of the new.
+    """Write an index and its sidecars together: readers see all of the old or all of the new ones, also after an interruption.
 
     The new sidecars, which name the fingerprint of the new index, are written under hidden names. The rename of the index is the
-    commit: until then readers match the old sidecars, from then on the new ones. Then they get their own names (`settle`). The
+    commit: until then readers match the old sidecars, from then on the new ones. Then they get their final names (`settle`). The
     caller holds the lock of the output.
 
     Raises
@@ -240,7 +199,7 @@ def write_index_file(path: str, content: IndexFile) -> None:
     DiskFullError, OutputError
         It cannot be written.
     FaissIndexError
-        FAISS cannot write such an index, or what it wrote cannot be read again. Nothing is left.
+        FAISS cannot write such an index, or its output cannot be read again. No file is left.
     """
     settle(path)
     try:
@@ -253,7 +212,7 @@ def write_index_file(path: str, content: IndexFile) -> None:
 
 
 def _write(index: Any, temporary: Path) -> None:
-    """Through a Python file: FAISS's own writer does not report what fails when it closes the file."""
+    """Write through a Python file: FAISS's own writer does not report errors when it closes the file."""
     with open(temporary, "r+b") as file:
         failures: list[OSError] = []
 
@@ -286,7 +245,7 @@ def _prove(path: str, content: IndexFile, temporary: Path) -> None:
 
 
 def restore_transforms(index: Any) -> None:
-    """Make every linear transform of a loaded index tell whether it is orthonormal.
+    """Set in every linear transform of a loaded index whether it is orthonormal.
 
     After `read_index` all of them claim to be, and reconstruction through one that is not is silently wrong (FAISS 1.15).
     """

@@ -1,7 +1,7 @@
-"""Inverted lists that a FAISS index keeps in another file: found and checked before FAISS maps that file.
+"""Inverted lists that a FAISS index keeps in another file: located and checked before FAISS maps that file.
 
-FAISS maps whatever path the index file names, writable where it is not told otherwise, and a mapping that is longer than its file
-ends the process. So every such entry is read from the raw bytes first.
+FAISS maps any path that the index file names, writable by default, and a mapping that is longer than its file crashes the
+process. So every such entry is read from the raw bytes first.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ _UNUSED = 2**64 - 1  # the offset of a list that has never held anything
 
 
 def check_external_lists(path: str, *, allowed: bool = False) -> None:
-    """Refuse an index whose inverted lists lie where they should not, or are not what the index claims.
+    """Refuse an index whose inverted lists are in an unexpected place, or do not match the index.
 
     Parameters
     ----------
@@ -46,7 +46,7 @@ def check_external_lists(path: str, *, allowed: bool = False) -> None:
 
 
 def _marks(file: BinaryIO) -> Iterator[int]:
-    """Where the mark stands, anywhere in the file: an index may be nested in others."""
+    """Positions of the mark anywhere in the file: an index may be nested in others."""
     start, kept = 0, b""
     while block := file.read(_BLOCK):
         data = kept + block
@@ -91,9 +91,9 @@ def _entry(file: BinaryIO, place: int, size: int) -> tuple[bytes, int] | None:
 
 def _check(path: str, name: bytes, claimed: int, *, allowed: bool) -> None:
     shown = os.fsdecode(name)
-    where = f"The inverted lists of {path!r} lie in another file, {shown!r}"
+    where = f"The inverted lists of {path!r} are in another file, {shown!r}"
     if claimed < 0 or b"\0" in name:
-        raise FaissIndexError(f"{where}, and what the index says of them contradicts itself.")
+        raise FaissIndexError(f"{where}, and the index describes them inconsistently.")
     real, folder = os.path.realpath(name), os.path.realpath(os.path.dirname(path) or ".")
     if not allowed and not Path(os.fsdecode(real)).is_relative_to(folder):
         raise FaissIndexError(

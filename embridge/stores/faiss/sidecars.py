@@ -14,7 +14,7 @@ import os
 import stat
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -23,11 +23,9 @@ import pyarrow.parquet as pq
 
 from embridge.errors import BadIdsError, EmbridgeError, FaissIndexError, UnreadableFileError
 from embridge.files import fingerprint, sync_folder, whole_or_absent
-from embridge.stores.base import normalize_ids
+from embridge.stores.faiss.index_file import IndexFile
+from embridge.stores.id_types import normalize_ids
 from embridge.types import Space
-
-if TYPE_CHECKING:
-    from embridge.stores.faiss.file import IndexFile
 
 _KEY = b"embridge.index"  # of the id table's metadata
 _LARGEST = 64 << 20  # bytes of a JSON sidecar
@@ -50,12 +48,12 @@ def _next(path: Path) -> Path:
 
 @dataclass(frozen=True, eq=False)
 class Sidecars:
-    """What the sidecars of an index say; see `IndexFile` for the attributes of the same names.
+    """The content of the sidecars of an index; see `IndexFile` for attributes with the same names.
 
     Attributes
     ----------
     count : int or None
-        Vectors of the index that they belong to.
+        Number of vectors of the index that they belong to.
     """
 
     space: Space | None = None
@@ -74,7 +72,7 @@ def read_sidecars(path: str) -> Sidecars:
     UnreadableFileError
         Damaged, or not sidecars of an index.
     FaissIndexError
-        They belong to another index, or to each other not at all.
+        They belong to another index, or not to each other.
     BadIdsError
         Ids that are null or repeated.
     """
@@ -93,7 +91,7 @@ def read_sidecars(path: str) -> Sidecars:
     notes = {key: value for key, value in manifest.items() if key not in ("space", "lineage", "index")}
     if notes and not binding:
         raise FaissIndexError(
-            f"{str(json_path(path))!r} does not name the index it belongs to, and says more of it than its space "
+            f"{str(json_path(path))!r} does not name the index it belongs to, but has more entries than its space "
             f"({', '.join(sorted(notes))}). {_HINT}"
         )
     space = manifest.get("space")
@@ -102,7 +100,7 @@ def read_sidecars(path: str) -> Sidecars:
 
 
 def current_ids_paths(path: str) -> list[Path]:
-    """Where the ids of an index lie; empty where it has none beside it."""
+    """The path of the id table of an index; empty where there is none."""
     if not _there(path):
         return []
     own = fingerprint(path)
@@ -111,7 +109,7 @@ def current_ids_paths(path: str) -> list[Path]:
 
 
 def is_pending(path: str) -> bool:
-    """True while new sidecars have not got their own names."""
+    """True while new sidecars do not have their final names."""
     return any(os.path.lexists(_next(name)) for name in (json_path(path), ids_path(path)))
 
 
@@ -121,8 +119,8 @@ def _there(path: str) -> bool:
 
 
 def _manifest(path: str, own: str) -> tuple[dict[str, Any], bool]:
-    """The content of the JSON sidecar, and whether it stands under its hidden name still."""
-    with contextlib.suppress(EmbridgeError):  # an unfinished one of a writer that was killed means nothing
+    """The content of the JSON sidecar, and whether it still has its hidden name."""
+    with contextlib.suppress(EmbridgeError):  # ignore an unfinished one of a killed writer
         found = _read_json(_next(json_path(path)), path)
         if found.get("index", {}).get("fingerprint") == own:
             return found, True
@@ -153,7 +151,7 @@ def _read_json(name: Path, path: str) -> dict[str, Any]:
 
 
 def _check_notes(notes: dict[str, Any], space: Space) -> None:
-    """What a search reads from the notes must be there, and of the right kind and width."""
+    """Check that the notes have what a search reads, with the right types and widths."""
     if "scores" in notes:
         scores = notes["scores"]
         for name in ("offset", "centre"):
@@ -168,7 +166,7 @@ def _check_notes(notes: dict[str, Any], space: Space) -> None:
 
 
 def _id_table(path: str, own: str, binding: dict[str, Any] | None) -> Path | None:
-    """The id table that belongs to an index, of the two that may stand there while it is replaced."""
+    """The id table of an index: there may be two while it is replaced."""
     if binding is not None and binding["ids"] is None:
         return None
     for name in (_next(ids_path(path)), ids_path(path)):
@@ -179,7 +177,7 @@ def _id_table(path: str, own: str, binding: dict[str, Any] | None) -> Path | Non
                 if found.get("fingerprint") == own and (binding is None or binding["ids"] == fingerprint(name)):
                     return name
             except (pa.ArrowException, OSError, ValueError, AttributeError, RecursionError) as e:
-                if name == ids_path(path):  # the other one may be unfinished, or have its own name by now
+                if name == ids_path(path):  # the other one may be unfinished, or renamed by now
                     raise UnreadableFileError.at(str(name), "the ids of an index", e) from e
     return None
 
@@ -203,7 +201,7 @@ def _read_ids(path: str, name: Path) -> tuple[pa.Array, int]:
 
 
 def _regular(name: Path, most: int | None = None) -> Path:
-    """The same path, where it is a regular file: a FIFO would be waited for."""
+    """The same path, after checking that it is a regular file: reading a FIFO would block."""
     found = os.stat(name)
     if not stat.S_ISREG(found.st_mode):
         raise OSError("it is not a regular file")
@@ -230,10 +228,10 @@ def write_sidecars(path: str, own: str, count: int, content: IndexFile) -> None:
 
 
 def settle(path: str) -> None:
-    """Give new sidecars their names where their index stands there already; else remove them, since it never came.
+    """Rename new sidecars where their index was committed; else remove them.
 
-    Done by the writer after its commit, or by the next one after a kill; each step leaves what a reader can match. The caller
-    holds the lock of the output, so every temporary file of a sidecar is of a writer that was killed.
+    Called by the writer after its commit, or by the next one after an interruption; readers find matching sidecars after each
+    step. The caller holds the lock of the output, so every temporary file of a sidecar is from a killed writer.
     """
     pending, pending_ids = _next(json_path(path)), _next(ids_path(path))
     for name in (pending, pending_ids):
@@ -254,7 +252,7 @@ def settle(path: str) -> None:
         os.replace(pending, json_path(path))
     for name in (pending, pending_ids):
         name.unlink(missing_ok=True)
-    with contextlib.suppress(OSError):  # the folder may be gone: whoever writes there says so
+    with contextlib.suppress(OSError):  # a missing folder is reported by the writer
         sync_folder(Path(path).parent)
 
 

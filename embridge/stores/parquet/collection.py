@@ -19,12 +19,12 @@ from embridge.errors import (
     BadVectorsError,
     CollectionError,
     ParameterError,
-    SpaceMismatchError,
     UndeclaredSpaceError,
 )
-from embridge.stores.base import Collection, RowFilter, declare_space, id_type_of, normalize_ids
+from embridge.stores.base import Collection, RowFilter, declare_space
 from embridge.stores.batch import Batch, cast_column
 from embridge.stores.filesystems import shown
+from embridge.stores.id_types import id_type_of, normalize_ids
 from embridge.stores.memory import empty_payload
 from embridge.stores.parquet.file import ParquetFile, ParquetFiles, row_lengths, vectors_of
 from embridge.stores.parquet.metadata import (
@@ -34,16 +34,16 @@ from embridge.stores.parquet.metadata import (
     PROVENANCE_KEY,
     SPACE_KEY,
     foreign,
-    read_mixture,
     read_object,
+    read_provenance,
     read_space,
     read_texts,
 )
-from embridge.types import DeclaredSpace, Metric, Provenance, Space
+from embridge.types import DeclaredSpace, Metric, Provenance, Space, mixed_spaces
 
 __all__ = ["COLUMNS_KEY", "CONFIDENCE_KEY", "ERROR_COLUMNS", "LINEAGE_KEY", "PROVENANCE_KEY", "SPACE_KEY", "ParquetCollection"]
 
-ERROR_COLUMNS = ("predicted_error", "error_bound")  # what a conversion with confidence adds
+ERROR_COLUMNS = ("predicted_error", "error_bound")  # columns that a conversion with confidence adds
 
 
 class ParquetCollection(Collection):
@@ -55,17 +55,17 @@ class ParquetCollection(Collection):
         A file, a folder (read recursively; ``key=value`` folders become columns), a glob, or any of these behind ``s3://`` or
         ``gs://``. Files are read in the order of their names.
     space : Space, DeclaredSpace or str, optional
-        Needed where the files do not name it (see `embridge.open`).
+        Required where the files do not name it (see `embridge.open`).
     id_column, vector_column : str, optional
-        Default: what the file's metadata says, else ``id`` and ``vector``. Vectors are list, large_list or fixed_size_list of
+        Default: the columns in the file's metadata, else ``id`` and ``vector``. Vectors are list, large_list or fixed_size_list of
         float16, float32 or float64.
 
     Raises
     ------
     MissingFileError, UnreadableFileError, CollectionError, BadIdsError, BadVectorsError
-        Nothing there; not Parquet; a missing column or no rows; ids or vectors of another type.
+        Missing; not Parquet; a missing column or no rows; ids or vectors of another type.
     UndeclaredSpaceError, SpaceMismatchError
-        The space is not known, or two sources contradict each other.
+        The space is unknown, or two sources contradict each other.
     """
 
     kind = "parquet"
@@ -102,7 +102,7 @@ class ParquetCollection(Collection):
             if other != self.id_type:
                 raise BadIdsError.kinds_differ(first.name, str(self.id_type), file.name, str(other))
         self.payload_schema = self._common_payload()
-        self.provenance = self._common_mixture()
+        self.provenance = self._common_provenance()
         if not len(self):
             raise CollectionError.empty(self.name)
         known = self._known_space(is_declared=space is not None)
@@ -126,7 +126,7 @@ class ParquetCollection(Collection):
         return repr(shown(self._files.path))
 
     def _check_schema(self, file: ParquetFile) -> int | None:
-        """Width of the file's vectors where its type tells; both columns must be there and of a known type."""
+        """Width of the file's vectors if its type has one; checks that both columns exist with supported types."""
         for column, option in ((self.id_column, "--id-column"), (self.vector_column, "--vector-column")):
             if column not in file.schema.names:
                 raise CollectionError.no_column(file.name, column, file.schema.names, option)
@@ -138,7 +138,7 @@ class ParquetCollection(Collection):
         return kind.list_size if pa.types.is_fixed_size_list(kind) else None
 
     def _common_payload(self) -> pa.Schema:
-        """The other columns of all files: one that some files lack is null there, ``key=value`` folders are strings."""
+        """The other columns of all files: a column that some files lack is null there, ``key=value`` folders are strings."""
         schemas = []
         for file in self._files.files:
             others = [f for f in file.schema if f.name not in (self.id_column, self.vector_column)]
@@ -153,16 +153,19 @@ class ParquetCollection(Collection):
         shared = set(merged.names).intersection(*(schema.names for schema in schemas))
         return pa.schema([f if f.name in shared else f.with_nullable(True) for f in merged])
 
-    def _common_mixture(self) -> Provenance | None:
-        """What merged files say of themselves. Calibrated apart, or beside files that are not, their scores do not go together."""
-        found = [(file, read_mixture(file.schema, file.name)) for file in self._files.files]
+    def _common_provenance(self) -> Provenance | None:
+        """The common provenance of merged files. Scores of files with different calibrations, or with none, are not comparable."""
+        found = [(file, read_provenance(file.schema, file.name)) for file in self._files.files]
         first, provenance = found[0]
         if other := next((file for file, one in found if one != provenance), None):
-            raise CollectionError.calibrated_apart(self.name, first.name, other.name)
+            raise CollectionError(
+                f"{self.name} mixes files whose native and translated rows were not calibrated together: {first.name} "
+                f"and {other.name}. Hint: open them one by one."
+            )
         return provenance
 
     def _known_space(self, *, is_declared: bool) -> Space | None:
-        """The space that the files name. Files that name two, or of which only some name one, must not be mixed silently."""
+        """The space that the files name. Files with different spaces, or of which only some name one, are refused."""
         spaces = [(file, read_space(file.schema, file.name)) for file in self._files.files]
         known = [(file, space) for file, space in spaces if space]
         if not known:
@@ -170,13 +173,13 @@ class ParquetCollection(Collection):
         first, space = known[0]
         for file, other in known[1:]:
             if not other.same_as(space) or other.metric != space.metric:
-                raise SpaceMismatchError.mixed(self.name, first.name, space, file.name, other)
+                raise mixed_spaces(self.name, first.name, space, file.name, other)
         if len(known) < len(spaces) and not is_declared:
             raise UndeclaredSpaceError.of(next(file.name for file, other in spaces if other is None))
         return replace(space, normalized=all(other.normalized for _, other in known))
 
     def _width(self) -> int:
-        """The width of vectors whose type leaves it open: that of most rows. Rows of another one are reported as they are read."""
+        """The width of vectors whose type has none: that of most rows. Rows of another width are reported when they are read."""
         counts: collections.Counter[int] = collections.Counter()
         most = 0
         for file in self._files.files:
@@ -184,7 +187,7 @@ class ParquetCollection(Collection):
                 lengths, rows = np.unique(row_lengths(batch.column(0)), return_counts=True)
                 counts.update(dict(zip(lengths.tolist(), rows.tolist(), strict=True)))
                 most = max((n for n in counts if n > 0), key=lambda n: (counts[n], n), default=0)
-                # Footers state how many values there are. Where that fits, no more rows need to be looked at.
+                # Footers state the number of values. Where it fits, no more rows need to be read.
                 if counts.total() == len(batch) and most * len(self) == self._files.values(self.vector_column):
                     return most
         if not most:
@@ -231,13 +234,13 @@ class ParquetCollection(Collection):
 
     @property
     def metadata(self) -> dict[bytes, bytes]:
-        """What others wrote about the whole file; of several files, what all of them say alike."""
+        """Metadata of the whole file, without that of embridge and Arrow; for several files, the entries that all share."""
         found = [foreign(file.schema) for file in self._files.files]
         return {key: value for key, value in found[0].items() if all(other.get(key) == value for other in found[1:])}
 
     @property
     def is_many(self) -> bool:
-        """True for a folder or a glob, of however many files."""
+        """True for a folder or a glob, whatever the number of files."""
         return self._files.base is not None
 
     @property
@@ -248,7 +251,7 @@ class ParquetCollection(Collection):
     def split_files(self) -> list[tuple[str, ParquetCollection]]:
         """Each file as a collection, with its path below the folder, or below the part of a glob that has no wildcards.
 
-        Each has the columns that are in it: what ``key=value`` folders say stays with the folders.
+        Each has the columns in the file, without those of ``key=value`` folders.
         """
         found = []
         for file in self._files.files:
@@ -260,17 +263,17 @@ class ParquetCollection(Collection):
 
     @property
     def vector_type(self) -> str:
-        """How the first file stores vectors: ``float16``, ``float32`` or ``float64``."""
+        """The type in which the first file stores vectors: ``float16``, ``float32`` or ``float64``."""
         return str(self._first.schema.field(self.vector_column).type.value_type.to_pandas_dtype().__name__)
 
     @property
     def lineage(self) -> dict[str, str]:
-        """Fingerprints of what the first file was made of, where it says so."""
+        """Fingerprints of the inputs of the first file, if it has them."""
         return read_texts(self._first.schema, LINEAGE_KEY, self._first.name)
 
     @property
     def confidence(self) -> dict[str, Any] | None:
-        """What the first file's columns of errors were made by (``coverage``, ``fingerprint``); None where it has none."""
+        """The origin of the first file's columns of errors (``coverage``, ``fingerprint``); None where it has none."""
         return read_object(self._first.schema, CONFIDENCE_KEY, self._first.name)
 
     @property

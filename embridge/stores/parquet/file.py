@@ -1,4 +1,4 @@
-"""Parquet files as they are read: their footers, their row groups, and a list column as an array."""
+"""Reading Parquet files: footers, row groups, and list columns as arrays."""
 
 from __future__ import annotations
 
@@ -20,6 +20,7 @@ from embridge.errors import (
     EmbridgeError,
     MissingFileError,
     UnreadableFileError,
+    n_rows,
 )
 from embridge.stores.base import RowFilter
 from embridge.stores.filesystems import shown
@@ -28,8 +29,8 @@ from embridge.stores.parquet import thrift
 
 _LOG = logging.getLogger("embridge")
 _NULL_FOLDER = "__HIVE_DEFAULT_PARTITION__"
-_FOOTER = 16 << 20  # bytes of a footer that is looked through in Python
-_ROWS_A_BYTE = 100_000  # that a file can hold; what claims more is damaged, and must not be allocated for
+_FOOTER = 16 << 20  # largest footer in bytes that is parsed in Python
+_ROWS_A_BYTE = 100_000  # limit of rows per byte of a file; a file that claims more is damaged, and must not be allocated for
 
 
 class ParquetFile:
@@ -41,11 +42,11 @@ class ParquetFile:
         with self._reading() as file:
             self.schema: pa.Schema = file.schema_arrow
             names = self.schema.names
-            # Nothing is asked of single columns: pyarrow ends the process where their metadata is encrypted.
+            # Metadata of single columns is not read: pyarrow crashes where it is encrypted.
             groups = [file.metadata.row_group(i).num_rows for i in range(file.metadata.num_row_groups)]
             rows = file.metadata.num_rows
         if repeated := sorted({n for n in names if names.count(n) > 1}):
-            raise CollectionError(f"{name} has several columns of the name {repeated[0]!r}. Hint: rename all but one.")
+            raise CollectionError(f"{name} has several columns named {repeated[0]!r}. Hint: rename all but one.")
         if min(groups, default=0) < 0 or sum(groups) != rows or rows > _ROWS_A_BYTE * self._identity[0]:
             raise UnreadableFileError.at(self._shown, "Parquet", f"it states {rows:,} rows, which it cannot hold")
         self._starts = np.concatenate([[0], np.cumsum(groups, dtype=np.int64)])
@@ -67,13 +68,13 @@ class ParquetFile:
             raise UnreadableFileError.at(self._shown, "Parquet", e) from e
 
     def check_unchanged(self) -> None:
-        """Check that the file at the path is the one that was opened, as far as its size, times and inode show."""
+        """Check that the file at the path is the one that was opened, by size, times and inode."""
         try:
             found = self._look()
         except MissingFileError as e:
             raise ChangedSourceError.of(self.name, "it is no longer there") from e
         if found != self._identity:
-            raise ChangedSourceError.of(self.name, "its size, its time or the file itself is another")
+            raise ChangedSourceError.of(self.name, "its size, its time or the file itself differs")
 
     @contextlib.contextmanager
     def _reading(self) -> Iterator[pq.ParquetFile]:
@@ -89,20 +90,20 @@ class ParquetFile:
         except FileNotFoundError as e:
             raise MissingFileError.at(self._shown) from e
         except MemoryError as e:
-            raise UnreadableFileError.at(self._shown, "Parquet", "it takes more memory than there is") from e
-        except Exception as e:  # pyarrow raises many kinds on damaged files
+            raise UnreadableFileError.at(self._shown, "Parquet", "it needs more memory than there is") from e
+        except Exception as e:  # pyarrow raises many types of errors on damaged files
             self.check_unchanged()  # a file that is being overwritten looks damaged
             raise UnreadableFileError.at(self._shown, "Parquet", e) from e
 
     def spans(
         self, columns: list[str], batch_rows: int, row_filter: RowFilter | None, offset: int
     ) -> Iterator[tuple[int, pa.RecordBatch]]:
-        """Batches with the position of their first row, `offset` added; row groups without a wanted row are passed over.
+        """Batches with the position of their first row, `offset` added; row groups without a wanted row are skipped.
 
         Raises
         ------
         UnreadableFileError, CollectionError
-            The file is damaged, or holds values that are none of their type (text that is not UTF-8).
+            The file is damaged, or holds invalid values (text that is not UTF-8).
         ChangedSourceError
             It is not the file that was opened.
         """
@@ -113,7 +114,7 @@ class ParquetFile:
                 if row_filter is not None and not row_filter(start, stop):
                     continue
                 for batch in file.iter_batches(batch_rows, row_groups=[group], columns=columns):
-                    chosen = batch.select(columns)  # a name with dots can stand for the leaf of another column too
+                    chosen = batch.select(columns)  # a name with dots can also select a leaf of another column
                     self._check_values(chosen, start - offset)
                     yield start, chosen
                     start += len(batch)
@@ -130,7 +131,7 @@ class ParquetFile:
                 raise CollectionError(f"Column {name!r} of {self.name} holds invalid values {rows}: {e}") from e
 
     def values(self, column: str) -> int | None:
-        """How many values the footer states for a list column, where a row without any counts as one; None if it does not say."""
+        """The number of values that the footer states for a list column (an empty row counts as one); None if it has none."""
         try:
             with self._fs.open_input_file(self.path) as source:
                 end = source.size() - 8
@@ -156,7 +157,7 @@ class ParquetFiles:
     Attributes
     ----------
     path : str
-        As it was given.
+        The path as given.
     base : str or None
         The folder that they were found under; None for one file.
     files : list of ParquetFile
@@ -176,7 +177,7 @@ class ParquetFiles:
         return sum(file.rows for file in self.files)
 
     def values(self, column: str) -> int | None:
-        """`ParquetFile.values` of all files together."""
+        """The sum of `ParquetFile.values` over all files."""
         found = [file.values(column) for file in self.files]
         return None if None in found else sum(filter(None, found))
 
@@ -198,7 +199,7 @@ class ParquetFiles:
         return found
 
     def check_unchanged(self) -> None:
-        """Check that the same files are there, with the content that they had when they were opened.
+        """Check that the files are those that were opened, with the same content.
 
         Size, times and inode of each are compared with those at its opening, the fingerprint with the first that was taken.
 
@@ -215,11 +216,11 @@ class ParquetFiles:
                 how = "a file was added" if other[0] in there else "a file was removed"
                 raise ChangedSourceError.of(repr(shown(self.path)), f"{how}, {other[0]!r}")
         if (first := self._fingerprint) is not None and self.fingerprint() != first:
-            raise ChangedSourceError.of(repr(shown(self.path)), "its content is another, though its size and times are the same")
+            raise ChangedSourceError.of(repr(shown(self.path)), "its content differs, although its size and times are the same")
 
 
 def row_lengths(column: pa.Array) -> np.ndarray:
-    """How many values each row of a list column has, shape (n,); -1 where it is null."""
+    """The number of values in each row of a list column, shape (n,); -1 where it is null."""
     if pa.types.is_fixed_size_list(column.type):
         lengths = np.full(len(column), column.type.list_size)
     else:
@@ -236,9 +237,14 @@ def vectors_of(column: pa.Array, dim: int, name: str, start: int, *, validate: b
     if wrong.size and validate:
         row = int(wrong[0])
         if lengths[row] < 0:
-            raise BadVectorsError.missing(name, int((lengths < 0).sum()), start + row)
-        raise BadVectorsError.ragged(name, dim, int(lengths[row]), start + row)
-    values = column.flatten()  # takes slices into account and leaves null rows out, unlike .values
+            raise BadVectorsError(
+                f"{name} has {n_rows(int((lengths < 0).sum()))} without a vector (null), the first at row "
+                f"{start + row:,}. Hint: re-encode them."
+            )
+        raise BadVectorsError(
+            f"{name} is ragged: vectors are {dim}-dimensional, but row {start + row:,} has {int(lengths[row])} values."
+        )
+    values = column.flatten()  # respects slices and leaves null rows out, unlike .values
     if values.null_count:
         if validate:
             raise BadVectorsError(f"{name} has null values within vectors, between rows {start:,} and {start + len(column):,}.")

@@ -1,4 +1,4 @@
-"""Key-value metadata of Parquet files: ours as JSON objects, and what others wrote, as far as it holds for an output."""
+"""Key-value metadata of Parquet files: that of embridge as JSON objects, and that of others, where valid for an output."""
 
 from __future__ import annotations
 
@@ -20,20 +20,20 @@ Value = TypeVar("Value")
 
 
 def parse_object(text: bytes | str) -> dict[str, Any]:
-    """A JSON object; everything else is a ValueError: other kinds of values, names given twice, nesting without end."""
+    """Parse a JSON object; raises ValueError for other values, repeated names, and too deep nesting."""
     try:
         values = json.loads(text, object_pairs_hook=_once)
     except RecursionError:
         raise ValueError("it is nested too deeply") from None
     if not isinstance(values, dict):
-        raise ValueError(f"it must be a JSON object, not {str(values)[:60]!r}")  # noqa: TRY004 (one kind for all that is wrong)
+        raise ValueError(f"it must be a JSON object, not {str(values)[:60]!r}")  # noqa: TRY004 (one type for all faults)
     return values
 
 
 def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     found = dict(pairs)
     if len(found) < len(pairs):
-        raise ValueError("a name is given twice")
+        raise ValueError("a name is repeated")
     return found
 
 
@@ -43,7 +43,7 @@ def read_object(schema: pa.Schema, key: bytes, where: str) -> dict[str, Any] | N
     Raises
     ------
     CollectionError
-        It is no JSON object.
+        It is not a JSON object.
     """
     text = (schema.metadata or {}).get(key, b"null")
     try:
@@ -53,7 +53,7 @@ def read_object(schema: pa.Schema, key: bytes, where: str) -> dict[str, Any] | N
 
 
 def read_texts(schema: pa.Schema, key: bytes, where: str) -> dict[str, str]:
-    """`read_object` where all values must be text; empty where there is no such key."""
+    """`read_object` for an object of texts; empty where there is no such key."""
     values = read_object(schema, key, where) or {}
     if other := next((value for value in values.values() if not isinstance(value, str)), None):
         raise CollectionError(f"The metadata {key.decode()!r} of {where} must hold text only. Got {str(other)[:60]!r} instead.")
@@ -65,8 +65,8 @@ def read_space(schema: pa.Schema, where: str) -> Space | None:
     return _made(schema, SPACE_KEY, where, "space", Space.from_dict)
 
 
-def read_mixture(schema: pa.Schema, where: str) -> Provenance | None:
-    """What a file of native and translated rows says of itself."""
+def read_provenance(schema: pa.Schema, where: str) -> Provenance | None:
+    """The provenance metadata of a file of native and translated rows."""
     return _made(schema, PROVENANCE_KEY, where, "provenance", Provenance.from_dict)
 
 
@@ -75,19 +75,19 @@ def _made(schema: pa.Schema, key: bytes, where: str, what: str, make: Callable[[
     try:
         return make(values) if values else None
     except (KeyError, TypeError, ValueError, OverflowError) as e:
-        raise CollectionError(f"The metadata {key.decode()!r} of {where} is no {what}: {str(values)[:200]}") from e
+        raise CollectionError(f"The metadata {key.decode()!r} of {where} is not a {what}: {str(values)[:200]}") from e
 
 
 def foreign(schema: pa.Schema) -> dict[bytes, bytes]:
-    """What others wrote about the whole file: all keys but those of embridge and Arrow."""
+    """Metadata of the whole file: all keys except those of embridge and Arrow."""
     return {k: v for k, v in (schema.metadata or {}).items() if not k.startswith(_OURS) and k != _ARROW}
 
 
 def fitted(metadata: dict[bytes, bytes], columns: list[str], vector_column: str) -> dict[bytes, bytes]:
     """Metadata of others, for an output with `columns`.
 
-    What pandas and Hugging Face say of single columns is kept for columns that are in the output. Hugging Face also states the
-    width of vectors, which is another one, so that entry is left out. What cannot be read is left out.
+    Entries of pandas and Hugging Face for columns are kept for columns of the output. Hugging Face also states the
+    width of vectors, which changes, so that entry is dropped. Unreadable entries are dropped.
     """
     found = dict(metadata)
     for key, fit in ((_PANDAS, _fit_pandas), (_HUGGINGFACE, _fit_huggingface)):

@@ -1,9 +1,9 @@
-"""Row groups of a Parquet file in the making: everything but the vectors encoded by pyarrow, the vectors put down as they are.
+"""Encodes row groups of a Parquet file: pyarrow encodes all columns but the vectors, whose bytes are written directly.
 
 pyarrow spends most of a conversion on the list levels of vectors, which for rows of one width are one short pattern repeated. So
-the pages of the vector column are made here: the pattern, then the bytes of the array itself, without a copy. The other columns
+the pages of the vector column are built here: the pattern, then the bytes of the array itself, without a copy. The other columns
 are encoded by pyarrow into a small file in memory and moved over. Since row groups are appended one after the other and the footer
-comes last, a file can be gone on with after an interruption, which no Parquet writer offers.
+comes last, an interrupted file can be continued, which Parquet writers do not offer.
 
 Sources: the Apache Parquet format specification (parquet.thrift; "RLE/bit-packed hybrid", "Data pages").
 """
@@ -29,7 +29,7 @@ _FLOAT, _FIXED = 4, 7  # Type: FLOAT, FIXED_LEN_BYTE_ARRAY (of two bytes: float1
 
 @dataclass(frozen=True)
 class RowGroup:
-    """One encoded row group: its metadata (with offsets as they stand in the file) and its bytes."""
+    """One encoded row group: its metadata (with offsets in the file) and its bytes."""
 
     metadata: Struct
     buffers: list[bytes | memoryview]
@@ -57,7 +57,7 @@ class Encoder:
         self._options = {
             "compression": "zstd",
             "compression_level": 1,
-            # Ids are unique, so a dictionary of them only costs; floats have neither use for one nor for statistics.
+            # Ids are unique, so a dictionary is useless for them; floats need neither a dictionary nor statistics.
             "use_dictionary": [name for name in flat if name != schema.names[0]],
             "write_statistics": flat,
         }
@@ -67,7 +67,7 @@ class Encoder:
         self._leaf = len(pq.ParquetFile(pa.BufferReader(_empty_file(before))).schema)
 
     def encode(self, table: pa.Table, vectors: np.ndarray, offset: int, ordinal: int) -> RowGroup:
-        """One row group that will stand at `offset` in the file.
+        """One row group for the position `offset` in the file.
 
         Parameters
         ----------
@@ -101,7 +101,7 @@ class Encoder:
         return RowGroup(metadata, buffers, size)
 
     def _split(self, vectors: np.ndarray, offset: int) -> tuple[list[Struct], memoryview]:
-        """The vectors alone, so that no option meant for them can hit a column whose name has dots."""
+        """The vectors only, so that options for them cannot apply to a column whose name has dots."""
         lists = pa.FixedSizeListArray.from_arrays(pa.array(vectors.reshape(-1)), type=self._field.type)
         schema = pa.schema([self._field])
         options = {"compression": "zstd", "compression_level": 1, "use_dictionary": False, "write_statistics": False}
@@ -109,7 +109,7 @@ class Encoder:
         return _encoded(pa.Table.from_arrays([lists], schema=schema), schema, options, offset)
 
     def footer(self, groups: list[Struct]) -> bytes:
-        """What ends the file: metadata of all row groups, its length, the magic bytes."""
+        """The end of the file: metadata of all row groups, its length, the magic bytes."""
         rows = sum(group[3][1] for group in groups)
         content = self._template | {3: (I64, rows), 4: (LIST, (STRUCT, groups))}
         data = thrift.dumps(dict(sorted(content.items())))
@@ -117,7 +117,7 @@ class Encoder:
 
 
 def _encoded(table: pa.Table, schema: pa.Schema, options: dict[str, Any], offset: int) -> tuple[list[Struct], memoryview]:
-    """Column chunks and bytes of one row group made by pyarrow, to be put at `offset`."""
+    """Column chunks and bytes of one row group encoded by pyarrow, for the position `offset`."""
     sink = pa.BufferOutputStream()
     with pq.ParquetWriter(sink, schema, **options) as writer:
         writer.write_table(table, table.num_rows)
@@ -169,9 +169,9 @@ def _vector_chunk(name: str, vectors: np.ndarray, offset: int, length: int) -> S
 
 
 def _vector_pages(vectors: np.ndarray) -> list[bytes | memoryview]:
-    """Data pages of about 1 MiB, as a header each and a view of the array."""
+    """Data pages of about 1 MiB: for each a header and a view of the array."""
     dim = vectors.shape[1]
-    values = vectors.view(np.uint16) if vectors.dtype == np.float16 else vectors  # memoryview knows no half floats
+    values = vectors.view(np.uint16) if vectors.dtype == np.float16 else vectors  # memoryview does not support half floats
     step = max(1, _PAGE_BYTES // (dim * values.itemsize))
     headers: dict[int, bytes] = {}
     pages: list[bytes | memoryview] = []
@@ -184,7 +184,7 @@ def _vector_pages(vectors: np.ndarray) -> list[bytes | memoryview]:
 
 
 def _page_header(rows: int, dim: int, nbytes: int) -> bytes:
-    """Page header and levels of `rows` vectors: repetition 0 begins a row, 1 goes on with it; every value is defined."""
+    """Page header and levels of `rows` vectors: repetition 0 begins a row, 1 continues it; every value is defined."""
     if dim % 8 == 0:  # one bit-packed run of the whole page, which readers unpack fastest
         repetition = thrift.varint((rows * dim // 8) << 1 | 1) + (b"\xfe" + b"\xff" * (dim // 8 - 1)) * rows
     else:

@@ -1,7 +1,7 @@
 """Thrift's compact protocol, as far as Parquet's footers and page headers use it.
 
-A struct is a dict of field number to (type, value), a list is (type of its items, items): what is read is written back the same,
-fields that nobody here knows included. Source: the Thrift compact protocol specification, Apache Thrift project.
+A struct is a dict of field number to (type, value), a list is (type of its items, items): everything read is written back
+unchanged, including unknown fields. Source: the Thrift compact protocol specification, Apache Thrift project.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ Struct = dict[int, tuple[int, Any]]
 
 
 def varint(value: int) -> bytes:
-    """An unsigned integer, seven bits a byte, least first."""
+    """An unsigned integer, seven bits per byte, least significant first."""
     out = bytearray()
     while value > 0x7F:
         out.append(value & 0x7F | 0x80)
@@ -39,7 +39,7 @@ def loads(data: bytes | memoryview) -> Struct:
     Raises
     ------
     ValueError
-        The bytes end too early, are of no known type, or nested beyond anything that Parquet knows.
+        The bytes end too early, have an unknown type, or are nested too deeply.
     """
     try:
         return _Reader(memoryview(data).cast("B")).value(STRUCT, _DEPTH)
@@ -124,7 +124,7 @@ class _Reader:
             header = self._byte()
             size, item = header >> 4, header & 0x0F
             size = self._varint() if size == 15 else size
-            if size > len(self._data) - self._at:  # every item has a byte at least
+            if size > len(self._data) - self._at:  # every item has at least one byte
                 raise IndexError
             return item, [self.value(item, depth - 1) for _ in range(size)]
         if kind in (TRUE, FALSE):

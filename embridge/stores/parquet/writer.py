@@ -1,4 +1,4 @@
-"""Writing a new Parquet collection, row group by row group: ids and payload as they came, vectors as their bytes."""
+"""Writes a new Parquet collection, row group by row group: ids and payload by pyarrow, vectors as their bytes."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ from embridge.stores.parquet.row_groups import MAGIC, Encoder
 from embridge.stores.parquet.thrift import Struct
 from embridge.types import Metric, Provenance, Space
 
-GROUP_BYTES = 16 << 20  # of vectors in a row group: a conversion holds about six of them, a reader one
+GROUP_BYTES = 16 << 20  # of vectors in a row group; a conversion holds about six row groups, a reader one
 
 
 def rows_of_group(dim: int, dtype: np.dtype) -> int:
-    """Rows of a full row group, by width and dtype alone."""
+    """Rows of a full row group, which depends on width and dtype only."""
     return max(1, GROUP_BYTES // (dtype.itemsize * dim))
 
 
@@ -39,27 +39,27 @@ class CollectionWriter:
     file : io.FileIO
         Open for writing, unbuffered: new and empty, or at the end of the row groups `groups`.
     space : Space
-        Written as metadata ``embridge.space``.
+        Space, written as metadata ``embridge.space``.
     id_type : pyarrow.DataType
         string or int64.
     payload_schema : pyarrow.Schema
         The other columns.
     columns : tuple of str
-        Names of the id and the vector column, kept in metadata ``embridge.columns``.
+        Names of the id and the vector column, written as metadata ``embridge.columns``.
     lineage : dict
-        Fingerprints of what it is made of, kept as ``embridge.lineage``.
+        Fingerprints of its inputs, written as ``embridge.lineage``.
     provenance : Provenance, optional
-        Kept as ``embridge.mixture``.
+        Written as ``embridge.mixture``.
     dtype : {"float32", "float16"}
     compact : bool
-        Byte stream split and zstd 1 for float32 vectors; float16 is left plain, since DuckDB cannot read it split.
+        Byte stream split and zstd 1 for float32 vectors; float16 is not split, since DuckDB cannot read it.
     groups : sequence of Struct
-        Metadata of the row groups that the file holds already.
+        Metadata of the row groups that are already in the file.
     confidence : dict, optional
-        Add columns ``predicted_error`` and ``error_bound`` (float32), which `append` must then be given; kept as metadata
+        Add columns ``predicted_error`` and ``error_bound`` (float32), which are then arguments of `append`; written as metadata
         ``embridge.confidence``.
     metadata : dict of bytes to bytes, optional
-        More metadata of the file, such as what others wrote about the source (`Collection.metadata`); kept as far as it holds for
+        More metadata of the file, such as that of the source (`Collection.metadata`); entries are kept where they are valid for
         this file (`embridge.stores.parquet.metadata.fitted`).
 
     Attributes
@@ -67,9 +67,9 @@ class CollectionWriter:
     schema : pyarrow.Schema
         Of the file.
     group_rows : int
-        Rows of a full row group, by width and dtype alone.
+        Rows of a full row group, which depends on width and dtype only.
     rows : int
-        Rows taken so far.
+        Rows added so far.
     """
 
     def __init__(
@@ -122,7 +122,7 @@ class CollectionWriter:
         self._filled = 0
 
     def write(self, batch: Batch) -> None:
-        """Take the rows of a batch; its vectors are cast to the output's dtype."""
+        """Add the rows of a batch; its vectors are cast to the output's dtype."""
         with np.errstate(over="ignore"):
             values = np.ascontiguousarray(batch.vectors, dtype=self.dtype)
         if values.dtype.itemsize < batch.vectors.dtype.itemsize or self.space.normalized:  # beyond 65,504 a float16 is infinite
@@ -141,12 +141,12 @@ class CollectionWriter:
                 self._flush()
 
     def append(self, parts: Sequence[Batch], vectors: np.ndarray, errors: np.ndarray | None = None) -> Struct:
-        """Write one row group now; its metadata.
+        """Write one row group now; returns its metadata.
 
         Parameters
         ----------
         parts : sequence of Batch
-            Ids and payload of its rows; their own vectors are not looked at.
+            Ids and payload of its rows; their vectors are ignored.
         vectors : ndarray of shape (n, dim)
             Contiguous, of the output's dtype.
         errors : ndarray of shape (2, n), float32, optional
@@ -163,7 +163,7 @@ class CollectionWriter:
         return group.metadata
 
     def close(self) -> None:
-        """Write what is left, and the footer. The file stays open."""
+        """Write the remaining rows, and the footer. The file stays open."""
         self._flush()
         self._put(self._encoder.footer(self.groups))
 
@@ -179,9 +179,9 @@ class CollectionWriter:
 
 
 def _independent(batches: Sequence[pa.RecordBatch], schema: pa.Schema) -> pa.Table:
-    """The same rows in one chunk a column, dictionaries in the order of first appearance.
+    """The same rows with one chunk per column, dictionaries in the order of first appearance.
 
-    So a row group's bytes depend on its rows alone, and not on the batches that they came in.
+    So the bytes of a row group depend on its rows only, not on the batches.
     """
     columns = []
     for column, field in zip(pa.Table.from_batches(batches, schema).columns, schema, strict=True):
@@ -201,14 +201,14 @@ def _independent(batches: Sequence[pa.RecordBatch], schema: pa.Schema) -> pa.Tab
 def write_collection(
     path: str | os.PathLike[str], space: Space, id_type: pa.DataType, payload_schema: pa.Schema | None = None, **options: object
 ) -> Iterator[CollectionWriter]:
-    """Open a new Parquet collection; the file appears at `path`, replacing one that is there, when the block ends without error.
+    """Open a new Parquet collection; the file appears at `path`, and replaces an existing one, when the block ends without error.
 
     Parameters
     ----------
     path : str or path-like
         A local file.
     space, id_type, payload_schema, **options
-        As `CollectionWriter` takes them.
+        As for `CollectionWriter`.
     """
     schema = pa.schema([]) if payload_schema is None else payload_schema
     with whole_or_absent(path) as temporary, open(temporary, "wb", buffering=0) as file:

@@ -1,4 +1,4 @@
-"""Anchors: the rows of two collections that share an id; matched, split so that held-out rows stay held out, chosen."""
+"""Anchors: the rows of two collections that share an id. Matching, splitting and sampling them."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import numpy as np
 from embridge.anchors.fold_moments import ROWS, FoldMoments
 from embridge.anchors.moments import Moments
 from embridge.arrays import unit
-from embridge.errors import NoSharedIdsError, ParameterError, SpaceMismatchError, TooFewAnchorsError
+from embridge.errors import NoSharedIdsError, ParameterError, SpaceMismatchError, TooFewAnchorsError, first_few
 from embridge.records import AnchorRecord
 from embridge.stores.base import Collection
 from embridge.stores.ids import hash_ids, match_rows
@@ -20,7 +20,7 @@ from embridge.types import Space
 if TYPE_CHECKING:
     import torch
 
-_IN_MEMORY = 1 << 30  # larger arrays of anchors lie in an unnamed temporary file
+_IN_MEMORY = 1 << 30  # larger arrays of anchors are kept in an unnamed temporary file
 
 
 _CHUNK = 8192
@@ -95,7 +95,7 @@ class Anchors:
         return self.at(~np.isin(self.hashes(), hashes))
 
     def hashes(self) -> np.ndarray:
-        """Hashes of the ids, by which a map knows what it was fitted on; shape (n,), uint64."""
+        """Hashes of the ids, shape (n,), uint64. A map stores them to record which rows it was fitted on."""
         return hash_ids(self.ids, "anchor")
 
     def reversed(self) -> Anchors:
@@ -104,7 +104,7 @@ class Anchors:
         return Anchors(self.ids, self.y, self.x, self.target, self.source, swapped)
 
     def unit(self) -> Anchors:
-        """The same rows scaled to unit length, in spaces that say so; a zero row stays zero."""
+        """The same rows scaled to unit length, in normalized spaces; a zero row stays zero."""
         source, target = replace(self.source, normalized=True), replace(self.target, normalized=True)
         return replace(self, x=_unit_rows(self.x), y=_unit_rows(self.y), source=source, target=target)
 
@@ -116,9 +116,9 @@ class Anchors:
         self, n_folds: int = 5, rows: int = ROWS, seed: int = 0, device: str | torch.device | None = "cpu", *,
         partial: bool = False, full: bool = False,
     ) -> FoldMoments:  # fmt: skip
-        """Moments of `n_folds` parts, by a hash of the id, with at most `rows` rows of each to measure neighbors on.
+        """Moments of `n_folds` parts, split by a hash of the id, with at most `rows` rows of each to measure neighbors on.
 
-        With `partial` a part may be empty: a few anchors to be added to, or taken out of, the folds of many. With `full`
+        With `partial` a part may be empty: a few anchors to be added to, or removed from, the folds of many. With `full`
         they can be reversed (see `Moments.from_rows`).
 
         Raises
@@ -147,7 +147,7 @@ class Anchors:
 def match(source: Collection, target: Collection, *, known: np.ndarray | None = None) -> Anchors:
     """Match the rows of two collections by id.
 
-    Ids are joined out of core, then vectors are read once from either side, in order; row groups without a shared row are
+    Ids are joined out of core, then vectors are read once from each side, in order; row groups without a shared row are
     passed over. Both sides may be of any size and in any order.
 
     Parameters
@@ -155,7 +155,7 @@ def match(source: Collection, target: Collection, *, known: np.ndarray | None = 
     source, target : Collection
         In two different spaces, with ids of one type.
     known : ndarray of uint64, optional
-        Hashes of ids (`Anchors.hashes`, `LinearMap.anchor_hashes`) that are passed over: their vectors are not read.
+        Hashes of ids (`Anchors.hashes`, `LinearMap.anchor_hashes`) to skip: their vectors are not read.
 
     Returns
     -------
@@ -174,10 +174,16 @@ def match(source: Collection, target: Collection, *, known: np.ndarray | None = 
         A shared row is unusable (NaN, infinite, zero under cosine).
     """
     if source.space.same_as(target.space):
-        raise SpaceMismatchError.same_model(source.space.name)
+        raise SpaceMismatchError(
+            f"Source and target are both of space {source.space.name!r}; there is nothing to translate. "
+            "Hint: name the two encoders apart with --source-space and --target-space."
+        )
     source_rows, target_rows = match_rows(source, target)
     if not len(source_rows):
-        raise NoSharedIdsError.between(source.name, _first_ids(source), target.name, _first_ids(target))
+        raise NoSharedIdsError(
+            f"{source.name} and {target.name} share no id. First ids: {first_few(_first_ids(source), 2)} and "
+            f"{first_few(_first_ids(target), 2)}. Hint: check --id-column on both sides."
+        )
     ids = ids_at(source, source_rows) if known is not None else None
     if ids is not None and known is not None:
         fresh = ~np.isin(hash_ids(ids, "anchor"), known)
@@ -213,7 +219,7 @@ def _first_ids(collection: Collection) -> list[str | int]:
 def _allocate(shape: tuple[int, int]) -> np.ndarray:
     if 4 * shape[0] * shape[1] <= _IN_MEMORY:
         return np.empty(shape, np.float32)
-    with tempfile.TemporaryFile(prefix="embridge-") as file:  # unnamed: gone with the process, however it ends
+    with tempfile.TemporaryFile(prefix="embridge-") as file:  # unnamed: removed with the process, however it ends
         return np.memmap(file, np.float32, "w+", shape=shape)
 
 
