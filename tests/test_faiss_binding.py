@@ -172,6 +172,24 @@ def test_damaged_sidecars_are_refused_with_their_name(tmp_path, text):
         eb.open_index(path)
 
 
+@pytest.mark.parametrize("count", ["Infinity", "NaN", "[]", '"x"', "null", "[" * 100_000])
+def test_a_damaged_count_in_the_ids_is_refused_with_their_name(tmp_path, count):
+    path = tmp_path / "a.faiss"
+    faiss.write_index(other_rows(None), str(path))
+    metadata = {"embridge.index": f'{{"fingerprint": "{fingerprint(path)}", "count": {count}}}'}
+    table = pa.table({"id": [f"d{i}" for i in range(N)]}).replace_schema_metadata(metadata)
+    pq.write_table(table, ids_path(path))
+    with pytest.raises(UnreadableFileError, match=r"a\.faiss\.ids\.parquet"):
+        eb.open_index(path, space="m")
+
+
+def test_a_sidecar_whose_binding_is_null_declares_the_space_alone(tmp_path):
+    path = tmp_path / "a.faiss"
+    faiss.write_index(other_rows(None), str(path))
+    json_path(path).write_text(json.dumps({"space": Space("old", DIM, "dot").to_dict(), "index": None}))
+    assert eb.open_index(path).space == Space("old", DIM, "dot")
+
+
 # Replaced at once
 
 PROGRAM = """
