@@ -16,10 +16,9 @@ import embridge as eb
 from embridge.decoders import bounds
 from embridge.decoders.archive import ArchiveError, read_archive, write_archive
 from embridge.errors import DecoderError, UnreadableFileError
-
-from .test_cli import run
-from .test_decoders import SPACE, Net, exported, labelled
-from .test_decoders_hostile import Bomb
+from tests.cli.test_cli import run
+from tests.decoders.test_decoders import SPACE, Net, exported, labelled
+from tests.decoders.test_hostile import Bomb
 
 SAMPLES = "archive/data/sample_inputs/model.pt"
 

@@ -18,8 +18,7 @@ from sklearn.tree import DecisionTreeClassifier
 import embridge as eb
 from embridge.decoders.torch_audit import is_plain_shape
 from embridge.errors import DecoderError, MissingFileError, SpaceMismatchError, UnreadableFileError
-
-from .test_decoders import SPACE, Net, P, exported, labelled, onnx_of, rows
+from tests.decoders.test_decoders import SPACE, Net, P, exported, labelled, onnx_of, rows
 
 
 class Bomb:

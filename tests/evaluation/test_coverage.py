@@ -14,8 +14,9 @@ from embridge.neighbors import overlap, top_k
 from embridge.planning.learning_curve import _extrapolate, learning_curve
 from embridge.tables.qrels import read_qrels
 from embridge.testing.translators import textlike_anchors
+from tests.support import ROOT
 
-DATA = Path(os.environ.get("EMBRIDGE_SHARED_DATA", Path(__file__).parents[2] / "shared" / "data")) / "wordnet"
+DATA = Path(os.environ.get("EMBRIDGE_SHARED_DATA", ROOT.parent / "shared" / "data")) / "wordnet"
 K = 10
 needs_data = pytest.mark.skipif(not DATA.is_dir(), reason="the shared data are not beside the checkout")
 

@@ -8,8 +8,7 @@ import pytest
 from sklearn.linear_model import LogisticRegression
 
 import embridge as eb
-
-from .test_cli import run, told
+from tests.cli.test_cli import run, told
 
 OLD, NEW = eb.Space("old", 5), eb.Space("new", 6)
 

@@ -6,7 +6,6 @@ import os
 import random
 import subprocess
 import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -18,6 +17,7 @@ from embridge.anchors.moments import Moments
 from embridge.errors import EmbridgeError, UnreadableFileError
 from embridge.tensors import write_tensors
 from embridge.testing.translators import planted_anchors
+from tests.support import ROOT
 
 READERS = {
     "map": eb.load_map,
@@ -196,9 +196,9 @@ def test_a_random_change_of_bytes_ends_in_an_error_of_ours_or_in_the_same_value(
 @pytest.mark.parametrize("kind", READERS)
 def test_a_pipe_is_refused_and_not_waited_for(tmp_path, kind):
     os.mkfifo(tmp_path / "pipe")
-    code = "import sys\nfrom tests.test_map_files import READERS\nREADERS[sys.argv[1]](sys.argv[2])"
+    code = "import sys\nfrom tests.maps.test_files import READERS\nREADERS[sys.argv[1]](sys.argv[2])"
     command = [sys.executable, "-c", code, kind, str(tmp_path / "pipe")]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120, cwd=Path(__file__).parents[1])
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, cwd=ROOT)
     assert done.returncode == 1
     assert "is not a regular file" in done.stderr.splitlines()[-1]
 

@@ -15,9 +15,8 @@ import embridge as eb
 from embridge.decoders import onnx_audit
 from embridge.decoders.torch_operators import TENSOR_OPERATORS, is_tensor_operator
 from embridge.errors import DecoderError, UnreadableFileError
-
-from .test_decoders import SPACE, P, exported, labelled, onnx_of, rows
-from .test_decoders_hostile import edited, packed, parts  # noqa: F401 (a fixture)
+from tests.decoders.test_decoders import SPACE, P, exported, labelled, onnx_of, rows
+from tests.decoders.test_hostile import edited, packed, parts  # noqa: F401 (a fixture)
 
 # torch
 

@@ -10,7 +10,7 @@ import pytest
 
 from embridge.catalog import Catalog
 from embridge.errors import CatalogError
-from tests.catalog_records import catalog, evaluate_run, fit_run
+from tests.support import ROOT, catalog, evaluate_run, fit_run
 
 
 @pytest.fixture
@@ -52,7 +52,7 @@ def test_a_link_leads_to_the_catalog(path, tmp_path):
 KILLED = """
 import os, signal, sys
 import duckdb
-import catalog_records as t
+import tests.support as t
 from embridge.catalog import file
 
 when, after, count = int(sys.argv[2]), sys.argv[3] == "after", 0
@@ -88,7 +88,7 @@ print(count)
 
 def killed(path, when, order="before"):
     command = [sys.executable, "-c", KILLED, str(path), str(when), order]
-    return subprocess.run(command, cwd=os.path.dirname(__file__), capture_output=True, text=True)
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
 
 
 @pytest.mark.parametrize("order", ["before", "after"])
@@ -114,7 +114,7 @@ def test_a_catalog_whose_maker_was_killed_at_any_step_can_be_used(tmp_path, orde
 
 def test_processes_that_create_the_catalog_at_one_moment_all_succeed(tmp_path):
     code = (
-        "import sys, catalog_records as t\n"
+        "import sys, tests.support as t\n"
         "sys.stdin.readline()\n"
         "print(t.Catalog(sys.argv[1], patience=100).record(t.fit_run(sys.argv[2])))\n"
     )
@@ -123,7 +123,7 @@ def test_processes_that_create_the_catalog_at_one_moment_all_succeed(tmp_path):
         path.parent.mkdir()
         if content is not None:
             path.write_bytes(content)
-        pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True, "cwd": os.path.dirname(__file__)}
+        pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True, "cwd": ROOT}
         running = [subprocess.Popen([sys.executable, "-c", code, str(path), f"f{i}"], **pipes) for i in range(4)]
         for process in running:
             process.stdin.write("go\n")
@@ -139,13 +139,13 @@ def test_processes_that_create_the_catalog_at_one_moment_all_succeed(tmp_path):
 def limited(path, size, code="t.Catalog(sys.argv[1]).record(t.fit_run())"):
     """A process whose files may not grow over `size` bytes: writes fail as on a full disk, with another number."""
     script = (
-        f"import sys, resource, signal, catalog_records as t\n"
+        f"import sys, resource, signal, tests.support as t\n"
         f"signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
         f"resource.setrlimit(resource.RLIMIT_FSIZE, ({size}, {size}))\n"
         f"try:\n    {code}\nexcept t.DiskFullError as e:\n    print(e)\n"
     )
     command = [sys.executable, "-B", "-c", script, str(path)]
-    return subprocess.run(command, cwd=os.path.dirname(__file__), capture_output=True, text=True)
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
 
 
 @pytest.mark.parametrize("size", [0, 4096, 12_288, 100_000, 262_144])

@@ -1,6 +1,6 @@
 """Which index types migrate how, proven type by type against brute force, as docs/reference/migration.md says.
 
-``python -m tests.test_migrate_types`` writes the table anew.
+``python -m tests.migration.test_types`` writes the table anew.
 """
 
 import functools
@@ -16,9 +16,10 @@ import embridge as eb
 from embridge.errors import FaissIndexError, MigrationRefusedError
 from embridge.indexes.describe import factory_of
 from embridge.types import Metric, Space
+from tests.support import ROOT
 
 P, Q, N, ASKED, K = 8, 12, 640, 40, 10
-PAGE = Path(__file__).parents[1] / "docs/reference/migration.md"
+PAGE = ROOT / "docs/reference/migration.md"
 TYPES = (
     "Flat", "HNSW8,Flat", "NSG8,Flat", "IVF8,Flat", "IVF8_HNSW4,Flat", "IVF4(IVF2,Flat),Flat", "SQfp16", "HNSW8,SQfp16",
     "IVF8,SQfp16", "SQbf16", "SQ8", "SQ4", "HNSW8,SQ8", "IVF8,SQ8", "RQ4x4", "IVF8,RQ4x4", "LSQ4x4", "PRQ2x2x4", "PQ4x4np",

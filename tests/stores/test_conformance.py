@@ -1,4 +1,4 @@
-"""Every store passes the conformance suite. What is particular to one is tested in test_parquet, test_faiss_store, test_writer."""
+"""Every store passes the conformance suite. What is particular to one: test_parquet, test_parquet_writer, test_faiss."""
 
 import tempfile
 from pathlib import Path

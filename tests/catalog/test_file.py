@@ -13,7 +13,7 @@ from embridge.catalog import Catalog, migrations
 from embridge.catalog.migrations import Migration
 from embridge.errors import CatalogError, MissingFileError
 from embridge.records import Artifact, DecoderEvaluation, DecoderRecord, DecoderStrategy, Run
-from tests.catalog_records import NEW, catalog, contents, evaluate_run, fit_run
+from tests.support import NEW, ROOT, catalog, contents, evaluate_run, fit_run
 
 
 @pytest.fixture
@@ -286,11 +286,9 @@ def test_a_connection_of_this_process_is_told_as_such(path):
 
 
 def test_processes_take_turns(path):
-    code = (
-        "import sys, catalog_records as t\nfor _ in range(5):\n    t.Catalog(sys.argv[1], patience=60).record(t.evaluate_run())\n"
-    )
+    code = "import sys, tests.support as t\nfor _ in range(5):\n    t.Catalog(sys.argv[1], patience=60).record(t.evaluate_run())\n"
     command = [sys.executable, "-c", code, str(path)]
-    processes = [subprocess.Popen(command, cwd=os.path.dirname(__file__)) for _ in range(3)]
+    processes = [subprocess.Popen(command, cwd=ROOT) for _ in range(3)]
     assert [p.wait() for p in processes] == [0, 0, 0]
     assert catalog(path).sql("SELECT count(*) AS n, count(DISTINCT id) AS ids, min(verb) AS v FROM run") == [
         {"n": 15, "ids": 15, "v": "evaluate"}

@@ -1,4 +1,4 @@
-"""Moving an index: what survives, what is refused, what is told, and the traps of FAISS. Types and metrics: test_migrate_types."""
+"""Moving an index: what survives, what is refused, what is told, and the traps of FAISS. Types and metrics: test_types."""
 
 import json
 import subprocess

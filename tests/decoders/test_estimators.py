@@ -24,9 +24,8 @@ from embridge.decoders.archive import read_archive, write_archive
 from embridge.decoders.bounds import DEPTH, parse_json
 from embridge.decoders.retrain import retrain
 from embridge.errors import DecoderError, EmbridgeError, UnreadableFileError
-
-from .test_decoders import SPACE, P, labelled
-from .test_decoders_hostile import Bomb
+from tests.decoders.test_decoders import SPACE, P, labelled
+from tests.decoders.test_hostile import Bomb
 
 
 def rewritten(model, path, edit):
