@@ -27,7 +27,7 @@ from embridge.records import (
     StrategyScore,
 )
 from embridge.types import Space
-from tests.support import NEW, OLD, catalog, contents, evaluate_run, fit_run, record_story
+from tests.catalog.support import NEW, OLD, catalog, contents, evaluate_run, fit_run, record_story
 
 
 @pytest.fixture

@@ -29,7 +29,7 @@ from embridge.records import (
     StrategyScore,
 )
 from embridge.types import Space
-from tests.support import NEW, OLD, catalog, fit_run
+from tests.catalog.support import NEW, OLD, catalog, fit_run
 
 
 @pytest.fixture

@@ -10,7 +10,8 @@ import pytest
 
 from embridge.catalog import Catalog
 from embridge.errors import CatalogError
-from tests.support import ROOT, catalog, evaluate_run, fit_run
+from tests.catalog.support import catalog, evaluate_run, fit_run
+from tests.support import ROOT
 
 
 @pytest.fixture
@@ -52,7 +53,7 @@ def test_a_link_leads_to_the_catalog(path, tmp_path):
 KILLED = """
 import os, signal, sys
 import duckdb
-import tests.support as t
+import tests.catalog.support as t
 from embridge.catalog import file
 
 when, after, count = int(sys.argv[2]), sys.argv[3] == "after", 0
@@ -114,7 +115,7 @@ def test_a_catalog_whose_maker_was_killed_at_any_step_can_be_used(tmp_path, orde
 
 def test_processes_that_create_the_catalog_at_one_moment_all_succeed(tmp_path):
     code = (
-        "import sys, tests.support as t\n"
+        "import sys, tests.catalog.support as t\n"
         "sys.stdin.readline()\n"
         "print(t.Catalog(sys.argv[1], patience=100).record(t.fit_run(sys.argv[2])))\n"
     )
@@ -139,7 +140,7 @@ def test_processes_that_create_the_catalog_at_one_moment_all_succeed(tmp_path):
 def limited(path, size, code="t.Catalog(sys.argv[1]).record(t.fit_run())"):
     """A process whose files may not grow over `size` bytes: writes fail as on a full disk, with another number."""
     script = (
-        f"import sys, resource, signal, tests.support as t\n"
+        f"import sys, resource, signal, tests.catalog.support as t\n"
         f"signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
         f"resource.setrlimit(resource.RLIMIT_FSIZE, ({size}, {size}))\n"
         f"try:\n    {code}\nexcept t.DiskFullError as e:\n    print(e)\n"

@@ -13,7 +13,8 @@ from embridge.catalog import Catalog, migrations
 from embridge.catalog.migrations import Migration
 from embridge.errors import CatalogError, MissingFileError
 from embridge.records import Artifact, DecoderEvaluation, DecoderRecord, DecoderStrategy, Run
-from tests.support import NEW, ROOT, catalog, contents, evaluate_run, fit_run
+from tests.catalog.support import NEW, catalog, contents, evaluate_run, fit_run
+from tests.support import ROOT
 
 
 @pytest.fixture
@@ -286,7 +287,10 @@ def test_a_connection_of_this_process_is_told_as_such(path):
 
 
 def test_processes_take_turns(path):
-    code = "import sys, tests.support as t\nfor _ in range(5):\n    t.Catalog(sys.argv[1], patience=60).record(t.evaluate_run())\n"
+    code = (
+        "import sys, tests.catalog.support as t\n"
+        "for _ in range(5):\n    t.Catalog(sys.argv[1], patience=60).record(t.evaluate_run())\n"
+    )
     command = [sys.executable, "-c", code, str(path)]
     processes = [subprocess.Popen(command, cwd=ROOT) for _ in range(3)]
     assert [p.wait() for p in processes] == [0, 0, 0]

@@ -10,7 +10,7 @@ import pytest
 
 from embridge.catalog import query
 from embridge.errors import CatalogError, EmbridgeError
-from tests.support import catalog, contents, fit_run, record_story
+from tests.catalog.support import catalog, contents, fit_run, record_story
 
 
 @pytest.fixture

@@ -8,14 +8,9 @@ import pytest
 from sklearn.linear_model import LogisticRegression
 
 import embridge as eb
-from tests.cli.test_cli import run, told
+from tests.support import run, told
 
 OLD, NEW = eb.Space("old", 5), eb.Space("new", 6)
-
-
-@pytest.fixture(autouse=True)
-def _no_catalog_from_outside(monkeypatch):
-    monkeypatch.delenv("EMBRIDGE_CATALOG", raising=False)
 
 
 @pytest.fixture

@@ -16,9 +16,8 @@ import embridge as eb
 from embridge.decoders import bounds
 from embridge.decoders.archive import ArchiveError, read_archive, write_archive
 from embridge.errors import DecoderError, UnreadableFileError
-from tests.cli.test_cli import run
-from tests.decoders.test_decoders import SPACE, Net, exported, labelled
-from tests.decoders.test_hostile import Bomb
+from tests.decoders.support import SPACE, Bomb, Net, exported, labelled
+from tests.support import run
 
 SAMPLES = "archive/data/sample_inputs/model.pt"
 

@@ -24,8 +24,7 @@ from embridge.decoders.archive import read_archive, write_archive
 from embridge.decoders.bounds import DEPTH, parse_json
 from embridge.decoders.retrain import retrain
 from embridge.errors import DecoderError, EmbridgeError, UnreadableFileError
-from tests.decoders.test_decoders import SPACE, P, labelled
-from tests.decoders.test_hostile import Bomb
+from tests.decoders.support import SPACE, Bomb, P, labelled
 
 
 def rewritten(model, path, edit):

@@ -6,7 +6,6 @@ import os
 import pickle
 import subprocess
 import sys
-import zipfile
 
 import numpy as np
 import pytest
@@ -18,17 +17,7 @@ from sklearn.tree import DecisionTreeClassifier
 import embridge as eb
 from embridge.decoders.torch_audit import is_plain_shape
 from embridge.errors import DecoderError, MissingFileError, SpaceMismatchError, UnreadableFileError
-from tests.decoders.test_decoders import SPACE, Net, P, exported, labelled, onnx_of, rows
-
-
-class Bomb:
-    """Unpickled, it would make a file."""
-
-    def __init__(self, path):
-        self.path = str(path)
-
-    def __reduce__(self):
-        return os.mkdir, (self.path,)
+from tests.decoders.support import SPACE, Bomb, Net, P, edited, exported, labelled, onnx_of, packed, rows
 
 
 @pytest.mark.parametrize("name", ["d.skops", "d.pt2", "d.pkl", "d.joblib"])
@@ -107,30 +96,6 @@ def test_an_onnx_of_a_wrong_width_is_refused(tmp_path):
 
 
 # torch.export.load runs what its file says; each way of saying so is closed
-
-
-@pytest.fixture(scope="module")
-def parts():
-    """The members of a good program."""
-    buffer = io.BytesIO()
-    torch.export.save(exported(Net(), ({0: torch.export.Dim("n")},)), buffer)
-    with zipfile.ZipFile(buffer) as archive:
-        root = archive.namelist()[0].partition("/")[0]
-        return {name.partition("/")[2]: archive.read(name) for name in archive.namelist()}, root
-
-
-def packed(parts, path, **changed):
-    members, root = parts
-    with zipfile.ZipFile(path, "w") as archive:
-        for name, data in (members | changed).items():
-            archive.writestr(f"{root}/{name}", data)
-    return path
-
-
-def edited(parts, edit, part="models/model.json"):
-    program = json.loads(parts[0][part])
-    edit(program)
-    return {part: json.dumps(program).encode()}
 
 
 def attempt(parts, tmp_path, changed, message):

@@ -120,7 +120,7 @@ def originals(tmp_path_factory):
     from sklearn.svm import SVC
 
     import embridge as eb
-    from tests.decoders.test_decoders import SPACE, Net, exported, labelled, onnx_of
+    from tests.decoders.support import SPACE, Net, exported, labelled, onnx_of
 
     folder = tmp_path_factory.mktemp("originals")
     x, y = labelled()

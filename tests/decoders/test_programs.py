@@ -15,8 +15,7 @@ import embridge as eb
 from embridge.decoders import onnx_audit
 from embridge.decoders.torch_operators import TENSOR_OPERATORS, is_tensor_operator
 from embridge.errors import DecoderError, UnreadableFileError
-from tests.decoders.test_decoders import SPACE, P, exported, labelled, onnx_of, rows
-from tests.decoders.test_hostile import edited, packed, parts  # noqa: F401 (a fixture)
+from tests.decoders.support import SPACE, P, edited, exported, labelled, onnx_of, packed, rows
 
 # torch
 
@@ -60,7 +59,7 @@ class Function(torch.nn.Module):
         return self.function(self, x)
 
 
-def test_a_program_that_would_write_a_file_is_refused(tmp_path, parts):  # noqa: F811
+def test_a_program_that_would_write_a_file_is_refused(tmp_path, parts):
     def save(found):
         node = found["graph_module"]["graph"]["nodes"][0]
         node["target"] = "torch.ops.aten.save.default"
@@ -87,7 +86,7 @@ def test_programs_that_are_random_stateful_or_too_costly_are_refused(tmp_path, f
         opened(Function(function, state=torch.zeros(P)), tmp_path / "d.pt2")
 
 
-def test_a_batch_that_no_decoder_needs_is_refused(tmp_path, parts):  # noqa: F811
+def test_a_batch_that_no_decoder_needs_is_refused(tmp_path, parts):
     def wide(found):
         found["graph_module"]["graph"]["tensor_values"]["x"]["sizes"][0] = {"as_int": 10**9}
 
@@ -95,7 +94,7 @@ def test_a_batch_that_no_decoder_needs_is_refused(tmp_path, parts):  # noqa: F81
         eb.open_decoder(packed(parts, tmp_path / "d.pt2", **edited(parts, wide)), space=SPACE)
 
 
-def test_zeros_of_any_size_are_not_made(tmp_path, parts):  # noqa: F811
+def test_zeros_of_any_size_are_not_made(tmp_path, parts):
     part = "data/weights/model_weights_config.json"
 
     def large(config):
@@ -106,7 +105,7 @@ def test_zeros_of_any_size_are_not_made(tmp_path, parts):  # noqa: F811
         eb.open_decoder(packed(parts, tmp_path / "d.pt2", **changed), space=SPACE)
 
 
-def test_a_program_whose_parts_do_not_go_together_is_one_sentence(tmp_path, parts):  # noqa: F811
+def test_a_program_whose_parts_do_not_go_together_is_one_sentence(tmp_path, parts):
     part = "data/weights/model_weights_config.json"
 
     def turned(config):
