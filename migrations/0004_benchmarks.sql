@@ -110,3 +110,18 @@ FROM translator t
 JOIN measured m ON m.translator = t.fingerprint
 QUALIFY row_number()
     OVER (PARTITION BY t.source_space, t.target_space, m.benchmark ORDER BY m.overlap DESC, t.run DESC, t.path) = 1;
+
+-- The weight of the Procrustes solution was called s before.
+CREATE OR REPLACE VIEW candidate AS
+SELECT
+    t.fingerprint AS translator,
+    t.path,
+    t.run,
+    c.value ->> 'method' AS method,
+    CAST(c.value -> 'parameters' ->> 'alpha' AS DOUBLE) AS alpha,
+    CAST(coalesce(c.value -> 'parameters' ->> 'shrinkage_target_weight', c.value -> 'parameters' ->> 's') AS DOUBLE)
+        AS shrinkage_target_weight,
+    CAST(c.value -> 'parameters' ->> 'penalty' AS DOUBLE) AS penalty,
+    CAST(c.value ->> 'score' AS DOUBLE) AS score,
+    CAST(c.value ->> 'deficit_error' AS DOUBLE) AS deficit_error
+FROM translator t, json_each(t.candidates) c;

@@ -67,7 +67,10 @@ from embridge.cli.session import (
     help="Regularization of ridge, bridge and kernel, in units of the mean feature variance. [default: by folds]",
 )
 @click.option(
-    "--share", "s", type=float, help="Weight of the Procrustes solution in bridge and kernel, in [0, 1]. [default: by folds]"
+    "--share",
+    "shrinkage_target_weight",
+    type=float,
+    help="Weight of the Procrustes solution in bridge and kernel, in [0, 1]. [default: by folds]",
 )
 @click.option(
     "--landmarks",
@@ -98,8 +101,8 @@ from embridge.cli.session import (
 def fit(
     session: Session, source: str, target: str, output: str, reverse_output: str | None, method: str, source_space: str | None,
     target_space: str | None, id_column: str | None, vector_column: str | None, queries: tuple[str, str] | None, qrels: str | None,
-    moments: str | None, update: str | None, overwrite: bool, alpha: float | None, s: float | None, landmarks: int | None,
-    **options: Any,
+    moments: str | None, update: str | None, overwrite: bool, alpha: float | None, landmarks: int | None,
+    shrinkage_target_weight: float | None, **options: Any,
 ) -> None:  # fmt: skip
     """Fit a map from the space of SRC to the space of TGT, from the ids that they share.
 
@@ -133,9 +136,10 @@ def fit(
     sides = [(source, source_space), (target, target_space)]
     sides += list(zip(queries, (source_space, target_space), strict=True)) if queries else []
     opened = [open_source(path, space, id_column, vector_column) for path, space in sides]
-    given = {"alpha": alpha, "s": s, "landmarks": landmarks, "seed": options["seed"] if method in ("affine", "kernel") else None}
-    parameters = {name: value for name, value in given.items() if value is not None}
     seed = options.pop("seed")
+    given = {"alpha": alpha, "shrinkage_target_weight": shrinkage_target_weight, "landmarks": landmarks}
+    given["seed"] = seed if method in ("affine", "kernel") else None
+    parameters = {name: value for name, value in given.items() if value is not None}
     found = eb.fit_maps(
         opened[0],
         opened[1],

@@ -55,7 +55,7 @@ def learning_curve(translation: LinearMap, train: Anchors, benchmark: Benchmark)
 def _method(translation: LinearMap, factor: float) -> Translator:
     parameters = translation.record.parameters
     if translation.record.method == "bridge":
-        return Bridge(parameters["alpha"] * factor, parameters["s"], mean_weight=parameters.get("mean_weight", 1.0))
+        return Bridge(parameters["alpha"] * factor, parameters["shrinkage_target_weight"], mean_weight=parameters.get("mean_weight", 1.0))
     if translation.record.method == "ridge":
         return Ridge(parameters["alpha"] * factor)
     return METHODS[translation.record.method]()

@@ -145,7 +145,9 @@ def _fit(train: Anchors, seed: int, device: Any) -> tuple[Maps, LinearMap]:
     """The map of rows, the map of queries and the kernel map."""
     translation = fit(train, "auto", keep_affine=True, device=device)
     reverse = fit(train.reversed(), "auto", role="queries", keep_affine=True, device=device)
-    shrinkage = {name: value for name, value in translation.record.parameters.items() if name in ("alpha", "s")}
+    shrinkage = {
+        name: value for name, value in translation.record.parameters.items() if name in ("alpha", "shrinkage_target_weight")
+    }
     kernel = fit(train, Kernel(**shrinkage, seed=seed), device=device)
     return Maps(translation, reverse, kernel), translation
 

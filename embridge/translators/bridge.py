@@ -34,8 +34,8 @@ class Bridge(Translator):
     ----------
     alpha : float, optional
         Regularization in [0, inf]; default: chosen on folds.
-    s : float, optional
-        Share of the Procrustes solution in [0, 1]; default: chosen on folds.
+    shrinkage_target_weight : float, optional
+        s, the weight of the Procrustes solution in [0, 1]; default: chosen on folds.
     role : {"documents", "queries", "decode"}, default "documents"
         Score on folds: the overlap@10 of neighbors among at most 1,000 held-out rows per fold, of stand-in queries
         (see `row_scores` and `projection_scores`). Squared error is not used for any role: it always chooses a
@@ -48,25 +48,29 @@ class Bridge(Translator):
     name = "bridge"
 
     def __init__(
-        self, alpha: float | None = None, s: float | None = None, role: Role = "documents", mean_weight: float = 1.0
+        self,
+        alpha: float | None = None,
+        shrinkage_target_weight: float | None = None,
+        role: Role = "documents",
+        mean_weight: float = 1.0,
     ) -> None:
         self.alpha = alpha
-        self.s = s
+        self.shrinkage_target_weight = shrinkage_target_weight
         self.role: Role = role
         self.mean_weight = mean_weight
 
     def needs_folds(self) -> bool:
-        return self.alpha is None or self.s is None
+        return self.alpha is None or self.shrinkage_target_weight is None
 
     def solve(self, data: Moments | FoldMoments) -> Solution:
         if self.alpha is not None and not self.alpha >= 0:
             raise ParameterError.must_be("alpha", "at least 0", self.alpha)
-        if self.s is not None and not 0 <= self.s <= 1:
-            raise ParameterError.must_be("s", "in [0, 1]", self.s)
+        alpha, s = self.alpha, self.shrinkage_target_weight
+        if s is not None and not 0 <= s <= 1:
+            raise ParameterError.must_be("shrinkage_target_weight", "in [0, 1]", s)
         if not 0 <= self.mean_weight < np.inf:
             raise ParameterError.must_be("mean_weight", "at least 0 and finite", self.mean_weight)
         role = as_role(self.role)
-        alpha, s = self.alpha, self.s
         chosen: dict[str, Any] = {}
         if alpha is None or s is None:
             # `fit` passes FoldMoments where one of them is to be chosen.
@@ -79,14 +83,14 @@ class Bridge(Translator):
             # Of equal scores the last one: the largest alpha and weight are the safest choice.
             alpha, s = grid[scores.size - 1 - int(np.argmax(scores[::-1]))]
             candidates = tuple(
-                Candidate(self.name, {"alpha": float(a), "s": float(b)}, float(score))
+                Candidate(self.name, {"alpha": float(a), "shrinkage_target_weight": float(b)}, float(score))
                 for (a, b), score in zip(grid, scores, strict=True)
             )
             chosen = {"candidates": candidates, "role": role, "chosen_by": "documents"}
         moments = total(data)
         scaled = Scaled.of(moments)
         weight, intercept = scaled.unscale(scaled.family.weight(alpha, s))
-        parameters = {"alpha": alpha, "s": s, "rank": scaled.family.rank}
+        parameters = {"alpha": alpha, "shrinkage_target_weight": s, "rank": scaled.family.rank}
         if self.mean_weight != 1:
             parameters["mean_weight"] = self.mean_weight
         return Solution(weight, intercept + (self.mean_weight - 1) * moments.mean_y, parameters, **chosen)

@@ -150,17 +150,15 @@ def fit_maps(
     ('minilm', 'queries')
     """
     chosen = as_role(role)
-    if remove and update is None:
-        raise ParameterError("There are no moments to remove rows from. Hint: pass them (--update FILE, update=...).")
-    if method == "kernel" and (keep_moments or update is not None):
-        raise ParameterError("'kernel' needs the anchors themselves; moments do not hold rows. Leave moments and update out.")
-    if update is not None and not update.full and (reverse or chosen == "queries"):
-        raise ParameterError(
-            "The moments hold only the diagonal of Syy, which is not enough for a reverse map or a map of queries. "
-            "Hint: `embridge fit --moments FILE --reverse-output MAP` on all anchors keeps them in full."
-        )
-    if qrels is not None and queries is None:
-        raise ParameterError("Judgments need queries. Hint: pass queries by both models.")
+    _check_options(
+        method,
+        reverse=reverse,
+        keep_moments=keep_moments,
+        update=update,
+        remove=remove,
+        has_queries=queries is not None,
+        has_qrels=qrels is not None,
+    )
     step = progress or (lambda _: contextlib.nullcontext())
     with step("matching ids"):
         known = None if update is None or remove else update.anchor_hashes
@@ -172,18 +170,17 @@ def fit_maps(
     if keep_moments or update is not None:
         with step("taking moments"):
             # Reverse maps, and maps for queries, need full moments.
-            full = (reverse or chosen == "queries") if update is None else update.full
-            folds = train.folds(device=device, partial=update is not None, full=full)
-            if update is not None:
-                folds = update - folds if remove else update + folds
+            folds = _folds(train, update, device, remove=remove, full=reverse or chosen == "queries")
     data = folds or train
-    ways = [(chosen, data, held_out, pairs)]
+    directions = [(chosen, data, held_out, pairs)]
     if reverse:
-        ways.append((_OTHER[chosen], data.reversed(), held_out.reversed(), pairs and pairs.reversed()))
+        directions.append((_OTHER[chosen], data.reversed(), held_out.reversed(), pairs and pairs.reversed()))
     made: list[Map] = []
-    for way, rows, left, asked in ways:
+    for direction, rows, left, real_queries in directions:
         with step(f"fitting {method}"):
-            translation = fit(rows, method, role=way, keep_affine=keep_affine, queries=asked, device=device, **(parameters or {}))
+            translation = fit(
+                rows, method, role=direction, keep_affine=keep_affine, queries=real_queries, device=device, **(parameters or {})
+            )
             record = left.record
             translation = translation.recorded(held_out=len(left), sources=(record.source, record.target))
         half = len(left) // 2  # the other half remains for `evaluate` to check the confidence on
@@ -192,6 +189,31 @@ def fit_maps(
                 translation = calibrate(translation, rows, left.sample(half, seed), seed=seed, device=device)
         made.append(translation)
     return FittedMaps(made[0], made[1] if reverse else None, folds, train.record)
+
+
+def _folds(train: Anchors, update: FoldMoments | None, device: Any, *, remove: bool, full: bool) -> FoldMoments:
+    """Moments of the anchors, added to or removed from earlier ones."""
+    if update is None:
+        return train.folds(device=device, full=full)
+    folds = train.folds(device=device, partial=True, full=update.full)
+    return update - folds if remove else update + folds
+
+
+def _check_options(
+    method: str, *, reverse: bool, keep_moments: bool, update: FoldMoments | None, remove: bool, has_queries: bool, has_qrels: bool
+) -> None:
+    """Refuse options that cannot be combined."""
+    if remove and update is None:
+        raise ParameterError("There are no moments to remove rows from. Hint: pass them (--update FILE, update=...).")
+    if method == "kernel" and (keep_moments or update is not None):
+        raise ParameterError("'kernel' needs the anchors themselves; moments do not hold rows. Leave moments and update out.")
+    if update is not None and not update.full and reverse:
+        raise ParameterError(
+            "The moments hold only the diagonal of Syy, which is not enough for a reverse map. "
+            "Hint: `embridge fit --moments FILE --reverse-output MAP` on all anchors keeps them in full."
+        )
+    if has_qrels and not has_queries:
+        raise ParameterError("Judgments need queries. Hint: pass queries by both models.")
 
 
 def query_pairs(

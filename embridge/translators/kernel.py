@@ -51,7 +51,7 @@ class Kernel:
         Largest number of landmarks.
     penalty : float, optional
         Variance of the noise over that of the kernel term; above 0. Default: chosen on four folds of at most 1,500 anchors.
-    alpha, s : float, optional
+    alpha, shrinkage_target_weight : float, optional
         As in `Bridge`; default: chosen on folds.
     role : {"documents", "queries", "decode"}, default "documents"
         Role that these are chosen for. The penalty is chosen for documents, whatever the role.
@@ -68,7 +68,7 @@ class Kernel:
         landmarks: int = 5000,
         penalty: float | None = None,
         alpha: float | None = None,
-        s: float | None = None,
+        shrinkage_target_weight: float | None = None,
         role: Role = "documents",
         seed: int = 0,
         mean_weight: float = 1.0,
@@ -76,7 +76,7 @@ class Kernel:
         self.landmarks = landmarks
         self.penalty = penalty
         self.alpha = alpha
-        self.s = s
+        self.shrinkage_target_weight = shrinkage_target_weight
         self.role: Role = role
         self.seed = seed
         self.mean_weight = mean_weight
@@ -113,11 +113,11 @@ class Kernel:
             raise ParameterError.must_be("alpha", "above 0 and finite", self.alpha)
         if len(anchors) < 2:
             raise TooFewAnchorsError.for_method(self.name, 2, len(anchors))
-        alpha, s = self.alpha, self.s
+        alpha, s = self.alpha, self.shrinkage_target_weight
         candidates: tuple[Candidate, ...] = ()
         if alpha is None or s is None:
             chosen = Bridge(alpha, s, role).fit(anchors, device=device).record
-            alpha, s, candidates = chosen.parameters["alpha"], chosen.parameters["s"], chosen.candidates
+            alpha, s, candidates = chosen.parameters["alpha"], chosen.parameters["shrinkage_target_weight"], chosen.candidates
         place, penalty = resolve_device(device), self.penalty
         if penalty is None:
             scores = self._scores(anchors, alpha, s, place)
@@ -132,7 +132,7 @@ class Kernel:
         mean_x, mean_y = (mean.cpu().numpy() for mean in (problem.mean_x, problem.mean_y))
         record = FitRecord(
             self.name,
-            {"alpha": float(alpha), "s": float(s), "penalty": float(penalty), "gamma": problem.gamma}
+            {"alpha": float(alpha), "shrinkage_target_weight": float(s), "penalty": float(penalty), "gamma": problem.gamma}
             | {"landmarks": len(problem.landmarks)}
             | ({"mean_weight": float(self.mean_weight)} if self.mean_weight != 1 else {}),
             len(anchors),
@@ -156,9 +156,9 @@ class Kernel:
         ParameterError
             alpha or s is not given.
         """
-        if self.alpha is None or self.s is None:
+        if self.alpha is None or self.shrinkage_target_weight is None:
             raise ParameterError("Penalties are compared at one alpha and one s. Hint: give both.")
-        scores = self._scores(anchors, self.alpha, self.s, resolve_device(device))
+        scores = self._scores(anchors, self.alpha, self.shrinkage_target_weight, resolve_device(device))
         best = int(np.argmax(scores.mean(axis=1)))
         gains = scores[best] - scores[-1]
         is_better = gains.mean() > gains.std(ddof=1) / np.sqrt(len(gains)) and best < len(PENALTIES) - 1

@@ -97,7 +97,7 @@ class Auto:
         # A kernel needs no extra shrinkage: use the linear part with the best score.
         scored = [c for c in affine.record.candidates if "alpha" in c.parameters]
         linear = max(scored, key=lambda c: c.score).parameters
-        kernel = Kernel(alpha=linear["alpha"], s=linear.get("s", 0.0))
+        kernel = Kernel(alpha=linear["alpha"], shrinkage_target_weight=linear.get("shrinkage_target_weight", 0.0))
         penalty, candidates = kernel.contest(anchors, device)
         record = replace(affine.record, candidates=affine.record.candidates + candidates)
         if penalty is None:
@@ -168,7 +168,7 @@ def candidates_for(role: Role, target: Space, *, full: bool, real: bool) -> list
 
 
 def _parameters(method: Translator) -> dict[str, float]:
-    return {k: v for k, v in vars(method).items() if k in ("alpha", "s", "mean_weight") and v is not None}
+    return {k: v for k, v in vars(method).items() if k in ("alpha", "shrinkage_target_weight", "mean_weight") and v is not None}
 
 
 def _prefer(scores: np.ndarray, methods: Sequence[Translator], simplicity: Sequence[float]) -> tuple[int, np.ndarray]:
@@ -191,7 +191,7 @@ def _simplicity(method: Translator, role: Role, target: Space) -> float:
     """How early a method comes in the order of its role (see `Auto`), higher is earlier."""
     if role == "queries":
         return -np.inf if isinstance(method, Ortho) else getattr(method, "alpha", np.inf)
-    share = getattr(method, "s", 1.0)
+    share = getattr(method, "shrinkage_target_weight", 1.0)
     return -share if role == "documents" and is_cosine(target) else share
 
 

@@ -158,7 +158,9 @@ def accuracy(pair: Pair, n: int, only: list[str] | None) -> dict[str, dict[str, 
 
 
 def _chosen(fitted: eb.LinearMap | eb.KernelMap) -> str:
-    kept = {k: v for k, v in fitted.record.parameters.items() if k in ("alpha", "s", "mean_weight", "penalty")}
+    kept = {
+        k: v for k, v in fitted.record.parameters.items() if k in ("alpha", "shrinkage_target_weight", "mean_weight", "penalty")
+    }
     return " ".join([fitted.record.method, *(f"{k}={v:.3g}" for k, v in kept.items())])
 
 

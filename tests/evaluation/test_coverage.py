@@ -69,9 +69,9 @@ def _forecast(pool, corpus, queries, base, seed):
     """The curve from `base` of the pool, and what the whole pool, four times as many, gives to the same queries."""
     benchmark = Benchmark.of(corpus, queries, K, seed=seed)
     train = pool.sample(base, seed)
-    translation = eb.fit(train, "bridge", alpha=0.1, s=0.5)
+    translation = eb.fit(train, "bridge", alpha=0.1, shrinkage_target_weight=0.5)
     curve = learning_curve(translation, train, benchmark)
-    whole = eb.fit(pool, "bridge", alpha=0.1 / 4, s=0.5)
+    whole = eb.fit(pool, "bridge", alpha=0.1 / 4, shrinkage_target_weight=0.5)
     found = benchmark.search(queries.y, whole.apply(benchmark.corpus.x), corpus.target.metric, k=K)
     return curve, float(overlap(found, benchmark.truth).mean())
 

@@ -36,7 +36,7 @@ def files(tmp_path_factory):
     ridge = eb.fit(train, "ridge", alpha=0.1)
     written = {
         "map": ridge,
-        "kernel": eb.fit(train, "kernel", alpha=0.1, s=1.0, penalty=1.0, landmarks=20),
+        "kernel": eb.fit(train, "kernel", alpha=0.1, shrinkage_target_weight=1.0, penalty=1.0, landmarks=20),
         "calibrated": eb.calibrate(ridge, train, held_out),
         "moments": train.moments(full=False),
         "folds": train.folds(full=True),

@@ -47,7 +47,7 @@ def halves() -> tuple[eb.Anchors, eb.Anchors]:
 
 @pytest.fixture(scope="module")
 def fitted(halves: tuple[eb.Anchors, eb.Anchors]) -> eb.KernelMap:
-    return eb.fit(halves[0], "kernel", alpha=0.1, s=0.5)
+    return eb.fit(halves[0], "kernel", alpha=0.1, shrinkage_target_weight=0.5)
 
 
 def squared_error(translation: eb.LinearMap | eb.KernelMap, rows: eb.Anchors) -> float:
@@ -69,7 +69,7 @@ def test_on_affine_pairs_it_costs_next_to_nothing() -> None:
 
 def test_without_a_prior_mean_it_is_the_gaussian_process(halves: tuple[eb.Anchors, eb.Anchors]) -> None:
     train, held_out = halves
-    found = eb.fit(train, "kernel", alpha=0.3, s=0.0, penalty=0.2)
+    found = eb.fit(train, "kernel", alpha=0.3, shrinkage_target_weight=0.0, penalty=0.2)
     x, y = train.x.astype(float), train.y.astype(float)
     u, mean = x / np.linalg.norm(x, axis=1, keepdims=True), x.mean(0)
     strength = 0.3 * np.square(x - mean).sum() / x.shape[1]
@@ -86,7 +86,7 @@ def test_without_a_prior_mean_it_is_the_gaussian_process(halves: tuple[eb.Anchor
 
 def test_with_the_linear_part_held_down_it_is_scikit_learns_process(halves: tuple[eb.Anchors, eb.Anchors]) -> None:
     train, held_out = halves
-    found = eb.fit(train, "kernel", alpha=1e9, s=0.0, penalty=0.2)
+    found = eb.fit(train, "kernel", alpha=1e9, shrinkage_target_weight=0.0, penalty=0.2)
     peer = GaussianProcessRegressor(RBF(1 / np.sqrt(2 * found.gamma), "fixed"), alpha=0.2, optimizer=None)
     peer.fit(train.x.astype(float), train.y.astype(float) - train.y.mean(0))
     raw = held_out.x @ found.affine.coef.T + found.affine.intercept + _features(found, held_out.x) @ found.weights
@@ -122,9 +122,12 @@ def test_with_every_anchor_a_landmark_both_ways_of_solving_agree(halves: tuple[e
 
 def test_fewer_landmarks_come_closer_the_more_there_are(halves: tuple[eb.Anchors, eb.Anchors]) -> None:
     train, held_out = halves
-    errors = [squared_error(eb.fit(train, "kernel", alpha=0.1, s=0.5, landmarks=m), held_out) for m in (20, 100, 300, 400)]
+    errors = [
+        squared_error(eb.fit(train, "kernel", alpha=0.1, shrinkage_target_weight=0.5, landmarks=m), held_out)
+        for m in (20, 100, 300, 400)
+    ]
     assert errors == sorted(errors, reverse=True)
-    assert len(eb.fit(train, "kernel", alpha=0.1, s=0.5, landmarks=20).landmarks) == 20
+    assert len(eb.fit(train, "kernel", alpha=0.1, shrinkage_target_weight=0.5, landmarks=20).landmarks) == 20
 
 
 def test_identical_anchors_and_a_source_without_variance_do_no_harm() -> None:
@@ -133,7 +136,9 @@ def test_identical_anchors_and_a_source_without_variance_do_no_harm() -> None:
     still = dataclasses.replace(anchors, x=np.ones_like(anchors.x))
     for rows in (twice, still):
         for landmarks in (80, 30):
-            assert np.isfinite(eb.fit(rows, "kernel", alpha=0.1, s=0.5, landmarks=landmarks).apply(anchors.x)).all()
+            assert np.isfinite(
+                eb.fit(rows, "kernel", alpha=0.1, shrinkage_target_weight=0.5, landmarks=landmarks).apply(anchors.x)
+            ).all()
 
 
 def test_what_needs_an_affine_map_says_so(halves: tuple[eb.Anchors, eb.Anchors], fitted: eb.KernelMap) -> None:
@@ -151,7 +156,14 @@ def test_vectors_of_any_float_are_translated(fitted: eb.KernelMap) -> None:
 
 @pytest.mark.parametrize(
     "parameters",
-    [{"landmarks": 0}, {"penalty": 0.0}, {"penalty": float("nan")}, {"alpha": 0.0, "s": 0.5}, {"s": 2.0}, {"bogus": 1}],
+    [
+        {"landmarks": 0},
+        {"penalty": 0.0},
+        {"penalty": float("nan")},
+        {"alpha": 0.0, "shrinkage_target_weight": 0.5},
+        {"shrinkage_target_weight": 2.0},
+        {"bogus": 1},
+    ],
 )
 def test_parameters_out_of_range_are_refused(halves: tuple[eb.Anchors, eb.Anchors], parameters: dict) -> None:
     with pytest.raises(ParameterError):
@@ -226,7 +238,7 @@ def test_the_engine_gives_what_apply_gives(fitted: eb.KernelMap, precision) -> N
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA device here")
 def test_cuda_gives_what_the_cpu_gives(halves: tuple[eb.Anchors, eb.Anchors], fitted: eb.KernelMap) -> None:
-    on_device = eb.fit(halves[0], "kernel", alpha=0.1, s=0.5, device="cuda")
+    on_device = eb.fit(halves[0], "kernel", alpha=0.1, shrinkage_target_weight=0.5, device="cuda")
     np.testing.assert_allclose(on_device.apply(halves[1].x), fitted.apply(halves[1].x), atol=1e-5)
 
 
@@ -238,7 +250,7 @@ def test_collections_are_converted_and_verified(fitted: eb.KernelMap, tmp_path) 
     assert np.array_equal(ids, np.arange(5000))
     np.testing.assert_allclose(vectors, fitted.apply(old.read()[1]), atol=1e-6)
     eb.verify(tmp_path / "out.parquet", source=old, translation=fitted)
-    with pytest.raises(MapError, match="foretold"):
+    with pytest.raises(MapError, match="predicted"):
         eb.convert(old, fitted, tmp_path / "two.parquet", confidence=0.9)
     assert not (tmp_path / "two.parquet").exists()
 

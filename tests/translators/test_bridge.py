@@ -37,7 +37,7 @@ def test_the_gradient_of_ridge_is_zero_at_its_solution(alpha, p, q):
 
 
 @pytest.mark.parametrize(("p", "q"), WIDTHS)
-@pytest.mark.parametrize(("alpha", "s"), [(0.3, 1.0), (2.0, 0.4)])
+@pytest.mark.parametrize(("alpha", "shrinkage_target_weight"), [(0.3, 1.0), (2.0, 0.4)])
 def test_bridge_is_its_formula(alpha, s, p, q):
     anchors = textlike_anchors(100, p, q)
     x, y = wide_rows(anchors)
@@ -133,7 +133,7 @@ def test_the_best_score_is_taken(role):
     scores = scores_of(anchors, role)
     i, j = np.unravel_index(scores.size - 1 - scores.ravel()[::-1].argmax(), scores.shape)
     record = fit(anchors, "bridge", role=role).record
-    assert record.parameters == {"alpha": ALPHAS[i], "s": SHARES[j], "rank": 24}
+    assert record.parameters == {"alpha": ALPHAS[i], "shrinkage_target_weight": SHARES[j], "rank": 24}
     assert (record.role, record.chosen_by) == (role, "documents")
     assert [c.score for c in record.candidates] == scores.ravel().tolist()
 
@@ -148,7 +148,11 @@ def test_the_mean_of_the_target_takes_its_weight(weight):
 
 def test_one_parameter_can_be_given_and_the_other_chosen():
     anchors = planted_anchors(60, 6, 9)
-    for given, name, grid in (({"alpha": 0.7}, "s", SHARES), ({"s": 0.9}, "alpha", ALPHAS), ({"alpha": np.inf}, "s", SHARES)):
+    for given, name, grid in (
+        ({"alpha": 0.7}, "shrinkage_target_weight", SHARES),
+        ({"shrinkage_target_weight": 0.9}, "alpha", ALPHAS),
+        ({"alpha": np.inf}, "shrinkage_target_weight", SHARES),
+    ):
         for role in ("documents", "queries", "decode"):
             record = fit(anchors, "bridge", role=role, **given).record
             assert record.parameters.items() >= given.items()
@@ -171,7 +175,7 @@ def test_small_folds_still_tell_candidates_apart():
 def test_where_folds_tell_nothing_the_safest_candidate_is_taken():
     record = Bridge().fit(folds_of(planted_anchors(10, 12, 14), 2)).record
     assert {c.score for c in record.candidates} == {0}
-    assert (record.parameters["alpha"], record.parameters["s"]) == (ALPHAS[-1], SHARES[-1])
+    assert (record.parameters["alpha"], record.parameters["shrinkage_target_weight"]) == (ALPHAS[-1], SHARES[-1])
 
 
 def test_folds_need_anchors_enough():

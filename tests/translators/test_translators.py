@@ -98,7 +98,7 @@ def test_fewer_anchors_than_dimensions_are_told_by_the_rank():
         if cls not in (Affine, Bridge, Projection, Ridge)
     }
     assert found == {"rotation": 12, "isometry": 11, "linear": 11, "l-ortho": 11, "ortho": 11}
-    assert Bridge(alpha=0.1, s=1.0).fit(anchors).record.parameters["rank"] == 11
+    assert Bridge(alpha=0.1, shrinkage_target_weight=1.0).fit(anchors).record.parameters["rank"] == 11
 
 
 # --- The paper's four
@@ -275,7 +275,7 @@ def test_parameters_of_numpy_are_recorded_as_plain_numbers(tmp_path):
     anchors = planted_anchors(60, 6, 9)
     for fitted in (
         fit(anchors, "ridge", alpha=np.float32(0.5)),
-        fit(anchors, "bridge", s=np.float32(0.5)),
+        fit(anchors, "bridge", shrinkage_target_weight=np.float32(0.5)),
         fit(anchors, "affine", steps=np.int64(3)),
     ):
         assert json.loads(json.dumps(fitted.record.to_dict()))["method"] == fitted.record.method
@@ -285,16 +285,16 @@ def test_parameters_of_numpy_are_recorded_as_plain_numbers(tmp_path):
 @pytest.mark.parametrize(
     ("method", "parameters", "message"),
     [
-        ("bridge", {"alpha": -1.0, "s": 0.5}, "alpha must be at least 0. Got -1.0 instead"),
-        ("bridge", {"alpha": np.nan, "s": 0.5}, "alpha must be at least 0. Got nan instead"),
-        ("bridge", {"alpha": 1.0, "s": 1.5}, r"s must be in \[0, 1\]. Got 1.5 instead"),
-        ("bridge", {"s": -0.1}, r"s must be in \[0, 1\]. Got -0.1 instead"),
+        ("bridge", {"alpha": -1.0, "shrinkage_target_weight": 0.5}, "alpha must be at least 0. Got -1.0 instead"),
+        ("bridge", {"alpha": np.nan, "shrinkage_target_weight": 0.5}, "alpha must be at least 0. Got nan instead"),
+        ("bridge", {"alpha": 1.0, "shrinkage_target_weight": 1.5}, r"shrinkage_target_weight must be in \[0, 1\]. Got 1.5 instead"),
+        ("bridge", {"shrinkage_target_weight": -0.1}, r"shrinkage_target_weight must be in \[0, 1\]. Got -0.1 instead"),
         ("ridge", {"alpha": -2.0}, "alpha must be at least 0"),
         ("ridge", {"role": "ranking"}, "role must be 'documents', 'queries' or 'decode'. Got 'ranking' instead"),
         ("affine", {"steps": 0}, "steps must be at least 1. Got 0 instead"),
         ("affine", {"learning_rate": 0.0}, "learning_rate must be above 0. Got 0.0 instead"),
         ("affine", {"learning_rate": np.nan}, "learning_rate must be above 0. Got nan instead"),
-        ("ridge", {"s": 0.5}, "'ridge' has no parameter 's'. It takes alpha"),
+        ("ridge", {"shrinkage_target_weight": 0.5}, "'ridge' has no parameter 'shrinkage_target_weight'. It takes alpha"),
         ("ortho", {"alpha": 0.5}, "'ortho' has no parameter 'alpha'. It takes scaling"),
         ("ortho", {"scaling": "minmax"}, "scaling must be 'standard' or 'l2'. Got 'minmax' instead"),
         ("rotation", {"alpha": 0.5}, "'rotation' has no parameter 'alpha'. It takes no parameters"),
