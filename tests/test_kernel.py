@@ -250,7 +250,7 @@ def test_collections_are_converted_and_verified(fitted: eb.KernelMap, tmp_path) 
     assert np.array_equal(ids, np.arange(5000))
     np.testing.assert_allclose(vectors, fitted.apply(old.read()[1]), atol=1e-6)
     eb.verify(tmp_path / "out.parquet", source=old, translation=fitted)
-    with pytest.raises(MapError, match="foretold"):
+    with pytest.raises(MapError, match="predicted"):
         eb.convert(old, fitted, tmp_path / "two.parquet", confidence=0.9)
     assert not (tmp_path / "two.parquet").exists()
 
