@@ -147,6 +147,9 @@ def _lists(part: Any, positions: bool) -> Faults:
     if lists.nlist != part.nlist:
         yield f"claims {part.nlist:,} lists, but holds {lists.nlist:,}"
         return
+    if not 1 <= part.nprobe <= MOST:
+        yield f"searches {part.nprobe:,} lists"
+        return
     sizes = np.array([lists.list_size(i) for i in range(part.nlist)], np.int64)
     held = int(sizes.sum())
     # FlatDedup stores equal vectors once, and its ntotal counts all of them

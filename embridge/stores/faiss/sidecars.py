@@ -29,6 +29,10 @@ from embridge.types import Space
 
 _KEY = b"embridge.index"  # of the id table's metadata
 _LARGEST = 64 << 20  # bytes of a JSON sidecar
+_DAMAGE = (
+    pa.ArrowException, OSError, LookupError, TypeError, ValueError, AttributeError, RecursionError, OverflowError, MemoryError,
+)  # fmt: skip
+"""What JSON and Parquet that are damaged, or hold other values than they should, raise."""
 _HINT = "Hint: build the index again, or remove its sidecars to open it bare, with its own labels as ids."
 
 
@@ -143,7 +147,7 @@ def _read_json(name: Path, path: str) -> dict[str, Any]:
         _check_notes(sidecar, space)
     except EmbridgeError as e:
         raise UnreadableFileError.at(str(name), "the sidecar of an index", e) from e
-    except (OSError, LookupError, TypeError, ValueError, AttributeError, RecursionError, OverflowError) as e:
+    except _DAMAGE as e:
         reason = f"it lacks {e}" if isinstance(e, KeyError) else e
         raise UnreadableFileError.at(str(name), "the sidecar of an index", reason) from e
     notes = {key: value for key, value in sidecar.items() if key != "index"}
@@ -176,7 +180,7 @@ def _id_table(path: str, own: str, binding: dict[str, Any] | None) -> Path | Non
                 found = json.loads(metadata.get(_KEY, b"{}"))
                 if found.get("fingerprint") == own and (binding is None or binding["ids"] == fingerprint(name)):
                     return name
-            except (pa.ArrowException, OSError, ValueError, AttributeError, RecursionError) as e:
+            except _DAMAGE as e:
                 if name == ids_path(path):  # the other one may be unfinished, or renamed by now
                     raise UnreadableFileError.at(str(name), "the ids of an index", e) from e
     return None
@@ -188,7 +192,7 @@ def _read_ids(path: str, name: Path) -> tuple[pa.Array, int]:
             count = int(json.loads(file.metadata.metadata[_KEY])["count"])
             column = file.read(columns=["id"]).column("id").combine_chunks()
         column.validate(full=True)
-    except (pa.ArrowException, OSError, LookupError, ValueError, TypeError) as e:
+    except _DAMAGE as e:
         raise UnreadableFileError.at(str(name), "the ids of an index", e) from e
     ids = normalize_ids(column, repr(path))
     if ids.null_count:
