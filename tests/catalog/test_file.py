@@ -100,7 +100,7 @@ def test_a_catalog_of_the_second_version_keeps_its_evaluations_and_takes_full_on
         {"overlap": 0.5, "others": 0},  # of a run that names no files: another benchmark
         {"overlap": 0.7, "others": 0},
     ]
-    assert now.sql("SELECT translator, method, alpha, s, score, deficit_error FROM candidate") == [
+    assert now.sql("SELECT translator, method, alpha, shrinkage_target_weight, score, deficit_error FROM candidate") == [
         {"translator": "f1", "method": "ridge", "alpha": 0.1, "shrinkage_target_weight": None, "score": 0.5, "deficit_error": None}
     ]
 

@@ -165,7 +165,7 @@ def test_folds_added_are_folds_of_all(tmp_path):
     np.testing.assert_array_equal(back.anchor_hashes, np.sort(first.hashes()))
     with pytest.raises(ParameterError, match="in both sets"):
         grown + rest.folds()
-    with pytest.raises(ParameterError, match="not there"):
+    with pytest.raises(ParameterError, match="not in these moments"):
         back - rest.folds()
 
 
@@ -240,7 +240,7 @@ def test_anchors_are_added_and_removed_without_the_old_ones(tmp_path, monkeypatc
 
 
 @pytest.mark.parametrize(("options", "message"), [
-    (["--remove"], "give that"),
+    (["--remove"], "--remove needs --update"),
     (["--update", "m.moments.safetensors"], "no row to fit on that is not in"),
 ])  # fmt: skip
 def test_what_update_refuses(tmp_path, monkeypatch, options, message):

@@ -81,7 +81,7 @@ def test_files_of_two_spaces_must_not_be_mixed(tmp_path, other, table_of, write)
 def test_a_file_that_names_no_space_must_not_be_mixed_silently(tmp_path, table_of, write):
     write(tmp_path / "a.parquet", table_of([0], VECTORS[:1], space=Space("minilm", DIM)))
     write(tmp_path / "b.parquet", table_of([1], VECTORS[:1]))
-    with pytest.raises(UndeclaredSpaceError, match=r"b.parquet' does not say"):
+    with pytest.raises(UndeclaredSpaceError, match=r"b.parquet' does not name"):
         open_collection(tmp_path)
     assert open_collection(tmp_path, space="minilm").space == Space("minilm", DIM)
 
