@@ -37,7 +37,7 @@ def test_the_gradient_of_ridge_is_zero_at_its_solution(alpha, p, q):
 
 
 @pytest.mark.parametrize(("p", "q"), WIDTHS)
-@pytest.mark.parametrize(("alpha", "shrinkage_target_weight"), [(0.3, 1.0), (2.0, 0.4)])
+@pytest.mark.parametrize(("alpha", "s"), [(0.3, 1.0), (2.0, 0.4)])
 def test_bridge_is_its_formula(alpha, s, p, q):
     anchors = textlike_anchors(100, p, q)
     x, y = wide_rows(anchors)
