@@ -51,6 +51,7 @@ def kill(torturer: Torturer, planned: Kill, report: Report) -> None:
     known = torturer.runs_recorded()
     again = [*case.again.split(), *(["--overwrite"] if planned.replacing and case.again != "--overwrite" else [])]
     first = ["--overwrite"] if planned.replacing else []
+    at = ""
     for turn, point in enumerate(planned.points):
         options = again if turn else first
         where = _killed(torturer, case, options, point)

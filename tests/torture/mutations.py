@@ -45,10 +45,10 @@ def damaged(seed: int, kind: Any, samples: Sequence[Any]) -> tuple[Any, dict[str
     spliced = other.get(name, next(iter(other.values())))
     damage = chance.choice(kind.damages)
     after = damage(chance, before, spliced)
-    mended = kind.mend is not None and chance.random() < 0.5
-    files = sample.files | {name: after}
-    how = f"{damage.__name__} in {name} of {sample.name}{', mended' * mended}"
-    return sample, kind.mend(files) if mended else files, how, mended
+    files, how = sample.files | {name: after}, f"{damage.__name__} in {name} of {sample.name}"
+    if kind.mend is not None and chance.random() < 0.5:
+        return sample, kind.mend(files), f"{how}, mended", True
+    return sample, files, how, False
 
 
 def lay_out(folder: Path, files: dict[str, bytes]) -> Path:
