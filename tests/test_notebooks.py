@@ -59,7 +59,7 @@ def test_a_notebook_runs(name, tmp_path, monkeypatch, request):
         "paper_modalities": r"names -> pictures, SVM \| 0\.\d\d",
         "paper_method": r"relative residual 0\.0\d",
         "swap_an_encoder": r"translate-documents +0\.\d+(.|\n)*3,000 rows",
-        "search_across_models": r"re-encode +1\.000(.|\n)*move; exact",
+        "search_across_models": r"re-encode +1\.000(.|\n)*rewrite; exact",
         "reuse_a_decoder": r"translated(.|\n)*no-stitching(.|\n)*3000 rows",
         "ask_the_catalog": r"'method': '\w[\w-]*', 'overlap': 0\.\d+(.|\n)*'verb': 'fit', 'runs': 2(.|\n)*converted\.parquet",
     }[name]
