@@ -240,7 +240,7 @@ def test_a_run_that_was_killed_before_its_plan_was_written_is_no_hindrance(texts
         ({"id": pa.array([], pa.int64()), "text": pa.array([], pa.string())}, {}, CollectionError, "holds no rows"),
         ({"id": [1], "text": ["x"], "vector": [0.5]}, {}, CollectionError, "already has a column 'vector'"),
         ({"id": [1, 2], "text": ["x", "y"]}, {"only": np.array([2, 5, 9])}, BadIdsError, "names unknown ids: 5, 9"),
-        ({"id": [1, 2], "text": ["x", "y"]}, {"only": np.array(["1"], object)}, BadIdsError, "not there: '1'"),
+        ({"id": [1, 2], "text": ["x", "y"]}, {"only": np.array(["1"], object)}, BadIdsError, "unknown ids: '1'"),
         ({"id": [1], "text": ["x"]}, {"only": np.array([], np.int64)}, ParameterError, "only must be at least one id"),
         ({"id": [1], "text": ["x"]}, {"batch_size": 0}, ParameterError, r"must be at least 1\. Got \(4096, 0\)"),
     ],
@@ -258,7 +258,7 @@ def test_files_that_do_not_go_together_are_refused(tmp_path, stub):
     for name, other in (("b", {"id": [2], "text": ["y"]}), ("b", {"id": ["2"], "text": ["y"], "n": [1]})):
         pq.write_table(pa.table({"id": [1], "text": ["x"], "n": [1]}), tmp_path / "in" / "a.parquet")
         pq.write_table(pa.table(other), tmp_path / "in" / f"{name}.parquet")
-        with pytest.raises((CollectionError, BadIdsError), match=r"do not go together: .* has no n|cannot be matched"):
+        with pytest.raises((CollectionError, BadIdsError), match=r"do not match: .* has no n|cannot be matched"):
             eb.encode(tmp_path / "in", "m", tmp_path / "out.parquet")
     assert listing(tmp_path) == ["in"]
 

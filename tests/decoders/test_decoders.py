@@ -277,7 +277,7 @@ def test_a_head_comes_back_as_it_was_saved(tmp_path, normalized):
         ({"link": "sigmoid"}, ParameterError, "link must be"),
         ({"kind": "regressor"}, ParameterError, "neither classes nor link"),
         ({"kind": "oracle"}, ParameterError, "one of classifier, regressor, output"),
-        ({"length": rows(2, 0, P + 1)}, ParameterError, "belong together"),
+        ({"length": rows(2, 0, P + 1)}, ParameterError, "must be given together"),
         ({"length": rows(2), "offset": np.zeros(3)}, ParameterError, r"of shape \(r, 7\)"),
         ({"coef": np.full((3, P), np.nan)}, eb.EmbridgeError, "NaN"),
     ],
@@ -323,7 +323,7 @@ def test_what_a_file_says_itself_cannot_be_contradicted(files, tmp_path):
         eb.open_decoder(files / "head.safetensors", kind="regressor")
     with pytest.raises(ParameterError, match="other classes"):
         eb.open_decoder(files / "soft.pt2", classes=["u", "v", "w"])
-    with pytest.raises(DecoderError, match="no regressor"):
+    with pytest.raises(DecoderError, match="not a regressor"):
         eb.register_decoder(files / "svm.skops", "taught", kind="regressor", overwrite=True)
 
 

@@ -90,7 +90,7 @@ def test_a_batch_that_no_decoder_needs_is_refused(tmp_path, parts):
     def wide(found):
         found["graph_module"]["graph"]["tensor_values"]["x"]["sizes"][0] = {"as_int": 10**9}
 
-    with pytest.raises(DecoderError, match="demands 1,000,000,000 rows at a time"):
+    with pytest.raises(DecoderError, match="needs 1,000,000,000 rows at a time"):
         eb.open_decoder(packed(parts, tmp_path / "d.pt2", **edited(parts, wide)), space=SPACE)
 
 

@@ -198,7 +198,7 @@ def test_truncated_parquet_is_refused(tmp_path, share, table_of, write):
         ([1, 2, 2, 1], VECTORS[:4], None, BadIdsError, "holds ids more than once: 1, 2|holds ids more than once: 2, 1"),
         (["a", None], VECTORS[:2], None, BadIdsError, "has 1 row without an id"),
         ([0.5, 1.5], VECTORS[:2], None, BadIdsError, "Got double instead"),
-        (["a", 1], VECTORS[:2], None, BadIdsError, "Got values of several kinds"),
+        (["a", 1], VECTORS[:2], None, BadIdsError, "Got values of several types"),
         ([1, 2], VECTORS[:2, :3], None, SpaceMismatchError, "expects 4-dimensional vectors. Got 3 dimensions"),
         ([1, 2], [[1, 2, 3, 4], [1, 2]], None, BadVectorsError, "must be vectors of shape"),
         ([1, 2], VECTORS[:2], {"label": [1]}, CollectionError, "has 2 ids, but 1 rows of payload"),

@@ -107,7 +107,7 @@ def test_payload_columns_that_some_files_lack_are_null_there(tmp_path, table_of,
 def test_payload_columns_of_two_types_are_refused(tmp_path, table_of, write):
     write(tmp_path / "a.parquet", table_of([0], VECTORS[:1], {"label": [1]}))
     write(tmp_path / "b.parquet", table_of([1], VECTORS[1:2], {"label": ["one"]}))
-    with pytest.raises(CollectionError, match=r"Columns of the files in .* do not go together.*label"):
+    with pytest.raises(CollectionError, match=r"Columns of the files in .* do not match.*label"):
         ParquetCollection(tmp_path, space="m")
 
 
