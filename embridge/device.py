@@ -54,3 +54,21 @@ def free_memory(device: torch.device | None = None) -> int:
     except OSError:
         pass
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+
+
+def unit_rows(rows: torch.Tensor) -> torch.Tensor:
+    """Rows scaled to unit length on their device; a zero row stays zero.
+
+    Lengths are taken in float64, so that squares of tiny and huge rows neither vanish nor overflow. `torch.nn.functional.normalize`
+    would leave rows shorter than 1e-12 short.
+
+    Parameters
+    ----------
+    rows : torch.Tensor of shape (n, dim)
+
+    Returns
+    -------
+    torch.Tensor of shape (n, dim)
+    """
+    lengths = torch.linalg.vector_norm(rows, dim=1, keepdim=True, dtype=torch.float64).to(rows.dtype)
+    return rows / torch.where(lengths > 0, lengths, 1)

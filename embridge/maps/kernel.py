@@ -12,6 +12,7 @@ import numpy as np
 import torch
 
 from embridge.arrays import as_vectors, check_rows
+from embridge.device import unit_rows
 from embridge.errors import MapError, SpaceMismatchError
 from embridge.maps.linear import LinearMap, checked
 from embridge.records import FitRecord
@@ -149,7 +150,7 @@ class KernelMap:
         torch.backends.cuda.matmul.allow_tf32 = False
         try:
             for start in range(0, len(x), _BLOCK):
-                rows = torch.nn.functional.normalize(x[start : start + _BLOCK].to(torch.float32))
+                rows = unit_rows(x[start : start + _BLOCK].to(torch.float32))
                 y[start : start + _BLOCK].addmm_(gaussian(rows @ landmarks.T, self.gamma), weights)
         finally:
             torch.backends.cuda.matmul.allow_tf32 = tf32

@@ -14,6 +14,7 @@ import numpy as np
 import torch
 
 from embridge.arrays import as_vectors, check_rows, unit
+from embridge.device import unit_rows
 from embridge.errors import MapError, SpaceMismatchError, UnreadableFileError
 from embridge.maps.confidence import Confidence
 from embridge.records import FitRecord
@@ -131,7 +132,7 @@ class LinearMap:
         if add is not None:
             add(rows, out)
         if self.target.normalized:
-            out = torch.nn.functional.normalize(out)
+            out = unit_rows(out)
         return out.reshape(*vectors.shape[:-1], self.target.dim)
 
     def tensors(self, device: torch.device | str = "cpu") -> tuple[torch.Tensor, torch.Tensor]:

@@ -12,7 +12,7 @@ import torch
 
 from embridge.anchors import Anchors
 from embridge.anchors.moments import Moments
-from embridge.device import resolve_device
+from embridge.device import resolve_device, unit_rows
 from embridge.errors import ParameterError, TooFewAnchorsError
 from embridge.maps import KernelMap, LinearMap
 from embridge.maps.kernel import gaussian
@@ -210,7 +210,7 @@ class _Problem:
         variance = float(np.trace(moments.sxx)) / (moments.n * len(moments.sxx)) or 1.0
         toward = Bridge(np.inf, s).solve(moments).weight
         mean_x, mean_y, held = (_double(a, place) for a in (moments.mean_x, moments.mean_y, toward))
-        z = torch.nn.functional.normalize(_double(landmarks, place))
+        z = unit_rows(_double(landmarks, place))
         m = len(z)
         # The mean squared distance of distinct unit vectors, computed from their sum.
         distance = 2 * (m * m - float(z.sum(0).square().sum())) / (m * (m - 1)) if m > 1 else 0.0
@@ -219,7 +219,7 @@ class _Problem:
 
     def kernel(self, x: torch.Tensor) -> torch.Tensor:
         """k(x), shape (n, m)."""
-        return gaussian(torch.nn.functional.normalize(x) @ self.landmarks.T, self.gamma)
+        return gaussian(unit_rows(x) @ self.landmarks.T, self.gamma)
 
     def exact(self, anchors: Anchors, penalties: Sequence[float]) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
         """W and w for each penalty, where every anchor is a landmark: one system of n equations."""

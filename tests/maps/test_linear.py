@@ -366,3 +366,12 @@ def test_files_of_others_are_refused(saved, tmp_path):
         LinearMap.load(path)
     with pytest.raises(MissingFileError, match=r"nowhere\.safetensors"):
         LinearMap.load(tmp_path / "nowhere.safetensors")
+
+
+@pytest.mark.parametrize("length", [1e-14, 1e-25, 1.0, 1e20])
+def test_translations_of_tiny_and_huge_rows_have_unit_length(length):
+    rows = np.random.default_rng(0).normal(size=(5, 6))
+    rows = (rows / np.linalg.norm(rows, axis=1, keepdims=True) * length).astype(np.float32)
+    found = LinearMap(np.eye(6), np.zeros(6), Space("a", 6, "dot"), Space("b", 6, "dot", True)).apply(rows)
+    np.testing.assert_allclose(np.linalg.norm(found.astype(np.float64), axis=1), 1, rtol=1e-5)
+    np.testing.assert_allclose(found, rows / np.float64(length), atol=1e-5)
