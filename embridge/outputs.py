@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from embridge.errors import InterruptedOutputError, MissingFileError, OutputExistsError, ParameterError
-from embridge.files import open_exclusively, remove_dead, whole_or_absent, writing
+from embridge.files import remove_dead, whole_or_absent, writing
 from embridge.folders import check_replaceable
 
 # Side files by kind of output: suffixes of the output's name. Every side file must be listed here.
@@ -304,6 +304,5 @@ __all__ = [
     "Output",
     "check_outputs",
     "claim",
-    "open_exclusively",
     "replacing",
 ]
