@@ -41,9 +41,6 @@ class Sides:
             found.offer(part[:, :12], part[:, 12:32], ids, (part[:, 32], part[:, 33]), exclude)
         return found.candidates()
 
-    def overlap(self, found: np.ndarray) -> np.ndarray:
-        return overlap(found, self.truth)
-
 
 @pytest.mark.parametrize("hubness", list(Hubness))
 @pytest.mark.parametrize("weight", [0.0, 0.2, 0.5, 0.9, 1.0])
@@ -79,7 +76,7 @@ def test_fewer_rows_than_asked_leave_empty_places() -> None:
 )
 def test_the_better_side_has_more_weight(noise_old: float, noise_new: float, low: float, high: float) -> None:
     sides = Sides(noise_old, noise_new)
-    assert low <= choose_fusion(sides.search(), sides.overlap).weight <= high
+    assert low <= choose_fusion(sides.search(), list(sides.truth)).weight <= high
 
 
 def test_a_useless_new_side_never_replaces_the_old_one() -> None:
@@ -90,7 +87,7 @@ def test_a_useless_new_side_never_replaces_the_old_one() -> None:
         sides.rows[1] = rng.normal(size=sides.rows[1].shape).astype(np.float32)
         found = sides.search()
         first, second = np.arange(150), np.arange(150, 300)
-        chosen = choose_fusion(found.at(first), lambda hits: overlap(hits, sides.truth[first]))  # noqa: B023
+        chosen = choose_fusion(found.at(first), list(sides.truth[first]))
         scores = [overlap(found.at(second).ranked(f, 10), sides.truth[second]) for f in (chosen, Fusion(0.0))]
         gain = scores[0] - scores[1]
         assert gain.mean() >= -1.96 * gain.std() / np.sqrt(len(gain))
@@ -99,12 +96,20 @@ def test_a_useless_new_side_never_replaces_the_old_one() -> None:
 def test_with_few_queries_the_old_model_is_kept() -> None:
     sides = Sides(3.0, 0.5)
     few = np.arange(LEAST_QUERIES - 1)
-    assert choose_fusion(sides.search().at(few), lambda hits: overlap(hits, sides.truth[few])) == Fusion(0.0)
+    assert choose_fusion(sides.search().at(few), list(sides.truth[few])) == Fusion(0.0)
+
+
+def test_queries_without_relevant_rows_do_not_count() -> None:
+    sides = Sides(3.0, 0.5)
+    relevant = [rows if place % 2 else rows[:0] for place, rows in enumerate(sides.truth)]
+    chosen = choose_fusion(sides.search(), relevant)
+    assert chosen == choose_fusion(sides.search().at(np.arange(1, 300, 2)), relevant[1::2])
+    assert choose_fusion(sides.search(), relevant[: 2 * LEAST_QUERIES - 2] + [sides.truth[0][:0]] * 202) == Fusion(0.0)
 
 
 def test_only_possible_corrections_are_chosen() -> None:
     sides = Sides(3.0, 0.5)
-    assert choose_fusion(sides.search(), sides.overlap, hubness=(Hubness.NONE,)).hubness == Hubness.NONE
+    assert choose_fusion(sides.search(), list(sides.truth), hubness=(Hubness.NONE,)).hubness == Hubness.NONE
 
 
 def test_queries_of_both_sides_are_needed() -> None:
