@@ -169,6 +169,8 @@ def build_over(
     ------
     FaissIndexError
     """
+    if isinstance(rows, FusedRows) and "L2norm" in factory.split(","):
+        raise FaissIndexError(f"{factory!r} scales whole rows to unit length, which would change the score of a fused search.")
     collection, metric = rows.collection, faiss.METRIC_L2 if rows.metric == Metric.L2 else faiss.METRIC_INNER_PRODUCT
     own_ids = collection.id_type == pa.int64() and not _has_empty_label(collection)
     try:

@@ -13,6 +13,7 @@ import sys
 import tempfile
 import time
 from pathlib import Path
+from typing import Any
 
 import faiss
 import numpy as np
@@ -102,7 +103,7 @@ def _run(folder: Path, pair: Pair, repeat: int) -> list[str]:
     return lines
 
 
-def _options(case: tuple[str, float | None, Hubness], queries: dict[str, np.ndarray], parameters: str) -> dict[str, object]:
+def _options(case: tuple[str, float | None, Hubness], queries: dict[str, np.ndarray], parameters: str) -> dict[str, Any]:
     name, weight, hubness = case
     if name == "plain":
         return {"queries": queries["queries"], "k": K, "parameters": parameters}

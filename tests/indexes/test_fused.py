@@ -231,6 +231,11 @@ def test_nothing_is_written_of_sides_that_do_not_fit(tmp_path, change, error, me
     assert [path.name for path in tmp_path.iterdir() if not path.name.endswith(".lock")] == []
 
 
+def test_a_factory_that_scales_rows_is_refused(fused):
+    with pytest.raises(FaissIndexError, match="scales whole rows"):
+        fused("L2norm,Flat")
+
+
 def test_a_fused_index_is_no_collection_of_one_space(fused, tmp_path):
     index, via = fused(), maps()["adjoint"][0]
     with pytest.raises(FaissIndexError, match="a row holds its vectors of 'old' and 'new' together"):
@@ -256,6 +261,18 @@ def test_rows_are_added_with_both_vectors(tmp_path, factory):
     check(index.search(QY, K, old_queries=QX, parameters=FACTORIES[factory]), by_formula(0.5))
     with pytest.raises(BadIdsError, match="doc/2"):
         index.add(more, fuse=old)
+
+
+def test_rows_of_a_two_vector_collection_are_added(tmp_path):
+    via = maps()["adjoint"][0]
+    for name, rows in (("first", slice(0, 200)), ("rest", slice(200, None))):
+        eb.convert(memory(X[rows], OLD, IDS[rows]), via, tmp_path / f"{name}.parquet", keep_old=True)
+    first, rest = (eb.open(tmp_path / f"{name}.parquet") for name in ("first", "rest"))
+    index = eb.build_index(first, tmp_path / "a.faiss", "Flat", fuse=first.old_side)
+    index.add(rest)
+    rows = memory(via.apply(X), NEW, IDS)
+    expected = eb.search(rows, memory(QY, NEW), K, fuse=memory(X, OLD, IDS), old_queries=memory(QX, OLD))[1]
+    assert eb.open_index(index.path).search(QY, K, old_queries=QX).ids.tolist() == expected.ids.tolist()
 
 
 def test_rows_cannot_be_added_under_a_bias(fused, tmp_path):
