@@ -226,7 +226,7 @@ def test_a_program_that_takes_any_memory_or_ends_its_process_is_an_error(tmp_pat
     size = helper.make_tensor("size", TensorProto.INT64, [1], [1 << 40])
     nodes = [helper.make_node("ConstantOfShape", ["size"], ["z"]), helper.make_node("ReduceSum", ["z"], ["s"], keepdims=0)]
     refused(program([*nodes, helper.make_node("Add", ["x", "s"], ["y"])], initializer=[size]), tmp_path / "a.onnx", r"a\.onnx")
-    monkeypatch.setattr(onnx_audit, "_TRIAL", "import os, signal; os.kill(os.getpid(), signal.SIGSEGV)")
+    monkeypatch.setattr(onnx_audit, "_CHECK_RUN", "import os, signal; os.kill(os.getpid(), signal.SIGSEGV)")
     refused(program([helper.make_node("Relu", ["x"], ["y"])]), tmp_path / "b.onnx", r"b\.onnx.* ends the process .*signal 11")
 
 
