@@ -66,6 +66,14 @@ class Translator(ABC):
     def solve(self, data: Moments | FoldMoments) -> Solution:
         """Solve for the map, in closed form or by iteration over moments."""
 
+    def translate(self, data: Moments, x: np.ndarray) -> np.ndarray:
+        """Rows of shape (n, dim_source) by the map of these moments, in float32, as candidates are compared.
+
+        Methods that share a decomposition with others translate without their weights.
+        """
+        found = self.solve(data)
+        return x @ found.weight.astype(np.float32) + found.intercept.astype(np.float32)
+
     def needs_folds(self) -> bool:
         """True where parameters have to be chosen; then `solve` takes FoldMoments."""
         return False

@@ -38,7 +38,7 @@ class Bridge(Translator):
         s, the weight of the Procrustes solution in [0, 1]; default: chosen on folds.
     role : {"documents", "queries", "decode"}, default "documents"
         Score on folds: the overlap@10 of neighbors among at most 1,000 held-out rows per fold, of stand-in queries
-        (see `row_scores` and `projection_scores`). Squared error is not used for any role: it always chooses a
+        (see `HeldOutRows` and `midpoints`). Squared error is not used for any role: it always chooses a
         weight of zero, which is worse for decoders too.
     mean_weight : float, default 1
         Weight of the target's mean in the intercept, ``mean_weight * mean_y - W^T mean_x``. Above one, translations are closer
@@ -96,6 +96,14 @@ class Bridge(Translator):
         return Solution(weight, intercept + (self.mean_weight - 1) * moments.mean_y, parameters, **chosen)
 
 
+    def translate(self, data: Moments, x: np.ndarray) -> np.ndarray:
+        if self.alpha is None or self.shrinkage_target_weight is None:
+            return super().translate(data, x)
+        scaled = Scaled.of(data)
+        mapped = scaled.rotated(x) @ scaled.family.rotated_weight(self.alpha, self.shrinkage_target_weight).astype(np.float32)
+        return mapped * np.float32(scaled.scale_y / scaled.scale_x) + (self.mean_weight * data.mean_y).astype(np.float32)
+
+
 class Ridge(Bridge):
     """Ridge regression, the intercept unpenalized: ``W = (Sxx/n + alpha v I)^-1 Sxy/n`` with v the mean feature variance.
 
@@ -139,6 +147,13 @@ class Scaled:
         total_y = float(m.square_y.sum()) / (m.n * scale_y**2)
         family = Shrinkage.of(m.sxx / (m.n * scale_x**2), m.sxy / (m.n * scale_x * scale_y), total_y, centered_factor(m))
         return cls(family, m.mean_x, m.mean_y, scale_x, scale_y)
+
+    def rotated(self, x: np.ndarray) -> np.ndarray:
+        """Centered rows in the eigenbasis, in float32; those of the last x are cached."""
+        cache = self.__dict__.setdefault("_rotated", [None, None])
+        if cache[0] is not x:
+            cache[:] = x, (x - self.mean_x.astype(np.float32)) @ self.family.vectors.astype(np.float32)
+        return cache[1]
 
     def unscale(self, weight: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         weight = weight * (self.scale_y / self.scale_x)

@@ -18,7 +18,8 @@ from embridge.maps import KernelMap, LinearMap
 from embridge.maps.kernel import gaussian
 from embridge.records import Candidate, FitRecord
 from embridge.translators.bridge import Bridge
-from embridge.translators.scoring import Role, as_role, row_scores
+from embridge.translators.rigid import Isometry
+from embridge.translators.scoring import HeldOutRows, Role, as_role
 from embridge.types import Space
 
 PENALTIES = (0.03, 0.1, 0.3, 1.0, 3.0, 100.0)  # with the last one the kernel has almost no effect
@@ -125,7 +126,7 @@ class Kernel:
             candidates += self._candidates(scores)
         problem = _Problem.of(anchors, alpha, s, anchors.sample(self.landmarks, self.seed).x, place)
         if len(anchors) <= self.landmarks:
-            solution = next(problem.exact(anchors, (penalty,)))
+            solution = problem.exact(anchors, penalty)
         else:
             solution = problem.nystroem(anchors, penalty)
         weight, features = (found.cpu().numpy() for found in solution)
@@ -170,19 +171,18 @@ class Kernel:
         )
 
     def _scores(self, anchors: Anchors, alpha: float, s: float, place: torch.device) -> np.ndarray:
-        """Scores of every penalty on folds (see `row_scores`), shape (penalties, units)."""
+        """Scores of every penalty on folds (see `HeldOutRows`), shape (penalties, units)."""
         rows, role = anchors.sample(_CHOSEN_ON, self.seed), as_role(self.role)
         fold = np.random.default_rng(self.seed).permutation(len(rows)) % _FOLDS
         units: list[list[np.ndarray]] = [[] for _ in PENALTIES]
         for number in range(_FOLDS):
             train, test = rows.at(fold != number), rows.at(fold == number)
             problem = _Problem.of(train, alpha, s, train.x, place)
-            x = _double(test.x, place)
-            features, x, mean_y = problem.kernel(x), x - problem.mean_x, problem.mean_y.cpu().numpy()
-            for i, (weight, found) in enumerate(problem.exact(train, PENALTIES)):
-                translated = x @ weight + features @ found + self.mean_weight * problem.mean_y
-                shown = translated.to(torch.float32).cpu().numpy()
-                units[i].append(row_scores(shown, test.y, mean_y, role, test.target))
+            mean_y = problem.mean_y.cpu().numpy()
+            held_out = HeldOutRows.of(test.y, mean_y, role, test.target)
+            for i, centered in enumerate(problem.translations(train, test.x, PENALTIES)):
+                translated = centered + self.mean_weight * problem.mean_y
+                units[i].append(held_out.scores(translated.to(torch.float32).cpu().numpy()))
         return np.array([np.concatenate(one) for one in units])
 
     def __repr__(self) -> str:
@@ -208,7 +208,7 @@ class _Problem:
     def of(cls, anchors: Anchors, alpha: float, s: float, landmarks: np.ndarray, place: torch.device) -> _Problem:
         moments = anchors.moments(place, full=False)
         variance = float(np.trace(moments.sxx)) / (moments.n * len(moments.sxx)) or 1.0
-        toward = Bridge(np.inf, s).solve(moments).weight
+        toward = s * Isometry().solve(moments).weight if s else np.zeros_like(moments.sxy)
         mean_x, mean_y, held = (_double(a, place) for a in (moments.mean_x, moments.mean_y, toward))
         z = unit_rows(_double(landmarks, place))
         m = len(z)
@@ -221,15 +221,35 @@ class _Problem:
         """k(x), shape (n, m)."""
         return gaussian(unit_rows(x) @ self.landmarks.T, self.gamma)
 
-    def exact(self, anchors: Anchors, penalties: Sequence[float]) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-        """W and w for each penalty, where every anchor is a landmark: one system of n equations."""
-        x, y = (_double(side, self.mean_x.device) for side in (anchors.x, anchors.y))
-        kernel, x, y = self.kernel(x), x - self.mean_x, y - self.mean_y
-        linear, rest = x @ x.T / self.strength, y - x @ self.toward
+    def exact(self, anchors: Anchors, penalty: float) -> tuple[torch.Tensor, torch.Tensor]:
+        """W and w where every anchor is a landmark: one system of n equations."""
+        x, rest = self._centered(anchors)
+        system = self._linear(x, x).add_(self.kernel(_double(anchors.x, x.device)), alpha=1 / penalty)
+        system.diagonal().add_(1)
+        dual = torch.cholesky_solve(rest, torch.linalg.cholesky(system))
+        return self.toward + x.T @ dual / self.strength, dual / penalty
+
+    def translations(self, anchors: Anchors, rows: np.ndarray, penalties: Sequence[float]) -> Iterator[torch.Tensor]:
+        """Translations, less the mean, of a few rows by `exact` for each penalty, without W and w."""
+        x, rest = self._centered(anchors)
+        z = _double(rows, x.device)
+        kernel, across = self.kernel(_double(anchors.x, x.device)), self.kernel(z)
+        z = z - self.mean_x
+        linear, linear_across, pulled = self._linear(x, x), self._linear(z, x), z @ self.toward
         linear.diagonal().add_(1)
         for penalty in penalties:
-            dual = torch.cholesky_solve(rest, torch.linalg.cholesky(torch.add(linear, kernel, alpha=1 / penalty)))
-            yield self.toward + x.T @ dual / self.strength, dual / penalty
+            factor = torch.linalg.cholesky(torch.add(linear, kernel, alpha=1 / penalty))
+            smoother = torch.cholesky_solve(torch.add(linear_across, across, alpha=1 / penalty).T, factor).T
+            yield pulled + smoother @ rest
+
+    def _centered(self, anchors: Anchors) -> tuple[torch.Tensor, torch.Tensor]:
+        """Centered x, and what the Procrustes part leaves of centered y."""
+        x, y = (_double(side, self.mean_x.device) for side in (anchors.x, anchors.y))
+        x = x - self.mean_x
+        return x, y - self.mean_y - x @ self.toward
+
+    def _linear(self, a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+        return a @ b.T / self.strength
 
     def nystroem(self, anchors: Anchors, penalty: float) -> tuple[torch.Tensor, torch.Tensor]:
         """W and w with fewer landmarks than anchors: ridge on [x, L^-1 k(x)], L the Cholesky factor of K, from moments."""

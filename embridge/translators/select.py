@@ -41,7 +41,7 @@ class Auto:
       times the weight of the target's mean;
     - for ``queries`` `Projection` over alpha and the weight of the mean.
 
-    Without queries each is fitted on all folds but one and scored on that one (`row_scores`, `projection_scores`). Documents as
+    Without queries each is fitted on all folds but one and scored on that one (`HeldOutRows`, `midpoints`). Documents as
     stand-in queries do not determine the shrinkage, since queries are farther from documents than these are from each other. So
     among the candidates within one standard error of the best (paired differences), those with the smallest s are preferred
     for ``documents`` where only directions matter, and those with the largest (isometry-like) for ``decode`` and L2, and those
