@@ -82,7 +82,13 @@ class Translator(ABC):
         """True where `solve` reads all of Syy (see `Moments.full`)."""
         return False
 
-    def fit(self, anchors: Anchors | Moments | FoldMoments, *, device: str | torch.device | None = "cpu") -> LinearMap:
+    def fit(
+        self,
+        anchors: Anchors | Moments | FoldMoments,
+        *,
+        device: str | torch.device | None = "cpu",
+        moments: Moments | FoldMoments | None = None,
+    ) -> LinearMap:
         """Fit the map from the source to the target of the anchors.
 
         Parameters
@@ -91,6 +97,8 @@ class Translator(ABC):
             Moments are sufficient for methods without parameters to choose.
         device : str, default "cpu"
             Device to compute moments of anchors on. Solving is in float64 on the CPU.
+        moments : Moments or FoldMoments, optional
+            Those of the anchors, where they are known.
 
         Returns
         -------
@@ -105,12 +113,12 @@ class Translator(ABC):
         n = anchors.total().n if isinstance(anchors, FoldMoments) else anchors.n if isinstance(anchors, Moments) else len(anchors)
         if n < self.minimum:
             raise TooFewAnchorsError.for_method(self.name, self.minimum, n)
-        data = anchors
+        data = anchors if moments is None else moments
         if isinstance(data, Anchors):
             full = self.needs_full()
             data = data.folds(device=device, full=full) if self.needs_folds() else data.moments(device, full=full)
         elif isinstance(data, FoldMoments) and not self.needs_folds():
-            data = data.total()
+            data = total(data)
         elif isinstance(data, Moments) and self.needs_folds():
             raise TooFewAnchorsError(
                 f"{self.name!r} chooses its parameters on folds, which one set of moments does not have. "
@@ -142,8 +150,13 @@ class Translator(ABC):
 
 
 def total(data: Moments | FoldMoments) -> Moments:
-    """Moments of all rows."""
-    return data.total() if isinstance(data, FoldMoments) else data
+    """Moments of all rows; those of folds are cached, and with them what is cached of moments."""
+    if not isinstance(data, FoldMoments):
+        return data
+    cache = data.__dict__.setdefault("_total", [])
+    if not cache:
+        cache.append(data.total())
+    return cache[0]
 
 
 def centered_factor(moments: Moments) -> tuple[np.ndarray, int]:

@@ -12,7 +12,7 @@ from embridge.anchors.moments import Moments
 from embridge.errors import ParameterError
 from embridge.records import Candidate
 from embridge.translators.base import Solution, Translator, centered_factor, total
-from embridge.translators.scoring import Role, as_role, fold_scores
+from embridge.translators.scoring import FAR, Role, as_role, comparable_means, fold_scores
 from embridge.translators.solvers import Shrinkage
 
 ALPHAS = (1e-3, 1e-2, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0)
@@ -79,7 +79,8 @@ class Bridge(Translator):
                     f"{self.name!r} chooses its parameters on folds. Hint: give Anchors or FoldMoments, or set them."
                 )
             grid = [(a, b) for a in (ALPHAS if alpha is None else (alpha,)) for b in (SHARES if s is None else (s,))]
-            scores = fold_scores([Bridge(*one, mean_weight=self.mean_weight) for one in grid], data, role).mean(axis=1)
+            methods = [Bridge(*one, mean_weight=self.mean_weight) for one in grid]
+            scores = comparable_means(fold_scores(methods, data, role, behind=FAR))
             # Of equal scores the last one: the largest alpha and weight are the safest choice.
             alpha, s = grid[scores.size - 1 - int(np.argmax(scores[::-1]))]
             candidates = tuple(
@@ -94,7 +95,6 @@ class Bridge(Translator):
         if self.mean_weight != 1:
             parameters["mean_weight"] = self.mean_weight
         return Solution(weight, intercept + (self.mean_weight - 1) * moments.mean_y, parameters, **chosen)
-
 
     def translate(self, data: Moments, x: np.ndarray) -> np.ndarray:
         if self.alpha is None or self.shrinkage_target_weight is None:

@@ -11,12 +11,14 @@ import numpy as np
 import torch
 
 from embridge.anchors import Anchors
+from embridge.anchors.fold_moments import FoldMoments
 from embridge.anchors.moments import Moments
 from embridge.device import resolve_device, unit_rows
 from embridge.errors import ParameterError, TooFewAnchorsError
 from embridge.maps import KernelMap, LinearMap
 from embridge.maps.kernel import gaussian
 from embridge.records import Candidate, FitRecord
+from embridge.translators.base import total
 from embridge.translators.bridge import Bridge
 from embridge.translators.rigid import Isometry
 from embridge.translators.scoring import HeldOutRows, Role, as_role
@@ -25,7 +27,7 @@ from embridge.types import Space
 PENALTIES = (0.03, 0.1, 0.3, 1.0, 3.0, 100.0)  # with the last one the kernel has almost no effect
 _CHUNK = 4096
 _CHOSEN_ON = 1500  # rows: the ratio of two variances does not depend on their number
-_FOLDS = 4
+_FOLDS = 3
 _JITTER = 1e-8  # of a kernel whose diagonal is one: equal landmarks make it singular
 
 
@@ -51,7 +53,7 @@ class Kernel:
     landmarks : int, default 5000
         Largest number of landmarks.
     penalty : float, optional
-        Variance of the noise over that of the kernel term; above 0. Default: chosen on four folds of at most 1,500 anchors.
+        Variance of the noise over that of the kernel term; above 0. Default: chosen on three folds of at most 1,500 anchors.
     alpha, shrinkage_target_weight : float, optional
         As in `Bridge`; default: chosen on folds.
     role : {"documents", "queries", "decode"}, default "documents"
@@ -82,7 +84,9 @@ class Kernel:
         self.seed = seed
         self.mean_weight = mean_weight
 
-    def fit(self, anchors: Anchors, *, device: str | torch.device | None = "cpu") -> KernelMap:
+    def fit(
+        self, anchors: Anchors, *, device: str | torch.device | None = "cpu", moments: Moments | FoldMoments | None = None
+    ) -> KernelMap:
         """Fit the map from the source to the target of the anchors.
 
         Parameters
@@ -91,6 +95,8 @@ class Kernel:
             The rows themselves: moments of them do not determine the features.
         device : str, default "cpu"
             Device for products and solves, in float64.
+        moments : Moments or FoldMoments, optional
+            Those of the anchors, where they are known.
 
         Returns
         -------
@@ -116,19 +122,18 @@ class Kernel:
             raise TooFewAnchorsError.for_method(self.name, 2, len(anchors))
         alpha, s = self.alpha, self.shrinkage_target_weight
         candidates: tuple[Candidate, ...] = ()
+        if moments is None:
+            moments = anchors.folds(device=device) if alpha is None or s is None else anchors.moments(device, full=False)
         if alpha is None or s is None:
-            chosen = Bridge(alpha, s, role).fit(anchors, device=device).record
+            chosen = Bridge(alpha, s, role).fit(anchors, device=device, moments=moments).record
             alpha, s, candidates = chosen.parameters["alpha"], chosen.parameters["shrinkage_target_weight"], chosen.candidates
         place, penalty = resolve_device(device), self.penalty
         if penalty is None:
             scores = self._scores(anchors, alpha, s, place)
             penalty = PENALTIES[int(np.argmax(scores.mean(axis=1)))]
             candidates += self._candidates(scores)
-        problem = _Problem.of(anchors, alpha, s, anchors.sample(self.landmarks, self.seed).x, place)
-        if len(anchors) <= self.landmarks:
-            solution = problem.exact(anchors, penalty)
-        else:
-            solution = problem.nystroem(anchors, penalty)
+        problem = _Problem.of(total(moments), alpha, s, anchors.sample(self.landmarks, self.seed).x, place)
+        solution = problem.exact(anchors, penalty) if len(anchors) <= self.landmarks else problem.nystroem(anchors, penalty)
         weight, features = (found.cpu().numpy() for found in solution)
         mean_x, mean_y = (mean.cpu().numpy() for mean in (problem.mean_x, problem.mean_y))
         record = FitRecord(
@@ -177,7 +182,7 @@ class Kernel:
         units: list[list[np.ndarray]] = [[] for _ in PENALTIES]
         for number in range(_FOLDS):
             train, test = rows.at(fold != number), rows.at(fold == number)
-            problem = _Problem.of(train, alpha, s, train.x, place)
+            problem = _Problem.of(train.moments(place, full=False), alpha, s, train.x, place)
             mean_y = problem.mean_y.cpu().numpy()
             held_out = HeldOutRows.of(test.y, mean_y, role, test.target)
             for i, centered in enumerate(problem.translations(train, test.x, PENALTIES)):
@@ -205,8 +210,7 @@ class _Problem:
     strength: float
 
     @classmethod
-    def of(cls, anchors: Anchors, alpha: float, s: float, landmarks: np.ndarray, place: torch.device) -> _Problem:
-        moments = anchors.moments(place, full=False)
+    def of(cls, moments: Moments, alpha: float, s: float, landmarks: np.ndarray, place: torch.device) -> _Problem:
         variance = float(np.trace(moments.sxx)) / (moments.n * len(moments.sxx)) or 1.0
         toward = s * Isometry().solve(moments).weight if s else np.zeros_like(moments.sxy)
         mean_x, mean_y, held = (_double(a, place) for a in (moments.mean_x, moments.mean_y, toward))

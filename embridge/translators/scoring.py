@@ -21,6 +21,7 @@ Role = Literal["documents", "queries", "decode"]
 _K = 10
 _STAND_INS = 300  # queries per fold; they rank all rows of the fold's sample
 _ENOUGH = 900  # stand-in queries
+FAR = 4.0  # standard errors behind: such a method is not scored on further folds
 _MOST_QUERIES = 1500
 
 
@@ -89,8 +90,9 @@ class HeldOutRows:
 
     @classmethod
     def of(cls, y: np.ndarray, mean_y: np.ndarray, role: Role, target: Space) -> HeldOutRows:
-        """Stand-ins for ``decode`` are the rows themselves. For ``documents`` they are the rows minus the mean of the anchors,
-        where only directions matter: real queries have another mean than documents, so the mean must not dominate.
+        """The rows themselves stand in for ``decode``; for ``documents`` the rows minus the mean of the anchors.
+
+        The latter where only directions matter: real queries have another mean than documents, so it must not dominate.
 
         Parameters
         ----------
@@ -127,22 +129,47 @@ def midpoints(x: np.ndarray, source: Space) -> np.ndarray:
     return unit(queries) if source.normalized else queries
 
 
-def fold_scores(methods: Sequence[Translator], folds: FoldMoments, role: Role) -> np.ndarray:
+def fold_scores(methods: Sequence[Translator], folds: FoldMoments, role: Role, *, behind: float = np.inf) -> np.ndarray:
     """Scores of methods on folds, higher is better; shape (methods, units). A unit is a stand-in query.
 
-    Each method is fitted on all folds but one and scored on that one, until there are `_ENOUGH` units.
+    Each method is fitted on all folds but one and scored on that one, until there are `_ENOUGH` units. A method that is more than
+    `behind` standard errors below the leader after a fold is not scored on the others: NaN.
     """
     columns: list[np.ndarray] = []
+    left = np.arange(len(methods))
     for number, part in enumerate(folds.parts):
         moments, (x, y) = folds.without(number), folds.samples[number]
+        some = [methods[i] for i in left]
         if role == "queries":
-            columns.append(_projection_scores(methods, moments, x, y))
+            found = _projection_scores(some, moments, x, y)
         else:
             rows = HeldOutRows.of(y, moments.mean_y, role, part.target)
-            columns.append(np.array([rows.scores(method.translate(moments, x)) for method in methods]))
-        if sum(column.shape[1] for column in columns) >= _ENOUGH:
+            found = np.array([rows.scores(method.translate(moments, x)) for method in some])
+        columns.append(np.full((len(methods), found.shape[1]), np.nan))
+        columns[-1][left] = found
+        scores = np.concatenate(columns, axis=1)
+        if scores.shape[1] >= _ENOUGH:
             break
+        if np.isfinite(behind) and scores.shape[1] >= _STAND_INS:
+            deficits, errors = deficits_to_best(scores[left])
+            left = left[deficits <= behind * errors]
     return np.concatenate(columns, axis=1)
+
+
+def deficits_to_best(scores: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Mean paired differences of the best row to each row, and their standard errors, over the units that both have.
+
+    The best is one that was scored on all units.
+    """
+    differences = scores[np.argmax(np.nan_to_num(scores.mean(axis=1), nan=-np.inf))] - scores
+    units = np.isfinite(differences).sum(axis=1)
+    return np.nanmean(differences, axis=1), np.nanstd(differences, axis=1, ddof=1) / np.sqrt(units)
+
+
+def comparable_means(scores: np.ndarray) -> np.ndarray:
+    """Mean scores; of a method that was not scored on all units, the best mean less the paired deficit to it."""
+    means = scores.mean(axis=1)
+    return np.where(np.isnan(means), np.nanmax(means) - deficits_to_best(scores)[0], means)
 
 
 def _projection_scores(methods: Sequence[Translator], moments: Moments, x: np.ndarray, y: np.ndarray) -> np.ndarray:

@@ -21,7 +21,18 @@ from embridge.translators.kernel import Kernel
 from embridge.translators.paper import Ortho
 from embridge.translators.projection import Projection
 from embridge.translators.rigid import Isometry, Rotation
-from embridge.translators.scoring import QueryPairs, QueryScores, Role, as_role, fold_scores, is_cosine, real_scores
+from embridge.translators.scoring import (
+    FAR,
+    QueryPairs,
+    QueryScores,
+    Role,
+    as_role,
+    comparable_means,
+    deficits_to_best,
+    fold_scores,
+    is_cosine,
+    real_scores,
+)
 from embridge.types import Space
 
 _ALPHAS = (0.03, 0.1, 0.3, 1.0, 3.0, 10.0)
@@ -91,9 +102,11 @@ class Auto:
             Too few anchors for folds, or moments without folds.
         """
         role = as_role(self.role)
-        affine = _AutoAffine(role, self.queries).fit(anchors, device=device)
+        chooser = _AutoAffine(role, self.queries)
         if role != "documents" or self.keep_affine or not isinstance(anchors, Anchors):
-            return affine
+            return chooser.fit(anchors, device=device)
+        folds = anchors.folds(device=device)
+        affine = chooser.fit(anchors, device=device, moments=folds)
         # A kernel needs no extra shrinkage: use the linear part with the best score.
         scored = [c for c in affine.record.candidates if "alpha" in c.parameters]
         linear = max(scored, key=lambda c: c.score).parameters
@@ -102,7 +115,7 @@ class Auto:
         record = replace(affine.record, candidates=affine.record.candidates + candidates)
         if penalty is None:
             return replace(affine, record=record)
-        fitted: KernelMap = replace_penalty(kernel, penalty).fit(anchors, device=device)
+        fitted: KernelMap = replace_penalty(kernel, penalty).fit(anchors, device=device, moments=folds)
         seconds = affine.record.seconds + fitted.record.seconds
         return fitted.recorded(candidates=record.candidates, seconds=seconds, role=role, chosen_by=record.chosen_by)
 
@@ -136,14 +149,14 @@ class _AutoAffine(Translator):
             raise ParameterError("'auto' chooses on folds, which one set of moments does not have.")
         methods = candidates_for(self.role, data.parts[0].target, full=data.full, real=self.queries is not None)
         if self.queries is None:
-            scores = fold_scores(methods, data, self.role)
+            scores = fold_scores(methods, data, self.role, behind=FAR)
             target = data.parts[0].target
             chosen, errors = _prefer(scores, methods, [_simplicity(method, self.role, target) for method in methods])
         else:
             chosen, scores, errors = _among_the_best(real_scores(methods, data, self.role, self.queries))
         candidates = tuple(
-            Candidate(method.name, _parameters(method), float(score.mean()), float(error))
-            for method, score, error in zip(methods, scores, errors, strict=True)
+            Candidate(method.name, _parameters(method), float(score), float(error))
+            for method, score, error in zip(methods, comparable_means(scores), errors, strict=True)
         )
         found = methods[chosen].solve(total(data))
         chosen_by = "documents" if self.queries is None else "queries"
@@ -177,8 +190,8 @@ def _prefer(scores: np.ndarray, methods: Sequence[Translator], simplicity: Seque
     Where a method without parameters is the best, it is chosen, or an earlier one that differs by rounding only: a rotation is
     more useful than an isometry.
     """
-    means, order = scores.mean(axis=1), np.array(simplicity)
-    deficits, errors = _deficits(scores)
+    means, order = comparable_means(scores), np.array(simplicity)
+    deficits, errors = deficits_to_best(scores)
     within = deficits <= errors
     best = int(np.argmax(means))
     if not _parameters(methods[best]):
@@ -198,16 +211,10 @@ def _simplicity(method: Translator, role: Role, target: Space) -> float:
 def _among_the_best(found: QueryScores) -> tuple[int, np.ndarray, np.ndarray]:
     """The choice by real queries, with scores and their errors (see `Auto`)."""
     scores = found.recall if found.recall.shape[1] >= _LEAST_JUDGED else found.overlap
-    deficits, errors = _deficits(scores)
+    deficits, errors = deficits_to_best(scores)
     within = deficits <= _CLEARLY * errors
     overlaps = found.overlap.mean(axis=1)
     return int(np.flatnonzero(within)[np.argmax(overlaps[within])]), scores, errors
-
-
-def _deficits(scores: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Mean paired differences of the best to each method, and their standard errors."""
-    deficits = scores[np.argmax(scores.mean(axis=1))] - scores
-    return deficits.mean(axis=1), deficits.std(axis=1, ddof=1) / np.sqrt(scores.shape[1])
 
 
 def one_standard_error(scores: np.ndarray) -> tuple[int, np.ndarray]:
@@ -229,5 +236,5 @@ def one_standard_error(scores: np.ndarray) -> tuple[int, np.ndarray]:
     >>> one_standard_error(np.array([[0.0, 0.0], [0.9, 1.1], [1.1, 1.0]]))[0]
     1
     """
-    deficits, errors = _deficits(scores)
+    deficits, errors = deficits_to_best(scores)
     return int(np.flatnonzero(deficits <= errors)[0]), errors
