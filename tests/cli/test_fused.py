@@ -8,7 +8,7 @@ import pytest
 
 import embridge as eb
 from tests.cli.support import NEW, OLD, N, P, Q
-from tests.support import planted, run, table_of, told, write
+from tests.support import planted, run, run_json, table_of, write
 
 SAME = ["--weight", "0.3", "--fused-hubness", "both"]
 
@@ -31,27 +31,27 @@ def folder(tmp_path_factory):
         "index mixed.parquet fused.faiss --factory Flat --fuse mixed.parquet --weight 0.3 --fused-hubness both "
         "--hubness r-new.parquet --old-hubness r-old.parquet --space new --old-space old",
     ]
-    at.joinpath("told.json").write_text(json.dumps([told(f"{step} --json", cwd=at) for step in steps]))
+    at.joinpath("reported.json").write_text(json.dumps([run_json(f"{step} --json", cwd=at) for step in steps]))
     return at
 
 
 def hits(folder, *words):
-    return told("search", *words, "--space", "new", "--json", "-k", "5", cwd=folder)["hits"]
+    return run_json("search", *words, "--space", "new", "--json", "-k", "5", cwd=folder)["hits"]
 
 
 def test_what_the_verbs_report(folder):
-    _, converted, _, index = json.loads((folder / "told.json").read_text())
+    _, converted, _, index = json.loads((folder / "reported.json").read_text())
     assert converted["keep_old"] is True
     assert (index["space"]["name"], index["old_space"]["name"]) == ("new", "old")
     assert (index["weight"], index["hubness"], index["rows"]) == (0.3, "both", 4 * N)
 
 
 def test_info_shows_both_spaces(folder):
-    found = told("info mixed.parquet --json", cwd=folder)
+    found = run_json("info mixed.parquet --json", cwd=folder)
     assert {name: space["name"] for name, space in found["spaces"].items()} == {"vector": "new", "old_vector": "old"}
     assert "column old_vector: 6 dimensions, space old, cosine" in run("info mixed.parquet", cwd=folder).stdout
-    assert told("info mixed.parquet --vector-column old_vector --json", cwd=folder)["space"]["name"] == "old"
-    assert "spaces" not in told("info old.parquet --json", cwd=folder)
+    assert run_json("info mixed.parquet --vector-column old_vector --json", cwd=folder)["space"]["name"] == "old"
+    assert "spaces" not in run_json("info old.parquet --json", cwd=folder)
 
 
 def test_an_index_and_its_collection_give_the_same_hits(folder):
@@ -78,14 +78,14 @@ def test_with_the_old_encoder_gone(folder):
 
 
 def test_hits_and_the_catalog(folder):
-    told("search fused.faiss q-new.parquet --space new --old-queries q-old.parquet -o hits.parquet --json", cwd=folder)
+    run_json("search fused.faiss q-new.parquet --space new --old-queries q-old.parquet -o hits.parquet --json", cwd=folder)
     assert pq.read_table(folder / "hits.parquet").num_rows == 100
-    lineage = told("catalog lineage fused.faiss --json", cwd=folder)
+    lineage = run_json("catalog lineage fused.faiss --json", cwd=folder)
     assert {"old vectors", "old reference queries"} <= {row["role"] for row in lineage}
 
 
 def test_old_vectors_from_a_file_of_their_own(folder):
-    made = told("index both.parquet own.faiss --factory Flat --fuse old.parquet --json", cwd=folder)
+    made = run_json("index both.parquet own.faiss --factory Flat --fuse old.parquet --json", cwd=folder)
     assert made["old_space"]["name"] == "old"
     found = hits(folder, "own.faiss", "q-new.parquet", "--old-queries", "q-old.parquet")
     exact = hits(folder, "both.parquet", "q-new.parquet", "--old-queries", "q-old.parquet")

@@ -22,9 +22,9 @@ from embridge.stores.parquet.writer import write_collection
 from embridge.types import Metric, Provenance, Space
 from tests.indexes.support import K, vectors
 
-N, P, Q, ASKED = 300, 6, 10, 25
+N, P, Q, N_QUERIES = 300, 6, 10, 25
 OLD, NEW = Space("old", P), Space("new", Q)
-X, Y, QX, QY = vectors(N, P, 1), vectors(N, Q, 2), vectors(ASKED, P, 3), vectors(ASKED, Q, 4)
+X, Y, QX, QY = vectors(N, P, 1), vectors(N, Q, 2), vectors(N_QUERIES, P, 3), vectors(N_QUERIES, Q, 4)
 RX, RY = vectors(40, P, 5), vectors(30, Q, 6)
 IDS = np.array([f"doc/{i}" for i in range(N)], object)
 ORDER = np.random.default_rng(7).permutation(N)  # the old vectors come in another order
@@ -94,7 +94,7 @@ def test_an_exact_search_ranks_by_the_formula(hubness, metrics):
     rows, old_rows = sides(old, new)
     options = {"references": memory(RY, new), "old_references": memory(RX, old), "fuse": old_rows, "weight": 0.3}
     ids, hits = eb.search(rows, memory(QY, new), K, old_queries=memory(QX, old), hubness=hubness, **options)
-    assert ids.tolist() == [f"q{i}" for i in range(ASKED)]
+    assert ids.tolist() == [f"q{i}" for i in range(N_QUERIES)]
     check(hits, by_formula(0.3, hubness, old, new))
 
 
@@ -122,7 +122,7 @@ def test_ids_may_be_integers(tmp_path):
 def test_places_beyond_the_rows_are_empty():
     new, old = sides()
     hits = eb.search(new, memory(QY, NEW), N + 2, fuse=old, old_queries=memory(QX, OLD))[1]
-    assert hits.ids[:, N:].tolist() == [[None, None]] * ASKED
+    assert hits.ids[:, N:].tolist() == [[None, None]] * N_QUERIES
     assert (hits.scores[:, N:] == -np.inf).all()
 
 
