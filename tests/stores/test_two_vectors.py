@@ -9,6 +9,7 @@ import pytest
 
 import embridge as eb
 from embridge.errors import CollectionError, SpaceMismatchError, UndeclaredSpaceError
+from embridge.stores.parquet.metadata import PROVENANCE_KEY
 from embridge.types import Metric, Provenance, Space
 
 N, P, Q = 40, 4, 6
@@ -66,7 +67,7 @@ def test_the_main_column_is_the_one_that_the_file_names(tmp_path):
 
 def test_provenance_map_and_errors_are_about_the_main_column(tmp_path):
     extra = {
-        "embridge.mixture": json.dumps({"offset": 0.5, "k": 10, "column": "provenance"}),
+        PROVENANCE_KEY.decode(): json.dumps({"offset": 0.5, "k": 10, "column": "provenance"}),
         "embridge.lineage": json.dumps({"source": "a", "map": "b"}),
         "embridge.confidence": json.dumps({"coverage": 0.9, "fingerprint": "c"}),
     }
