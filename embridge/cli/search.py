@@ -27,7 +27,7 @@ _SIDES = ("none", "old", "new", "both")
 _sides_option = click.option(
     "--fused-hubness",
     type=click.Choice(_SIDES),
-    help="Sides of a fused search to correct for hubness. [default: the index's, none]",
+    help="Sides of a fused search to correct for hubness. [default: the index's; with reference queries both]",
 )
 _old_space_option = click.option("--old-space", metavar="NAME[:METRIC]", help="Space of old vectors and queries that name none.")
 
@@ -80,7 +80,8 @@ def index(
     old = _open_old(fuse, old_space, *named) if fuse else None
     references = open_source(hubness, space, *named) if hubness else None
     old_references = _open_old(old_hubness, old_space, *named) if old_hubness else None
-    fusion = eb.Fusion().changed(weight, fused_hubness) if old is not None else None
+    default = eb.Fusion.default(has_bias=references is not None)
+    fusion = default.changed(weight, fused_hubness) if old is not None else None
     with session.progress("adding") as progress:
         made = eb.build_index(
             collection, output, factory, fuse=old, fusion=fusion, hubness=references, old_hubness=old_references,

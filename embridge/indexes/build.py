@@ -62,11 +62,11 @@ def build_index(
         The old vectors of the same ids, in any order. Of a two-vector collection: the same file opened with
         ``vector_column="old_vector"``. Cosine and inner product only.
     fusion : Fusion, optional
-        The default of searches of a fused index. Default: weight 0.5, and no hubness correction.
+        The default of searches of a fused index. Default: weight 0.5; with reference queries both sides are corrected.
     hubness : Collection, optional
         Reference queries of the same space, other than those of later searches: for each row its mean similarity to its 10
-        nearest of them is stored, which every search subtracts (``2 <q, x> - r(x)``; searches of a fused index where `hubness` says
-        so). Cosine and inner product only.
+        nearest of them is stored, which every search subtracts (``2 <q, x> - r(x)``; searches of a fused index where their
+        `hubness` says so). Cosine and inner product only.
     old_hubness : Collection, optional
         Reference queries of the old space. A fused index takes both or neither.
     calibrated : bool, default True

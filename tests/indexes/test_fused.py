@@ -98,6 +98,13 @@ def test_an_exact_search_ranks_by_the_formula(hubness, metrics):
     check(hits, by_formula(0.3, hubness, old, new))
 
 
+def test_both_sides_are_corrected_by_default_where_there_are_references(fused):
+    check(fused().search(QY, K, old_queries=QX), by_formula(0.5, "both"))
+    new, old = sides()
+    options = {"references": memory(RY, NEW), "old_references": memory(RX, OLD), "fuse": old}
+    check(eb.search(new, memory(QY, NEW), K, old_queries=memory(QX, OLD), **options)[1], by_formula(0.5, "both"))
+
+
 def test_the_index_holds_spaces_and_defaults(fused):
     index = fused(fusion=eb.Fusion(0.3, "both"))
     opened = eb.open_index(index.path)
@@ -152,7 +159,7 @@ def test_a_side_without_queries_is_refused_unless_it_weighs_nothing(fused):
     index = fused()
     with pytest.raises(ParameterError, match=r"at weight 0.5 needs queries of 'old' too.*--via"):
         index.search(QY, K)
-    check(index.search(QY, K, weight=1), by_formula(1))
+    check(index.search(QY, K, weight=1, hubness="none"), by_formula(1))
     with pytest.raises(ParameterError, match="Got both"):
         index.search(QY, K, old_queries=QX, via=maps()["reverse"][0])
     forth = maps()["adjoint"][0]
@@ -193,8 +200,11 @@ def test_options_of_a_fusion_are_refused_elsewhere(tmp_path, fused):
     plain = eb.build_index(new, tmp_path / "plain.faiss", "Flat")
     with pytest.raises(ParameterError, match="not one"):
         plain.search(QY, K, hubness="none")
-    with pytest.raises(ParameterError, match="no old vectors"):
-        eb.search(new, memory(QY, NEW), K, hubness="new")
+    with pytest.raises(ParameterError, match="belongs to a blend"):
+        plain.search(QY, K, weight=0.3)
+    for options in ({"hubness": "new"}, {"references": memory(RY, NEW)}, {"old_references": memory(RX, OLD)}):
+        with pytest.raises(ParameterError, match="no old vectors"):
+            eb.search(new, memory(QY, NEW), K, **options)
     with pytest.raises(ParameterError, match="belong to a fused index"):
         eb.build_index(new, tmp_path / "b.faiss", "Flat", old_hubness=memory(RX, OLD))
     with pytest.raises(ParameterError, match="belong to an index"):
@@ -214,6 +224,7 @@ def test_options_of_a_fusion_are_refused_elsewhere(tmp_path, fused):
         ({"collection": memory(Y[1:], NEW, IDS[1:])}, BadIdsError, "1 row of .* missing in .*: ids 'doc/0'"),
         ({"fuse": memory(X, OLD, np.arange(N))}, BadIdsError, "cannot be matched"),
         ({"fuse": memory(Y, NEW, IDS), "hubness": None, "old_hubness": None}, ParameterError, "both of 'new'"),
+        ({"fuse": memory(Y, Space("old", Q), IDS), "hubness": None, "old_hubness": None}, ParameterError, "both sides are column"),
         ({"fuse": memory(X, Space("old", P, Metric.L2), IDS)}, ParameterError, "measured by L2"),
         ({"collection": memory(Y, Space("new", Q, Metric.L2), IDS)}, ParameterError, "measured by L2"),
         ({"fuse": memory(np.vstack([X[1:], X[:1] * np.nan]), OLD, IDS)}, BadVectorsError, "'doc/299'"),
