@@ -1,0 +1,103 @@
+"""What the next rows are expected to bring: recall as a function of the share of reached rows that are native.
+
+With counts c of how many queries have a row among their 100 nearest, ``x = sum of c over native rows / sum of c`` is the share of
+what queries see that is native. It is known beforehand for the rows that come next, in whatever order they come. Recall is fitted
+to it as ``a + b x^p`` with b at least 0 and p from 0.5 to 1, by least squares on measured stages. When a rollout starts there is
+one stage; two earlier ones are simulated: only a quarter, or half, of the native rows count as native, the others are translated by
+a map that was fitted on that part alone (`simulated`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from embridge.anchors import Anchors
+from embridge.evaluation.fusion import CandidateSearch
+from embridge.evaluation.metrics import recall_and_mrr
+from embridge.arrays import unit
+from embridge.indexes.fusion import Fusion
+from embridge.maps import Map
+from embridge.records.rollout import RolloutForecast
+from embridge.rollout.maps import MOST_KERNEL, refitted
+from embridge.rollout.quality import CHOOSING, K, REPORTED, Logged, side
+from embridge.rollout.stage import HELD_OUT, Stage
+
+PERCENTS = (1, 5, 20)
+PARTS = (4, 2)
+POWERS = (0.5, 0.6, 0.7, 0.8, 0.9, 1.0)
+LEAST_PART = 50  # rows to fit the map of a simulated stage on
+
+Curve = Sequence[tuple[float, float]]
+
+
+def order_of(reach: np.ndarray, left: np.ndarray) -> np.ndarray:
+    """Positions of the rows `left` (a mask), those that most queries of the choosing half reach first."""
+    order = np.argsort(-reach[CHOOSING], kind="stable")
+    return order[left[order]]
+
+
+def reached(reach: np.ndarray, native: np.ndarray) -> float:
+    """The share x of `native` (a mask, or positions) for the queries of the reported half."""
+    counts = reach[REPORTED]
+    return float(counts[native].sum() / max(counts.sum(), 1))
+
+
+def expected(curve: Curve, share: float) -> float | None:
+    """Recall at a share of reached rows; None with fewer than two points. It passes through the last point."""
+    if len({x for x, _ in curve}) < 2:
+        return None
+    x, y = np.array(curve).T
+    best, found = np.inf, float(y[-1])
+    for power in POWERS:
+        shape, further = x**power, share**power
+        centered = shape - shape.mean()
+        slope = max(float(centered @ (y - y.mean()) / (centered @ centered)), 0.0)
+        error = float(np.square(y - y.mean() - slope * centered).sum())
+        if error <= best:
+            best, found = error, float(y[-1]) + slope * (further - float(shape[-1]))
+    return float(np.clip(found, 0.0, 1.0))
+
+
+def forecast(curve: Curve, reach: np.ndarray, native: np.ndarray) -> tuple[RolloutForecast, ...]:
+    """Forecasts for the next 1, 5 and 20 % of all rows; none where all are native."""
+    left, found = order_of(reach, ~native), []
+    for percent in PERCENTS:
+        count = min(max(1, round(len(native) * percent / 100)), len(left))
+        if not count or (found and count == found[-1].rows):
+            continue
+        then = native.copy()
+        then[left[:count]] = True
+        share = reached(reach, then)
+        found.append(RolloutForecast(percent, count, share, expected(curve, share)))
+    return tuple(found)
+
+
+def simulated(stage: Stage, logged: Logged, fusion: Fusion, seed: int) -> list[tuple[float, float]]:
+    """Points of the curve for stages with a quarter and with half of the native rows, without hubness correction."""
+    native, points = np.flatnonzero(stage.native), []
+    ranked = native[np.argsort(-stage.reach[CHOOSING][native], kind="stable")]
+    for part in PARTS:
+        rows = np.sort(ranked[: len(ranked) // part])
+        if len(rows) >= LEAST_PART and logged.judged[logged.half == REPORTED].any():
+            fitted = refitted(stage.translation, _sampled(stage.anchors(rows), seed))
+            points.append((reached(stage.reach, rows), float(_recall(stage, fitted, rows, logged, fusion).mean())))
+    return points
+
+
+def _sampled(anchors: Anchors, seed: int) -> Anchors:
+    train = anchors.split(HELD_OUT, seed)[0]
+    return train.sample(MOST_KERNEL, seed) if len(train) > MOST_KERNEL else train
+
+
+def _recall(stage: Stage, translation: Map, rows: np.ndarray, logged: Logged, fusion: Fusion) -> np.ndarray:
+    """recall@10 of the judged queries of the reported half where only `rows` are native; without hubness correction."""
+    some = np.flatnonzero((logged.half == REPORTED) & logged.judged)
+    search = CandidateSearch(unit(logged.queries.x[some]), unit(logged.queries.y[some]), K, corrected=False)
+    for start, old, new in stage.pairs():
+        vectors = np.array(translation.apply(old), np.float32)
+        places = rows[np.searchsorted(rows, start) : np.searchsorted(rows, start + len(old))] - start
+        vectors[places] = new[places]
+        search.offer(side(old, stage.old.space), side(vectors, stage.new.space), np.arange(start, start + len(old)))
+    return recall_and_mrr(search.candidates().ranked(Fusion(fusion.weight), K), logged.relevant_of(some))[0]

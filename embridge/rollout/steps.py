@@ -1,0 +1,252 @@
+"""The folder of a rollout: one immutable folder for its present stage, and a small file that names it.
+
+``state.json`` names a folder ``stage-003-1a2b3c4d``, whose last part is a hash of its content. A step writes a whole new folder as
+``.working``, renames it, replaces ``state.json`` and removes the old folder. Killed at any moment it leaves the old stage, or the
+new one, and files that the next step removes. Readers open the folder that ``state.json`` names, and read again where a step
+replaced it meanwhile (`reading`).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+from embridge.errors import EmbridgeError, InterruptedOutputError, MissingFileError, OutputError, UnreadableFileError
+from embridge.files import sync_folder, whole_or_absent, writing
+from embridge.folders import MANIFEST, entries, read_manifest, remove_known, write_manifest
+from embridge.outputs import Output, claim
+from embridge.records.rollout import RolloutStatus
+
+STATE, WORKING = "state.json", ".working"
+COLLECTION, MAP, QUERIES_MAP, MOMENTS = "collection.parquet", "map.safetensors", "queries-map.safetensors", "moments.safetensors"
+QUERIES, QRELS, REACH, HANDED, INDEX = "queries.parquet", "qrels.parquet", "reach.npy", "handed.npy", "index.faiss"
+INDEX_FILES = (INDEX, f"{INDEX}.json", f"{INDEX}.ids.parquet")
+FILES = (COLLECTION, MAP, QUERIES_MAP, MOMENTS, QUERIES, QRELS, REACH, HANDED, *INDEX_FILES, MANIFEST)
+_FORMAT = "embridge.rollout.1"
+_LARGEST = 16 << 20  # bytes of state.json
+_TRIES = 20
+_Found = TypeVar("_Found")
+
+
+@dataclass(frozen=True)
+class State:
+    """The content of ``state.json``.
+
+    Attributes
+    ----------
+    folder : str
+        The folder of the present stage.
+    lineage : dict of str to str
+        Fingerprints of the collections that the rollout was started with.
+    factory : str
+        FAISS factory string of the index; empty where there is none.
+    seed : int
+    status : RolloutStatus
+    curve : tuple of (float, float)
+        Points of the forecast: the share of reached rows that are native, and the recall.
+    """
+
+    folder: str
+    lineage: dict[str, str]
+    factory: str
+    seed: int
+    status: RolloutStatus
+    curve: tuple[tuple[float, float], ...] = ()
+
+    def dumps(self) -> bytes:
+        """As JSON with a checksum, the same bytes for the same content."""
+        values = {"format": _FORMAT, **asdict(self)}
+        return json.dumps({"checksum": _checksum(values), **values}, indent=1, allow_nan=False).encode()
+
+    @classmethod
+    def loads(cls, data: bytes, where: str) -> State:
+        """From JSON.
+
+        Raises
+        ------
+        UnreadableFileError
+            It is not the state of a rollout, or it was altered.
+        """
+        try:
+            values = json.loads(data)
+            if values.pop("checksum") != _checksum(values):
+                raise UnreadableFileError.altered(where)
+            if values.pop("format") != _FORMAT:
+                raise UnreadableFileError.foreign(where, "the state of a rollout", f"the format {_FORMAT!r}")
+            name = values["folder"]
+            if not name.startswith("stage-") or "/" in name:
+                raise ValueError(f"{name!r} is not the folder of a stage")
+            curve = tuple((float(x), float(y)) for x, y in values["curve"])
+            return cls(**values | {"status": RolloutStatus.from_dict(values["status"]), "curve": curve})
+        except (ValueError, TypeError, LookupError, AttributeError, RecursionError) as e:
+            raise UnreadableFileError.at(where, "the state of a rollout", e) from e
+
+
+def _checksum(values: dict[str, Any]) -> str:
+    return hashlib.blake2b(json.dumps(values, sort_keys=True).encode(), digest_size=16).hexdigest()
+
+
+def read_state(root: Path) -> State:
+    """The state of a rollout.
+
+    Raises
+    ------
+    MissingFileError
+        There is no rollout at `root`.
+    UnreadableFileError
+        Its state is damaged.
+    """
+    path = root / STATE
+    if not root.is_dir():
+        raise MissingFileError(f"There is no rollout at {str(root)!r}. Hint: embridge rollout start.")
+    if not path.is_file() or path.stat().st_size > _LARGEST:
+        raise UnreadableFileError.foreign(str(root), "a rollout", STATE)
+    return State.loads(path.read_bytes(), str(path))
+
+
+def reading(root: Path, read: Callable[[State, Path], _Found]) -> _Found:
+    """The result of `read` on the present stage; read again where a step replaced the stage meanwhile."""
+    for _ in range(_TRIES):
+        state = read_state(root)
+        folder = root / state.folder
+        try:
+            check_stage(folder)
+            return read(state, folder)
+        except (EmbridgeError, OSError):
+            if read_state(root).folder == state.folder:
+                raise
+    raise UnreadableFileError(f"{str(root)!r} changes repeatedly while it is read. Hint: try later.")
+
+
+def check_stage(folder: Path) -> None:
+    """Check that all files of a stage are there with their sizes; their content is checked by their readers.
+
+    Raises
+    ------
+    UnreadableFileError
+    """
+    manifest = read_manifest(folder) if folder.is_dir() else None
+    if manifest is None:
+        raise UnreadableFileError.foreign(str(folder), "the stage of a rollout", MANIFEST)
+    for name, (size, _) in manifest.files.items():
+        path = folder / name
+        if path.is_symlink() or not path.is_file() or path.stat().st_size != size:
+            raise UnreadableFileError(f"{str(path)!r} is missing or has another size than it was written with.")
+
+
+@contextlib.contextmanager
+def step(root: Path, *outputs: Output, inputs: list[str], overwrite: bool = False) -> Iterator[tuple[State, Path, Path]]:
+    """Lock a rollout, remove what a killed step left, and yield its state, its stage, and an empty folder for the next one.
+
+    Raises
+    ------
+    InterruptedOutputError
+        Another process works on it.
+    """
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(claim(Output(root, folder=True), inputs=inputs, resume=True))
+        if outputs:
+            stack.enter_context(claim(*outputs, inputs=[*inputs, str(root)], overwrite=overwrite))
+        state = read_state(root)
+        check_stage(root / state.folder)
+        with writing(root):
+            clear(root, keep=state.folder)
+            (root / WORKING).mkdir()
+        try:
+            yield state, root / state.folder, root / WORKING
+        finally:
+            with writing(root):
+                clear(root, keep=read_state(root).folder)
+
+
+def clear(root: Path, keep: str) -> None:
+    """Remove folders of stages other than `keep`.
+
+    Raises
+    ------
+    InterruptedOutputError
+        One holds a file that embridge did not write; it stays.
+    """
+    for entry in sorted(os.scandir(root), key=lambda entry: entry.name):
+        if entry.name != keep and (entry.name == WORKING or entry.name.startswith("stage-")):
+            remove_stage(Path(entry.path))
+
+
+def remove_stage(folder: Path) -> None:
+    """Remove a folder of a stage, its manifest first: without it the folder is no stage."""
+    if os.path.lexists(folder):
+        (folder / MANIFEST).unlink(missing_ok=True)
+        remove_known(folder, [name for name, is_folder in entries(folder) if not is_folder and _is_ours(name)])
+
+
+def _is_ours(name: str) -> bool:
+    """True for the files of a stage, and for the locks and temporary files of writing them."""
+    base = name.removeprefix(".")
+    return any(base == file or (base != name and base.startswith(f"{file}.")) for file in FILES)
+
+
+def link(stage: Path, working: Path, names: tuple[str, ...]) -> None:
+    """Give the next stage the files `names` of this one that exist, unchanged."""
+    for name in names:
+        if (stage / name).exists():
+            try:
+                os.link(stage / name, working / name)
+            except OSError:  # the file system has no second links
+                shutil.copyfile(stage / name, working / name)
+
+
+def seal(working: Path, stage: int, lineage: dict[str, str]) -> str:
+    """Finish a stage: write its manifest, and give the folder its name; returns the name.
+
+    The name is a hash of everything but the index, whose construction is parallel, so that the same steps give the same name.
+    """
+    names = [name for name in FILES if name != MANIFEST and (working / name).exists()]
+    write_manifest(working, names, lineage)
+    manifest = read_manifest(working)
+    if manifest is None:
+        raise OutputError(f"{str(working)!r} was removed while it was written.")
+    digest = hashlib.blake2b(digest_size=4)
+    for name in names:
+        if name not in INDEX_FILES:
+            digest.update(f"{name} {manifest.files[name]}".encode())
+    return f"stage-{stage:03d}-{digest.hexdigest()}"
+
+
+def commit(root: Path, working: Path, state: State) -> None:
+    """Make a sealed folder the present stage."""
+    with writing(root):
+        target = root / state.folder
+        sync_folder(working)
+        if read_state_or_none(root) is None or not target.exists():
+            os.rename(working, target)
+            sync_folder(root)
+        with whole_or_absent(root / STATE) as temporary:
+            temporary.write_bytes(state.dumps())
+
+
+def read_state_or_none(root: Path) -> State | None:
+    """The state, None before the first stage."""
+    return read_state(root) if (root / STATE).exists() else None
+
+
+def check_new(root: Path) -> Path:
+    """Refuse to start a rollout over something else; returns the hidden folder in which it is built.
+
+    Raises
+    ------
+    InterruptedOutputError
+    """
+    if os.path.lexists(root):
+        raise InterruptedOutputError(f"{str(root)!r} exists already. Hint: give another name, or remove it.")
+    building = root.with_name(f".{root.name}.start")
+    if os.path.lexists(building):
+        clear(building, keep="")
+        remove_known(building, [STATE, *(n for n, _ in entries(building) if n.startswith(f".{STATE}."))])
+    return building
