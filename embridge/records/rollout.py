@@ -220,6 +220,8 @@ class RolloutStep:
         What happened to the index: ``built``, ``updated``, ``rebuilt``, ``kept`` or empty.
     output : str
         The file written beside the rollout.
+    fingerprint : str
+        Of this file.
     seconds : float
     status : RolloutStatus
     """
@@ -234,6 +236,7 @@ class RolloutStep:
     method: str = ""
     index: str = ""
     output: str = ""
+    fingerprint: str = ""
     notes: tuple[str, ...] = field(default=())
 
     def timed(self, seconds: float) -> RolloutStep:
@@ -263,7 +266,15 @@ def _interval(values: Interval | None) -> str:
 
 
 def _line(name: str, score: RolloutScore) -> str:
-    recall = "-" if score.recall is None or score.recall_ci is None else f"{score.recall:.3f} [{score.recall_ci[0]:.3f}, {score.recall_ci[1]:.3f}]"
+    recall = (
+        "-"
+        if score.recall is None or score.recall_ci is None
+        else f"{score.recall:.3f} [{score.recall_ci[0]:.3f}, {score.recall_ci[1]:.3f}]"
+    )
     gain = "" if score.gain is None else f"{score.gain:+.3f} {_interval(score.gain_ci)}"
-    overlap = "" if score.overlap is None or score.overlap_ci is None else f"{score.overlap:.3f} [{score.overlap_ci[0]:.3f}, {score.overlap_ci[1]:.3f}]"
+    overlap = (
+        ""
+        if score.overlap is None or score.overlap_ci is None
+        else f"{score.overlap:.3f} [{score.overlap_ci[0]:.3f}, {score.overlap_ci[1]:.3f}]"
+    )
     return f"{name:<20}  {recall:<24}  {gain:<24}  {overlap}".rstrip()

@@ -88,9 +88,7 @@ def _scores(stage: Stage, found: Found, chosen: Fusion, alone: Fusion, held_out:
     both, new = found.both[REPORTED], found.alone[REPORTED]
     fusions = {"keep_old": Fusion(0.0), "now": chosen, "new_queries": alone, "new_space": Fusion(1.0)}
     shares = overlaps(stage, found.logged, fusions, held_out)
-    recalls = {
-        name: found.recall(new if name == "new_queries" else both, REPORTED, fusion) for name, fusion in fusions.items()
-    }
+    recalls = {name: found.recall(new if name == "new_queries" else both, REPORTED, fusion) for name, fusion in fusions.items()}
     return {name: score(recall, recalls["keep_old"], shares[name], seed) for name, recall in recalls.items()}
 
 

@@ -14,14 +14,14 @@ from collections.abc import Sequence
 import numpy as np
 
 from embridge.anchors import Anchors
+from embridge.arrays import unit
 from embridge.evaluation.fusion import CandidateSearch
 from embridge.evaluation.metrics import recall_and_mrr
-from embridge.arrays import unit
 from embridge.indexes.fusion import Fusion
 from embridge.maps import Map
 from embridge.records.rollout import RolloutForecast
 from embridge.rollout.maps import MOST_KERNEL, refitted
-from embridge.rollout.quality import CHOOSING, K, REPORTED, Logged, side
+from embridge.rollout.quality import CHOOSING, REPORTED, K, Logged, side
 from embridge.rollout.stage import HELD_OUT, Stage
 
 PERCENTS = (1, 5, 20)

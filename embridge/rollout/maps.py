@@ -75,15 +75,19 @@ def fit_first(
     """
     train = anchors.split(HELD_OUT, seed)[0]
     folds = train.folds(full=True)
+    documents = fit(train.sample(MOST_KERNEL, seed) if len(train) > MOST_KERNEL else train, "auto")
+    return Maps(_plain(documents), fit_projection(folds, queries, qrels, seed), folds)
+
+
+def fit_projection(
+    moments: FoldMoments, queries: Anchors | None, qrels: Mapping[Any, Sequence[Any] | Mapping[Any, float]] | None, seed: int
+) -> Map:
+    """Choose and fit the map of queries; methods are compared on half of the logged queries where there are at least 20."""
     pairs = None
     if queries is not None and len(queries) >= LEAST_QUERIES:
         judged = {query: qrels[query] for query in queries.ids.tolist() if query in qrels} if qrels else None
-        pairs = query_pairs(queries, judged or None, seed)
-        if not len(pairs.x):
-            pairs = None
-    documents = fit(train.sample(MOST_KERNEL, seed) if len(train) > MOST_KERNEL else train, "auto")
-    projection = fit(folds.reversed(), "auto", role="queries", queries=pairs and pairs.reversed())
-    return Maps(_plain(documents), _plain(projection), folds)
+        pairs = query_pairs(queries, judged or None, seed).reversed()
+    return _plain(fit(moments.reversed(), "auto", role="queries", queries=pairs))
 
 
 def refit(before: Maps, moments: FoldMoments, sample: Anchors, held_out: Anchors) -> Maps:

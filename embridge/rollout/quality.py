@@ -254,4 +254,4 @@ def _joined(parts: Sequence[Candidates]) -> Candidates:
     return Candidates(rows, *(np.concatenate([wide(getattr(part, name), 0) for part in parts]) for name in names))
 
 
-__all__ = ["CHOOSING", "K", "REPORTED", "Found", "Hubness", "Logged", "search_stage"]
+__all__ = ["CHOOSING", "REPORTED", "Found", "Hubness", "K", "Logged", "search_stage"]

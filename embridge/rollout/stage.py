@@ -14,7 +14,7 @@ from embridge.anchors import Anchors, ids_at
 from embridge.arrays import unit
 from embridge.maps import Map, load_map
 from embridge.records import AnchorRecord
-from embridge.rollout.steps import COLLECTION, MAP, QRELS, QUERIES, QUERIES_MAP, REACH
+from embridge.rollout.steps import COLLECTION, HANDED, MAP, QRELS, QUERIES, QUERIES_MAP, REACH
 from embridge.stores import ParquetCollection
 from embridge.stores.base import Batch, Collection
 from embridge.stores.ids import hash_ids
@@ -84,6 +84,11 @@ class Stage:
         """For each row the number of queries that reach it, shape (n,)."""
         return np.load(self.folder / REACH, allow_pickle=False)
 
+    @cached_property
+    def handed(self) -> np.ndarray:
+        """Sorted positions of the rows that were listed to be encoded and are not native yet."""
+        return np.load(self.folder / HANDED, allow_pickle=False)
+
     def pairs(self) -> Iterator[tuple[int, np.ndarray, np.ndarray]]:
         """Batches of rows in order: position of the first, vectors of the old and of the new space."""
         rows = min(self.old.default_batch_rows(), self.new.default_batch_rows())
@@ -124,10 +129,20 @@ class NativeRows:
     rows : ndarray of int64, shape (n,)
         Sorted positions.
     vectors : ndarray of shape (n, dim_target)
+    anchors : Anchors
+        The same rows in both spaces.
     """
 
     rows: np.ndarray
     vectors: np.ndarray
+    anchors: Anchors
+
+    def sampled(self, stage: Stage, count: int, *, held_out: bool, seed: int) -> Anchors:
+        """At most `count` of all native rows, these included, that maps are fitted on, or that are held out."""
+        before = stage.anchors(stage.native_sample(count, held_out=held_out, seed=seed))
+        mine = self.anchors.at(is_held_out(self.anchors.ids, seed) == held_out)
+        ids, x, y = (np.concatenate([getattr(part, name) for part in (before, mine)]) for name in ("ids", "x", "y"))
+        return replace(before, ids=ids, x=x, y=y).sample(count, seed) if len(ids) else before
 
     def put(self, start: int, vectors: np.ndarray, native: np.ndarray) -> None:
         """Overwrite vectors and flags of a batch that begins at `start`."""
@@ -196,6 +211,3 @@ def scaled(vectors: np.ndarray, target: object) -> np.ndarray:
     """Native vectors as a stage stores them: of unit length where its space is normalized and measured by cosine."""
     is_unit = getattr(target, "normalized", False) and getattr(target, "metric", None) == Metric.COSINE
     return unit(vectors) if is_unit else np.asarray(vectors, np.float32)
-
-
-__all__ = ["NativeRows", "Stage", "replace", "scaled", "write_queries", "write_rows"]

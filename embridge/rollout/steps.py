@@ -20,7 +20,7 @@ from typing import Any, TypeVar
 
 from embridge.errors import EmbridgeError, InterruptedOutputError, MissingFileError, OutputError, UnreadableFileError
 from embridge.files import sync_folder, whole_or_absent, writing
-from embridge.folders import MANIFEST, entries, read_manifest, remove_known, write_manifest
+from embridge.folders import MANIFEST, check_own_folder, entries, read_manifest, remove_known, write_manifest
 from embridge.outputs import Output, claim
 from embridge.records.rollout import RolloutStatus
 
@@ -246,7 +246,19 @@ def check_new(root: Path) -> Path:
     if os.path.lexists(root):
         raise InterruptedOutputError(f"{str(root)!r} exists already. Hint: give another name, or remove it.")
     building = root.with_name(f".{root.name}.start")
-    if os.path.lexists(building):
-        clear(building, keep="")
-        remove_known(building, [STATE, *(n for n, _ in entries(building) if n.startswith(f".{STATE}."))])
+    discard(building)
     return building
+
+
+def discard(building: Path) -> None:
+    """Remove a rollout whose start was interrupted, if there is one.
+
+    Raises
+    ------
+    InterruptedOutputError
+        It holds a file that embridge did not write.
+    """
+    if os.path.lexists(building):
+        check_own_folder(building)
+        clear(building, keep="")
+        remove_known(building, [STATE, *(name for name, _ in entries(building) if name.startswith(f".{STATE}."))])

@@ -1,0 +1,139 @@
+"""Writes the next stage of a rollout: rows, maps, queries, index and figures."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from embridge.anchors import Anchors
+from embridge.anchors.fold_moments import FoldMoments
+from embridge.evaluation.benchmark import REFERENCES
+from embridge.files import whole_or_absent
+from embridge.indexes.build import build_index
+from embridge.indexes.fusion import Fusion, Hubness
+from embridge.records.rollout import RolloutStage, RolloutStatus, RolloutStep
+from embridge.rollout.figures import Figures, measure
+from embridge.rollout.forecast import expected, reached
+from embridge.rollout.maps import MOST_HELD_OUT, MOST_KERNEL, Maps, fit_projection, refit
+from embridge.rollout.quality import check_judgments
+from embridge.rollout.stage import NativeRows, Stage, is_held_out, write_queries, write_rows
+from embridge.rollout.steps import (
+    COLLECTION,
+    HANDED,
+    INDEX,
+    MAP,
+    MOMENTS,
+    QRELS,
+    QUERIES,
+    QUERIES_MAP,
+    REACH,
+    State,
+    link,
+)
+from embridge.stores import MemoryCollection
+from embridge.tables.qrels import write_qrels
+from embridge.tensors import write_tensors
+
+
+def save_array(path: Path, values: np.ndarray) -> None:
+    """Write an array as .npy."""
+    with whole_or_absent(path) as temporary, open(temporary, "wb") as file:
+        np.save(file, values, allow_pickle=False)
+
+
+def write_measured(stage: Stage, number: int, seed: int, factory: str, **known: Any) -> Figures:
+    """Measure a stage whose other files are written, and write the files that follow from it: counts, and the index.
+
+    Parameters
+    ----------
+    stage : Stage
+    number, seed : int
+    factory : str
+        Of the index; empty for none, or where its files are there already.
+    **known
+        As for `measure`.
+    """
+    figures = measure(stage, number, seed, **known)
+    save_array(stage.folder / REACH, figures.reach)
+    if factory:
+        build(stage, factory, figures.status, seed)
+    return figures
+
+
+def build(stage: Stage, factory: str, status: RolloutStatus, seed: int) -> None:
+    """Build the fused index of a stage."""
+    new, old = references_of(stage, seed)
+    fusion = Fusion(status.weight, Hubness(status.hubness))
+    build_index(stage.new, stage.folder / INDEX, factory, fuse=stage.old, fusion=fusion, hubness=new, old_hubness=old, seed=seed)
+
+
+def references_of(stage: Stage, seed: int) -> tuple[MemoryCollection | None, MemoryCollection | None]:
+    """Reference queries of the new and of the old space, for hubness correction: at most 1,500 logged queries."""
+    if stage.queries is None:
+        return None, None
+    some = stage.queries.sample(REFERENCES, seed)
+    return MemoryCollection(some.ids, some.y, some.target), MemoryCollection(some.ids, some.x, some.source)
+
+
+def add_native(state: State, stage: Stage, working: Path, entering: NativeRows, done: RolloutStep) -> tuple[State, RolloutStep]:
+    """Write the stage with more native rows."""
+    before, number = state.status, state.status.stage + 1
+    maps = _refitted(stage, entering, state.seed)
+    is_new = maps.rows.fingerprint != stage.translation.fingerprint
+    maps.write(working)
+    write_rows(
+        working / COLLECTION, stage.old, maps.rows, entering, before=stage, retranslate=is_new,
+        lineage=_lineage(state, maps),
+    )  # fmt: skip
+    link(stage.folder, working, (QUERIES, QRELS))
+    handed = np.setdiff1d(stage.handed, entering.rows)
+    save_array(working / HANDED, handed)
+    then = stage.native.copy()
+    then[entering.rows] = True
+    came = RolloutStage(number, int(then.sum()), None, expected(state.curve, reached(stage.reach, then)))
+    figures = write_measured(
+        Stage(working), number, state.seed, state.factory, curve=state.curve, history=before.history, handed=len(handed)
+    )
+    status = replace(figures.status, history=(*before.history, replace(came, recall=figures.status.now.recall)))
+    map_, index = ("refitted" if is_new else "kept"), ("rebuilt" if state.factory else "")
+    done = replace(done, status=status, map=map_, method=maps.rows.record.method, index=index)
+    return replace(state, status=status, curve=figures.curve), done
+
+
+def _refitted(stage: Stage, entering: NativeRows, seed: int) -> Maps:
+    """The maps with the entering rows as further anchors."""
+    fresh = entering.anchors.at(~is_held_out(entering.anchors.ids, seed))
+    moments = FoldMoments.load(stage.folder / MOMENTS)
+    if len(fresh):
+        moments = moments + fresh.folds(partial=True, full=True)
+    before = Maps(stage.translation, stage.projection, moments)
+    sample, held_out = (entering.sampled(stage, n, held_out=h, seed=seed) for n, h in ((MOST_KERNEL, False), (MOST_HELD_OUT, True)))
+    return refit(before, moments, sample, held_out)
+
+
+def add_queries(
+    state: State, stage: Stage, working: Path, queries: Anchors, qrels: dict[Any, dict[Any, float]], done: RolloutStep
+) -> tuple[State, RolloutStep]:
+    """Write the same stage with more logged queries."""
+    judged = {query: {**stage.qrels.get(query, {}), **qrels.get(query, {})} for query in (*stage.qrels, *qrels)}
+    if judged:
+        check_judgments(queries, judged, stage.new)
+    link(stage.folder, working, (COLLECTION, MAP, MOMENTS, HANDED))
+    write_queries(working / QUERIES, queries)
+    if judged:
+        write_qrels(working / QRELS, judged)
+    projection = fit_projection(FoldMoments.load(stage.folder / MOMENTS), queries, judged, state.seed)
+    write_tensors(working / QUERIES_MAP, *projection.to_file())
+    status = state.status
+    figures = write_measured(
+        Stage(working), status.stage, state.seed, state.factory, curve=(), history=status.history, handed=status.handed
+    )
+    done = replace(done, status=figures.status, index="rebuilt" if state.factory else "")
+    return replace(state, status=figures.status, curve=figures.curve), done
+
+
+def _lineage(state: State, maps: Maps) -> dict[str, str]:
+    return state.lineage | {"map": maps.rows.fingerprint}
