@@ -10,8 +10,8 @@ import numpy as np
 import pyarrow as pa
 
 from embridge.errors import FaissIndexError
-from embridge.indexes.build import prepare
 from embridge.indexes.hubness import augment, with_bias
+from embridge.indexes.rows import prepare
 from embridge.indexes.scoring import search_index
 from embridge.maps import LinearMap
 from embridge.migration.equivalence import Equivalence

@@ -35,9 +35,11 @@ from embridge.stores.parquet.metadata import (
     SPACE_KEY,
     foreign,
     read_object,
+    read_payload_spaces,
     read_provenance,
     read_space,
     read_texts,
+    space_key,
 )
 from embridge.types import DeclaredSpace, Metric, Provenance, Space, mixed_spaces
 
@@ -58,7 +60,8 @@ class ParquetCollection(Collection):
         Required where the files do not name it (see `embridge.open`).
     id_column, vector_column : str, optional
         Default: the columns in the file's metadata, else ``id`` and ``vector``. Vectors are list, large_list or fixed_size_list of
-        float16, float32 or float64.
+        float16, float32 or float64. A further vector column (``old_vector`` of a two-vector collection) has its own space; the
+        provenance and the predicted errors of the file are not about it.
 
     Raises
     ------
@@ -102,7 +105,8 @@ class ParquetCollection(Collection):
             if other != self.id_type:
                 raise BadIdsError.kinds_differ(first.name, str(self.id_type), file.name, str(other))
         self.payload_schema = self._common_payload()
-        self.provenance = self._common_provenance()
+        self._is_main = space_key(first.schema, self.vector_column, first.name) == SPACE_KEY
+        self.provenance = self._common_provenance() if self._is_main else None
         if not len(self):
             raise CollectionError.empty(self.name)
         known = self._known_space(is_declared=space is not None)
@@ -124,6 +128,36 @@ class ParquetCollection(Collection):
     @property
     def name(self) -> str:
         return repr(shown(self._files.path))
+
+    @property
+    def payload_spaces(self) -> dict[str, Space]:
+        """As `Collection.payload_spaces`: the columns whose space all files name, and name alike."""
+        found = [read_payload_spaces(file.schema, file.name, self.vector_column) for file in self._files.files]
+        for file, spaces in zip(self._files.files[1:], found[1:], strict=True):
+            for column, space in spaces.items():
+                if column in found[0] and not _is_alike(space, found[0][column]):
+                    where = f"Column {column!r} of {self.name}"
+                    raise mixed_spaces(where, self._first.name, found[0][column], file.name, space)
+        shared = set(found[0]).intersection(*found[1:])
+        lengths = {column: all(spaces[column].normalized for spaces in found) for column in shared}
+        return {column: replace(space, normalized=lengths[column]) for column, space in found[0].items() if column in shared}
+
+    @property
+    def old_side(self) -> ParquetCollection | None:
+        """As `Collection.old_side`.
+
+        Raises
+        ------
+        CollectionError
+            It has several further vector columns.
+        """
+        columns = list(self.payload_spaces) if self._is_main else []
+        if len(columns) > 1:
+            raise CollectionError(
+                f"{self.name} has {len(columns)} vector columns beside {self.vector_column!r}: {', '.join(columns)}. "
+                "Hint: open the right one with vector_column=."
+            )
+        return ParquetCollection(self.path, id_column=self.id_column, vector_column=columns[0]) if columns else None
 
     def _check_schema(self, file: ParquetFile) -> int | None:
         """Width of the file's vectors if its type has one; checks that both columns exist with supported types."""
@@ -166,13 +200,13 @@ class ParquetCollection(Collection):
 
     def _known_space(self, *, is_declared: bool) -> Space | None:
         """The space that the files name. Files with different spaces, or of which only some name one, are refused."""
-        spaces = [(file, read_space(file.schema, file.name)) for file in self._files.files]
+        spaces = [(file, read_space(file.schema, file.name, self.vector_column)) for file in self._files.files]
         known = [(file, space) for file, space in spaces if space]
         if not known:
             return None
         first, space = known[0]
         for file, other in known[1:]:
-            if not other.same_as(space) or other.metric != space.metric:
+            if not _is_alike(other, space):
                 raise mixed_spaces(self.name, first.name, space, file.name, other)
         if len(known) < len(spaces) and not is_declared:
             raise UndeclaredSpaceError.of(next(file.name for file, other in spaces if other is None))
@@ -263,19 +297,25 @@ class ParquetCollection(Collection):
 
     @property
     def vector_type(self) -> str:
-        """The type in which the first file stores vectors: ``float16``, ``float32`` or ``float64``."""
-        return str(self._first.schema.field(self.vector_column).type.value_type.to_pandas_dtype().__name__)
+        """The type in which vectors are stored, the widest of all files: ``float16``, ``float32`` or ``float64``."""
+        kinds = {file.schema.field(self.vector_column).type.value_type.to_pandas_dtype() for file in self._files.files}
+        return str(np.result_type(*kinds))
 
     @property
     def lineage(self) -> dict[str, str]:
-        """Fingerprints of the inputs of the first file, if it has them."""
-        return read_texts(self._first.schema, LINEAGE_KEY, self._first.name)
+        """Fingerprints of the inputs of the first file, if it has them; no map for a column that was not translated."""
+        found = read_texts(self._first.schema, LINEAGE_KEY, self._first.name)
+        return found if self._is_main else {what: mark for what, mark in found.items() if what != "map"}
 
     @property
     def confidence(self) -> dict[str, Any] | None:
         """The origin of the first file's columns of errors (``coverage``, ``fingerprint``); None where it has none."""
-        return read_object(self._first.schema, CONFIDENCE_KEY, self._first.name)
+        return read_object(self._first.schema, CONFIDENCE_KEY, self._first.name) if self._is_main else None
 
     @property
     def _first(self) -> ParquetFile:
         return self._files.files[0]
+
+
+def _is_alike(one: Space, other: Space) -> bool:
+    return one.same_as(other) and one.metric == other.metric
