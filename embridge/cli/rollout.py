@@ -76,7 +76,7 @@ def start(
     if qrels and not queries:
         raise ParameterError("--qrels needs --queries QS QT.")
     given = [source, sample, *(queries or ()), qrels]
-    check_outputs(Output(output, folder=True), inputs=given, resume=True)
+    check_outputs(Output(output, folder=True), overwrite=False, inputs=given, resume=True)
     old, new = open_source(source, source_space, **named), open_source(sample, target_space, **named)
     logged = [] if queries is None else [_open(path, side.space, named) for path, side in zip(queries, (old, new), strict=True)]
     with session.status("starting"):

@@ -8,7 +8,7 @@ import numpy as np
 
 from embridge.indexes.fusion import Fusion
 from embridge.records.rollout import RolloutScore, RolloutStage, RolloutStatus
-from embridge.rollout.forecast import Curve, forecast, reached, simulated
+from embridge.rollout.forecast import Curve, forecast, plain_recall, reached, simulated
 from embridge.rollout.maps import MOST_HELD_OUT
 from embridge.rollout.quality import (
     CHOOSING,
@@ -57,16 +57,15 @@ def measure(stage: Stage, number: int, seed: int, *, curve: Curve, history: tupl
         return _finished(status, stage, (), density_of(stage, seed))
     logged = Logged.of(stage.queries, stage.qrels, stage.new, seed)
     found = search_stage(stage, logged)
-    chosen, alone = (found.chosen(candidates, [CHOOSING]) for candidates in (found.both, found.alone))
-    in_force, alone_in_force = (found.chosen(candidates, [CHOOSING, REPORTED]) for candidates in (found.both, found.alone))
+    chosen, alone = found.chosen(found.both), found.chosen(found.alone)
     stage.__dict__["reach"] = reach = reach_of(found, chosen, rows)
     held_out = stage.native_sample(MOST_HELD_OUT, held_out=True, seed=seed)
     status = replace(
         status,
-        weight=in_force.weight,
-        hubness=str(in_force.hubness),
-        new_queries_weight=alone_in_force.weight,
-        new_queries_hubness=str(alone_in_force.hubness),
+        weight=chosen.weight,
+        hubness=str(chosen.hubness),
+        new_queries_weight=alone.weight,
+        new_queries_hubness=str(alone.hubness),
         queries=len(stage.queries),
         judged=int(logged.judged[logged.half == REPORTED].sum()),
         held_out=len(held_out),
@@ -76,9 +75,9 @@ def measure(stage: Stage, number: int, seed: int, *, curve: Curve, history: tupl
     status = replace(status, new_model=compared, new_model_rows=models_rows, new_model_judged=models_judged)
     points = list(curve)
     if status.now.recall is not None:
-        if not points:
-            plain = found.recall(found.both[REPORTED], REPORTED, Fusion(chosen.weight)).mean()
-            points = [(x, y + status.now.recall - float(plain)) for x, y in simulated(stage, logged, chosen, seed)]
+        if not points and logged.judged[logged.half == CHOOSING].any():
+            shift = status.now.recall - plain_recall(found)
+            points = [(x, y + shift) for x, y in simulated(stage, logged, seed)]
         points.append((reached(reach, stage.native), status.now.recall))
     return _finished(status, stage, tuple(points), reach)
 

@@ -1,13 +1,13 @@
 """What a stage is measured by: its logged queries in two halves, one to choose by and one to report on.
 
-Queries of the choosing half (by a hash of the id, as in `embridge.translators.fitting.query_pairs`) choose the method of the map of
-queries, the weight and the hubness correction of the fused search, and the order in which rows are encoded. Every figure is from the
-reported half.
+Queries of the choosing half (by a hash of the id, as in `embridge.translators.fitting.query_pairs`) choose the method of the map
+of queries, the weight and the hubness correction of the fused search, and the order in which rows are encoded. Every figure is from
+the reported half.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,8 +20,9 @@ from embridge.evaluation.benchmark import REFERENCES
 from embridge.evaluation.bootstrap import bootstrap_interval
 from embridge.evaluation.fusion import LEAST_QUERIES, Candidates, CandidateSearch, choose_fusion
 from embridge.evaluation.metrics import DEPTH, recall_and_mrr, relevance
-from embridge.indexes.fusion import Fusion, Hubness
+from embridge.indexes.fusion import Fusion
 from embridge.indexes.hubness import bias
+from embridge.maps import Map
 from embridge.neighbors import overlap
 from embridge.records.rollout import RolloutScore
 from embridge.rollout.stage import Stage
@@ -119,33 +120,61 @@ class Found:
         """recall@10 of the judged queries of a half."""
         return recall_and_mrr(candidates.ranked(fusion, K), self.logged.relevant_of(self.members[half]))[0]
 
-    def chosen(self, candidates: Sequence[Candidates], halves: Sequence[int]) -> Fusion:
-        """The fusion of highest recall on the queries of some halves; weight 0.5 where fewer than 50 are judged."""
-        members = np.concatenate([self.members[half] for half in halves])
-        judged = self.logged.judged[members]
+    def chosen(self, candidates: Sequence[Candidates]) -> Fusion:
+        """The fusion chosen on the judged queries of the choosing half; weight 0.5 where there are fewer than 50."""
+        own = self.members[CHOOSING]
+        judged = self.logged.judged[own]
         if judged.sum() < LEAST_QUERIES:
             return DEFAULT
-        relevant = self.logged.relevant_of(members[judged])
-        joined = _joined([candidates[half] for half in halves]).at(np.flatnonzero(judged))
-        return choose_fusion(joined, lambda found: recall_and_mrr(found, relevant)[0], K)
+        relevant = self.logged.relevant_of(own[judged])
+        some = candidates[CHOOSING].at(np.flatnonzero(judged))
+        return choose_fusion(some, lambda found: recall_and_mrr(found, relevant)[0], K)
+
+
+def reference_rows(half: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Positions of the reference queries of either half of the queries, for hubness correction: queries of the other half.
+
+    Searches use those of the reported half, so the figures are those of searches.
+    """
+    return tuple(np.flatnonzero(half != own)[:REFERENCES] for own in (CHOOSING, REPORTED))  # type: ignore[return-value]
 
 
 def search_stage(stage: Stage, logged: Logged) -> Found:
-    """Collect candidates in one pass over the rows. References of the hubness correction are queries of the other half."""
+    """Collect candidates of both ways of searching a stage, in one pass over its rows."""
+    return search_pairs(stage.pairs(), (stage.old.space, stage.new.space), logged, stage.projection)
+
+
+def search_pairs(
+    pairs: Iterable[tuple[int, np.ndarray, np.ndarray]], spaces: tuple[Space, Space], logged: Logged, projection: Map | None
+) -> Found:
+    """Collect candidates among rows with both vectors.
+
+    Parameters
+    ----------
+    pairs : iterable
+        As of `Stage.pairs`.
+    spaces : pair of Space
+        The old and the new space.
+    logged : Logged
+    projection : LinearMap or KernelMap, optional
+        Of queries into the old space. Without it there is no search by queries of the new model alone, and no hubness correction.
+    """
     x, y = unit(logged.queries.x), unit(logged.queries.y)
-    projected = unit(stage.projection.apply(logged.queries.y))
     members = tuple(np.flatnonzero(logged.half == half) for half in (CHOOSING, REPORTED))
-    references = tuple(members[1 - half][:REFERENCES] for half in (CHOOSING, REPORTED))
-    is_corrected = min(map(len, members)) > 0
+    references = reference_rows(logged.half)
+    is_corrected = projection is not None and min(map(len, members)) > 0
     both = [CandidateSearch(x[m], y[m], corrected=is_corrected) for m in members]
-    alone = [CandidateSearch(projected[m], y[m], corrected=is_corrected) for m in members]
-    for start, old, new in stage.pairs():
-        old, new = side(old, stage.old.space), side(new, stage.new.space)
+    alone: list[CandidateSearch] = []
+    if projection is not None:
+        projected = unit(projection.apply(logged.queries.y))
+        alone = [CandidateSearch(projected[m], y[m], corrected=is_corrected) for m in members]
+    for start, old_vectors, new_vectors in pairs:
+        old, new = side(old_vectors, spaces[0]), side(new_vectors, spaces[1])
         places = np.arange(start, start + len(old))
         for half, own in enumerate(references):
             biases = (bias(old, x[own]) / 2, bias(new, y[own]) / 2) if is_corrected else None
-            both[half].offer(old, new, places, biases)
-            alone[half].offer(old, new, places, biases)
+            for search in (both[half], *alone[half : half + 1]):
+                search.offer(old, new, places, biases)
     return Found(logged, members, *(tuple(search.candidates() for search in searches) for searches in (both, alone)))
 
 
@@ -166,8 +195,8 @@ def score(recall: np.ndarray, keep_old: np.ndarray, overlaps: np.ndarray, seed: 
 def overlaps(stage: Stage, logged: Logged, fusions: dict[str, Fusion], held_out: np.ndarray) -> dict[str, np.ndarray]:
     """For the reported queries, the share of their 10 nearest rows by the new model that ways of searching find.
 
-    Only held-out native rows are searched, for which native vectors and honest translations are known. As many of them are native in
-    the search as of all rows: those that most queries reach.
+    Only held-out native rows are searched, for which native vectors and honest translations are known. The same share of them is
+    native in the search as of all rows: those that most queries reach.
 
     Parameters
     ----------
@@ -240,18 +269,3 @@ def density_of(stage: Stage, seed: int) -> np.ndarray:
         search.offer(*both, np.arange(start, start + len(old)), exclude=places)
     ranked = search.candidates().ranked(DEFAULT, DEPTH)
     return np.stack([np.bincount(ranked[ranked >= 0], minlength=count)] * 2).astype(np.int32)
-
-
-def _joined(parts: Sequence[Candidates]) -> Candidates:
-    """Candidates of several sets of queries as those of one."""
-    width = max(part.rows.shape[1] for part in parts)
-
-    def wide(values: np.ndarray, empty: float) -> np.ndarray:
-        return np.pad(values, ((0, 0), (0, width - values.shape[1])), constant_values=empty)
-
-    names = ("old", "new", "old_bias", "new_bias")
-    rows = np.concatenate([wide(part.rows, -1) for part in parts])
-    return Candidates(rows, *(np.concatenate([wide(getattr(part, name), 0) for part in parts]) for name in names))
-
-
-__all__ = ["CHOOSING", "REPORTED", "Found", "Hubness", "K", "Logged", "search_stage"]

@@ -10,7 +10,6 @@ import numpy as np
 
 from embridge.anchors import Anchors
 from embridge.anchors.fold_moments import FoldMoments
-from embridge.evaluation.benchmark import REFERENCES
 from embridge.files import whole_or_absent
 from embridge.indexes.build import build_index
 from embridge.indexes.fusion import Fusion, Hubness
@@ -18,7 +17,7 @@ from embridge.records.rollout import RolloutStage, RolloutStatus, RolloutStep
 from embridge.rollout.figures import Figures, measure
 from embridge.rollout.forecast import expected, reached
 from embridge.rollout.maps import MOST_HELD_OUT, MOST_KERNEL, Maps, fit_projection, refit
-from embridge.rollout.quality import check_judgments
+from embridge.rollout.quality import REPORTED, Logged, check_judgments, reference_rows
 from embridge.rollout.stage import NativeRows, Stage, is_held_out, write_queries, write_rows
 from embridge.rollout.steps import (
     COLLECTION,
@@ -71,10 +70,13 @@ def build(stage: Stage, factory: str, status: RolloutStatus, seed: int) -> None:
 
 
 def references_of(stage: Stage, seed: int) -> tuple[MemoryCollection | None, MemoryCollection | None]:
-    """Reference queries of the new and of the old space, for hubness correction: at most 1,500 logged queries."""
+    """Reference queries of the new and of the old space, for hubness correction."""
     if stage.queries is None:
         return None, None
-    some = stage.queries.sample(REFERENCES, seed)
+    logged = Logged.of(stage.queries, {}, stage.new, seed)
+    some = logged.queries.at(reference_rows(logged.half)[REPORTED])
+    if not len(some):
+        return None, None
     return MemoryCollection(some.ids, some.y, some.target), MemoryCollection(some.ids, some.x, some.source)
 
 
