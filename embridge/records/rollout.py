@@ -166,8 +166,8 @@ class RolloutStatus:
             found.append("No logged queries: rows are ordered by density, and nothing is measured. Hint: embridge rollout queries.")
         elif not self.judged:
             found.append(
-                "No judgments (qrels): the weight is not chosen but 0.5, and only overlap with the new model's ranking is measured, "
-                "if at all. By construction it puts fused search at a disadvantage, which keeps neighbors of the old model."
+                "No judgments (qrels): the weight is not chosen but 0.5, and at most overlap with the new model's ranking is "
+                "measured. By construction it puts fused search at a disadvantage, which keeps neighbors of the old model."
             )
         if self.now.overlap is not None:
             found.append(f"Overlap is measured among {self.held_out:,} held-out native rows; in a larger corpus it is lower.")
@@ -186,7 +186,7 @@ class RolloutStatus:
             lines += [_line(name, score) for name, score in named.items()]
         for one in self.forecast:
             recall = "" if one.recall is None else f" recall@10 {one.recall:.3f};"
-            lines.append(f"next {one.percent:>2} % ({one.rows:,} rows):{recall} native share of what queries reach {one.reached:.0%}")
+            lines.append(f"next {one.percent:>2} % ({one.rows:,} rows):{recall} {one.reached:.0%} of what queries reach is native")
         for past in self.history:
             if past.forecast is not None and past.recall is not None:
                 lines.append(f"stage {past.stage}: forecast {past.forecast:.3f}, came {past.recall:.3f} ({past.native:,} native)")

@@ -74,11 +74,9 @@ def measure(stage: Stage, number: int, seed: int, *, curve: Curve, history: tupl
     compared, models_rows, models_judged = compare_models(stage, logged, seed)
     status = replace(status, new_model=compared, new_model_rows=models_rows, new_model_judged=models_judged)
     points = list(curve)
-    if status.now.recall is not None:
-        if not points and logged.judged[logged.half == CHOOSING].any():
-            shift = status.now.recall - plain_recall(found)
-            points = [(x, y + shift) for x, y in simulated(stage, logged, seed)]
-        points.append((reached(reach, stage.native), status.now.recall))
+    if all(logged.judged[logged.half == half].any() for half in (CHOOSING, REPORTED)):
+        points = points or simulated(stage, logged, seed)
+        points.append((reached(reach, stage.native), plain_recall(found)))
     return _finished(status, stage, tuple(points), reach)
 
 
@@ -92,6 +90,5 @@ def _scores(stage: Stage, found: Found, chosen: Fusion, alone: Fusion, held_out:
 
 
 def _finished(status: RolloutStatus, stage: Stage, curve: tuple[tuple[float, float], ...], reach: np.ndarray) -> Figures:
-    """The figures with their forecasts, and this stage in the history."""
-    ahead = forecast(curve, reach, stage.native)
-    return Figures(replace(status, forecast=ahead), curve, reach)
+    """The figures with their forecasts."""
+    return Figures(replace(status, forecast=forecast(curve, status, reach, stage.native)), curve, reach)

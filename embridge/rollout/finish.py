@@ -42,8 +42,9 @@ def _loss(status: RolloutStatus) -> str:
         return f"Without logged queries and judgments it is not known what the new space alone loses ({share})."
     low, high = alone.gain_ci
     return (
-        f"The new space alone is not measured to be as good as the old model: recall@10 {alone.recall:.3f} against "
-        f"{old.recall:.3f}, difference {alone.gain:+.3f} [{low:+.3f}, {high:+.3f}], and {now.recall:.3f} for fused search now ({share})."
+        "The new space alone is not measured to be as good as the old model: "
+        f"recall@10 {alone.recall:.3f} against {old.recall:.3f}, difference {alone.gain:+.3f} [{low:+.3f}, {high:+.3f}], "
+        f"and {now.recall:.3f} for fused search now ({share})."
     )
 
 

@@ -2,9 +2,10 @@
 
 With counts c of how many queries have a row among their 100 nearest, ``x = sum of c over native rows / sum of c`` is the share of
 what queries see that is native. It is known beforehand for the rows that come next, in whatever order they come. Recall is fitted
-to it as ``a + b x^p`` with b at least 0 and p from 0.5 to 1, by least squares on measured stages. When a rollout starts there is
-one stage; two earlier ones are simulated: only a quarter, or half, of the native rows count as native, the others are translated by
-a map that was fitted on that part alone (`simulated`).
+to it as ``a + b x^p`` with b at least 0 and p from 0.5 to 1, by least squares on the stages measured so far, and on x = 1, where
+the recall of the old model plus the gain of the new one among native rows is expected. When a rollout starts there is one stage;
+two earlier ones are simulated: a quarter, or half, of the native rows count as native, the others are translated by a map that was
+fitted on that part alone (`simulated`).
 """
 
 from __future__ import annotations
@@ -17,14 +18,15 @@ from embridge.anchors import Anchors
 from embridge.evaluation.fusion import WEIGHTS
 from embridge.indexes.fusion import Fusion
 from embridge.maps import Map
-from embridge.records.rollout import RolloutForecast
+from embridge.records.rollout import RolloutForecast, RolloutStatus
 from embridge.rollout.maps import MOST_KERNEL, refitted
-from embridge.rollout.quality import CHOOSING, REPORTED, K, Logged, side
+from embridge.rollout.quality import CHOOSING, REPORTED, Found, Logged, search_pairs
 from embridge.rollout.stage import HELD_OUT, Stage
 
 PERCENTS = (1, 5, 20)
 PARTS = (4, 2)
 POWERS = (0.5, 0.6, 0.7, 0.8, 0.9, 1.0)
+LEAST_JUDGED = 30  # queries for the gain of the new model
 LEAST_PART = 50  # rows to fit the map of a simulated stage on
 
 Curve = Sequence[tuple[float, float]]
@@ -42,23 +44,34 @@ def reached(reach: np.ndarray, native: np.ndarray) -> float:
     return float(counts[native].sum() / max(counts.sum(), 1))
 
 
-def expected(curve: Curve, share: float) -> float | None:
-    """Recall at a share of reached rows; None with fewer than two points. It passes through the last point."""
-    if len({x for x, _ in curve}) < 2:
+def expected(curve: Curve, status: RolloutStatus, share: float) -> float | None:
+    """Recall at a share of reached rows; None with fewer than two points.
+
+    Parameters
+    ----------
+    curve : sequence of (float, float)
+        Shares and recalls (`plain_recall`), of the present stage last.
+    status : RolloutStatus
+        Of the present stage.
+    share : float
+    """
+    points, old, gain = list(curve), status.keep_old.recall, status.new_model.gain
+    if old is not None and gain is not None and status.new_model_judged >= LEAST_JUDGED:
+        points.append((1.0, old + gain))
+    if status.now.recall is None or len({x for x, _ in points}) < 2:
         return None
-    x, y = np.array(curve).T
-    best, found = np.inf, float(y[-1])
+    x, y = np.array(points).T
+    best, rise = np.inf, 0.0
     for power in POWERS:
-        shape, further = x**power, share**power
-        centered = shape - shape.mean()
+        centered = x**power - (x**power).mean()
         slope = max(float(centered @ (y - y.mean()) / (centered @ centered)), 0.0)
         error = float(np.square(y - y.mean() - slope * centered).sum())
         if error <= best:
-            best, found = error, float(y[-1]) + slope * (further - float(shape[-1]))
-    return float(np.clip(found, 0.0, 1.0))
+            best, rise = error, slope * (share**power - curve[-1][0] ** power)
+    return float(np.clip(status.now.recall + rise, 0.0, 1.0))
 
 
-def forecast(curve: Curve, reach: np.ndarray, native: np.ndarray) -> tuple[RolloutForecast, ...]:
+def forecast(curve: Curve, status: RolloutStatus, reach: np.ndarray, native: np.ndarray) -> tuple[RolloutForecast, ...]:
     """Forecasts for the next 1, 5 and 20 % of all rows; none where all are native."""
     left, found = order_of(reach, ~native), []
     for percent in PERCENTS:
@@ -68,7 +81,7 @@ def forecast(curve: Curve, reach: np.ndarray, native: np.ndarray) -> tuple[Rollo
         then = native.copy()
         then[left[:count]] = True
         share = reached(reach, then)
-        found.append(RolloutForecast(percent, count, share, expected(curve, share)))
+        found.append(RolloutForecast(percent, count, share, expected(curve, status, share)))
     return tuple(found)
 
 

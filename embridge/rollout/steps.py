@@ -50,7 +50,7 @@ class State:
     seed : int
     status : RolloutStatus
     curve : tuple of (float, float)
-        Points of the forecast: the share of reached rows that are native, and the recall.
+        Points of the forecast (`embridge.rollout.forecast`).
     """
 
     folder: str

@@ -95,7 +95,7 @@ def add_native(state: State, stage: Stage, working: Path, entering: NativeRows, 
     save_array(working / HANDED, handed)
     then = stage.native.copy()
     then[entering.rows] = True
-    came = RolloutStage(number, int(then.sum()), None, expected(state.curve, reached(stage.reach, then)))
+    came = RolloutStage(number, int(then.sum()), None, expected(state.curve, before, reached(stage.reach, then)))
     figures = write_measured(
         Stage(working), number, state.seed, state.factory, curve=state.curve, history=before.history, handed=len(handed)
     )
