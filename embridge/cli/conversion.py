@@ -55,6 +55,7 @@ from embridge.cli.session import (
     metavar="[LEVEL]",
     help="Add columns predicted_error and error_bound, which holds with this probability. [level: 0.9]",
 )
+@click.option("--keep-old", is_flag=True, help="Keep SRC's vectors as the column old_vector, for fused search.")
 @click.option("--resume", is_flag=True, help="Continue an interrupted run of the same source, map and options.")
 @click.option("--batch-rows", type=click.IntRange(1), help="Rows read at a time. [default: by free memory]")
 @overwrite_option
@@ -74,6 +75,7 @@ def convert(
     embridge convert old.parquet map.safetensors old-in-new.parquet --resume
     embridge convert shards/ map.safetensors shards-in-new/ --device cuda --dtype float16
     embridge convert old.parquet map.safetensors old-in-new.parquet --confidence
+    embridge convert old.parquet map.safetensors both.parquet --keep-old
     embridge convert old.faiss map.safetensors s3://bucket/old-in-new.parquet
     """
     import embridge as eb
@@ -94,7 +96,7 @@ def convert(
         click.echo(f"Interrupted. Run the same command with --resume to continue {output}.", err=True)
         raise SystemExit(130) from None
     made = eb.open(output)
-    parameters = {name: options[name] for name in ("dtype", "compact", "precision", "on_bad", "confidence")} | {
+    parameters = {name: options[name] for name in ("dtype", "compact", "precision", "on_bad", "confidence", "keep_old")} | {
         "skipped": done.skipped
     }
     inputs = (collection_artifact("source", collection), map_artifact("map", map_path, translation))
@@ -102,7 +104,7 @@ def convert(
     session.record(Run("convert", parameters, done.seconds, inputs, outputs, done.rows, done.device, (done,)))
     result = {"path": done.path, "rows": done.rows, "seconds": done.seconds}
     result |= {"rows_per_second": done.rows_per_second, "device": done.device, "skipped": done.skipped}
-    result |= {"confidence": options["confidence"]}
+    result |= {"confidence": options["confidence"], "keep_old": options["keep_old"]}
     speed = f"{done.rows_per_second:,.0f} rows per second, {done.device}"
     left_out = f"; {done.skipped:,} bad rows left out, listed in {beside(output, '.bad.parquet')}" if done.skipped else ""
     session.emit(result, f"{output}: {done.rows:,} rows in {done.seconds:.1f} s ({speed}){left_out}")

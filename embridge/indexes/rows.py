@@ -183,7 +183,7 @@ def _matched(collection: Collection, old: Collection) -> np.ndarray:
             missing = np.setdiff1d(np.arange(len(side)), found)
             raise BadIdsError(
                 f"A fused search needs an old and a new vector of every row, but {n_rows(len(missing))} of {side.name} "
-                f"are missing in {other.name}: ids {first_few(ids_at(side, missing[:100]).tolist())}. "
+                f"are missing in {other.name}: ids {first_few(ids_at(side, missing[:5]).tolist())}. "
                 "Hint: translate or re-encode these rows, or leave them out."
             )
     return old_rows

@@ -19,7 +19,6 @@ from embridge.errors import (
     BadVectorsError,
     CollectionError,
     ParameterError,
-    UndeclaredSpaceError,
 )
 from embridge.stores.base import Collection, RowFilter, declare_space
 from embridge.stores.batch import Batch, cast_column
@@ -35,17 +34,25 @@ from embridge.stores.parquet.metadata import (
     SPACE_KEY,
     foreign,
     read_object,
-    read_payload_spaces,
-    read_provenance,
-    read_space,
     read_texts,
     space_key,
 )
-from embridge.types import DeclaredSpace, Metric, Provenance, Space, mixed_spaces
+from embridge.stores.parquet.spaces import common_provenance, known_space, payload_spaces
+from embridge.types import DeclaredSpace, Metric, Space
 
-__all__ = ["COLUMNS_KEY", "CONFIDENCE_KEY", "ERROR_COLUMNS", "LINEAGE_KEY", "PROVENANCE_KEY", "SPACE_KEY", "ParquetCollection"]
+__all__ = [
+    "COLUMNS_KEY",
+    "CONFIDENCE_KEY",
+    "ERROR_COLUMNS",
+    "LINEAGE_KEY",
+    "OLD_COLUMN",
+    "PROVENANCE_KEY",
+    "SPACE_KEY",
+    "ParquetCollection",
+]
 
 ERROR_COLUMNS = ("predicted_error", "error_bound")  # columns that a conversion with confidence adds
+OLD_COLUMN = "old_vector"  # the column of a conversion that keeps the old vectors
 
 
 class ParquetCollection(Collection):
@@ -106,10 +113,10 @@ class ParquetCollection(Collection):
                 raise BadIdsError.kinds_differ(first.name, str(self.id_type), file.name, str(other))
         self.payload_schema = self._common_payload()
         self._is_main = space_key(first.schema, self.vector_column, first.name) == SPACE_KEY
-        self.provenance = self._common_provenance() if self._is_main else None
+        self.provenance = common_provenance(self._files.files, self.name) if self._is_main else None
         if not len(self):
             raise CollectionError.empty(self.name)
-        known = self._known_space(is_declared=space is not None)
+        known = known_space(self._files.files, self.name, self.vector_column, is_declared=space is not None)
         dim = widths[0] if widths else self._width()
         self._stated = declare_space(self.name, space, known, dim, None)
         self._is_settled = known is not None or isinstance(space, Space)
@@ -132,15 +139,7 @@ class ParquetCollection(Collection):
     @property
     def payload_spaces(self) -> dict[str, Space]:
         """As `Collection.payload_spaces`: the columns whose space all files name, and name alike."""
-        found = [read_payload_spaces(file.schema, file.name, self.vector_column) for file in self._files.files]
-        for file, spaces in zip(self._files.files[1:], found[1:], strict=True):
-            for column, space in spaces.items():
-                if column in found[0] and not _is_alike(space, found[0][column]):
-                    where = f"Column {column!r} of {self.name}"
-                    raise mixed_spaces(where, self._first.name, found[0][column], file.name, space)
-        shared = set(found[0]).intersection(*found[1:])
-        lengths = {column: all(spaces[column].normalized for spaces in found) for column in shared}
-        return {column: replace(space, normalized=lengths[column]) for column, space in found[0].items() if column in shared}
+        return payload_spaces(self._files.files, self.name, self.vector_column)
 
     @property
     def old_side(self) -> ParquetCollection | None:
@@ -186,31 +185,6 @@ class ParquetCollection(Collection):
             raise CollectionError.columns_differ(self.name, e) from e
         shared = set(merged.names).intersection(*(schema.names for schema in schemas))
         return pa.schema([f if f.name in shared else f.with_nullable(True) for f in merged])
-
-    def _common_provenance(self) -> Provenance | None:
-        """The common provenance of merged files. Scores of files with different calibrations, or with none, are not comparable."""
-        found = [(file, read_provenance(file.schema, file.name)) for file in self._files.files]
-        first, provenance = found[0]
-        if other := next((file for file, one in found if one != provenance), None):
-            raise CollectionError(
-                f"{self.name} mixes files whose native and translated rows were not calibrated together: {first.name} "
-                f"and {other.name}. Hint: open them one by one."
-            )
-        return provenance
-
-    def _known_space(self, *, is_declared: bool) -> Space | None:
-        """The space that the files name. Files with different spaces, or of which only some name one, are refused."""
-        spaces = [(file, read_space(file.schema, file.name, self.vector_column)) for file in self._files.files]
-        known = [(file, space) for file, space in spaces if space]
-        if not known:
-            return None
-        first, space = known[0]
-        for file, other in known[1:]:
-            if not _is_alike(other, space):
-                raise mixed_spaces(self.name, first.name, space, file.name, other)
-        if len(known) < len(spaces) and not is_declared:
-            raise UndeclaredSpaceError.of(next(file.name for file, other in spaces if other is None))
-        return replace(space, normalized=all(other.normalized for _, other in known))
 
     def _width(self) -> int:
         """The width of vectors whose type has none: that of most rows. Rows of another width are reported when they are read."""
@@ -315,7 +289,3 @@ class ParquetCollection(Collection):
     @property
     def _first(self) -> ParquetFile:
         return self._files.files[0]
-
-
-def _is_alike(one: Space, other: Space) -> bool:
-    return one.same_as(other) and one.metric == other.metric
