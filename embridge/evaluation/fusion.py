@@ -6,7 +6,7 @@ candidates.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -57,6 +57,14 @@ class Candidates:
         best = scores.topk(min(k, scores.shape[1]), dim=1).indices.numpy()
         found = np.full((len(scores), k), -1, np.int64)
         found[:, : best.shape[1]] = np.take_along_axis(self.rows, best, 1)
+        return found
+
+    def shares(self, relevant: Sequence[np.ndarray]) -> np.ndarray:
+        """Shares of the relevant rows: 1 / their number where a candidate is one, else 0. Shape (n_queries, n_candidates)."""
+        found = np.zeros(self.rows.shape, np.float32)
+        for number, wanted in enumerate(relevant):
+            if len(wanted):
+                found[number] = (self.rows[number][:, None] == wanted).any(1) / len(wanted)
         return found
 
     def at(self, members: np.ndarray) -> Candidates:
@@ -153,23 +161,21 @@ class CandidateSearch:
 
 
 def choose_fusion(
-    candidates: Candidates,
-    measure: Callable[[np.ndarray], np.ndarray],
-    k: int = 10,
-    hubness: Sequence[Hubness] = tuple(Hubness),
+    candidates: Candidates, relevant: Sequence[np.ndarray], k: int = 10, hubness: Sequence[Hubness] = tuple(Hubness)
 ) -> Fusion:
-    """The weight and the hubness correction whose ranking scores best, or the old model alone.
+    """The weight and the hubness correction that find most relevant rows, or the old model alone.
 
-    Mean scores are smoothed over neighboring weights (1/4, 1/2, 1/4; the ends, where only one side counts, stand alone), which
-    takes out part of the luck of the best of many. The best is taken if it is better than the old model without correction
-    (weight 0) by more than one standard error of the paired difference. Otherwise, and with fewer than 50 scores, the choice is the
-    old model: what cannot be distinguished from it must not replace it.
+    The score of a query is the share of its relevant rows among the k best. Mean scores are smoothed over neighboring weights
+    (1/4, 1/2, 1/4; the ends, where only one side counts, stand alone), which takes out part of the luck of the best of many. The
+    best is chosen if it is better than the old model without correction (weight 0) by more than one standard error of the paired
+    difference. Otherwise, and with fewer than 50 queries, the choice is the old model.
 
     Parameters
     ----------
     candidates : Candidates
-    measure : callable
-        Scores of found positions, shape (n_queries, k), best first: one value for each query that is measured.
+    relevant : sequence of ndarray of int64
+        Positions for each query: its relevant rows (then the score is recall@k), or the k nearest by the new model (then it is
+        overlap@k). Queries without any do not count.
     k : int, default 10
     hubness : sequence of Hubness
         The corrections that are possible; default: all.
@@ -179,18 +185,27 @@ def choose_fusion(
     Fusion
         Use it for other queries than these.
     """
-    old = measure(candidates.ranked(Fusion(0.0), k))
-    if len(old) < LEAST_QUERIES:
+    counted = np.flatnonzero([len(rows) > 0 for rows in relevant])
+    if len(counted) < LEAST_QUERIES:
         return Fusion(0.0)
+    used = candidates.at(counted)
+    shares = torch.from_numpy(used.shares([relevant[place] for place in counted]))
+    old = _recall(used, shares, Fusion(0.0), k)
     best, gain, score = Fusion(0.0), np.zeros(len(old)), float(old.mean())
     for correction in hubness:
         fusions = [Fusion(weight, correction) for weight in WEIGHTS]
-        table = np.stack([measure(candidates.ranked(fusion, k)) for fusion in fusions])
+        table = np.stack([_recall(used, shares, fusion, k) for fusion in fusions])
         means = _smoothed(table.mean(axis=1))
         place = int(np.argmax(means))
         if means[place] > score:
             best, gain, score = fusions[place], table[place] - old, float(means[place])
     return best if gain.mean() > gain.std(ddof=1) / np.sqrt(len(gain)) else Fusion(0.0)
+
+
+def _recall(candidates: Candidates, shares: torch.Tensor, fusion: Fusion, k: int) -> np.ndarray:
+    scores = torch.from_numpy(candidates.scores(fusion))
+    best = scores.topk(min(k, scores.shape[1]), dim=1, sorted=False).indices
+    return shares.gather(1, best).sum(1).to(torch.float64).numpy()
 
 
 def _smoothed(means: np.ndarray) -> np.ndarray:

@@ -12,7 +12,7 @@ from embridge.indexes.fusion import Fusion, Hubness, fused_rows
 from embridge.neighbors import overlap, top_k
 from embridge.types import Metric, Space
 
-OLD, NEW = Space("old", 12), Space("new", 20)
+OLD, NEW = Space("old", 12, Metric.COSINE, False), Space("new", 20, Metric.COSINE, False)
 
 
 class Sides:
@@ -40,9 +40,6 @@ class Sides:
             ids = np.arange(start, start + len(part))
             found.offer(part[:, :12], part[:, 12:32], ids, (part[:, 32], part[:, 33]), exclude)
         return found.candidates()
-
-    def overlap(self, found: np.ndarray) -> np.ndarray:
-        return overlap(found, self.truth)
 
 
 @pytest.mark.parametrize("hubness", list(Hubness))
@@ -74,18 +71,12 @@ def test_fewer_rows_than_asked_leave_empty_places() -> None:
     assert (found[:, 15:] == -1).all()
 
 
-def test_equal_rows_are_ranked_by_their_position() -> None:
-    sides = Sides(1.0, 1.0, rows=40)
-    sides.rows = [np.repeat(side[:1], 40, axis=0) for side in sides.rows]
-    assert (sides.search(step=7).ranked(Fusion(0.5), 10) == np.arange(10)).all()
-
-
 @pytest.mark.parametrize(
     ("noise_old", "noise_new", "low", "high"), [(3.0, 0.5, 0.5, 1.0), (0.5, 3.0, 0.0, 0.4), (1.5, 1.5, 0.2, 0.8)]
 )
 def test_the_better_side_has_more_weight(noise_old: float, noise_new: float, low: float, high: float) -> None:
     sides = Sides(noise_old, noise_new)
-    assert low <= choose_fusion(sides.search(), sides.overlap).weight <= high
+    assert low <= choose_fusion(sides.search(), list(sides.truth)).weight <= high
 
 
 def test_a_useless_new_side_never_replaces_the_old_one() -> None:
@@ -96,7 +87,7 @@ def test_a_useless_new_side_never_replaces_the_old_one() -> None:
         sides.rows[1] = rng.normal(size=sides.rows[1].shape).astype(np.float32)
         found = sides.search()
         first, second = np.arange(150), np.arange(150, 300)
-        chosen = choose_fusion(found.at(first), lambda hits: overlap(hits, sides.truth[first]))  # noqa: B023
+        chosen = choose_fusion(found.at(first), list(sides.truth[first]))
         scores = [overlap(found.at(second).ranked(f, 10), sides.truth[second]) for f in (chosen, Fusion(0.0))]
         gain = scores[0] - scores[1]
         assert gain.mean() >= -1.96 * gain.std() / np.sqrt(len(gain))
@@ -105,12 +96,20 @@ def test_a_useless_new_side_never_replaces_the_old_one() -> None:
 def test_with_few_queries_the_old_model_is_kept() -> None:
     sides = Sides(3.0, 0.5)
     few = np.arange(LEAST_QUERIES - 1)
-    assert choose_fusion(sides.search().at(few), lambda hits: overlap(hits, sides.truth[few])) == Fusion(0.0)
+    assert choose_fusion(sides.search().at(few), list(sides.truth[few])) == Fusion(0.0)
+
+
+def test_queries_without_relevant_rows_do_not_count() -> None:
+    sides = Sides(3.0, 0.5)
+    relevant = [rows if place % 2 else rows[:0] for place, rows in enumerate(sides.truth)]
+    chosen = choose_fusion(sides.search(), relevant)
+    assert chosen == choose_fusion(sides.search().at(np.arange(1, 300, 2)), relevant[1::2])
+    assert choose_fusion(sides.search(), relevant[: 2 * LEAST_QUERIES - 2] + [sides.truth[0][:0]] * 202) == Fusion(0.0)
 
 
 def test_only_possible_corrections_are_chosen() -> None:
     sides = Sides(3.0, 0.5)
-    assert choose_fusion(sides.search(), sides.overlap, hubness=(Hubness.NONE,)).hubness == Hubness.NONE
+    assert choose_fusion(sides.search(), list(sides.truth), hubness=(Hubness.NONE,)).hubness == Hubness.NONE
 
 
 def test_queries_of_both_sides_are_needed() -> None:
