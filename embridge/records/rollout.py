@@ -215,7 +215,7 @@ class RolloutStep:
     method : str
         Of the map of rows.
     index : str
-        What happened to the index: ``built``, ``updated``, ``rebuilt``, ``kept`` or empty.
+        What happened to the index: ``built``, ``updated`` or empty.
     output : str
         The file written beside the rollout.
     fingerprint : str

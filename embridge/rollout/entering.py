@@ -60,7 +60,7 @@ def entering_rows(stage: Stage, native: Collection) -> tuple[NativeRows, int]:
     """
     check_space("The rollout", stage.new.space, native)
     rows, found = match_all(stage.old, native)
-    vectors = scaled(found.y, stage.new.space)
+    vectors = scaled(found.y, native.space, stage.new.space)
     is_known = stage.native[rows]
     if is_known.any():
         present, given = stage.new.take(rows[is_known]), vectors[is_known]

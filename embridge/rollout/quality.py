@@ -123,12 +123,9 @@ class Found:
     def chosen(self, candidates: Sequence[Candidates]) -> Fusion:
         """The fusion chosen on the judged queries of the choosing half; weight 0.5 where there are fewer than 50."""
         own = self.members[CHOOSING]
-        judged = self.logged.judged[own]
-        if judged.sum() < LEAST_QUERIES:
+        if self.logged.judged[own].sum() < LEAST_QUERIES:
             return DEFAULT
-        relevant = self.logged.relevant_of(own[judged])
-        some = candidates[CHOOSING].at(np.flatnonzero(judged))
-        return choose_fusion(some, lambda found: recall_and_mrr(found, relevant)[0], K)
+        return choose_fusion(candidates[CHOOSING], self.logged.relevant_of(own), K)
 
 
 def reference_rows(half: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

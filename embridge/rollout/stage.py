@@ -21,7 +21,7 @@ from embridge.stores.ids import hash_ids
 from embridge.stores.parquet.writer import write_collection
 from embridge.stores.provenance import NATIVE, TRANSLATED, translated_rows
 from embridge.tables.qrels import read_graded_qrels
-from embridge.types import Metric, Provenance
+from embridge.types import Metric, Provenance, Space
 
 OLD_VECTOR = "old_vector"
 PROVENANCE = Provenance(0.0, 10)  # not calibrated
@@ -207,7 +207,8 @@ def write_queries(path: Path, queries: Anchors) -> None:
         writer.write(Batch(0, pa.array(queries.ids, kind), queries.y, pa.record_batch([old], schema=schema)))
 
 
-def scaled(vectors: np.ndarray, target: object) -> np.ndarray:
-    """Native vectors as a stage stores them: of unit length where its space is normalized and measured by cosine."""
-    is_unit = getattr(target, "normalized", False) and getattr(target, "metric", None) == Metric.COSINE
-    return unit(vectors) if is_unit else np.asarray(vectors, np.float32)
+def scaled(vectors: np.ndarray, own: Space, target: Space) -> np.ndarray:
+    """Native vectors as a stage stores them: scaled where only the other rows of a cosine space have unit length."""
+    if target.normalized and not own.normalized and target.metric == Metric.COSINE:
+        return unit(vectors)
+    return np.asarray(vectors, np.float32)

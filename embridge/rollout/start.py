@@ -19,9 +19,9 @@ from embridge.records.rollout import RolloutStage, RolloutStep
 from embridge.rollout.entering import check_query_spaces, match_all
 from embridge.rollout.maps import fit_first
 from embridge.rollout.quality import check_judgments
-from embridge.rollout.stage import OLD_VECTOR, PROVENANCE, NativeRows, Stage, scaled, write_queries, write_rows
+from embridge.rollout.stage import OLD_VECTOR, PROVENANCE, NativeRows, Stage, write_queries, write_rows
 from embridge.rollout.steps import COLLECTION, HANDED, QRELS, QUERIES, WORKING, State, check_new, commit, discard, seal
-from embridge.rollout.write import save_array, write_measured
+from embridge.rollout.write import save_array, write_index, write_measured
 from embridge.stores import source_paths
 from embridge.stores.base import Collection, check_content
 from embridge.stores.ids import check_unique
@@ -80,11 +80,10 @@ def _first_stage(
     seed: int,
 ) -> tuple[State, str]:  # fmt: skip
     rows, anchors = match_all(old, sample)
-    anchors = replace(anchors, y=scaled(anchors.y, anchors.target))
     maps = fit_first(anchors, queries, qrels, seed)
     maps.write(working)
     lineage = {"source": old.fingerprint(), "native": sample.fingerprint()}
-    entering = NativeRows(rows, anchors.y, anchors)
+    entering = NativeRows(rows, np.asarray(anchors.y, np.float32), anchors)
     write_rows(
         working / COLLECTION,
         old,
@@ -99,7 +98,9 @@ def _first_stage(
     if qrels:
         write_qrels(working / QRELS, qrels)
     save_array(working / HANDED, np.empty(0, np.int64))
-    figures = write_measured(Stage(working), 0, seed, factory, curve=(), history=(), handed=0)
+    stage = Stage(working)
+    figures = write_measured(stage, 0, seed, curve=(), history=(), handed=0)
+    write_index(stage, factory, figures.status, seed)
     status = replace(figures.status, history=(RolloutStage(0, figures.status.native, figures.status.now.recall, None),))
     folder = seal(working, 0, lineage)
     return State(folder, lineage, factory, seed, status, figures.curve), maps.rows.record.method

@@ -13,6 +13,8 @@ from embridge.anchors.fold_moments import FoldMoments
 from embridge.files import whole_or_absent
 from embridge.indexes.build import build_index
 from embridge.indexes.fusion import Fusion, Hubness
+from embridge.indexes.replace import replace_rows
+from embridge.indexes.rows import FusedRows
 from embridge.records.rollout import RolloutStage, RolloutStatus, RolloutStep
 from embridge.rollout.figures import Figures, measure
 from embridge.rollout.forecast import expected, reached
@@ -43,30 +45,39 @@ def save_array(path: Path, values: np.ndarray) -> None:
         np.save(file, values, allow_pickle=False)
 
 
-def write_measured(stage: Stage, number: int, seed: int, factory: str, **known: Any) -> Figures:
-    """Measure a stage whose other files are written, and write the files that follow from it: counts, and the index.
+def write_measured(stage: Stage, number: int, seed: int, **known: Any) -> Figures:
+    """Measure a stage whose other files are written, and write the counts that order its rows.
 
     Parameters
     ----------
     stage : Stage
     number, seed : int
-    factory : str
-        Of the index; empty for none, or where its files are there already.
     **known
         As for `measure`.
     """
     figures = measure(stage, number, seed, **known)
     save_array(stage.folder / REACH, figures.reach)
-    if factory:
-        build(stage, factory, figures.status, seed)
     return figures
 
 
-def build(stage: Stage, factory: str, status: RolloutStatus, seed: int) -> None:
-    """Build the fused index of a stage."""
+def write_index(
+    stage: Stage, factory: str, status: RolloutStatus, seed: int, *, before: Stage | None = None, changed: np.ndarray | None = None
+) -> str:
+    """Write the fused index of a stage, where it has one; returns ``built`` or ``updated``.
+
+    It is updated where only the rows `changed` differ from those of the stage before, and FAISS can replace them.
+    """
+    if not factory:
+        return ""
     new, old = references_of(stage, seed)
     fusion = Fusion(status.weight, Hubness(status.hubness))
+    if before is not None and changed is not None:
+        references = None if new is None or old is None else (old.read()[1], new.read()[1])
+        rows = FusedRows(stage.new, stage.old, references, fusion)
+        if replace_rows(before.folder / INDEX, stage.folder / INDEX, rows, changed):
+            return "updated"
     build_index(stage.new, stage.folder / INDEX, factory, fuse=stage.old, fusion=fusion, hubness=new, old_hubness=old, seed=seed)
+    return "built"
 
 
 def references_of(stage: Stage, seed: int) -> tuple[MemoryCollection | None, MemoryCollection | None]:
@@ -96,12 +107,12 @@ def add_native(state: State, stage: Stage, working: Path, entering: NativeRows, 
     then = stage.native.copy()
     then[entering.rows] = True
     came = RolloutStage(number, int(then.sum()), None, expected(state.curve, before, reached(stage.reach, then)))
-    figures = write_measured(
-        Stage(working), number, state.seed, state.factory, curve=state.curve, history=before.history, handed=len(handed)
-    )
+    made = Stage(working)
+    figures = write_measured(made, number, state.seed, curve=state.curve, history=before.history, handed=len(handed))
+    changed = None if is_new else entering.rows
+    index = write_index(made, state.factory, figures.status, state.seed, before=stage, changed=changed)
     status = replace(figures.status, history=(*before.history, replace(came, recall=figures.status.now.recall)))
-    map_, index = ("refitted" if is_new else "kept"), ("rebuilt" if state.factory else "")
-    done = replace(done, status=status, map=map_, method=maps.rows.record.method, index=index)
+    done = replace(done, status=status, map="refitted" if is_new else "kept", method=maps.rows.record.method, index=index)
     return replace(state, status=status, curve=figures.curve), done
 
 
@@ -130,10 +141,9 @@ def add_queries(
     projection = fit_projection(FoldMoments.load(stage.folder / MOMENTS), queries, judged, state.seed)
     write_tensors(working / QUERIES_MAP, *projection.to_file())
     status = state.status
-    figures = write_measured(
-        Stage(working), status.stage, state.seed, state.factory, curve=(), history=status.history, handed=status.handed
-    )
-    done = replace(done, status=figures.status, index="rebuilt" if state.factory else "")
+    made = Stage(working)
+    figures = write_measured(made, status.stage, state.seed, curve=(), history=status.history, handed=status.handed)
+    done = replace(done, status=figures.status, index=write_index(made, state.factory, figures.status, state.seed))
     return replace(state, status=figures.status, curve=figures.curve), done
 
 
