@@ -20,7 +20,7 @@ from embridge.rollout.entering import check_query_spaces, match_all
 from embridge.rollout.maps import fit_first
 from embridge.rollout.quality import check_judgments
 from embridge.rollout.stage import OLD_VECTOR, PROVENANCE, NativeRows, Stage, write_queries, write_rows
-from embridge.rollout.steps import COLLECTION, HANDED, QRELS, QUERIES, WORKING, State, check_new, commit, discard, seal
+from embridge.rollout.steps import COLLECTION, HANDED, QRELS, QUERIES, WORKING, State, check_new, commit, discard, make_folder, seal
 from embridge.rollout.write import save_array, write_index, write_measured
 from embridge.stores import source_paths
 from embridge.stores.base import Collection, check_content
@@ -39,7 +39,8 @@ def start(
         _check(old, sample, queries, qrels)
         contents = [(side, side.fingerprint()) for side in (old, sample)]
         with writing(root):
-            (building / WORKING).mkdir(parents=True)
+            make_folder(building)
+            make_folder(building / WORKING)
         try:
             state, method = _first_stage(building / WORKING, old, sample, queries, qrels, factory, seed)
             for side, content in contents:

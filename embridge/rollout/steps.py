@@ -20,7 +20,7 @@ from typing import Any, TypeVar
 
 from embridge.errors import EmbridgeError, InterruptedOutputError, MissingFileError, OutputError, UnreadableFileError
 from embridge.files import sync_folder, whole_or_absent, writing
-from embridge.folders import MANIFEST, check_own_folder, entries, read_manifest, remove_known, write_manifest
+from embridge.folders import MANIFEST, check_own_folder, entries, read_manifest, write_manifest
 from embridge.outputs import Output, claim
 from embridge.records.rollout import RolloutStatus
 
@@ -158,7 +158,7 @@ def step(root: Path, *outputs: Output, inputs: list[str], overwrite: bool = Fals
         check_stage(root / state.folder)
         with writing(root):
             clear(root, keep=state.folder)
-            (root / WORKING).mkdir()
+            make_folder(root / WORKING)
         try:
             yield state, root / state.folder, root / WORKING
         finally:
@@ -167,23 +167,20 @@ def step(root: Path, *outputs: Output, inputs: list[str], overwrite: bool = Fals
 
 
 def clear(root: Path, keep: str) -> None:
-    """Remove folders of stages other than `keep`.
-
-    Raises
-    ------
-    InterruptedOutputError
-        One holds a file that embridge did not write; it stays.
-    """
+    """Remove folders of stages other than `keep`; files that embridge did not write stay, with their folder."""
     for entry in sorted(os.scandir(root), key=lambda entry: entry.name):
         if entry.name != keep and (entry.name == WORKING or entry.name.startswith("stage-")):
-            remove_stage(Path(entry.path))
+            folder = Path(entry.path)
+            check_own_folder(folder)
+            for name, is_folder in list(entries(folder)):
+                if not is_folder and _is_ours(name):
+                    (folder / name).unlink()
+            _remove_empty(folder)
 
 
-def remove_stage(folder: Path) -> None:
-    """Remove a folder of a stage, its manifest first: without it the folder is no stage."""
-    if os.path.lexists(folder):
-        (folder / MANIFEST).unlink(missing_ok=True)
-        remove_known(folder, [name for name, is_folder in entries(folder) if not is_folder and _is_ours(name)])
+def _remove_empty(folder: Path) -> None:
+    with contextlib.suppress(OSError):
+        folder.rmdir()
 
 
 def _is_ours(name: str) -> bool:
@@ -251,14 +248,25 @@ def check_new(root: Path) -> Path:
 
 
 def discard(building: Path) -> None:
-    """Remove a rollout whose start was interrupted, if there is one.
+    """Remove a rollout whose start was interrupted, if there is one; files that embridge did not write stay."""
+    if os.path.lexists(building):
+        check_own_folder(building)
+        clear(building, keep="")
+        for name, _ in list(entries(building)):
+            if name == STATE or name.startswith(f".{STATE}."):
+                (building / name).unlink()
+        _remove_empty(building)
+
+
+def make_folder(folder: Path) -> None:
+    """Make a working folder.
 
     Raises
     ------
     InterruptedOutputError
-        It holds a file that embridge did not write.
+        It is there, with files that embridge did not write.
     """
-    if os.path.lexists(building):
-        check_own_folder(building)
-        clear(building, keep="")
-        remove_known(building, [STATE, *(name for name, _ in entries(building) if name.startswith(f".{STATE}."))])
+    try:
+        folder.mkdir()
+    except FileExistsError as e:
+        raise InterruptedOutputError(f"{str(folder)!r} holds files that embridge did not write. Hint: move it away.") from e
