@@ -12,6 +12,7 @@ from embridge.cli.session import (
     Verb,
     check_outputs,
     columns,
+    open_beside,
     open_source,
     overwrite_option,
     seed_option,
@@ -23,6 +24,7 @@ from embridge.cli.session import (
 if TYPE_CHECKING:
     from embridge.records import Artifact
     from embridge.records.rollout import RolloutStep
+    from embridge.rollout import Rollout
     from embridge.stores import Collection
 
 _path = click.argument("rollout_path", metavar="ROLLOUT")
@@ -78,14 +80,14 @@ def start(
     given = [source, sample, *(queries or ()), qrels]
     check_outputs(Output(output, folder=True), overwrite=False, inputs=given, resume=True)
     old, new = open_source(source, source_space, **named), open_source(sample, target_space, **named)
-    logged = [] if queries is None else [_open(path, side.space, named) for path, side in zip(queries, (old, new), strict=True)]
+    logged = [open_beside(path, side.space, **named) for path, side in zip(queries or (), (old, new), strict=False)]
     with session.status("starting"):
         pairs = eb.match(*logged) if logged else None
         judged = read_graded_qrels(qrels) if qrels else None
         made = eb.Rollout.start(old, new, output, queries=pairs, qrels=judged, factory=factory, seed=seed)
+    inputs = _artifacts({"source": old, "native": new} | dict(zip(("source queries", "target queries"), logged, strict=False)))
     if made.started is not None:
-        inputs = _artifacts({"source": old, "native": new} | dict(zip(("source queries", "target queries"), logged, strict=False)))
-        _finish(session, made.started, inputs, qrels, {"index": factory, "seed": seed})
+        _finish(session, made, made.started, inputs, qrels, {"index": factory, "seed": seed})
 
 
 @rollout.command(name="next", cls=Verb)
@@ -106,8 +108,9 @@ def next_(session: Session, rollout_path: str, size: int, output: str, again: bo
     import embridge as eb
 
     check_outputs(output, overwrite=overwrite, inputs=[rollout_path])
-    done = eb.Rollout(rollout_path).next(size, output, again=again, overwrite=overwrite)
-    _finish(session, done, [], None, {"n": size, "again": again})
+    opened = eb.Rollout(rollout_path)
+    done = opened.next(size, output, again=again, overwrite=overwrite)
+    _finish(session, opened, done, [], None, {"n": size, "again": again})
 
 
 @rollout.command(cls=Verb)
@@ -126,10 +129,11 @@ def add(session: Session, rollout_path: str, native: str, **named: str | None) -
     import embridge as eb
 
     opened = eb.Rollout(rollout_path)
-    rows = _open(native, opened.spaces[1], named)
+    rows = open_beside(native, opened.spaces[1], **named)
+    inputs = _artifacts({"rollout": opened.collection, "native": rows})
     with session.status("adding"):
         done = opened.add(rows)
-    _finish(session, done, _artifacts({"native": rows}), None, {})
+    _finish(session, opened, done, inputs, None, {})
 
 
 @rollout.command(cls=Verb)
@@ -149,10 +153,10 @@ def queries(session: Session, rollout_path: str, source: str, target: str, qrels
     from embridge.tables.qrels import read_graded_qrels
 
     opened = eb.Rollout(rollout_path)
-    logged = [_open(path, space, named) for path, space in zip((source, target), opened.spaces, strict=True)]
+    logged = [open_beside(path, space, **named) for path, space in zip((source, target), opened.spaces, strict=True)]
     with session.status("measuring"):
         done = opened.queries(eb.match(*logged), qrels=read_graded_qrels(qrels) if qrels else None)
-    _finish(session, done, _artifacts({"source queries": logged[0], "target queries": logged[1]}), qrels, {})
+    _finish(session, opened, done, _artifacts({"source queries": logged[0], "target queries": logged[1]}), qrels, {})
 
 
 @rollout.command(cls=Verb)
@@ -204,8 +208,8 @@ def search(
         check_outputs(output, overwrite=overwrite, inputs=given)
     opened = eb.Rollout(rollout_path)
     old_space, new_space = opened.spaces
-    rows = _open(queries, new_space, named)
-    old = _open(old_queries, old_space, named) if old_queries else None
+    rows = open_beside(queries, new_space, **named)
+    old = open_beside(old_queries, old_space, **named) if old_queries else None
     with session.status("searching"):
         ids, hits = opened.search(rows, k, old_queries=old, parameters=params)
     outputs = []
@@ -240,19 +244,10 @@ def finish(session: Session, rollout_path: str, output: str, accept_loss: bool, 
     import embridge as eb
 
     check_outputs(output, overwrite=overwrite, inputs=[rollout_path])
+    opened = eb.Rollout(rollout_path)
     with session.status("writing"):
-        done = eb.Rollout(rollout_path).finish(output, accept_loss=accept_loss, overwrite=overwrite)
-    _finish(session, done, [], None, {"accept_loss": accept_loss})
-
-
-def _open(path: str, space: Any, named: dict[str, str | None]) -> Collection:
-    """A collection; a file that does not name its space has that of its side."""
-    from embridge.errors import UndeclaredSpaceError
-
-    try:
-        return open_source(path, None, **named)  # type: ignore[arg-type]
-    except UndeclaredSpaceError:
-        return open_source(path, f"{space.name}:{space.metric}", **named)  # type: ignore[arg-type]
+        done = opened.finish(output, accept_loss=accept_loss, overwrite=overwrite)
+    _finish(session, opened, done, [], None, {"accept_loss": accept_loss})
 
 
 def _artifacts(collections: dict[str, Collection]) -> list[Artifact]:
@@ -267,12 +262,22 @@ def _files(paths: dict[str, str]) -> list[Artifact]:
     return [Artifact.of_file(role, path) for role, path in paths.items()]
 
 
-def _finish(session: Session, done: RolloutStep, inputs: list[Artifact], qrels: str | None, parameters: dict[str, Any]) -> None:
+def _finish(
+    session: Session, made: Rollout, done: RolloutStep, inputs: list[Artifact], qrels: str | None, parameters: dict[str, Any]
+) -> None:
     """Record a step that changed a rollout, or wrote a file out of it, and print it."""
+    import embridge as eb
     from embridge.records import Run
 
     inputs += _files({"qrels": qrels}) if qrels else []
-    outputs = _files({"ids" if done.verb == "next" else "output": done.output}) if done.output else []
+    present = _artifacts({"rollout": made.collection})
+    outputs = present if done.verb in ("start", "add") else []
+    if done.verb in ("next", "queries", "finish"):
+        inputs += present
+    if done.verb == "next":
+        outputs = _files({"ids": done.output})
+    elif done.verb == "finish":
+        outputs = _artifacts({"output": eb.open(done.output)})
     facts = {"rollout": done.path, "stage": done.status.stage, "native": done.status.native}
     session.record(
         Run.of(

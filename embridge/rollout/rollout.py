@@ -161,6 +161,11 @@ class Rollout:
         """The old and the new space."""
         return reading(self._root, lambda _, folder: (Stage(folder).old.space, Stage(folder).new.space))
 
+    @property
+    def collection(self) -> Collection:
+        """The rows of the present stage with both vectors: a two-vector collection."""
+        return reading(self._root, lambda _, folder: Stage(folder).new)
+
     def status(self) -> RolloutStatus:
         """How good search is, and what the next rows are expected to bring. The figures were measured by the last step."""
         return reading(self._root, lambda state, _: state.status)

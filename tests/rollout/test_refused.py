@@ -94,7 +94,7 @@ def test_queries_that_do_not_belong_change_nothing(world, rollout):
         rollout.queries(more)
     with pytest.raises(ParameterError, match="name no relevant document of any of the 400 logged queries"):
         eb.Rollout.start(world.old, world.new(np.arange(200)), "x", queries=world.queries, qrels={7: ["d0001"]})
-    with pytest.raises(ParameterError, match="None of the 1 documents .*'nowhere'"):
+    with pytest.raises(ParameterError, match=r"None of the 1 documents .*'nowhere'"):
         eb.Rollout.start(world.old, world.new(np.arange(200)), "x", queries=world.queries, qrels={"q1": ["nowhere"]})
     assert content(rollout) == before
 

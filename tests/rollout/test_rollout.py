@@ -183,7 +183,7 @@ def test_a_worse_new_model_is_reported_on_day_one_and_search_does_not_lose(tmp_p
 
 
 def test_finish_writes_the_new_space_alone_with_the_loss_accepted_or_without_loss(world, rollout, tmp_path):
-    with pytest.raises(eb.EmbridgeError, match="for fused search now .200 of 600 rows native.*accept"):
+    with pytest.raises(eb.EmbridgeError, match=r"for fused search now .200 of 600 rows native.*accept"):
         rollout.finish(tmp_path / "out.parquet")
     done = rollout.finish(tmp_path / "out.parquet", accept_loss=True)
     assert "not measured to be as good" in done.notes[0]
