@@ -233,7 +233,7 @@ def overlaps(stage: Stage, logged: Logged, fusions: dict[str, Fusion], held_out:
 def compare_models(stage: Stage, logged: Logged, seed: int) -> tuple[RolloutScore, int, int]:
     """The new model against the old one among the native rows: scores, rows, and judged queries of the reported half."""
     native = np.flatnonzero(stage.native)
-    relevant = [np.intersect1d(rows, native) for rows in logged.relevant]
+    relevant = [rows[stage.native[rows]] for rows in logged.relevant]
     some = np.flatnonzero((logged.half == REPORTED) & np.array([len(rows) > 0 for rows in relevant], bool))
     if not len(some) or len(native) <= K:
         return RolloutScore(), len(native), 0
