@@ -22,6 +22,7 @@ EXPECTED = {
     "docs/guides/decoders.md": {"head.safetensors", "labels.parquet", "labels-again.parquet"},
     "docs/guides/evaluate.md": {"by-query.parquet", "plan.html", "next.parquet"},
     "docs/guides/merge.md": {"mixed.parquet", "mixed.faiss", "mixed-hits.parquet"},
+    "docs/guides/rollout.md": {"rollout", "hits.parquet", "both-hits.parquet", "new.parquet"},
     "docs/guides/search.md": {"projected.parquet", "blended.parquet", "projected-by-reverse-map.parquet"},
     "docs/quickstart.md": {"converted.faiss", "hits.parquet"},
 }

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 
@@ -14,6 +16,7 @@ from embridge.stores.base import Collection
 from embridge.stores.ids import check_unique, match_rows
 from embridge.types import Space, space_mismatch
 
+Judgments = Mapping[Any, Sequence[Any] | Mapping[Any, float]]
 _SAME = 1e-2  # relative distance up to which two vectors are the same: float16 rounds by less
 
 
@@ -115,3 +118,12 @@ def check_query_spaces(queries: Anchors, old: Space, new: Space) -> None:
     for expected, found in ((old, queries.source), (new, queries.target)):
         if not found.same_as(expected):
             raise space_mismatch("The rollout", expected, "the file of queries", found)
+
+
+def as_graded(qrels: Judgments | None) -> dict[Any, dict[Any, float]]:
+    """Judgments with grades; documents named in a sequence have grade 1."""
+    found = {}
+    for query, named in (qrels or {}).items():
+        grades = named if isinstance(named, Mapping) else dict.fromkeys(named, 1.0)
+        found[query] = {document: float(grade) for document, grade in grades.items() if grade is not None and grade > 0}
+    return found

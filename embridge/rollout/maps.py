@@ -111,13 +111,6 @@ def refit(before: Maps, moments: FoldMoments, sample: Anchors, held_out: Anchors
     return Maps(rows, projection, moments)
 
 
-def refitted(chosen: Map, anchors: Anchors) -> Map:
-    """The map of rows by the method and parameters of `chosen` on other rows."""
-    if isinstance(chosen, KernelMap):
-        return _kernel_again(chosen, anchors)
-    return fit(anchors, _method(chosen, len(anchors)))
-
-
 def _again(chosen: Map, role: Role, moments: FoldMoments) -> Map:
     """The affine map by the method and parameters of `chosen` on other moments."""
     found = fit(moments, _method(chosen, moments.total().n))
@@ -182,4 +175,4 @@ def _plain(translation: Map) -> Any:
     return translation.recorded(seconds=0.0)
 
 
-__all__ = ["MOST_HELD_OUT", "MOST_KERNEL", "Maps", "fit_first", "refit", "refitted"]
+__all__ = ["MOST_HELD_OUT", "MOST_KERNEL", "Maps", "fit_first", "refit"]

@@ -7,7 +7,7 @@ the reported half.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,7 +22,6 @@ from embridge.evaluation.fusion import LEAST_QUERIES, Candidates, CandidateSearc
 from embridge.evaluation.metrics import DEPTH, recall_and_mrr, relevance
 from embridge.indexes.fusion import Fusion
 from embridge.indexes.hubness import bias
-from embridge.maps import Map
 from embridge.neighbors import overlap
 from embridge.records.rollout import RolloutScore
 from embridge.rollout.stage import Stage
@@ -137,40 +136,18 @@ def reference_rows(half: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def search_stage(stage: Stage, logged: Logged) -> Found:
-    """Collect candidates of both ways of searching a stage, in one pass over its rows."""
-    return search_pairs(stage.pairs(), (stage.old.space, stage.new.space), logged, stage.projection)
-
-
-def search_pairs(
-    pairs: Iterable[tuple[int, np.ndarray, np.ndarray]], spaces: tuple[Space, Space], logged: Logged, projection: Map | None
-) -> Found:
-    """Collect candidates among rows with both vectors.
-
-    Parameters
-    ----------
-    pairs : iterable
-        As of `Stage.pairs`.
-    spaces : pair of Space
-        The old and the new space.
-    logged : Logged
-    projection : LinearMap or KernelMap, optional
-        Of queries into the old space. Without it there is no search by queries of the new model alone, and no hubness correction.
-    """
-    x, y = unit(logged.queries.x), unit(logged.queries.y)
+    """Collect candidates of both ways of searching, in one pass over the rows."""
+    x, y, projected = (unit(part) for part in (logged.queries.x, logged.queries.y, stage.projection.apply(logged.queries.y)))
     members = tuple(np.flatnonzero(logged.half == half) for half in (CHOOSING, REPORTED))
     references = reference_rows(logged.half)
-    is_corrected = projection is not None and min(map(len, members)) > 0
-    both = [CandidateSearch(x[m], y[m], corrected=is_corrected) for m in members]
-    alone: list[CandidateSearch] = []
-    if projection is not None:
-        projected = unit(projection.apply(logged.queries.y))
-        alone = [CandidateSearch(projected[m], y[m], corrected=is_corrected) for m in members]
-    for start, old_vectors, new_vectors in pairs:
-        old, new = side(old_vectors, spaces[0]), side(new_vectors, spaces[1])
+    is_corrected = min(map(len, members)) > 0
+    both, alone = ([CandidateSearch(old[m], y[m], corrected=is_corrected) for m in members] for old in (x, projected))
+    for start, old_vectors, new_vectors in stage.pairs():
+        old, new = side(old_vectors, stage.old.space), side(new_vectors, stage.new.space)
         places = np.arange(start, start + len(old))
         for half, own in enumerate(references):
             biases = (bias(old, x[own]) / 2, bias(new, y[own]) / 2) if is_corrected else None
-            for search in (both[half], *alone[half : half + 1]):
+            for search in (both[half], alone[half]):
                 search.offer(old, new, places, biases)
     return Found(logged, members, *(tuple(search.candidates() for search in searches) for searches in (both, alone)))
 
@@ -189,7 +166,9 @@ def score(recall: np.ndarray, keep_old: np.ndarray, overlaps: np.ndarray, seed: 
     return RolloutScore(**values)
 
 
-def overlaps(stage: Stage, logged: Logged, fusions: dict[str, Fusion], held_out: np.ndarray) -> dict[str, np.ndarray]:
+def overlaps(
+    stage: Stage, logged: Logged, fusions: dict[str, Fusion], held_out: np.ndarray, reach: np.ndarray
+) -> dict[str, np.ndarray]:
     """For the reported queries, the share of their 10 nearest rows by the new model that ways of searching find.
 
     Only held-out native rows are searched, for which native vectors and honest translations are known. The same share of them is
@@ -202,6 +181,7 @@ def overlaps(stage: Stage, logged: Logged, fusions: dict[str, Fusion], held_out:
     fusions : dict of str to Fusion
     held_out : ndarray of int64
         Positions.
+    reach : ndarray of int32, shape (2, n)
 
     Returns
     -------
@@ -212,7 +192,7 @@ def overlaps(stage: Stage, logged: Logged, fusions: dict[str, Fusion], held_out:
         return {name: np.empty(0) for name in fusions}
     rows = stage.anchors(held_out)
     share = stage.native.mean()
-    first = np.argsort(-stage.reach[CHOOSING][held_out], kind="stable")[: round(share * len(held_out))]
+    first = np.argsort(-reach[CHOOSING][held_out], kind="stable")[: round(share * len(held_out))]
     mixed = np.asarray(stage.translation.apply(rows.x))
     mixed[first] = rows.y[first]
     some = np.flatnonzero(logged.half == REPORTED)

@@ -4,51 +4,26 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
-from embridge.anchors import Anchors, ids_at
+from embridge.anchors import Anchors
 from embridge.errors import ParameterError
 from embridge.indexes.index import Index
 from embridge.indexes.search import search
 from embridge.outputs import Output
 from embridge.records.rollout import RolloutStatus, RolloutStep
-from embridge.rollout.entering import entering_queries, entering_rows
+from embridge.rollout.entering import Judgments, as_graded, entering_queries, entering_rows
 from embridge.rollout.finish import write_new_space
-from embridge.rollout.forecast import order_of
-from embridge.rollout.quality import CHOOSING
 from embridge.rollout.stage import Stage
 from embridge.rollout.start import start
-from embridge.rollout.steps import (
-    COLLECTION,
-    HANDED,
-    INDEX,
-    INDEX_FILES,
-    MAP,
-    MOMENTS,
-    QRELS,
-    QUERIES,
-    QUERIES_MAP,
-    REACH,
-    State,
-    commit,
-    link,
-    read_state,
-    reading,
-    seal,
-    step,
-)
-from embridge.rollout.write import add_native, add_queries, references_of, save_array
+from embridge.rollout.steps import INDEX, State, commit, read_state, reading, replace_state, seal, step
+from embridge.rollout.write import add_native, add_queries, list_rows, references_of
 from embridge.stores import source_paths
 from embridge.stores.base import Collection
-from embridge.tables.ids import write_order
 from embridge.types import Hits, Space
-
-Judgments = Mapping[Any, Sequence[Any] | Mapping[Any, float]]
 
 
 class Rollout:
@@ -195,27 +170,10 @@ class Rollout:
         started = time.perf_counter()
         if n < 1:
             raise ParameterError.must_be("n", "at least 1", n)
-        with step(self._root, Output(path), inputs=[], overwrite=overwrite) as (state, folder, working):
-            stage = Stage(folder)
-            left = ~stage.native
-            listed = stage.handed
-            if not again:
-                left[listed] = False
-            rows = order_of(stage.reach, left)[:n]
-            if not len(rows):
-                raise ParameterError(
-                    f"No row is left to list: {state.status.native:,} of {state.status.rows:,} are native and "
-                    f"{state.status.handed:,} are listed already. Hint: --again (again=True) lists those again."
-                )
-            places = np.sort(rows)
-            ids = ids_at(stage.new, places)[np.searchsorted(places, rows)]
-            link(folder, working, _UNCHANGED_BY_LISTING)
-            handed = np.union1d(listed, rows)
-            save_array(working / HANDED, handed)
-            write_order(os.fspath(path), ids, stage.reach[CHOOSING][rows])
-            status = replace(state.status, handed=len(handed))
-            self._commit(state, working, status=status)
-        return RolloutStep(self.path, "next", len(rows), status, time.perf_counter() - started, output=os.fspath(path))
+        with step(self._root, Output(path), inputs=[], overwrite=overwrite) as (state, folder, _):
+            made, rows = list_rows(state, Stage(folder), self._root, n, Path(path), again=again)
+            replace_state(self._root, made)
+        return RolloutStep(self.path, "next", rows, made.status, time.perf_counter() - started, output=os.fspath(path))
 
     def add(self, native: Collection) -> RolloutStep:
         """Add native vectors: the next stage.
@@ -350,15 +308,3 @@ class Rollout:
     def _commit(self, state: State, working: Path, *, status: RolloutStatus) -> None:
         name = seal(working, status.stage, state.lineage)
         commit(self._root, working, replace(state, folder=name, status=status))
-
-
-_UNCHANGED_BY_LISTING = (COLLECTION, MAP, QUERIES_MAP, MOMENTS, QUERIES, QRELS, REACH, *INDEX_FILES)
-
-
-def as_graded(qrels: Judgments | None) -> dict[Any, dict[Any, float]]:
-    """Judgments with grades; documents named in a sequence have grade 1."""
-    found = {}
-    for query, named in (qrels or {}).items():
-        grades = named if isinstance(named, Mapping) else dict.fromkeys(named, 1.0)
-        found[query] = {document: float(grade) for document, grade in grades.items() if grade is not None and grade > 0}
-    return found

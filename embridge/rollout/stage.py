@@ -14,7 +14,7 @@ from embridge.anchors import Anchors, ids_at
 from embridge.arrays import unit
 from embridge.maps import Map, load_map
 from embridge.records import AnchorRecord
-from embridge.rollout.steps import COLLECTION, HANDED, MAP, QRELS, QUERIES, QUERIES_MAP, REACH
+from embridge.rollout.steps import COLLECTION, MAP, QRELS, QUERIES, QUERIES_MAP, REACH
 from embridge.stores import ParquetCollection
 from embridge.stores.base import Batch, Collection
 from embridge.stores.ids import hash_ids
@@ -83,11 +83,6 @@ class Stage:
     def reach(self) -> np.ndarray:
         """For each row the number of queries that reach it, shape (n,)."""
         return np.load(self.folder / REACH, allow_pickle=False)
-
-    @cached_property
-    def handed(self) -> np.ndarray:
-        """Sorted positions of the rows that were listed to be encoded and are not native yet."""
-        return np.load(self.folder / HANDED, allow_pickle=False)
 
     def pairs(self) -> Iterator[tuple[int, np.ndarray, np.ndarray]]:
         """Batches of rows in order: position of the first, vectors of the old and of the new space."""

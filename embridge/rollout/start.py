@@ -20,8 +20,8 @@ from embridge.rollout.entering import check_query_spaces, match_all
 from embridge.rollout.maps import fit_first
 from embridge.rollout.quality import check_judgments
 from embridge.rollout.stage import OLD_VECTOR, PROVENANCE, NativeRows, Stage, write_queries, write_rows
-from embridge.rollout.steps import COLLECTION, HANDED, QRELS, QUERIES, WORKING, State, check_new, commit, discard, make_folder, seal
-from embridge.rollout.write import save_array, write_index, write_measured
+from embridge.rollout.steps import COLLECTION, QRELS, QUERIES, WORKING, State, check_new, commit, discard, make_folder, seal
+from embridge.rollout.write import write_index, write_measured
 from embridge.stores import source_paths
 from embridge.stores.base import Collection, check_content
 from embridge.stores.ids import check_unique
@@ -98,10 +98,9 @@ def _first_stage(
         write_queries(working / QUERIES, queries)
     if qrels:
         write_qrels(working / QRELS, qrels)
-    save_array(working / HANDED, np.empty(0, np.int64))
     stage = Stage(working)
-    figures = write_measured(stage, 0, seed, curve=(), history=(), handed=0)
-    write_index(stage, factory, figures.status, seed)
-    status = replace(figures.status, history=(RolloutStage(0, figures.status.native, figures.status.now.recall, None),))
+    status = write_measured(stage, 0, seed, history=(), handed=0)
+    write_index(stage, factory, status, seed)
+    status = replace(status, history=(RolloutStage(0, status.native, status.now.recall, None),))
     folder = seal(working, 0, lineage)
-    return State(folder, lineage, factory, seed, status, figures.curve), maps.rows.record.method
+    return State(folder, lineage, factory, seed, status), maps.rows.record.method

@@ -18,6 +18,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
+import numpy as np
+
 from embridge.errors import EmbridgeError, InterruptedOutputError, MissingFileError, OutputError, UnreadableFileError
 from embridge.files import sync_folder, whole_or_absent, writing
 from embridge.folders import MANIFEST, check_own_folder, entries, read_manifest, write_manifest
@@ -26,9 +28,10 @@ from embridge.records.rollout import RolloutStatus
 
 STATE, WORKING = "state.json", ".working"
 COLLECTION, MAP, QUERIES_MAP, MOMENTS = "collection.parquet", "map.safetensors", "queries-map.safetensors", "moments.safetensors"
-QUERIES, QRELS, REACH, HANDED, INDEX = "queries.parquet", "qrels.parquet", "reach.npy", "handed.npy", "index.faiss"
+QUERIES, QRELS, REACH, INDEX = "queries.parquet", "qrels.parquet", "reach.npy", "index.faiss"
 INDEX_FILES = (INDEX, f"{INDEX}.json", f"{INDEX}.ids.parquet")
-FILES = (COLLECTION, MAP, QUERIES_MAP, MOMENTS, QUERIES, QRELS, REACH, HANDED, *INDEX_FILES, MANIFEST)
+FILES = (COLLECTION, MAP, QUERIES_MAP, MOMENTS, QUERIES, QRELS, REACH, *INDEX_FILES, MANIFEST)
+_STAGE, _LISTED = "stage-", "listed-"
 _FORMAT = "embridge.rollout.1"
 _LARGEST = 16 << 20  # bytes of state.json
 _TRIES = 20
@@ -49,8 +52,8 @@ class State:
         FAISS factory string of the index; empty where there is none.
     seed : int
     status : RolloutStatus
-    curve : tuple of (float, float)
-        Points of the forecast (`embridge.rollout.forecast`).
+    listed : str
+        The file with the positions of rows that were listed to be encoded and are not native; empty where there are none.
     """
 
     folder: str
@@ -58,7 +61,7 @@ class State:
     factory: str
     seed: int
     status: RolloutStatus
-    curve: tuple[tuple[float, float], ...] = ()
+    listed: str = ""
 
     def dumps(self) -> bytes:
         """As JSON with a checksum, the same bytes for the same content."""
@@ -80,11 +83,10 @@ class State:
                 raise UnreadableFileError.altered(where)
             if values.pop("format") != _FORMAT:
                 raise UnreadableFileError.foreign(where, "the state of a rollout", f"the format {_FORMAT!r}")
-            name = values["folder"]
-            if not name.startswith("stage-") or "/" in name:
-                raise ValueError(f"{name!r} is not the folder of a stage")
-            curve = tuple((float(x), float(y)) for x, y in values["curve"])
-            return cls(**values | {"status": RolloutStatus.from_dict(values["status"]), "curve": curve})
+            for name, start in ((values["folder"], _STAGE), (values["listed"] or _LISTED, _LISTED)):
+                if not name.startswith(start) or "/" in name:
+                    raise ValueError(f"{name!r} does not begin with {start!r}")
+            return cls(**values | {"status": RolloutStatus.from_dict(values["status"])})
         except (ValueError, TypeError, LookupError, AttributeError, RecursionError) as e:
             raise UnreadableFileError.at(where, "the state of a rollout", e) from e
 
@@ -157,20 +159,23 @@ def step(root: Path, *outputs: Output, inputs: list[str], overwrite: bool = Fals
         state = read_state(root)
         check_stage(root / state.folder)
         with writing(root):
-            clear(root, keep=state.folder)
+            clear(root, state)
             make_folder(root / WORKING)
         try:
             yield state, root / state.folder, root / WORKING
         finally:
             with writing(root):
-                clear(root, keep=read_state(root).folder)
+                clear(root, read_state(root))
 
 
-def clear(root: Path, keep: str) -> None:
-    """Remove folders of stages other than `keep`; files that embridge did not write stay, with their folder."""
+def clear(root: Path, state: State | None) -> None:
+    """Remove stages and lists of rows other than those of `state`; files that embridge did not write stay, with their folder."""
+    kept = () if state is None else (state.folder, state.listed)
     for entry in sorted(os.scandir(root), key=lambda entry: entry.name):
-        if entry.name != keep and (entry.name == WORKING or entry.name.startswith("stage-")):
-            folder = Path(entry.path)
+        folder = Path(entry.path)
+        if entry.name.removeprefix(".").startswith(_LISTED) and entry.name not in kept and not entry.is_dir():
+            folder.unlink()
+        elif (entry.name == WORKING or entry.name.startswith(_STAGE)) and entry.name not in kept:
             check_own_folder(folder)
             for name, is_folder in list(entries(folder)):
                 if not is_folder and _is_ours(name):
@@ -189,14 +194,40 @@ def _is_ours(name: str) -> bool:
     return any(base == file or (base != name and base.startswith(f"{file}.")) for file in FILES)
 
 
-def link(stage: Path, working: Path, names: tuple[str, ...]) -> None:
-    """Give the next stage the files `names` of this one that exist, unchanged."""
+def copy(stage: Path, working: Path, names: tuple[str, ...]) -> None:
+    """Copy the files `names` that a stage has. Links would change the files' times, which tell readers that they were replaced."""
     for name in names:
         if (stage / name).exists():
-            try:
-                os.link(stage / name, working / name)
-            except OSError:  # the file system has no second links
-                shutil.copyfile(stage / name, working / name)
+            with whole_or_absent(working / name) as temporary:
+                shutil.copyfile(stage / name, temporary)
+
+
+def write_listed(root: Path, rows: np.ndarray) -> str:
+    """Write positions of listed rows beside the stages, under a hash of the content; returns the name, empty for no rows."""
+    if not len(rows):
+        return ""
+    content = rows.astype("<i8").tobytes()
+    name = f"{_LISTED}{hashlib.blake2b(content, digest_size=8).hexdigest()}"
+    with whole_or_absent(root / name) as temporary:
+        temporary.write_bytes(content)
+    return name
+
+
+def read_listed(root: Path, state: State) -> np.ndarray:
+    """Sorted positions of listed rows.
+
+    Raises
+    ------
+    UnreadableFileError
+        The file is missing or was altered.
+    """
+    if not state.listed:
+        return np.empty(0, np.int64)
+    path = root / state.listed
+    content = path.read_bytes() if path.is_file() else b""
+    if state.listed != f"{_LISTED}{hashlib.blake2b(content, digest_size=8).hexdigest()}":
+        raise UnreadableFileError.altered(str(path))
+    return np.frombuffer(content, "<i8").astype(np.int64)
 
 
 def seal(working: Path, stage: int, lineage: dict[str, str]) -> str:
@@ -224,8 +255,13 @@ def commit(root: Path, working: Path, state: State) -> None:
         if read_state_or_none(root) is None or not target.exists():
             os.rename(working, target)
             sync_folder(root)
-        with whole_or_absent(root / STATE) as temporary:
-            temporary.write_bytes(state.dumps())
+    replace_state(root, state)
+
+
+def replace_state(root: Path, state: State) -> None:
+    """Write ``state.json``."""
+    with whole_or_absent(root / STATE) as temporary:
+        temporary.write_bytes(state.dumps())
 
 
 def read_state_or_none(root: Path) -> State | None:
@@ -251,7 +287,7 @@ def discard(building: Path) -> None:
     """Remove a rollout whose start was interrupted, if there is one; files that embridge did not write stay."""
     if os.path.lexists(building):
         check_own_folder(building)
-        clear(building, keep="")
+        clear(building, None)
         for name, _ in list(entries(building)):
             if name == STATE or name.startswith(f".{STATE}."):
                 (building / name).unlink()

@@ -8,22 +8,22 @@ from typing import Any
 
 import numpy as np
 
-from embridge.anchors import Anchors
+from embridge.anchors import Anchors, ids_at
 from embridge.anchors.fold_moments import FoldMoments
+from embridge.errors import ParameterError
 from embridge.files import whole_or_absent
 from embridge.indexes.build import build_index
 from embridge.indexes.fusion import Fusion, Hubness
 from embridge.indexes.replace import replace_rows
 from embridge.indexes.rows import FusedRows
 from embridge.records.rollout import RolloutStage, RolloutStatus, RolloutStep
-from embridge.rollout.figures import Figures, measure
-from embridge.rollout.forecast import expected, reached
+from embridge.rollout.figures import measure
+from embridge.rollout.forecast import expected, order_of, reached
 from embridge.rollout.maps import MOST_HELD_OUT, MOST_KERNEL, Maps, fit_projection, refit
-from embridge.rollout.quality import REPORTED, Logged, check_judgments, reference_rows
+from embridge.rollout.quality import CHOOSING, REPORTED, Logged, check_judgments, reference_rows
 from embridge.rollout.stage import NativeRows, Stage, is_held_out, write_queries, write_rows
 from embridge.rollout.steps import (
     COLLECTION,
-    HANDED,
     INDEX,
     MAP,
     MOMENTS,
@@ -32,9 +32,12 @@ from embridge.rollout.steps import (
     QUERIES_MAP,
     REACH,
     State,
-    link,
+    copy,
+    read_listed,
+    write_listed,
 )
 from embridge.stores import MemoryCollection
+from embridge.tables.ids import write_order
 from embridge.tables.qrels import write_qrels
 from embridge.tensors import write_tensors
 
@@ -45,19 +48,11 @@ def save_array(path: Path, values: np.ndarray) -> None:
         np.save(file, values, allow_pickle=False)
 
 
-def write_measured(stage: Stage, number: int, seed: int, **known: Any) -> Figures:
-    """Measure a stage whose other files are written, and write the counts that order its rows.
-
-    Parameters
-    ----------
-    stage : Stage
-    number, seed : int
-    **known
-        As for `measure`.
-    """
-    figures = measure(stage, number, seed, **known)
-    save_array(stage.folder / REACH, figures.reach)
-    return figures
+def write_measured(stage: Stage, number: int, seed: int, **known: Any) -> RolloutStatus:
+    """Measure a stage whose other files are written (`measure`), and write the counts that order its rows."""
+    status, reach = measure(stage, number, seed, **known)
+    save_array(stage.folder / REACH, reach)
+    return status
 
 
 def write_index(
@@ -91,6 +86,32 @@ def references_of(stage: Stage, seed: int) -> tuple[MemoryCollection | None, Mem
     return MemoryCollection(some.ids, some.y, some.target), MemoryCollection(some.ids, some.x, some.source)
 
 
+def list_rows(state: State, stage: Stage, root: Path, n: int, path: Path, *, again: bool) -> tuple[State, int]:
+    """Write the ids of at most n rows that come next to `path`; returns the state with these rows as listed, and their number.
+
+    Raises
+    ------
+    ParameterError
+        No row is left.
+    """
+    left, listed, status = ~stage.native, read_listed(root, state), state.status
+    if not again:
+        left[listed] = False
+    rows = order_of(stage.reach, left)[:n]
+    if not len(rows):
+        raise ParameterError(
+            f"No row is left to list: {status.native:,} of {status.rows:,} are native and {status.handed:,} are listed already. "
+            "Hint: --again (again=True) lists those again."
+        )
+    places = np.sort(rows)
+    ids = ids_at(stage.new, places)[np.searchsorted(places, rows)]
+    both = np.union1d(listed, rows)
+    name = write_listed(root, both)
+    with whole_or_absent(path) as temporary:
+        write_order(temporary, ids, stage.reach[CHOOSING][rows])
+    return replace(state, listed=name, status=replace(status, handed=len(both))), len(rows)
+
+
 def add_native(state: State, stage: Stage, working: Path, entering: NativeRows, done: RolloutStep) -> tuple[State, RolloutStep]:
     """Write the stage with more native rows."""
     before, number = state.status, state.status.stage + 1
@@ -101,19 +122,19 @@ def add_native(state: State, stage: Stage, working: Path, entering: NativeRows, 
         working / COLLECTION, stage.old, maps.rows, entering, before=stage, retranslate=is_new,
         lineage=_lineage(state, maps),
     )  # fmt: skip
-    link(stage.folder, working, (QUERIES, QRELS))
-    handed = np.setdiff1d(stage.handed, entering.rows)
-    save_array(working / HANDED, handed)
+    copy(stage.folder, working, (QUERIES, QRELS))
+    root = working.parent
+    handed = np.setdiff1d(read_listed(root, state), entering.rows)
     then = stage.native.copy()
     then[entering.rows] = True
-    came = RolloutStage(number, int(then.sum()), None, expected(state.curve, before, reached(stage.reach, then)))
+    foreseen = expected(before, *(reached(stage.reach, native) for native in (stage.native, then)))
     made = Stage(working)
-    figures = write_measured(made, number, state.seed, curve=state.curve, history=before.history, handed=len(handed))
+    status = write_measured(made, number, state.seed, history=before.history, handed=len(handed))
     changed = None if is_new else entering.rows
-    index = write_index(made, state.factory, figures.status, state.seed, before=stage, changed=changed)
-    status = replace(figures.status, history=(*before.history, replace(came, recall=figures.status.now.recall)))
+    index = write_index(made, state.factory, status, state.seed, before=stage, changed=changed)
+    status = replace(status, history=(*before.history, RolloutStage(number, status.native, status.now.recall, foreseen)))
     done = replace(done, status=status, map="refitted" if is_new else "kept", method=maps.rows.record.method, index=index)
-    return replace(state, status=status, curve=figures.curve), done
+    return replace(state, status=status, listed=write_listed(root, handed)), done
 
 
 def _refitted(stage: Stage, entering: NativeRows, seed: int) -> Maps:
@@ -134,7 +155,7 @@ def add_queries(
     judged = {query: {**stage.qrels.get(query, {}), **qrels.get(query, {})} for query in (*stage.qrels, *qrels)}
     if judged:
         check_judgments(queries, judged, stage.new)
-    link(stage.folder, working, (COLLECTION, MAP, MOMENTS, HANDED))
+    copy(stage.folder, working, (COLLECTION, MAP, MOMENTS))
     write_queries(working / QUERIES, queries)
     if judged:
         write_qrels(working / QRELS, judged)
@@ -142,9 +163,9 @@ def add_queries(
     write_tensors(working / QUERIES_MAP, *projection.to_file())
     status = state.status
     made = Stage(working)
-    figures = write_measured(made, status.stage, state.seed, curve=(), history=status.history, handed=status.handed)
-    done = replace(done, status=figures.status, index=write_index(made, state.factory, figures.status, state.seed))
-    return replace(state, status=figures.status, curve=figures.curve), done
+    status = write_measured(made, status.stage, state.seed, history=status.history, handed=status.handed)
+    done = replace(done, status=status, index=write_index(made, state.factory, status, state.seed))
+    return replace(state, status=status), done
 
 
 def _lineage(state: State, maps: Maps) -> dict[str, str]:
