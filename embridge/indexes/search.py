@@ -73,9 +73,7 @@ def search(
     if parameters:
         raise ParameterError(f"Search parameters ({parameters}) belong to an index, and {index.name} is a collection.")
     if old_space is None and (references is not None or old_references is not None):
-        raise ParameterError(
-            f"Reference queries belong to a fused search, and {index.name} has no old vectors."
-        )
+        raise ParameterError(f"Reference queries belong to a fused search, and {index.name} has no old vectors.")
     pair = None
     if old_space is not None:
         sides = ((old_references, old_space), (references, index.space))
