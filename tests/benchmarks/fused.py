@@ -42,8 +42,16 @@ def main() -> None:
     if options.resident:
         print(_resident(options.resident))
         return
-    for line in run(options.data, options.repeat):
+    show(options.data, options.repeat)
+
+
+def show(data: Path, repeat: int = 5) -> list[str]:
+    """Print the lines as they are measured, and return them."""
+    lines = []
+    for line in run(data, repeat):
         print(line, flush=True)
+        lines.append(line)
+    return lines
 
 
 def run(data: Path, repeat: int = 5) -> Iterator[str]:
