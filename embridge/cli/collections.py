@@ -54,21 +54,20 @@ def info(session: Session, source: str, space: str | None, **named: str | None) 
     space_found = collection.space.to_dict() | ({} if is_named else {"name": None})
     result: dict[str, Any] = {"rows": found.rows, "space": space_found, "norm": found.norm}
     result |= {"duplicate_ids": found.duplicate_ids, "bad_rows": found.bad_rows}
-    spaces = {collection.vector_column: space_found} | {c: s.to_dict() for c, s in collection.payload_spaces.items()}
-    result |= {"spaces": spaces}
     result |= {"mean_cosine": found.mean_cosine, "effective_rank": found.effective_rank}
+    if further := collection.payload_spaces:
+        result["spaces"] = {collection.vector_column: space_found} | {c: s.to_dict() for c, s in further.items()}
     if is_named:
         seconds = time.perf_counter() - started
         inputs, parameters = [Artifact.of_collection("source", collection)], {"source": source}
         session.record(Run.of("info", inputs=inputs, parameters=parameters, seconds=seconds, rows=found.rows))
-    described = {c: f"{s.dim} dimensions, space {s.name}, {s.metric}" for c, s in collection.payload_spaces.items()}
-    further = "".join(f"column {column}: {text}\n" for column, text in described.items())
+    columns = "".join(f"column {c}: {s.dim} dimensions, space {s.name}, {s.metric}\n" for c, s in further.items())
     lengths = ", ".join(f"{name} {value:.4f}" for name, value in found.norm.items())
     session.emit(
         result,
         f"{source}: {found.rows:,} rows, {collection.space.dim} dimensions, space {space_found['name'] or '(not declared)'}, "
         f"{collection.space.metric}, {'normalized' if collection.space.normalized else 'not normalized'}\n"
-        f"{further}norms: {lengths}\n"
+        f"{columns}norms: {lengths}\n"
         f"mean cosine of two rows: {found.mean_cosine:.3f}; effective rank: {found.effective_rank:.1f} of {collection.space.dim}\n"
         f"ids that occur more than once: {found.duplicate_ids:,}; bad rows: {found.bad_rows:,}",
     )

@@ -11,12 +11,8 @@ import click
 from embridge.cli.session import (
     Session,
     Verb,
-    collection_artifact,
     columns,
     external_lists_option,
-    file_artifact,
-    index_artifact,
-    map_artifact,
     open_source,
     overwrite_option,
     seed_option,
@@ -31,7 +27,7 @@ _SIDES = ("none", "old", "new", "both")
 _sides_option = click.option(
     "--fused-hubness",
     type=click.Choice(_SIDES),
-    help="Sides of a fused search to correct for hubness. [default: the index's, none]",
+    help="Sides of a fused search to correct for hubness. [default: the index's; with reference queries both]",
 )
 _old_space_option = click.option("--old-space", metavar="NAME[:METRIC]", help="Space of old vectors and queries that name none.")
 
@@ -73,7 +69,7 @@ def index(
     """
     import embridge as eb
     from embridge.outputs import INDEX, Output, check_outputs
-    from embridge.records import Run
+    from embridge.records import Artifact, Run
 
     started = time.perf_counter()
     if fuse is None and (weight is not None or fused_hubness or old_hubness or old_space):
@@ -84,7 +80,8 @@ def index(
     old = _open_old(fuse, old_space, *named) if fuse else None
     references = open_source(hubness, space, *named) if hubness else None
     old_references = _open_old(old_hubness, old_space, *named) if old_hubness else None
-    fusion = eb.Fusion().changed(weight, fused_hubness) if old is not None else None
+    default = eb.Fusion.default(has_bias=references is not None)
+    fusion = default.changed(weight, fused_hubness) if old is not None else None
     with session.progress("adding") as progress:
         made = eb.build_index(
             collection, output, factory, fuse=old, fusion=fusion, hubness=references, old_hubness=old_references,
@@ -92,7 +89,7 @@ def index(
         )  # fmt: skip
     seconds = time.perf_counter() - started
     given = {"source": collection, "old vectors": old, "reference queries": references, "old reference queries": old_references}
-    inputs = tuple(collection_artifact(role, side) for role, side in given.items() if side is not None)
+    inputs = [Artifact.of_collection(role, side) for role, side in given.items() if side is not None]
     parameters: dict[str, Any] = {"factory": factory, "seed": seed}
     result: dict[str, Any] = {
         "path": output,
@@ -107,7 +104,8 @@ def index(
         parameters |= fused
         result |= {"old_space": made.old_space.to_dict(), **fused}
         text += f" fused with {made.old_space.name!r}, weight {made.fusion.weight:g}, hubness correction {made.fusion.hubness}"
-    session.record(Run("index", parameters, seconds, inputs, (index_artifact("index", made),), len(made)))
+    outputs = [Artifact.of_index("index", made)]
+    session.record(Run.of("index", inputs=inputs, outputs=outputs, parameters=parameters, seconds=seconds, rows=len(made)))
     session.emit(result, f"{text}, {factory}, {seconds:.1f} s")
 
 
@@ -169,7 +167,7 @@ def search(
     """
     import embridge as eb
     from embridge.outputs import Output, check_outputs
-    from embridge.records import Run
+    from embridge.records import Artifact, Run
     from embridge.stores.locations import looks_like_parquet
     from embridge.tables.hits import write_hits
 
@@ -180,10 +178,10 @@ def search(
     named = (id_column, vector_column)
     if looks_like_parquet(index_path):
         opened = open_source(index_path, index_space, *named)
-        searched, expected = collection_artifact("collection", opened), (opened.old_side or opened).space
+        searched, expected = Artifact.of_collection("collection", opened), (opened.old_side or opened).space
     else:
         opened = eb.open_index(index_path, space=index_space, external_lists=external_lists)
-        searched, expected = index_artifact("index", opened), opened.old_space or opened.space
+        searched, expected = Artifact.of_index("index", opened), opened.old_space or opened.space
     old_space = old_space or expected.name
     query_rows = open_source(queries, space, *named)
     translation = eb.load_map(via) if via else None
@@ -198,13 +196,13 @@ def search(
     if output:
         write_hits(output, ids, hits, inputs=given, overwrite=overwrite)
     seconds = time.perf_counter() - started
-    inputs = [searched, collection_artifact("queries", query_rows)]
-    inputs += [map_artifact("map", via, translation)] if via and translation else []
+    inputs = [searched, Artifact.of_collection("queries", query_rows)]
+    inputs += [Artifact.of_map("map", via, translation)] if via and translation else []
     further = {"old queries": old, "reference queries": references, "old reference queries": old_references}
-    inputs += [collection_artifact(role, side) for role, side in further.items() if side is not None]
+    inputs += [Artifact.of_collection(role, side) for role, side in further.items() if side is not None]
     parameters: dict[str, Any] = {"k": k, "params": params, "weight": weight, "hubness": fused_hubness}
-    outputs = (file_artifact("hits", output),) if output else ()
-    session.record(Run("search", parameters, seconds, tuple(inputs), outputs, len(ids)))
+    outputs = [Artifact.of_file("hits", output)] if output else []
+    session.record(Run.of("search", inputs=inputs, outputs=outputs, parameters=parameters, seconds=seconds, rows=len(ids)))
     rows = [(query, *hits.row(i)) for i, query in enumerate(ids.tolist())]
     result = {"k": k, "hits": [{"query_id": query, "ids": found, "scores": scores} for query, found, scores in rows]}
     if output:

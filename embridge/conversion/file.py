@@ -25,7 +25,6 @@ from embridge.stores import Batch
 from embridge.stores.parquet.collection import OLD_COLUMN
 from embridge.stores.parquet.writer import CollectionWriter
 from embridge.tables.rejected import is_bad_rows, write_bad_rows
-from embridge.types import Metric
 
 
 def convert_file(task: Task, target: Path, *, bad_path: Path | None = None, may_be_empty: bool = False) -> Conversion:
@@ -124,8 +123,8 @@ def _write_groups(task: Task, journal: Journal, sample: Sample) -> list[Bad]:
         devices=len(task.devices),
         cuda_bytes=min(free_memory(device) for device in task.devices) if task.devices[0].type == "cuda" else 0,
     )
-    options = {"precision": task.options.precision, "coverage": task.options.confidence}
-    engines = [Engine(translation, device, held.chunk_rows, **options) for device in task.devices]
+    options = replace(task.options, validate=False, name=source.name)
+    engines = [Engine(translation, device, held.chunk_rows, options) for device in task.devices]
     group_rows = min(writer.group_rows, len(source))
     buffers = [np.empty((group_rows, translation.target.dim), writer.dtype) for _ in range(held.buffers)]
     bad = bad_rows_of(journal.entries)
@@ -142,8 +141,7 @@ def _write_groups(task: Task, journal: Journal, sample: Sample) -> list[Bad]:
             task.progress(group.read, len(source))
 
     groups = row_groups(source, writer.group_rows, task.batch_rows or held.batch_rows, start=start, on_bad=task.on_bad)
-    zero_is_bad = translation.target.metric == Metric.COSINE
-    translate_groups(groups, engines, buffers, write, source.name, zero_is_bad=zero_is_bad)
+    translate_groups(groups, engines, buffers, write)
     writer.close()
     return bad
 
@@ -184,12 +182,12 @@ def check_room(task: Task, target: Path) -> None:
     """
     row_bytes = task.translation.target.dim * np.dtype(task.options.dtype).itemsize
     row_bytes += task.source.stated_space.dim * np.dtype(task.source.vector_type).itemsize if task.keep_old else 0
-    needed = len(task.source) * row_bytes
+    required = len(task.source) * row_bytes
     there = partial_path(target)
     free = os.statvfs(target.parent)
     room = free.f_bavail * free.f_frsize + (there.stat().st_size if there.is_file() else 0)
-    if needed > room:
+    if required > room:
         raise DiskFullError(
-            f"{str(target)!r} needs about {needed / 1e9:.2f} GB, but {room / 1e9:.2f} GB are free there. "
+            f"{str(target)!r} needs about {required / 1e9:.2f} GB, but {room / 1e9:.2f} GB are free there. "
             "Hint: free some, write elsewhere, or halve it with --dtype float16."
         )

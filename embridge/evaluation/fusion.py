@@ -21,6 +21,7 @@ WEIGHTS = tuple(step / 10 for step in range(11))
 LEAST_QUERIES = 50  # to choose on; with fewer the old model is kept
 _QUERIES = 512  # scored at a time
 _ROWS = 8192
+_EMPTY = (-1, 0, 0, 0, 0)  # of each part of the candidates
 # The nearest rows by each of these are candidates: together they hold nearly all of the nearest rows by any other fusion.
 _COLLECTED = (Fusion(0.0), Fusion(0.5), Fusion(1.0))
 _COLLECTED_CORRECTED = (Fusion(0.0, Hubness.OLD), Fusion(0.5, Hubness.BOTH), Fusion(1.0, Hubness.NEW))
@@ -46,15 +47,30 @@ class Candidates:
     old_bias: np.ndarray
     new_bias: np.ndarray
 
+    @classmethod
+    def joined(cls, parts: Sequence[Candidates]) -> Candidates:
+        """Candidates of several groups of queries, one after the other."""
+        width = max((part.rows.shape[1] for part in parts), default=0)
+        columns = zip(*((part.rows, part.old, part.new, part.old_bias, part.new_bias) for part in parts), strict=True)
+        return cls(
+            *(
+                np.concatenate([np.pad(c, ((0, 0), (0, width - c.shape[1])), constant_values=empty) for c in column])
+                for column, empty in zip(columns, _EMPTY, strict=True)
+            )
+        )
+
     def scores(self, fusion: Fusion) -> np.ndarray:
         """Fused scores, shape (n_queries, n_candidates), float32; minus infinity at empty places."""
         parts = (torch.from_numpy(part) for part in (self.old, self.new, self.old_bias, self.new_bias))
         return _fused(fusion, *parts).masked_fill(torch.from_numpy(self.rows < 0), -torch.inf).numpy()
 
     def ranked(self, fusion: Fusion, k: int) -> np.ndarray:
-        """Positions of the k best candidates, best first, shape (n_queries, k); -1 where there are fewer."""
+        """Positions of the k best candidates, best first, shape (n_queries, k); -1 where there are fewer.
+
+        Of equal scores the first row of the collection comes first.
+        """
         scores = torch.from_numpy(self.scores(fusion))
-        best = scores.topk(min(k, scores.shape[1]), dim=1).indices.numpy()
+        best = scores.sort(dim=1, descending=True, stable=True).indices[:, :k].numpy()
         found = np.full((len(scores), k), -1, np.int64)
         found[:, : best.shape[1]] = np.take_along_axis(self.rows, best, 1)
         return found
@@ -92,7 +108,7 @@ class CandidateSearch:
             raise BadVectorsError(f"Fused search needs both vectors of each query. Got {len(old):,} old and {len(new):,} new ones.")
         self._depth = depth
         self._fusions = (*_COLLECTED, *_COLLECTED_CORRECTED) if corrected else _COLLECTED
-        starts = range(0, len(self._old), _QUERIES)
+        starts = range(0, max(len(self._old), 1), _QUERIES)
         self._blocks: list[tuple[torch.Tensor, ...]] = [_none(min(_QUERIES, len(self._old) - start)) for start in starts]
 
     def offer(
@@ -131,12 +147,7 @@ class CandidateSearch:
 
     def candidates(self) -> Candidates:
         """The candidates so far."""
-        width = max((block[0].shape[1] for block in self._blocks), default=0)
-        parts = []
-        for place, empty in enumerate((-1, 0, 0, 0, 0)):
-            columns = [_widened(block[place], width, empty) for block in self._blocks]
-            parts.append(torch.cat(columns).numpy() if columns else np.empty((0, 0)))
-        return Candidates(*parts)
+        return Candidates.joined([Candidates(*(part.numpy() for part in block)) for block in self._blocks])
 
     def _kept(
         self, rows: torch.Tensor, old: torch.Tensor, new: torch.Tensor, old_bias: torch.Tensor, new_bias: torch.Tensor
@@ -153,7 +164,7 @@ class CandidateSearch:
         where = torch.nonzero(chosen)
         place = torch.arange(len(where)) - (counts.cumsum(0) - counts)[where[:, 0]]
         out = []
-        for part, empty in ((rows, -1), (old, 0), (new, 0), (old_bias, 0), (new_bias, 0)):
+        for part, empty in zip((rows, old, new, old_bias, new_bias), _EMPTY, strict=True):
             filled = torch.full((len(rows), width), empty, dtype=part.dtype)
             filled[where[:, 0], place] = part.expand(rows.shape)[where[:, 0], where[:, 1]]
             out.append(filled)
@@ -185,11 +196,11 @@ def choose_fusion(
     Fusion
         Use it for other queries than these.
     """
-    counted = np.flatnonzero([len(rows) > 0 for rows in relevant])
+    counted = np.array([place for place, rows in enumerate(relevant) if len(rows)], np.int64)
     if len(counted) < LEAST_QUERIES:
         return Fusion(0.0)
     used = candidates.at(counted)
-    shares = torch.from_numpy(used.shares([relevant[place] for place in counted]))
+    shares = torch.from_numpy(used.shares([rows for rows in relevant if len(rows)]))
     old = _recall(used, shares, Fusion(0.0), k)
     best, gain, score = Fusion(0.0), np.zeros(len(old)), float(old.mean())
     for correction in hubness:
@@ -232,7 +243,3 @@ def _excluded(ids: torch.Tensor, scores: torch.Tensor, own: torch.Tensor | None)
     """Positions for each query, -1 for the query's own row; shape of `scores`."""
     rows = ids.expand(scores.shape)
     return rows if own is None else rows.masked_fill(rows == own[:, None], -1)
-
-
-def _widened(block: torch.Tensor, width: int, empty: int) -> torch.Tensor:
-    return torch.nn.functional.pad(block, (0, width - block.shape[1]), value=empty)

@@ -39,9 +39,9 @@ def search_exactly(
     fuse : Collection, optional
         The old vectors of the same ids. Default: those of a two-vector collection.
     via, old_queries, weight, hubness
-        As for `Index.search`. `weight` is 0.5 unless given, and `hubness` is none.
+        As for `Index.search`; defaults are those of `Fusion.default`.
     references : pair of ndarray, optional
-        Reference queries, of the old and of the new space, where `hubness` is given.
+        Reference queries, of the old and of the new space, for hubness correction.
 
     Returns
     -------
@@ -54,9 +54,9 @@ def search_exactly(
     k = check_k(k)
     old = fuse or collection.old_side
     if old is not None:
-        fusion = Fusion().changed(weight, hubness)
-        fused = FusedRows(collection, old, references, fusion)
         has_bias = references is not None
+        fusion = Fusion.default(has_bias=has_bias).changed(weight, hubness)
+        fused = FusedRows(collection, old, references, fusion)
         given = fused_queries(fusion, *fused.spaces, queries, via, old_queries, has_bias=has_bias)
         nearest = _nearest(fused, given, k)
         return Hits(_ids(collection, nearest.rows), nearest.scores.astype(np.float32))

@@ -59,6 +59,11 @@ class Fusion:
         except ValueError:
             raise ParameterError.must_be("hubness", "one of none, old, new, both", self.hubness) from None
 
+    @classmethod
+    def default(cls, *, has_bias: bool) -> Fusion:
+        """Weight 0.5; both sides are corrected for hubness where rows are made with reference queries."""
+        return cls(hubness=Hubness.BOTH if has_bias else Hubness.NONE)
+
     def changed(self, weight: float | None, hubness: Hubness | str | None) -> Fusion:
         """The same with another weight or hubness; None keeps it."""
         return Fusion(self.weight if weight is None else weight, self.hubness if hubness is None else hubness)  # type: ignore[arg-type]

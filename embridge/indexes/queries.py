@@ -50,6 +50,10 @@ def plain_queries(
         if space.metric == Metric.DOT and not via.target.same_as(space) and not has_bias:
             offset = np.asarray(given @ via.intercept, np.float32)
         given = projected
+    if weight is not None and old_queries is None:
+        raise ParameterError(
+            f"weight {weight} belongs to a blend (old_queries, --old-queries), or to a search of a fused index. Hint: leave it out."
+        )
     if old_queries is not None:
         if via is None:
             raise ParameterError("Blending needs a map (via) that projects the new queries into the space of the index.")

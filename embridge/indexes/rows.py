@@ -101,7 +101,7 @@ class FusedRows:
     references : pair of ndarray, optional
         Reference queries, of the old and of the new space, for hubness correction.
     fusion : Fusion, optional
-        The default of searches.
+        The default of searches (see `Fusion.default`).
     spaces : pair of Space, optional
         The old and the new space, with the metrics that an existing index uses. Default: those of the collections.
 
@@ -131,13 +131,19 @@ class FusedRows:
                 f"A fused search needs vectors of two spaces, but {old.name} and {collection.name} are both of "
                 f"{old.space.name!r}. Hint: of a two-vector collection, open the old side with vector_column='old_vector'."
             )
+        if (collection.vector_column, collection.fingerprint()) == (old.vector_column, old.fingerprint()):
+            raise ParameterError(
+                f"A fused search needs old and new vectors, but both sides are column {old.vector_column!r} of {old.name}. "
+                "Hint: of a two-vector collection, open the old side with vector_column='old_vector'."
+            )
         if references is not None:
             old_references, new_references = (
                 as_vectors(queries, space.dim, f"reference queries of {space.name!r}")
                 for queries, space in zip(references, self.spaces, strict=True)
             )
             references = old_references, new_references
-        self.collection, self.old, self.references, self.fusion = collection, old, references, fusion or Fusion()
+        self.collection, self.old, self.references = collection, old, references
+        self.fusion = fusion or Fusion.default(has_bias=references is not None)
         self.fusion.check(has_bias=references is not None)
         self._old_rows = _matched(collection, old)
         self._is_aligned = bool((self._old_rows == np.arange(len(self._old_rows))).all())

@@ -72,8 +72,12 @@ def search(
         return ids, index.search(vectors, k, parameters=parameters, **options)
     if parameters:
         raise ParameterError(f"Search parameters ({parameters}) belong to an index, and {index.name} is a collection.")
-    sides = zip((old_references, references), (old_space, index.space), strict=True)
-    pair = reference_pair(*(None if side is None else _references(side, space) for side, space in sides))
+    if old_space is None and (references is not None or old_references is not None):
+        raise ParameterError(f"Reference queries belong to a fused search, and {index.name} has no old vectors.")
+    pair = None
+    if old_space is not None:
+        sides = ((old_references, old_space), (references, index.space))
+        pair = reference_pair(*(None if side is None else _references(side, space) for side, space in sides))
     return ids, search_exactly(index, vectors, k, fuse=old_side, references=pair, **options)
 
 
@@ -98,7 +102,7 @@ def _matched(queries: Collection, old_queries: Collection, what: str, space: Spa
     return old_queries.read()[1][old_rows]
 
 
-def _references(queries: Collection, space: Space | None) -> np.ndarray:
-    if space is None or not queries.space.same_as(space):
-        raise space_mismatch("The hubness bias", space or queries.space, queries.name, queries.space)
+def _references(queries: Collection, space: Space) -> np.ndarray:
+    if not queries.space.same_as(space):
+        raise space_mismatch("The hubness bias", space, queries.name, queries.space)
     return queries.read()[1]
