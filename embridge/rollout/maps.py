@@ -8,7 +8,7 @@ native rows that neither was fitted on (`refit`).
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,12 +17,14 @@ import numpy as np
 from embridge.anchors import Anchors
 from embridge.anchors.fold_moments import FoldMoments
 from embridge.maps import KernelMap, Map
+from embridge.neighbors import overlap, top_k
 from embridge.rollout.stage import HELD_OUT
 from embridge.rollout.steps import MAP, MOMENTS, QUERIES_MAP
 from embridge.tensors import write_tensors
-from embridge.translators import METHODS, Bridge, Kernel, Projection, Ridge, Translator, fit
+from embridge.translators import Kernel, fit
+from embridge.translators.again import same_method
 from embridge.translators.fitting import query_pairs
-from embridge.translators.scoring import Role, projection_scores, row_scores
+from embridge.translators.scoring import HeldOutRows, Role, list_size, midpoints
 
 LEAST_QUERIES = 20  # to compare methods on
 LEAST_HELD_OUT = 30  # rows to compare two maps on; with fewer the map on more rows is taken
@@ -112,25 +114,15 @@ def refit(before: Maps, moments: FoldMoments, sample: Anchors, held_out: Anchors
 
 
 def _again(chosen: Map, role: Role, moments: FoldMoments) -> Map:
-    """The affine map by the method and parameters of `chosen` on other moments."""
-    found = fit(moments, _method(chosen, moments.total().n))
-    return _plain(found.recorded(role=role, chosen_by=chosen.record.chosen_by))
-
-
-def _method(chosen: Map, rows: int) -> Translator:
-    """The affine method of a map, for a number of rows.
+    """The affine map by the method and parameters of `chosen` on other moments.
 
     alpha is in inverse proportion to the number of rows, as the best alpha of ridge regression is.
     """
     record = chosen.record
-    known, factor = record.parameters, record.anchors / rows
-    if record.method == "projection":
-        return Projection(known["alpha"], known["mean_weight"])
-    if record.method == "ridge":
-        return Ridge(known["alpha"] * factor)
-    if record.method in ("bridge", "kernel"):
-        return Bridge(known["alpha"] * factor, known["shrinkage_target_weight"], mean_weight=known.get("mean_weight", 1.0))
-    return METHODS[record.method]()
+    if record.method == "kernel":
+        record = replace(record, method="bridge")
+    found = fit(moments, same_method(record, record.anchors / moments.total().n))
+    return _plain(found.recorded(role=role, chosen_by=record.chosen_by))
 
 
 def _kernel_again(chosen: KernelMap, sample: Anchors) -> Map:
@@ -156,18 +148,13 @@ def _best(present: Map, candidates: Sequence[Map], held_out: Anchors, role: Role
 
 
 def _scores(translation: Map, rows: Anchors, role: Role) -> np.ndarray:
-    """Overlap of stand-in queries' neighbors, as translators are chosen by."""
+    """Overlap of the neighbors of stand-in queries with their native neighbors, by which translators are chosen too."""
     if role == "documents":
         mean = rows.y.mean(axis=0, dtype=np.float64)
-        return row_scores(translation.apply(rows.x), rows.y, mean, role, rows.target)
-    affine = _Affine(translation.coef.T, translation.intercept)  # pyright: ignore[reportAttributeAccessIssue]
-    return projection_scores(affine, rows.x, rows.y, rows.source, rows.target)
-
-
-@dataclass(frozen=True, eq=False)
-class _Affine:
-    weight: np.ndarray
-    intercept: np.ndarray
+        return HeldOutRows.of(rows.y, mean, role, rows.target).scores(translation.apply(rows.x))
+    queries, k = midpoints(rows.x, rows.source), list_size(len(rows))
+    truth = top_k(queries, rows.x, k, rows.source.metric).ids
+    return overlap(top_k(translation.apply(queries), rows.y, k, rows.target.metric).ids, truth)
 
 
 def _plain(translation: Map) -> Any:

@@ -206,11 +206,11 @@ def test_an_index_gives_the_hits_of_exact_search_at_every_stage(tmp_path, factor
     world = make_world()
     if kind is int:
         world = world.with_ids(np.arange(ROWS) * 7 + 3)
-    rollout = world.start(tmp_path / "rollout", 450, factory=factory)
-    exact = world.start(tmp_path / "exact", 450)
+    rollout = world.start(tmp_path / "rollout", 540, factory=factory)
+    exact = world.start(tmp_path / "exact", 540)
     parameters = {"Flat": "", "IVF8,Flat": "nprobe=8", "HNSW16": "efSearch=400"}[factory]
     ways, kept = [rollout.started.index], 0
-    for stage in range(3):
+    for stage in range(4):
         for options in ({"old_queries": world.query_sides[0]}, {}):
             found, truth = (
                 one.search(world.query_sides[1], 10, parameters=extra, **options)[1]
@@ -218,8 +218,8 @@ def test_an_index_gives_the_hits_of_exact_search_at_every_stage(tmp_path, factor
             )
             assert (found.ids == truth.ids).mean() > 0.995
             assert np.allclose(found.scores, truth.scores, atol=1e-5)
-        if stage < 2:
-            rows = np.arange(450 + 50 * stage, 500 + 50 * stage)
+        if stage < 3:
+            rows = np.arange(540 + 10 * stage, 550 + 10 * stage)
             ways.append(rollout.add(world.new(rows)).index)
             done = exact.add(world.new(rows))
             assert ways[-1] == (way if done.map == "kept" else "built")
