@@ -78,7 +78,8 @@ def test_finish_refuses_with_the_loss_unless_it_is_accepted(folder, started):
     assert refused.exit_code == 1
     assert "is not measured to be as good as the old model: recall@10 0." in refused.stderr
     assert not (folder / "out.parquet").exists()
-    done = run_json("rollout", "finish", "ro", "-o", "out.parquet", "--accept-loss", "--json", "--catalog", "runs.duckdb", cwd=folder)
+    words = "rollout finish ro -o out.parquet --accept-loss --json --catalog runs.duckdb"
+    done = run_json(*words.split(), cwd=folder)
     assert done["rows"] == 600
     assert eb.open(folder / "out.parquet").space.name == "new"
 
@@ -87,7 +88,8 @@ def test_queries_are_added_later(folder):
     run_json(*(START.format("later") + " --json").split(), cwd=folder)
     before = run_json("rollout", "status", "later", "--json", "--no-catalog", cwd=folder)
     assert (before["queries"], before["now"]["recall"]) == (0, None)
-    done = run_json("rollout", "queries", "later", "q-old.parquet", "q-new.parquet", "--qrels", "qrels.parquet", "--json", cwd=folder)
+    words = "rollout queries later q-old.parquet q-new.parquet --qrels qrels.parquet --json"
+    done = run_json(*words.split(), cwd=folder)
     assert (done["rows"], done["status"]["queries"]) == (400, 400)
     assert done["status"]["now"]["recall"] > 0
 
