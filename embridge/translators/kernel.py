@@ -24,7 +24,6 @@ from embridge.translators.rigid import Isometry
 from embridge.translators.scoring import HeldOutRows, Role, as_role
 from embridge.types import Space
 
-SHARE = 0.5  # s
 PENALTIES = (0.03, 0.1, 0.3, 1.0, 3.0, 100.0)  # with the last one the kernel has almost no effect
 _CHUNK = 4096
 _CHOSEN_ON = 1500  # rows: the ratio of two variances does not depend on their number
@@ -55,12 +54,10 @@ class Kernel:
         Largest number of landmarks.
     penalty : float, optional
         Variance of the noise over that of the kernel term; above 0. Default: chosen on three folds of at most 1,500 anchors.
-    alpha : float, optional
+    alpha, shrinkage_target_weight : float, optional
         As in `Bridge`; default: chosen on folds.
-    shrinkage_target_weight : float, default 0.5
-        s, as in `Bridge`. Documents as stand-in queries do not determine it; on real queries 0.5 was the best or close to it.
     role : {"documents", "queries", "decode"}, default "documents"
-        Role that alpha is chosen for. The penalty is chosen for documents, whatever the role.
+        Role that these are chosen for. The penalty is chosen for documents, whatever the role.
     seed : int, default 0
         Seed of the sample of landmarks.
     mean_weight : float, default 1
@@ -74,7 +71,7 @@ class Kernel:
         landmarks: int = 5000,
         penalty: float | None = None,
         alpha: float | None = None,
-        shrinkage_target_weight: float = SHARE,
+        shrinkage_target_weight: float | None = None,
         role: Role = "documents",
         seed: int = 0,
         mean_weight: float = 1.0,
@@ -110,7 +107,7 @@ class Kernel:
         ParameterError
             A parameter out of its range.
         TooFewAnchorsError
-            Fewer than two, or too few for folds where alpha is to be chosen.
+            Fewer than two, or too few for folds where alpha or s is to be chosen.
         """
         started = time.perf_counter()
         for name, value in (("landmarks", self.landmarks), ("penalty", self.penalty)):
@@ -121,17 +118,17 @@ class Kernel:
         role = as_role(self.role)
         if self.alpha is not None and not 0 < self.alpha < np.inf:
             raise ParameterError.must_be("alpha", "above 0 and finite", self.alpha)
-        if not 0 <= self.shrinkage_target_weight <= 1:
+        if self.shrinkage_target_weight is not None and not 0 <= self.shrinkage_target_weight <= 1:
             raise ParameterError.must_be("shrinkage_target_weight", "in [0, 1]", self.shrinkage_target_weight)
         if len(anchors) < 2:
             raise TooFewAnchorsError.for_method(self.name, 2, len(anchors))
         alpha, s = self.alpha, self.shrinkage_target_weight
         candidates: tuple[Candidate, ...] = ()
         if moments is None:
-            moments = anchors.folds(device=device) if alpha is None else anchors.moments(device, full=False)
-        if alpha is None:
-            chosen = Bridge(None, s, role).fit(anchors, device=device, moments=moments).record
-            alpha, candidates = chosen.parameters["alpha"], chosen.candidates
+            moments = anchors.folds(device=device) if alpha is None or s is None else anchors.moments(device, full=False)
+        if alpha is None or s is None:
+            chosen = Bridge(alpha, s, role).fit(anchors, device=device, moments=moments).record
+            alpha, s, candidates = chosen.parameters["alpha"], chosen.parameters["shrinkage_target_weight"], chosen.candidates
         place, penalty = resolve_device(device), self.penalty
         if penalty is None:
             scores = self._scores(anchors, alpha, s, place)
@@ -165,10 +162,10 @@ class Kernel:
         Raises
         ------
         ParameterError
-            alpha is not given.
+            alpha or s is not given.
         """
-        if self.alpha is None:
-            raise ParameterError("Penalties are compared at one alpha. Hint: give it.")
+        if self.alpha is None or self.shrinkage_target_weight is None:
+            raise ParameterError("Penalties are compared at one alpha and one s. Hint: give both.")
         scores = self._scores(anchors, self.alpha, self.shrinkage_target_weight, resolve_device(device))
         best = int(np.argmax(scores.mean(axis=1)))
         gains = scores[best] - scores[-1]
