@@ -21,7 +21,7 @@ from embridge.records import Candidate, FitRecord
 from embridge.translators.base import total
 from embridge.translators.bridge import Bridge
 from embridge.translators.rigid import Isometry
-from embridge.translators.scoring import HeldOutRows, Role, as_role
+from embridge.translators.scoring import HeldOutRows, QueryPairs, Role, as_role, overlap_of_queries
 from embridge.types import Space
 
 PENALTIES = (0.03, 0.1, 0.3, 1.0, 3.0, 100.0)  # with the last one the kernel has almost no effect
@@ -156,8 +156,12 @@ class Kernel:
         affine = LinearMap(weight.T, self.mean_weight * mean_y - mean_x @ weight, anchors.source, anchors.target, record, hashes)
         return KernelMap(affine, problem.landmarks.cpu().numpy(), features, problem.gamma)
 
-    def contest(self, anchors: Anchors, device: str | torch.device | None) -> tuple[float | None, tuple[Candidate, ...]]:
+    def contest(
+        self, anchors: Anchors, device: str | torch.device | None, queries: QueryPairs | None = None
+    ) -> tuple[float | None, tuple[Candidate, ...]]:
         """The best penalty, or None where its gain over the largest penalty is within one standard error on folds.
+
+        With `queries` penalties are compared on them (overlap), else on stand-ins.
 
         Raises
         ------
@@ -166,7 +170,7 @@ class Kernel:
         """
         if self.alpha is None or self.shrinkage_target_weight is None:
             raise ParameterError("Penalties are compared at one alpha and one s. Hint: give both.")
-        scores = self._scores(anchors, self.alpha, self.shrinkage_target_weight, resolve_device(device))
+        scores = self._scores(anchors, self.alpha, self.shrinkage_target_weight, resolve_device(device), queries)
         best = int(np.argmax(scores.mean(axis=1)))
         gains = scores[best] - scores[-1]
         is_better = gains.mean() > gains.std(ddof=1) / np.sqrt(len(gains)) and best < len(PENALTIES) - 1
@@ -177,20 +181,23 @@ class Kernel:
             Candidate(self.name, {"penalty": value}, float(score.mean())) for value, score in zip(PENALTIES, scores, strict=True)
         )
 
-    def _scores(self, anchors: Anchors, alpha: float, s: float, place: torch.device) -> np.ndarray:
-        """Scores of every penalty on folds (see `HeldOutRows`), shape (penalties, units)."""
+    def _scores(
+        self, anchors: Anchors, alpha: float, s: float, place: torch.device, queries: QueryPairs | None = None
+    ) -> np.ndarray:
+        """Scores of every penalty on folds (see `HeldOutRows` and `overlap_of_queries`), shape (penalties, units)."""
         rows, role = anchors.sample(_CHOSEN_ON, self.seed), as_role(self.role)
         fold = np.random.default_rng(self.seed).permutation(len(rows)) % _FOLDS
-        units: list[list[np.ndarray]] = [[] for _ in PENALTIES]
+        translated = np.empty((len(PENALTIES), *rows.y.shape), np.float32)
+        units = []
         for number in range(_FOLDS):
-            train, test = rows.at(fold != number), rows.at(fold == number)
+            train, out = rows.at(fold != number), fold == number
             problem = _Problem.of(train.moments(place, full=False), alpha, s, train.x, place)
-            mean_y = problem.mean_y.cpu().numpy()
-            held_out = HeldOutRows.of(test.y, mean_y, role, test.target)
-            for i, centered in enumerate(problem.translations(train, test.x, PENALTIES)):
-                translated = centered + self.mean_weight * problem.mean_y
-                units[i].append(held_out.scores(translated.to(torch.float32).cpu().numpy()))
-        return np.array([np.concatenate(one) for one in units])
+            for i, centered in enumerate(problem.translations(train, rows.x[out], PENALTIES)):
+                translated[i, out] = (centered + self.mean_weight * problem.mean_y).to(torch.float32).cpu().numpy()
+            if queries is None:
+                held_out = HeldOutRows.of(rows.y[out], problem.mean_y.cpu().numpy(), role, rows.target)
+                units.append(np.array([held_out.scores(translated[i, out]) for i in range(len(PENALTIES))]))
+        return np.concatenate(units, axis=1) if queries is None else overlap_of_queries(queries, rows.y, translated, rows.target)
 
     def __repr__(self) -> str:
         values = ", ".join(f"{k}={v!r}" for k, v in vars(self).items())

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Literal, get_args
 
@@ -225,6 +225,20 @@ def real_scores(methods: Sequence[Translator], folds: FoldMoments, role: Role, q
     return QueryScores(*parts)
 
 
+def overlap_of_queries(queries: QueryPairs, y: np.ndarray, translations: Iterable[np.ndarray], target: Space) -> np.ndarray:
+    """Overlap@k of queries' neighbors among each translation of some rows with those among native ones.
+
+    Shape (translations, n_queries).
+    """
+    own, k = queries.y[:_MOST_QUERIES], list_size(len(y))
+    truth = top_k(own, y, k, target.metric).ids
+    return np.array([overlap(_nearest(own, rows, k, target), truth) for rows in translations])
+
+
+def _nearest(queries: np.ndarray, translated: np.ndarray, k: int, target: Space) -> np.ndarray:
+    return top_k(queries, unit(translated) if target.normalized else translated, k, target.metric).ids
+
+
 @dataclass(frozen=True, eq=False)
 class _Search:
     """The sampled rows of all folds, each searched by or for a map that was fitted without its fold."""
@@ -253,8 +267,7 @@ class _Search:
     def _of_translations(self, method: Translator, queries: np.ndarray, k: int) -> np.ndarray:
         pairs = zip(self.left, self.folds.samples, strict=True)
         rows = np.concatenate([method.translate(moments, x) for moments, (x, _) in pairs])
-        target = self.left[0].target
-        return top_k(queries, unit(rows) if target.normalized else rows, k, target.metric).ids
+        return _nearest(queries, rows, k, self.left[0].target)
 
     def _by_projections(self, method: Translator, queries: np.ndarray, k: int) -> np.ndarray:
         start, ids, scores = 0, [], []

@@ -62,8 +62,8 @@ class Auto:
     there, those whose recall is below the best by more than two standard errors are excluded. Of the others the one with the
     highest overlap is chosen: overlap is based on ten rows per query, recall on one or two.
 
-    For documents, with rows available and without `keep_affine`, `Kernel` is chosen if its gain over the largest penalty on folds
-    is above one standard error. It stands on the affine choice, whose alpha and s it takes.
+    For documents, with rows available and without `keep_affine`, `Kernel` is chosen if its gain over the largest penalty on folds,
+    for `queries` where given, is above one standard error. It takes alpha and s of the affine choice without queries.
 
     Parameters
     ----------
@@ -107,12 +107,14 @@ class Auto:
             return chooser.fit(anchors, device=device)
         folds = anchors.folds(device=device)
         affine = chooser.fit(anchors, device=device, moments=folds)
-        linear = affine.record.parameters
+        # Real queries prefer more shrinkage than a kernel needs.
+        standing = affine if self.queries is None else _AutoAffine(role, None).fit(anchors, device=device, moments=folds)
+        linear = standing.record.parameters
         if "alpha" not in linear:  # a map without parameters: the next best
-            linear = max((c for c in affine.record.candidates if "alpha" in c.parameters), key=lambda c: c.score).parameters
+            linear = max((c for c in standing.record.candidates if "alpha" in c.parameters), key=lambda c: c.score).parameters
         share, weight = linear.get("shrinkage_target_weight", 0.0), linear.get("mean_weight", 1.0)
         kernel = Kernel(alpha=linear["alpha"], shrinkage_target_weight=share, mean_weight=weight)
-        penalty, candidates = kernel.contest(anchors, device)
+        penalty, candidates = kernel.contest(anchors, device, self.queries)
         record = replace(affine.record, candidates=affine.record.candidates + candidates)
         if penalty is None:
             return replace(affine, record=record)
