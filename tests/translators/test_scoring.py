@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 
 import embridge as eb
+from embridge.neighbors import overlap, top_k
 from embridge.testing.translators import planted_anchors, textlike_anchors
-from embridge.translators import Bridge, Isometry, Ortho, Projection, QueryPairs, Ridge, Rotation, fit
+from embridge.translators import Bridge, Isometry, Kernel, Ortho, Projection, QueryPairs, Ridge, Rotation, fit
 from embridge.translators.fitting import query_pairs
 from embridge.translators.scoring import FAR, comparable_means, deficits_to_best, fold_scores, real_scores
 from embridge.translators.select import candidates_for
@@ -112,12 +113,36 @@ def test_the_mean_of_the_target_gets_more_weight_only_where_it_dominates():
     assert {m.mean_weight for m in candidates_for("documents", plain.moments(), real=False) if isinstance(m, Bridge)} == {1.0}
 
 
-def test_a_kernel_stands_on_the_affine_choice():
+@pytest.fixture(scope="module")
+def bent():
+    """Anchors that no affine map follows, and queries."""
     rng = np.random.default_rng(0)
-    x = rng.normal(size=(600, 8))
+    x = rng.normal(size=(900, 8))
     y = np.tanh(2 * x @ np.linalg.qr(rng.normal(size=(8, 8)))[0]) + (x**2 - 1) @ rng.normal(size=(8, 8)) / 4
-    anchors = cosine(dataclasses.replace(planted_anchors(600, 8, 8), x=x.astype(np.float32), y=y.astype(np.float32)))
-    found, affine = fit(anchors), fit(anchors, keep_affine=True)
-    assert isinstance(found, eb.KernelMap)
-    for name in ("alpha", "shrinkage_target_weight"):
-        assert found.record.parameters[name] == affine.record.parameters[name]
+    return cosine(dataclasses.replace(planted_anchors(900, 8, 8), x=x.astype(np.float32), y=y.astype(np.float32))).split(1 / 3)
+
+
+def test_a_kernel_stands_on_the_affine_choice_without_queries(bent):
+    anchors, queries = bent
+    affine = fit(anchors, keep_affine=True)
+    for pairs in (None, QueryPairs(queries.x, queries.y)):
+        found = fit(anchors, queries=pairs)
+        assert isinstance(found, eb.KernelMap)
+        for name in ("alpha", "shrinkage_target_weight"):
+            assert found.record.parameters[name] == affine.record.parameters[name]
+        assert found.record.chosen_by == ("documents" if pairs is None else "queries")
+
+
+def test_penalties_are_compared_on_real_queries_where_given(bent):
+    anchors, queries = bent
+    kernel = Kernel(alpha=0.3, shrinkage_target_weight=1.0)
+    penalty, candidates = kernel.contest(anchors, "cpu", QueryPairs(queries.x, queries.y))
+    assert penalty == max(candidates, key=lambda c: c.score).parameters["penalty"]
+    fold = np.random.default_rng(kernel.seed).permutation(len(anchors)) % 3
+    rows = anchors.sample(1500, kernel.seed)
+    translated = np.empty_like(rows.y)
+    for number in range(3):
+        fitted = Kernel(alpha=0.3, shrinkage_target_weight=1.0, penalty=penalty).fit(rows.at(fold != number))
+        translated[fold == number] = fitted.apply(rows.x[fold == number])
+    expected = overlap(top_k(queries.y, translated, 10).ids, top_k(queries.y, rows.y, 10).ids).mean()
+    assert max(c.score for c in candidates) == pytest.approx(expected, abs=0.003)  # a near tie may fall either way
