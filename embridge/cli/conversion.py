@@ -11,10 +11,8 @@ from embridge.cli.session import (
     Session,
     Verb,
     check_outputs,
-    collection_artifact,
     columns,
     device_option,
-    map_artifact,
     open_source,
     overwrite_option,
     space_option,
@@ -55,6 +53,7 @@ from embridge.cli.session import (
     metavar="[LEVEL]",
     help="Add columns predicted_error and error_bound, which holds with this probability. [level: 0.9]",
 )
+@click.option("--keep-old", is_flag=True, help="Keep SRC's vectors as the column old_vector, for fused search.")
 @click.option("--resume", is_flag=True, help="Continue an interrupted run of the same source, map and options.")
 @click.option("--batch-rows", type=click.IntRange(1), help="Rows read at a time. [default: by free memory]")
 @overwrite_option
@@ -74,12 +73,13 @@ def convert(
     embridge convert old.parquet map.safetensors old-in-new.parquet --resume
     embridge convert shards/ map.safetensors shards-in-new/ --device cuda --dtype float16
     embridge convert old.parquet map.safetensors old-in-new.parquet --confidence
+    embridge convert old.parquet map.safetensors both.parquet --keep-old
     embridge convert old.faiss map.safetensors s3://bucket/old-in-new.parquet
     """
     import embridge as eb
     from embridge.conversion.run import makes_folder
     from embridge.outputs import CONVERSION, Output
-    from embridge.records import Run
+    from embridge.records import Artifact, Run
     from embridge.stores.locations import beside, is_remote
 
     collection = open_source(source, space, id_column, vector_column)
@@ -93,16 +93,15 @@ def convert(
     except KeyboardInterrupt:
         click.echo(f"Interrupted. Run the same command with --resume to continue {output}.", err=True)
         raise SystemExit(130) from None
-    made = eb.open(output)
-    parameters = {name: options[name] for name in ("dtype", "compact", "precision", "on_bad", "confidence")} | {
+    parameters = {name: options[name] for name in ("dtype", "compact", "precision", "on_bad", "confidence", "keep_old")} | {
         "skipped": done.skipped
     }
-    inputs = (collection_artifact("source", collection), map_artifact("map", map_path, translation))
-    outputs = (collection_artifact("output", made),)
-    session.record(Run("convert", parameters, done.seconds, inputs, outputs, done.rows, done.device, (done,)))
+    inputs = [Artifact.of_collection("source", collection), Artifact.of_map("map", map_path, translation)]
+    outputs = [Artifact.of_collection("output", eb.open(output))]
+    session.record(Run.of("convert", inputs=inputs, outputs=outputs, result=done, parameters=parameters))
     result = {"path": done.path, "rows": done.rows, "seconds": done.seconds}
     result |= {"rows_per_second": done.rows_per_second, "device": done.device, "skipped": done.skipped}
-    result |= {"confidence": options["confidence"]}
+    result |= {"confidence": options["confidence"], "keep_old": options["keep_old"]}
     speed = f"{done.rows_per_second:,.0f} rows per second, {done.device}"
     left_out = f"; {done.skipped:,} bad rows left out, listed in {beside(output, '.bad.parquet')}" if done.skipped else ""
     session.emit(result, f"{output}: {done.rows:,} rows in {done.seconds:.1f} s ({speed}){left_out}")
@@ -128,7 +127,7 @@ def verify(
     embridge verify old-in-new.parquet --source old.parquet --map map.safetensors
     """
     import embridge as eb
-    from embridge.records import Run
+    from embridge.records import Artifact, Run
 
     started = time.perf_counter()
     collection = open_source(source, space, **named) if source else None
@@ -136,11 +135,11 @@ def verify(
     with session.progress("verifying") as progress:
         found = eb.verify(output, source=collection, translation=translation, precision=precision, progress=progress)
     seconds = time.perf_counter() - started
-    inputs = [collection_artifact("output", eb.open(output))]
-    inputs += [collection_artifact("source", collection)] if collection else []
-    inputs += [map_artifact("map", map_path, translation)] if map_path and translation else []
+    inputs = [Artifact.of_collection("output", eb.open(output))]
+    inputs += [Artifact.of_collection("source", collection)] if collection else []
+    inputs += [Artifact.of_map("map", map_path, translation)] if map_path and translation else []
     parameters = {"compared": found.compared, "max_error": found.max_error}
-    session.record(Run("verify", parameters, seconds, tuple(inputs), rows=found.rows))
+    session.record(Run.of("verify", inputs=inputs, parameters=parameters, seconds=seconds, rows=found.rows))
     result = {"path": output, "rows": found.rows, "compared": found.compared, "max_error": found.max_error, "seconds": seconds}
     compared = f", {found.compared:,} recomputed, largest error {found.max_error:.1e}" if found.compared else ""
     session.emit(result, f"{output}: {found.rows:,} rows are correct{compared}")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from dataclasses import replace
 from typing import Any
 
 import click
@@ -16,7 +15,6 @@ from embridge.cli.session import (
     columns,
     device_name,
     device_option,
-    file_artifact,
     overwrite_option,
     seed_option,
     source_space_option,
@@ -36,6 +34,8 @@ from embridge.cli.session import (
 @click.option("-k", type=click.IntRange(1), default=10, show_default=True, help="Neighbors compared.")
 @click.option("--encode-rate", type=float, help="Rows per second that the new model encodes.")
 @click.option("--price", type=float, help="Cost of encoding one row.")
+@click.option("--budget", type=click.IntRange(1), metavar="ROWS", help="Rows that may be encoded: the best strategy within it.")
+@click.option("--budget-money", type=float, metavar="AMOUNT", help="The same as an amount of money. Needs --price.")
 @click.option("--max-queries", type=click.IntRange(1), default=5000, show_default=True, help="Larger sets of queries are sampled.")
 @click.option("--report", metavar="HTML", help="Write a page with plots: one file that needs no network. Needs 'embridge[report]'.")
 @click.option(
@@ -61,7 +61,8 @@ def plan(
 
     Maps are fitted on some of the shared rows; the others are searched. Each strategy is compared with keeping the old model and
     with re-encoding everything. One is recommended for each situation: the old encoder is gone, both encoders are available,
-    texts are available. The text shows the most relevant strategies; --all-strategies and --json show all of them.
+    texts are available, and (with --budget or --budget-money) only some rows may be encoded. Encoded rows are counted among those
+    searched here, in a budget too. The text shows the most relevant strategies; --all-strategies and --json show all of them.
 
     With --rows-to-re-encode a map is fitted on all shared rows, and the rows of SRC without a vector by the new model are ordered
     by the number of queries that find their translation among the 100 nearest. Queries are those of --queries, else shared rows.
@@ -71,12 +72,13 @@ def plan(
     embridge plan old.parquet new.parquet --queries q-old.parquet q-new.parquet --qrels qrels.parquet
     embridge plan old.parquet new-sample.parquet --rows-to-re-encode next.parquet
     embridge plan old.parquet new.parquet --encode-rate 200 --price 0.00002 --json
+    embridge plan old.parquet new.parquet --queries q-old.parquet q-new.parquet --qrels qrels.parquet --budget 2000
     embridge plan old.parquet new.parquet --labels docs.parquet --report plan.html
     """
     import embridge as eb
     from embridge.errors import ParameterError
     from embridge.outputs import Output, replacing
-    from embridge.records import Run
+    from embridge.records import Artifact, Run
     from embridge.reporting import check_installed, report_page
     from embridge.tables.ids import write_order
     from embridge.tables.labels import read_labels
@@ -111,11 +113,14 @@ def plan(
             write_order(temporaries[-1], ids, counts)
     seconds = time.perf_counter() - started
     inputs = pair_artifacts(opened)
-    inputs += [file_artifact(role, path) for role, path in (("qrels", qrels), ("labels", labels)) if path]
-    outputs = [replace(file_artifact("report", report), kind="report")] if report else []
-    outputs += [file_artifact("ids", rows)] if rows else []
-    device = device_name(options["device"])
-    session.record(Run("plan", options, seconds, tuple(inputs), tuple(outputs), found.corpus, device, (found,)))
+    inputs += [Artifact.of_file(role, path) for role, path in (("qrels", qrels), ("labels", labels)) if path]
+    outputs = [Artifact.of_file("report", report, "report")] if report else []
+    outputs += [Artifact.of_file("ids", rows)] if rows else []
+    run = Run.of(
+        "plan", inputs=inputs, outputs=outputs, result=found, parameters=options, seconds=seconds, rows=found.corpus,
+        device=device_name(options["device"]),
+    )  # fmt: skip
+    session.record(run)
     head = (
         f"{found.queries:,} queries over {found.corpus:,} rows; {found.method} from {found.anchors:,} other rows, {seconds:.0f} s"
     )

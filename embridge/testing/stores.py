@@ -115,7 +115,7 @@ class CollectionConformance(StoredRows):
         with pytest.raises(ParameterError, match="rows must be sorted positions between 0 and 99"):
             make(self.ids(), self.vectors(), self.space()).take(np.array(rows))
 
-    def test_spans_that_are_not_needed_may_be_passed_over(self, make: Make) -> None:
+    def test_unwanted_spans_may_be_skipped(self, make: Make) -> None:
         collection = make(self.ids(), self.vectors(), self.space())
         whole = collection.read()[1]
         assert list(collection.batches(10, row_filter=lambda start, stop: False)) == []
@@ -233,7 +233,7 @@ class CollectionConformance(StoredRows):
         found = make(self.ids(), vectors, self.space(metric)).read()[1]
         assert np.flatnonzero(~found.any(axis=1)).tolist() == [40]
 
-    def test_lenient_reading_takes_rows_as_they_are(self, make: Make) -> None:
+    def test_reading_without_validation_takes_rows_as_they_are(self, make: Make) -> None:
         if not self.keeps_bad_values:
             pytest.skip("the store cannot hold such values")
         vectors = self.vectors()

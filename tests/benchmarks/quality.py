@@ -39,15 +39,15 @@ PAIRS = {
 }
 ANCHORS = (300, 1000, 5000)
 ROLES = ("documents", "queries", "decode")
-CENTRED = "centred Procrustes"
-PLAIN = (CENTRED, "rotation", "isometry", "affine", "linear", "l-ortho", "ortho")
+CENTERED = "centered Procrustes"
+PLAIN = (CENTERED, "rotation", "isometry", "affine", "linear", "l-ortho", "ortho")
 K = 10
 _TRAINED, _TESTED = 4000, 2000
 
 
 @dataclass(frozen=True, eq=False)
 class Pair:
-    """Rows and queries of two encoders in one order, with judgements (a document id for each query) and labels."""
+    """Rows and queries of two encoders in one order, with judgments (a document id for each query) and labels."""
 
     ids: np.ndarray
     x: np.ndarray
@@ -85,8 +85,8 @@ def _read(path: Path) -> tuple[np.ndarray, np.ndarray]:
     return np.asarray(ids), np.asarray(vectors, np.float32)
 
 
-def centred_procrustes(moments: Moments) -> LinearMap:
-    """Orthogonal Procrustes between centred sides, as other tools have it: no scale, the mean of the target added."""
+def centered_procrustes(moments: Moments) -> LinearMap:
+    """Orthogonal Procrustes between centered sides, as other tools have it: no scale, the mean of the target added."""
     found = METHODS["isometry"]().solve(moments)
     weight = found.weight / found.parameters["scale"]
     return LinearMap(weight.T, moments.mean_y - moments.mean_x @ weight, moments.source, moments.target)
@@ -104,7 +104,7 @@ class Fits:
         """A map without parameters to choose."""
         if name not in self._plain:
             total = self.folds.total()
-            self._plain[name] = centred_procrustes(total) if name == CENTRED else METHODS[name]().fit(total)
+            self._plain[name] = centered_procrustes(total) if name == CENTERED else METHODS[name]().fit(total)
         return self._plain[name]
 
     def by(self, role: str, queries: QueryPairs | None) -> dict[str, Callable[[], eb.LinearMap | eb.KernelMap]]:

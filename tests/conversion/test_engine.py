@@ -12,7 +12,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import embridge as eb
 from embridge.conversion import engine as engine_module
-from embridge.conversion.engine import Engine, as_tensor, chunks
+from embridge.conversion.engine import Engine, TranslateOptions, as_tensor, chunks
 from embridge.types import Metric, Space
 
 CPU = torch.device("cpu")
@@ -124,11 +124,11 @@ def test_memory_is_shared_with_torch_in_both_directions():
 @pytest.mark.parametrize("dtype", [np.float32, np.float16])
 def test_out_of_memory_halves_the_chunk_for_good(monkeypatch, dtype):
     x = np.random.default_rng(1).normal(size=(100, 6)).astype(np.float32)
-    translation, tried = map_of(), []
+    translation, sizes = map_of(), []
     product = torch.addmm
 
     def small(bias, rows, weight, out):
-        tried.append(len(rows))
+        sizes.append(len(rows))
         if len(rows) > 10:
             raise torch.OutOfMemoryError("that was too much")
         return product(bias, rows, weight, out=out)
@@ -137,13 +137,13 @@ def test_out_of_memory_halves_the_chunk_for_good(monkeypatch, dtype):
     monkeypatch.setattr(engine_module.torch, "addmm", small)
     found, *_ = run(engine, [x[:33], x[33:]], dtype)
     np.testing.assert_allclose(found, translation.apply(x), atol=1e-5 if dtype == np.float32 else 5e-3)
-    assert (engine.chunk_rows, tried[:4]) == (8, [64, 32, 16, 8])
-    tried.clear()
+    assert (engine.chunk_rows, sizes[:4]) == (8, [64, 32, 16, 8])
+    sizes.clear()
     run(engine, [x], dtype)
-    assert max(tried) == 8
+    assert max(sizes) == 8
 
 
-def test_out_of_memory_for_a_single_row_is_told(monkeypatch):
+def test_out_of_memory_for_a_single_row_is_reported(monkeypatch):
     def none(*args, **kwargs):
         raise torch.OutOfMemoryError("nothing left")
 
@@ -164,7 +164,7 @@ def test_precision_of_the_products(precision, coarser, finer, device):
     x = np.random.default_rng(1).normal(size=(500, 384)).astype(np.float32)
     translation = map_of(384, 64, scale=384**-0.5)
     exact = x.astype(np.float64) @ translation.coef.T.astype(np.float64) + translation.intercept
-    found, *_ = run(Engine(translation, torch.device(device), 128, precision=precision), [x])
+    found, *_ = run(Engine(translation, torch.device(device), 128, TranslateOptions(precision=precision)), [x])
     error = np.abs(found - exact).max() / np.linalg.norm(exact, axis=1).max()
     assert finer <= error < coarser
 
@@ -257,5 +257,5 @@ class TestCuda:
 
     def test_tf32_is_as_it_was_afterwards(self):
         before = torch.backends.cuda.matmul.allow_tf32
-        run(Engine(map_of(), torch.device("cuda"), 64, precision="tf32"), [np.ones((100, 6), np.float32)])
+        run(Engine(map_of(), torch.device("cuda"), 64, TranslateOptions(precision="tf32")), [np.ones((100, 6), np.float32)])
         assert torch.backends.cuda.matmul.allow_tf32 == before

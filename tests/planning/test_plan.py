@@ -22,6 +22,10 @@ TITLES = {
     "keep-old", "translate-documents", "translate-documents-kernel", "project-queries", "project-queries-adjoint", "blend",
     "re-encode", "re-encode-1%", "re-encode-5%", "re-encode-20%", "lazy-re-encode", "lazy-re-encode-blend",
 }  # fmt: skip
+STAGES = (1, 5, 10, 20, 35, 50, 100)
+FUSED = {"fuse", "fuse-kernel", "fuse-projected", "fuse-kernel-projected"} | {
+    f"progressive-{percent}%{suffix}" for percent in STAGES for suffix in ("", "-projected")
+}
 
 
 @pytest.fixture(scope="module")
@@ -39,8 +43,9 @@ def planned(sample):
 
 def test_every_strategy_is_there_with_and_without_correction(planned):
     plain = {s.name for s in planned.strategies if not s.hubness}
-    assert plain == TITLES
-    assert {s.name for s in planned.strategies if s.hubness} == plain
+    assert plain == TITLES | FUSED
+    assert {s.name for s in planned.strategies if s.hubness} == TITLES
+    assert {s.name for s in planned.strategies if s.weight is not None} == FUSED  # which choose their correction
     assert (planned.anchors, planned.corpus, planned.queries) == (1000, 2000, 600)
 
 
@@ -63,7 +68,8 @@ def test_costs_follow_from_what_is_encoded(planned):
         assert s.seconds == pytest.approx(s.encodes / 100)
         assert s.cost == pytest.approx(s.encodes * 0.01)
         assert s.needs_texts == (s.encodes > 0)
-        assert s.needs_old_encoder == (s.name in ("keep-old", "blend", "lazy-re-encode-blend"))
+        old = s.name in ("keep-old", "blend", "lazy-re-encode-blend") or (s.name in FUSED and not s.name.endswith("-projected"))
+        assert s.needs_old_encoder == old
     assert planned["blend"].rows_changed == 0
     assert planned["translate-documents"].rows_changed == planned.corpus
 
@@ -96,12 +102,12 @@ def test_where_nothing_is_better_the_old_model_is_kept(sample):
     assert found["re-encode"].recovered is None
     assert found.recommendations["both-encoders"].strategy in ("keep-old", "keep-old+hubness")
     worse = [s for s in found.strategies if s.title in ("keep-old", "translate-documents", "re-encode")]
-    advice = recommend(worse, np.repeat([[s.gain] for s in worse], 9, axis=1), judged=True)
-    assert advice["both-encoders"].strategy == advice["texts-available"].strategy == "keep-old"
-    assert "Nothing is measurably better" in advice["both-encoders"].reason
+    recommended = recommend(worse, np.repeat([[s.gain] for s in worse], 9, axis=1), judged=True)
+    assert recommended["both-encoders"].strategy == recommended["texts-available"].strategy == "keep-old"
+    assert "Nothing is measurably better" in recommended["both-encoders"].reason
 
 
-def test_without_queries_rows_ask_and_overlap_decides():
+def test_without_queries_rows_are_queries_and_overlap_decides():
     found = plan(planted_anchors(600, 12, 16, noise=0.4), anchors=300)
     assert found.queries == found.corpus == 300
     assert found["keep-old"].recall is None
@@ -190,7 +196,8 @@ def test_on_the_command_line(tmp_path):
         situation: r["strategy"] for situation, r in found["recommendations"].items()
     }
     (run,) = catalog.sql("SELECT parameters FROM run")
-    assert set(json.loads(run["parameters"])) == {"anchors", "k", "encode_rate", "price", "max_queries", "seed", "device"}
+    options = {"anchors", "k", "encode_rate", "price", "budget", "budget_money", "max_queries", "seed", "device"}
+    assert set(json.loads(run["parameters"])) == options
     refused = CliRunner().invoke(main, ["plan", *names[:2], "--qrels", names[4], "--no-catalog"])
     assert refused.exit_code == 1
 
@@ -255,8 +262,8 @@ def test_what_update_refuses(tmp_path, monkeypatch, options, message):
 
 @pytest.mark.parametrize("queries", [1, 2, 5])
 def test_few_queries_recommend_nothing_for_what_it_scored(sample, queries):
-    shared, asked, qrels = sample
-    found = plan(shared.sample(400), queries=asked, qrels=qrels, anchors=200, max_queries=queries)
+    shared, query_pairs, qrels = sample
+    found = plan(shared.sample(400), queries=query_pairs, qrels=qrels, anchors=200, max_queries=queries)
     assert found.recommendations["both-encoders"].strategy == "keep-old"
     assert "inf" not in str(found)
 

@@ -18,7 +18,7 @@ from embridge.stores.parquet.writer import write_collection
 from embridge.testing.stores import CollectionConformance
 from embridge.types import Metric
 
-# Layouts: each writes one table below a folder and tells the path to open.
+# Layouts: each writes one table below a folder and returns the path to open.
 
 
 def one_file(folder, table):
