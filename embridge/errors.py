@@ -199,13 +199,13 @@ class TooFewAnchorsError(EmbridgeError, ValueError):
     """Fewer anchors than a method, or an evaluation, needs."""
 
     @classmethod
-    def for_method(cls, method: str, needed: int, found: int) -> TooFewAnchorsError:
-        return cls(f"{method!r} needs at least {needed} anchors. Got {found} instead. Hint: re-encode more shared rows.")
+    def for_method(cls, method: str, required: int, found: int) -> TooFewAnchorsError:
+        return cls(f"{method!r} needs at least {required} anchors. Got {found} instead. Hint: re-encode more shared rows.")
 
     @classmethod
-    def held_out(cls, needed: int, found: int, shared: int) -> TooFewAnchorsError:
+    def held_out(cls, required: int, found: int, shared: int) -> TooFewAnchorsError:
         return cls(
-            f"Evaluation needs at least {needed} shared rows that the map was not fitted on. Got {found} of {shared:,} instead. "
+            f"Evaluation needs at least {required} shared rows that the map was not fitted on. Got {found} of {shared:,} instead. "
             "Hint: fit with --test-size 0.2, or evaluate on other rows."
         )
 

@@ -55,17 +55,17 @@ def decoder(kind: str, dim: int) -> nn.Module:
 
 
 def _train(module: nn.Module, inputs: torch.Tensor, targets: torch.Tensor, loss, epochs: int) -> None:
-    optimiser = torch.optim.Adam(module.parameters(), lr=1e-3)
+    optimizer = torch.optim.Adam(module.parameters(), lr=1e-3)
     for _ in range(epochs):
         for rows in torch.randperm(len(inputs)).split(BATCH):
-            optimiser.zero_grad()
+            optimizer.zero_grad()
             loss(module(inputs[rows]), targets[rows]).backward()
-            optimiser.step()
+            optimizer.step()
     module.eval()
 
 
 def train_classifier(kind: str, dim: int, seed: int, images: np.ndarray, labels: np.ndarray, epochs: int) -> nn.Module:
-    """An encoder trained with a linear head to tell the digits apart; the head is thrown away."""
+    """An encoder trained with a linear head to distinguish the digits; the head is discarded."""
     torch.manual_seed(seed)
     body = encoder(kind, dim)
     classes = torch.tensor(np.unique(labels, return_inverse=True)[1])

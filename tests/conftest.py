@@ -1,4 +1,4 @@
-"""Fixtures for all tests. They give functions, so that a test asks for the sizes it needs.
+"""Fixtures for all tests. They give functions, so that a test chooses the sizes.
 
 ``make_space("minilm", 4, metric="l2")``, ``ids, x, y, W = planted(n=200, p=6, q=8, noise=0.1, seed=1)``,
 ``write(path, table_of(ids, x, space=...))`` and ``index_of("IVF4,Flat", x)``.
@@ -17,7 +17,7 @@ from hypothesis import settings
 from embridge.types import Space
 from tests import support
 
-# Tests run beside others on small machines, where a deadline tells nothing; CI must not find something new in old code.
+# Tests run beside others on small machines, where a deadline says nothing; CI must not find something new in old code.
 settings.register_profile("embridge", deadline=None, derandomize="CI" in os.environ)
 settings.load_profile("embridge")
 

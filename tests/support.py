@@ -36,7 +36,7 @@ def planted(
 
 
 def table_of(ids, vectors, payload=None, *, space=None, kind="fixed", dtype=np.float32, names=("id", "vector"), id_type=None):
-    """A table as a stranger may have made it, or (with `space`) as embridge writes it."""
+    """A table without metadata, or (with `space`) as embridge writes it."""
     vectors = np.asarray(vectors, dtype)
     values = pa.array(vectors.ravel())
     if kind == "fixed":
@@ -97,7 +97,7 @@ def strict(text):
     return json.loads(text, parse_constant=refuse)
 
 
-def told(*arguments, cwd=None):
+def run_json(*arguments, cwd=None):
     """What a verb prints with --json; nothing may be on stderr."""
     result = run(*arguments, cwd=cwd)
     assert result.exit_code == 0, result.output + repr(result.exception)

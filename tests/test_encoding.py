@@ -121,7 +121,7 @@ def test_killed_and_resumed_equals_done_at_once(texts, model, tmp_path):
     np.testing.assert_allclose(vectors, once, atol=1e-6)
 
 
-def test_a_model_that_is_not_there_is_told(texts, tmp_path):
+def test_a_missing_model_is_reported(texts, tmp_path):
     (tmp_path / "empty-model").mkdir()
     with pytest.raises(ParameterError, match=r"'.*empty-model' cannot be loaded as a sentence-transformers model: .+"):
         eb.encode(texts, str(tmp_path / "empty-model"), tmp_path / "out.parquet")
@@ -132,7 +132,7 @@ def test_a_model_that_is_not_there_is_told(texts, tmp_path):
 
 
 @pytest.mark.parametrize("chosen", [slice(0, 20), slice(3, 4), slice(2, 20, 3)])
-def test_only_the_ids_that_are_asked_for(texts, stub, tmp_path, chosen):
+def test_only_the_chosen_ids_are_encoded(texts, stub, tmp_path, chosen):
     only = np.array(IDS[chosen] + IDS[chosen][:1], object)  # one of them twice
     made = eb.encode(texts, "a/model", tmp_path / "out.parquet", only=only, part_rows=6)
     assert made.read()[0].tolist() == IDS[chosen]  # in the order of the texts
@@ -183,13 +183,13 @@ def test_an_interrupted_run_goes_on_only_with_the_same_plan(texts, stub, tmp_pat
     monkeypatch.setattr(stub, "encode", plain)
     parts = listing(tmp_path / "out.parquet.parts")
     assert [name[:11] for name in parts] == ["_plan.json", "part-000000", "part-000001"]
-    for changed, told in (
+    for changed, differing in (
         ({"part_rows": 7}, "part_rows"),
         ({"dtype": "float16"}, "dtype"),
         ({"space": "other"}, "space"),
         ({"only": np.array(IDS[:2], object)}, "only"),
     ):
-        with pytest.raises(OutputExistsError, match=rf"holds parts of an interrupted run that differs in: {told}\. Hint"):
+        with pytest.raises(OutputExistsError, match=rf"holds parts of an interrupted run that differs in: {differing}\. Hint"):
             eb.encode(texts, "m", out, **({"part_rows": 6} | changed))
     with pytest.raises(OutputExistsError, match="differs in: model, space"):
         eb.encode(texts, "n", out, part_rows=6)
@@ -210,7 +210,7 @@ def test_with_overwrite_another_plan_starts_anew(texts, stub, tmp_path):
     assert made.read()[0].tolist() == IDS
 
 
-def test_a_folder_of_somebody_else_is_not_removed(texts, stub, tmp_path):
+def test_a_folder_of_others_is_not_removed(texts, stub, tmp_path):
     parts = tmp_path / "out.parquet.parts"
     parts.mkdir()
     (parts / "thesis.txt").write_text("ten years of work")
@@ -275,7 +275,7 @@ def test_outputs_are_kept(texts, stub, tmp_path):
     assert stub.calls == 0
 
 
-def test_a_missing_package_is_told_with_the_line_that_installs_it(texts, tmp_path, monkeypatch):
+def test_a_missing_package_is_reported_with_its_install_command(texts, tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "sentence_transformers", None)
     with pytest.raises(ImportError, match=r"Encoding texts needs sentence-transformers.*pip install 'embridge\[encode\]'"):
         eb.encode(texts, "m", tmp_path / "out.parquet")

@@ -74,7 +74,7 @@ def test_a_fingerprint_is_blake2b_of_size_and_content(tmp_path):
     assert fingerprint(tmp_path / "b") == expected
 
 
-def test_a_fingerprint_tells_where_one_file_ends(tmp_path):
+def test_a_fingerprint_depends_on_where_one_file_ends(tmp_path):
     contents = {"a": b"xy", "b": b"z", "c": b"x", "d": b"yz"}
     for name, content in contents.items():
         (tmp_path / name).write_bytes(content)

@@ -25,7 +25,7 @@ def rows(n=200, dim=6, mean=0.0):
 
 
 @pytest.mark.parametrize("mean", [0.0, 5.0])
-def test_both_are_their_formulas(mean):
+def test_both_figures_follow_their_formulas(mean):
     vectors = rows(mean=mean)
     found = measured(vectors)
     unit = vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
@@ -44,7 +44,7 @@ def test_many_rows_are_sampled_for_the_rank_and_all_count_for_the_cosine():
     assert sum(map(len, measured(vectors, 999)._sample)) <= 10_000
 
 
-def test_where_nothing_can_be_said_nothing_is():
+def test_too_few_rows_have_no_isotropy():
     for vectors in (rows(1), np.zeros((5, 3), np.float32), rows(0)):
         assert math.isnan(measured(vectors).effective_rank)
         assert math.isnan(measured(vectors).mean_cosine)

@@ -24,8 +24,8 @@ def similarities(queries, corpus, metric):
 def brute_force(queries, corpus, k, metric, exclude=None):
     scores = similarities(queries, corpus, metric)
     if exclude is not None:
-        asked = np.flatnonzero(exclude >= 0)
-        scores[asked, exclude[asked]] = -np.inf
+        excluding = np.flatnonzero(exclude >= 0)
+        scores[excluding, exclude[excluding]] = -np.inf
     ids = np.argsort(-scores, axis=1)[:, :k]
     return ids, np.take_along_axis(scores, ids, axis=1)
 
@@ -64,7 +64,7 @@ def test_it_agrees_with_brute_force(vectors, monkeypatch, metric, with_exclude, 
 
 
 @pytest.mark.parametrize("metric", Metric)
-def test_all_rows_can_be_asked_for(vectors, monkeypatch, metric):
+def test_k_may_be_the_number_of_rows(vectors, monkeypatch, metric):
     monkeypatch.setattr(embridge.neighbors, "_CORPUS_BLOCK", 7)
     queries, corpus = vectors
     np.testing.assert_array_equal(top_k(queries, corpus, N, metric).ids, brute_force(queries, corpus, N, metric)[0])

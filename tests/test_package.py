@@ -16,20 +16,20 @@ import embridge as eb
 HEAVY = ("torch", "faiss", "duckdb", "pyarrow", "safetensors", "sentence_transformers", "click", "rich")
 
 
-def ask(code, **environment):
+def in_python(code, **environment):
     """What a fresh interpreter prints as JSON."""
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, env=os.environ | environment)
     return json.loads(found.stdout)
 
 
 def test_importing_it_loads_nothing_heavy():
-    loaded = ask(f"import embridge, json, sys; print(json.dumps([m for m in {HEAVY!r} if m in sys.modules]))")
+    loaded = in_python(f"import embridge, json, sys; print(json.dumps([m for m in {HEAVY!r} if m in sys.modules]))")
     assert loaded == []
 
 
 def test_importing_it_is_quick():
     code = "import time; t = time.perf_counter(); import embridge; print(time.perf_counter() - t)"
-    assert min(ask(code) for _ in range(5)) < 0.3
+    assert min(in_python(code) for _ in range(5)) < 0.3
 
 
 def test_the_help_of_the_command_line_loads_nothing_heavy():
@@ -40,7 +40,7 @@ def test_the_help_of_the_command_line_loads_nothing_heavy():
         "    main(['-h'])\n"
         "print(json.dumps([m for m in ('torch', 'faiss', 'duckdb', 'pyarrow') if m in sys.modules]))"
     )
-    assert ask(code) == []
+    assert in_python(code) == []
 
 
 @pytest.mark.parametrize("name", [n for n in eb.__all__ if not n.startswith("_")])
@@ -78,7 +78,7 @@ def test_type_checkers_see_the_same_names():
     assert Path(eb.__file__).with_name("py.typed").exists()
 
 
-def test_an_unknown_name_is_told():
+def test_an_unknown_name_is_reported():
     with pytest.raises(AttributeError, match=r"module 'embridge' has no attribute 'transmogrify'"):
         _ = eb.transmogrify
 
@@ -87,7 +87,7 @@ def test_an_unknown_name_is_told():
 def test_idle_threads_do_not_spin_unless_the_user_says_so(set_to, expected):
     environment = {} if set_to is None else {"OMP_WAIT_POLICY": set_to}
     code = "import os\n" + ("os.environ.pop('OMP_WAIT_POLICY', None)\n" if set_to is None else "")
-    assert ask(code + "import embridge, json; print(json.dumps(os.environ['OMP_WAIT_POLICY']))", **environment) == expected
+    assert in_python(code + "import embridge, json; print(json.dumps(os.environ['OMP_WAIT_POLICY']))", **environment) == expected
 
 
 def test_the_sample_is_small_and_whole():

@@ -34,7 +34,7 @@ DEEP = "[" * 100_000
 DEEP_OBJECT = '{"a":' * 100_000
 
 
-def outcome(read, *arguments, **options):
+def result_of(read, *arguments, **options):
     """What a reader gives, or None where it refuses."""
     try:
         return read(*arguments, **options)
@@ -97,7 +97,7 @@ def test_thrift_with_one_bit_wrong(place, bit):
 @bounded
 @given(TEXT | st.sampled_from(["", ":", "a:", ":dot", "a:b:c", "a:cosine", " "]))
 def test_declared_spaces(text):
-    found = outcome(DeclaredSpace.parse, text)
+    found = result_of(DeclaredSpace.parse, text)
     assert found is None or text in (found.name, f"{found.name}:{found.metric}")
 
 
@@ -126,7 +126,7 @@ def search(index, text):
 @bounded
 @given(st.data())
 def test_sidecars_of_indexes(index, sidecar, data):
-    found = outcome(search, index, data.draw(altered(sidecar)))
+    found = result_of(search, index, data.draw(altered(sidecar)))
     assert found is None or len(found[0]) == 3
 
 
@@ -151,7 +151,7 @@ def test_metadata_of_collections(tmp_path, data):
     table = pa.table({"id": [1, 2, 3], "vector": column})
     metadata = {"embridge.space": text.encode("utf-8", "surrogatepass")}
     pq.write_table(table.replace_schema_metadata(metadata), tmp_path / "c.parquet")
-    found = outcome(eb.open, tmp_path / "c.parquet")
+    found = result_of(eb.open, tmp_path / "c.parquet")
     assert found is None or len(found.read()[0]) == 3
 
 
@@ -190,7 +190,7 @@ def test_headers_of_maps(saved, data):
         text = data.draw(altered(header))
     head = text.encode()
     path.write_bytes(len(head).to_bytes(8, "little") + head + whole[8 + size :])
-    found = outcome(applied, path)
+    found = result_of(applied, path)
     assert found is None or found == expected
 
 
@@ -203,7 +203,7 @@ def test_maps_with_one_bit_wrong(saved, place, bit):
     data = bytearray(whole)
     data[place % len(data)] ^= 1 << bit
     path.write_bytes(data)
-    found = outcome(applied, path)
+    found = result_of(applied, path)
     assert found is None or found == expected
 
 
@@ -256,8 +256,8 @@ def test_journals_that_say_something_else(unfinished, data):
     mark, _, text = lines[at].partition(" ")
     lines[at] = f"{mark} {data.draw(altered(json.loads(text)))}"
     said = {"o.parquet.journal": ("\n".join(lines) + "\n").encode("utf-8", "surrogatepass")}
-    assert outcome(resumed, unfinished, files | said) in (None, expected)
-    outcome(resumed, unfinished, mend.journal(files | said))  # by somebody who knows our checksums: read or refused
+    assert result_of(resumed, unfinished, files | said) in (None, expected)
+    result_of(resumed, unfinished, mend.journal(files | said))  # with forged checksums: read or refused
 
 
 @pytest.mark.parametrize(
@@ -271,8 +271,8 @@ def test_journals_with_row_groups_that_are_none(unfinished, group):
     mark, _, text = last.partition(b" ")
     said = json.dumps(json.loads(text) | {"group": base64.b64encode(group).decode()}).encode()
     altered = files | {"o.parquet.journal": b"\n".join([*lines, mark + b" " + said, b""])}
-    assert outcome(resumed, unfinished, altered) in (None, expected)
-    assert outcome(resumed, unfinished, mend.journal(altered)) in (None, expected)
+    assert result_of(resumed, unfinished, altered) in (None, expected)
+    assert result_of(resumed, unfinished, mend.journal(altered)) in (None, expected)
 
 
 @bounded
@@ -281,4 +281,4 @@ def test_partial_files_with_one_bit_wrong(unfinished, place, bit):
     *_, files, expected = unfinished
     data = bytearray(files["o.parquet.partial"])
     data[place % len(data)] ^= 1 << bit
-    assert outcome(resumed, unfinished, files | {"o.parquet.partial": bytes(data)}) in (None, expected)
+    assert result_of(resumed, unfinished, files | {"o.parquet.partial": bytes(data)}) in (None, expected)

@@ -86,12 +86,12 @@ KNOWN = Space("minilm", 4, Metric.DOT, normalized=True)
         (Space("m", 4, Metric.L2, False), Space("m", 4, Metric.L2, False)),
     ],
 )
-def test_a_file_that_says_nothing_is_what_it_is_declared_to_be(declared, resolved):
+def test_a_file_without_metadata_has_the_declared_space(declared, resolved):
     assert resolve_space("'a'", declared, FOUND, is_known=False) == resolved
 
 
 @pytest.mark.parametrize("declared", [None, "minilm", "minilm:dot", DeclaredSpace("minilm"), Space("minilm", 4, Metric.DOT, False)])
-def test_a_file_that_knows_its_space_is_believed(declared):
+def test_the_space_in_metadata_is_used(declared):
     assert resolve_space("'a'", declared, KNOWN, is_known=True) == KNOWN
 
 

@@ -11,10 +11,8 @@ from embridge.cli.session import (
     Session,
     Verb,
     check_outputs,
-    collection_artifact,
     columns,
     device_option,
-    map_artifact,
     open_source,
     overwrite_option,
     space_option,
@@ -79,7 +77,7 @@ def convert(
     import embridge as eb
     from embridge.conversion.run import makes_folder
     from embridge.outputs import CONVERSION, Output
-    from embridge.records import Run
+    from embridge.records import Artifact, Run
     from embridge.stores.locations import beside, is_remote
 
     collection = open_source(source, space, id_column, vector_column)
@@ -93,13 +91,12 @@ def convert(
     except KeyboardInterrupt:
         click.echo(f"Interrupted. Run the same command with --resume to continue {output}.", err=True)
         raise SystemExit(130) from None
-    made = eb.open(output)
     parameters = {name: options[name] for name in ("dtype", "compact", "precision", "on_bad", "confidence")} | {
         "skipped": done.skipped
     }
-    inputs = (collection_artifact("source", collection), map_artifact("map", map_path, translation))
-    outputs = (collection_artifact("output", made),)
-    session.record(Run("convert", parameters, done.seconds, inputs, outputs, done.rows, done.device, (done,)))
+    inputs = [Artifact.of_collection("source", collection), Artifact.of_map("map", map_path, translation)]
+    outputs = [Artifact.of_collection("output", eb.open(output))]
+    session.record(Run.of("convert", inputs=inputs, outputs=outputs, result=done, parameters=parameters))
     result = {"path": done.path, "rows": done.rows, "seconds": done.seconds}
     result |= {"rows_per_second": done.rows_per_second, "device": done.device, "skipped": done.skipped}
     result |= {"confidence": options["confidence"]}
@@ -128,7 +125,7 @@ def verify(
     embridge verify old-in-new.parquet --source old.parquet --map map.safetensors
     """
     import embridge as eb
-    from embridge.records import Run
+    from embridge.records import Artifact, Run
 
     started = time.perf_counter()
     collection = open_source(source, space, **named) if source else None
@@ -136,11 +133,11 @@ def verify(
     with session.progress("verifying") as progress:
         found = eb.verify(output, source=collection, translation=translation, precision=precision, progress=progress)
     seconds = time.perf_counter() - started
-    inputs = [collection_artifact("output", eb.open(output))]
-    inputs += [collection_artifact("source", collection)] if collection else []
-    inputs += [map_artifact("map", map_path, translation)] if map_path and translation else []
+    inputs = [Artifact.of_collection("output", eb.open(output))]
+    inputs += [Artifact.of_collection("source", collection)] if collection else []
+    inputs += [Artifact.of_map("map", map_path, translation)] if map_path and translation else []
     parameters = {"compared": found.compared, "max_error": found.max_error}
-    session.record(Run("verify", parameters, seconds, tuple(inputs), rows=found.rows))
+    session.record(Run.of("verify", inputs=inputs, parameters=parameters, seconds=seconds, rows=found.rows))
     result = {"path": output, "rows": found.rows, "compared": found.compared, "max_error": found.max_error, "seconds": seconds}
     compared = f", {found.compared:,} recomputed, largest error {found.max_error:.1e}" if found.compared else ""
     session.emit(result, f"{output}: {found.rows:,} rows are correct{compared}")

@@ -12,12 +12,8 @@ from embridge.cli.session import (
     Session,
     Verb,
     catalog_option,
-    collection_artifact,
     columns,
-    decoder_artifact,
     device_option,
-    file_artifact,
-    map_artifact,
     open_source,
     overwrite_option,
     seed_option,
@@ -82,11 +78,11 @@ def decode(
     translation = eb.load_map(via) if via else None
     with session.progress("decoding") as progress:
         done = eb.decode(collection, decoder, output, via=translation, device=device, progress=progress, **options)
-    inputs = [collection_artifact("source", collection), decoder_artifact("decoder", decoder)]
-    inputs += [map_artifact("map", via, translation)] if via and translation else []
-    outputs = (Artifact("output", output, done.fingerprint, "table"),)
+    inputs = [Artifact.of_collection("source", collection), Artifact.of_decoder("decoder", decoder)]
+    inputs += [Artifact.of_map("map", via, translation)] if via and translation else []
+    outputs = [Artifact("output", output, done.fingerprint, "table")]
     parameters = {"columns": list(done.columns), "folded": done.folded}
-    session.record(Run("decode", parameters, done.seconds, tuple(inputs), outputs, done.rows, done.device, (done,)))
+    session.record(Run.of("decode", inputs=inputs, outputs=outputs, result=done, parameters=parameters))
     result = {"path": done.path, "rows": done.rows, "columns": list(done.columns), "folded": done.folded}
     result |= {"seconds": done.seconds, "rows_per_second": done.rows_per_second, "device": done.device}
     how = "folded with the map into one matrix, " if done.folded else ""
@@ -127,14 +123,14 @@ def register(
     embridge decoder register net.onnx --space mpnet:dot --kind classifier --classes cat,dog
     """
     import embridge as eb
-    from embridge.records import DecoderRecord, Run
+    from embridge.records import Artifact, DecoderRecord, Run
 
     started = time.perf_counter()
     named = classes.split(",") if classes else None
     found = eb.register_decoder(path, space, kind=kind, classes=named, normalized=normalized, trusted=trusted, overwrite=overwrite)
     record = DecoderRecord(name or Path(path).stem, found.format, found.kind, _classes(found))
-    made, seconds = (decoder_artifact("decoder", found),), time.perf_counter() - started
-    session.record(Run("decoder register", {"space": space}, seconds, outputs=made, details=(record,)))
+    outputs, seconds = [Artifact.of_decoder("decoder", found)], time.perf_counter() - started
+    session.record(Run.of("decoder register", outputs=outputs, result=record, parameters={"space": space}, seconds=seconds))
     session.emit(_facts(found) | {"name": record.name}, f"{record.name}: {found!r}")
 
 
@@ -208,7 +204,7 @@ def evaluate(
     """
     import embridge as eb
     from embridge.files import one_file
-    from embridge.records import Run
+    from embridge.records import Artifact, Run
     from embridge.tables.ids import read_ids
     from embridge.tables.targets import read_targets
 
@@ -226,12 +222,12 @@ def evaluate(
         result = eb.evaluate_decoder(
             found, shared, known, via=translation, exclude=apart, retrained=not no_retrain, seed=seed, progress=progress
         )
-    inputs = [decoder_artifact("decoder", found), map_artifact("map", via, translation)]
-    inputs += [collection_artifact("source", old), collection_artifact("target", new), file_artifact("labels", labels)]
-    inputs += [file_artifact("excluded ids", exclude)] if exclude else []
+    inputs = [Artifact.of_decoder("decoder", found), Artifact.of_map("map", via, translation)]
+    inputs += [Artifact.of_collection("source", old), Artifact.of_collection("target", new), Artifact.of_file("labels", labels)]
+    inputs += [Artifact.of_file("excluded ids", exclude)] if exclude else []
     seconds = time.perf_counter() - started
     parameters = {"label_column": label_column, "seed": seed, "retrained": not no_retrain}
-    session.record(Run("decoder evaluate", parameters, seconds, tuple(inputs), (), result.rows, "cpu", (result,)))
+    session.record(Run.of("decoder evaluate", inputs=inputs, result=result, parameters=parameters, seconds=seconds, device="cpu"))
     head = f"{Path(path).name}: {result.rows:,} labeled rows that the map was not fitted on"
     tail = f"; retrained on {result.trained_on:,} others" if result.trained_on else ""
     session.emit(result.to_dict(), f"{head}{tail}\n{result}")

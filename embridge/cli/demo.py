@@ -65,95 +65,95 @@ def demo(session: Session, output: str) -> None:
     catalog = eb.Catalog(folder / "embridge.duckdb")
     catalog.check()
     names = ("minilm", "mpnet", "minilm.queries", "mpnet.queries")
-    job = _Demo(session, folder, catalog, *(eb.open(eb.sample_path(name)) for name in names))
-    translation = _fit(job)
-    found = _evaluate(job, translation)
-    converted = _convert(job, translation)
-    examples = _search(job, translation, converted)
+    demo = _Demo(session, folder, catalog, *(eb.open(eb.sample_path(name)) for name in names))
+    translation = _fit(demo)
+    found = _evaluate(demo, translation)
+    converted = _convert(demo, translation)
+    examples = _search(demo, translation, converted)
     seconds = time.perf_counter() - started
     best = catalog.sql("SELECT source_space, target_space, method, overlap, recall, benchmark FROM best_translator")
-    job.say(f"\n4. Query the catalog: embridge catalog sql --catalog {catalog.path} 'FROM best_translator'")
-    job.say("   " + table(best).replace("\n", "\n   "))
+    demo.say(f"\n4. Query the catalog: embridge catalog sql --catalog {catalog.path} 'FROM best_translator'")
+    demo.say("   " + table(best).replace("\n", "\n   "))
     files = ", ".join(sorted(os.listdir(folder)))
     result = {"folder": output, "seconds": seconds, "evaluation": found.to_dict(), "examples": examples}
     session.emit(result, f"\nDone in {seconds:.0f} s; everything is in {output}/: {files}")
 
 
-def _fit(job: _Demo) -> Map:
+def _fit(demo: _Demo) -> Map:
     import embridge as eb
 
-    job.say("1. Fit a map from 1,000 glosses that were encoded by both models.")
+    demo.say("1. Fit a map from 1,000 glosses that were encoded by both models.")
     clock = time.perf_counter()
-    shared = eb.match(job.old, job.new)
-    with job.session.status("fitting"):
+    shared = eb.match(demo.old, demo.new)
+    with demo.session.status("fitting"):
         train = shared.sample(1000)
         translation = eb.fit(train, keep_affine=True)
-    translation.save(job.path("map.safetensors"), overwrite=True)
+    translation.save(demo.path("map.safetensors"), overwrite=True)
     drawn = replace(shared.record, anchors=len(train), held_out=len(shared) - len(train))
     run = eb.Run.of(
         "fit",
-        inputs=[eb.Artifact.of_collection("source", job.old), eb.Artifact.of_collection("target", job.new)],
-        outputs=[eb.Artifact.of_map("map", job.path("map.safetensors"), translation)],
+        inputs=[eb.Artifact.of_collection("source", demo.old), eb.Artifact.of_collection("target", demo.new)],
+        outputs=[eb.Artifact.of_map("map", demo.path("map.safetensors"), translation)],
         result=[drawn, translation.record],
         parameters={"n": 1000},
         seconds=time.perf_counter() - clock,
         rows=len(train),
     )
-    job.catalog.record(run)
-    job.say(f"   {translation}\n")
+    demo.catalog.record(run)
+    demo.say(f"   {translation}\n")
     return translation
 
 
-def _evaluate(job: _Demo, translation: Map) -> Evaluation:
+def _evaluate(demo: _Demo, translation: Map) -> Evaluation:
     import embridge as eb
     from embridge.tables.qrels import read_qrels
 
-    job.say("2. Measure it on the other 2,000, compared with keeping the index and with re-encoding everything.")
+    demo.say("2. Measure it on the other 2,000, compared with keeping the index and with re-encoding everything.")
     clock = time.perf_counter()
     qrels = eb.sample_path("qrels")
-    with job.session.status("evaluating"):
-        queries = eb.match(job.old_queries, job.new_queries)
-        found = eb.evaluate(translation, eb.match(job.old, job.new), queries=queries, qrels=read_qrels(qrels))
-    sides = {"source": job.old, "target": job.new, "source queries": job.old_queries, "target queries": job.new_queries}
-    inputs = [eb.Artifact.of_map("map", job.path("map.safetensors"), translation), eb.Artifact.of_file("qrels", qrels)]
+    with demo.session.status("evaluating"):
+        queries = eb.match(demo.old_queries, demo.new_queries)
+        found = eb.evaluate(translation, eb.match(demo.old, demo.new), queries=queries, qrels=read_qrels(qrels))
+    sides = {"source": demo.old, "target": demo.new, "source queries": demo.old_queries, "target queries": demo.new_queries}
+    inputs = [eb.Artifact.of_map("map", demo.path("map.safetensors"), translation), eb.Artifact.of_file("qrels", qrels)]
     inputs += [eb.Artifact.of_collection(role, side) for role, side in sides.items()]
     seconds = time.perf_counter() - clock
     run = eb.Run.of("evaluate", inputs=inputs, result=found, parameters={"k": found.k}, seconds=seconds, rows=found.corpus)
-    job.catalog.record(run)
-    job.say("   " + str(found).replace("\n", "\n   ") + "\n")
+    demo.catalog.record(run)
+    demo.say("   " + str(found).replace("\n", "\n   ") + "\n")
     return found
 
 
-def _convert(job: _Demo, translation: Map) -> Collection:
+def _convert(demo: _Demo, translation: Map) -> Collection:
     import embridge as eb
 
-    job.say("3. Convert the whole collection, index it, and search it with queries of the new model.")
-    with job.session.progress("converting") as progress:
-        done = eb.convert(job.old, translation, job.path("old-in-new.parquet"), overwrite=True, progress=progress)
-    converted = eb.open(job.path("old-in-new.parquet"))
-    inputs = [eb.Artifact.of_collection("source", job.old)]
-    inputs += [eb.Artifact.of_map("map", job.path("map.safetensors"), translation)]
+    demo.say("3. Convert the whole collection, index it, and search it with queries of the new model.")
+    with demo.session.progress("converting") as progress:
+        done = eb.convert(demo.old, translation, demo.path("old-in-new.parquet"), overwrite=True, progress=progress)
+    converted = eb.open(demo.path("old-in-new.parquet"))
+    inputs = [eb.Artifact.of_collection("source", demo.old)]
+    inputs += [eb.Artifact.of_map("map", demo.path("map.safetensors"), translation)]
     outputs = [eb.Artifact.of_collection("output", converted)]
-    job.catalog.record(eb.Run.of("convert", inputs=inputs, outputs=outputs, result=done))
+    demo.catalog.record(eb.Run.of("convert", inputs=inputs, outputs=outputs, result=done))
     return converted
 
 
-def _search(job: _Demo, translation: Map, converted: Collection) -> list[dict[str, Any]]:
+def _search(demo: _Demo, translation: Map, converted: Collection) -> list[dict[str, Any]]:
     """Index and search; for a few queries the first hits of each strategy, best first."""
     import embridge as eb
     from embridge.tables.qrels import read_qrels
 
-    old, moved, native = (
-        _index(job, collection, name)
-        for collection, name in ((job.old, "old.faiss"), (converted, "old-in-new.faiss"), (job.new, "new.faiss"))
+    old, translated, native = (
+        _index(demo, collection, name)
+        for collection, name in ((demo.old, "old.faiss"), (converted, "old-in-new.faiss"), (demo.new, "new.faiss"))
     )
     answers = {
-        "keep-old": eb.search(old, job.old_queries, _HITS),
-        "translate-documents": eb.search(moved, job.new_queries, _HITS),
-        "blend": eb.search(old, job.new_queries, _HITS, via=translation, old_queries=job.old_queries),
-        "re-encode": eb.search(native, job.new_queries, _HITS),
+        "keep-old": eb.search(old, demo.old_queries, _HITS),
+        "translate-documents": eb.search(translated, demo.new_queries, _HITS),
+        "blend": eb.search(old, demo.new_queries, _HITS, via=translation, old_queries=demo.old_queries),
+        "re-encode": eb.search(native, demo.new_queries, _HITS),
     }
-    judged, lemmas, words = read_qrels(eb.sample_path("qrels")), _lemmas(job.old), _lemmas(job.new_queries)
+    judged, lemmas, words = read_qrels(eb.sample_path("qrels")), _lemmas(demo.old), _lemmas(demo.new_queries)
     hits = {name: dict(zip(ids.tolist(), found.ids.tolist(), strict=True)) for name, (ids, found) in answers.items()}
     # Evenly spread over the queries that the strategies answer differently: where all agree there is nothing to see.
     differing = [q for q in hits["keep-old"] if judged.get(q) and len({tuple(found[q]) for found in hits.values()}) > 1]
@@ -161,15 +161,15 @@ def _search(job: _Demo, translation: Map, converted: Collection) -> list[dict[st
     for query in differing[:: max(len(differing) // _EXAMPLES, 1)][:_EXAMPLES]:
         rows = {name: [{"lemma": lemmas[i], "relevant": i in judged[query]} for i in found[query]] for name, found in hits.items()}
         examples.append({"query_id": query, "query": words[query], "hits": rows})
-    job.say(_text(examples))
+    demo.say(_text(examples))
     return examples
 
 
-def _index(job: _Demo, collection: Collection, name: str) -> Any:
+def _index(demo: _Demo, collection: Collection, name: str) -> Any:
     import embridge as eb
 
     clock = time.perf_counter()
-    made = eb.build_index(collection, job.path(name), "HNSW32", overwrite=True)
+    made = eb.build_index(collection, demo.path(name), "HNSW32", overwrite=True)
     run = eb.Run.of(
         "index",
         inputs=[eb.Artifact.of_collection("source", collection)],
@@ -178,7 +178,7 @@ def _index(job: _Demo, collection: Collection, name: str) -> Any:
         seconds=time.perf_counter() - clock,
         rows=len(made),
     )
-    job.catalog.record(run)
+    demo.catalog.record(run)
     return made
 
 

@@ -13,12 +13,9 @@ from embridge.cli.session import (
     Session,
     Verb,
     check_outputs,
-    collection_artifact,
     columns,
     device_name,
     device_option,
-    file_artifact,
-    map_artifact,
     open_source,
     overwrite_option,
     seed_option,
@@ -88,7 +85,7 @@ def evaluate(
     """
     import embridge as eb
     from embridge.errors import ParameterError
-    from embridge.records import Run
+    from embridge.records import Artifact, Run
     from embridge.tables.hits import write_per_query
     from embridge.tables.labels import read_labels
     from embridge.tables.qrels import read_graded_qrels
@@ -119,16 +116,19 @@ def evaluate(
         )  # fmt: skip
     if per_query and found.per_query is not None:
         write_per_query(per_query, found.per_query, inputs=given, overwrite=overwrite)
-    inputs = [map_artifact("map", map_path, translation)]
-    inputs += [map_artifact("reverse map", reverse_map, back)] if reverse_map and back else []
-    inputs += [map_artifact("other map", against, other)] if against and other else []
+    inputs = [Artifact.of_map("map", map_path, translation)]
+    inputs += [Artifact.of_map("reverse map", reverse_map, back)] if reverse_map and back else []
+    inputs += [Artifact.of_map("other map", against, other)] if against and other else []
     inputs += pair_artifacts(opened)
-    inputs += [file_artifact(role, path) for role, path in (("qrels", qrels), ("labels", labels)) if path]
-    inputs += [collection_artifact("reference queries", references)] if references else []
-    outputs = (file_artifact("per query", per_query),) if per_query else ()
-    seconds = time.perf_counter() - started
+    inputs += [Artifact.of_file(role, path) for role, path in (("qrels", qrels), ("labels", labels)) if path]
+    inputs += [Artifact.of_collection("reference queries", references)] if references else []
+    outputs = [Artifact.of_file("per query", per_query)] if per_query else []
     facts = options | ({"label_column": label_column} if labels else {})
-    session.record(Run("evaluate", facts, seconds, tuple(inputs), outputs, found.corpus, device_name(options["device"]), (found,)))
+    run = Run.of(
+        "evaluate", inputs=inputs, outputs=outputs, result=found, parameters=facts, seconds=time.perf_counter() - started,
+        rows=found.corpus, device=device_name(options["device"]),
+    )  # fmt: skip
+    session.record(run)
     session.emit(found.to_dict(), _text(found, map_path, [path for path in (reverse_map, against) if path], per_query))
 
 
@@ -160,5 +160,7 @@ def open_pairs(
 
 def pair_artifacts(opened: Sequence[Collection]) -> list[Artifact]:
     """The collections of `open_pairs` as inputs of a run."""
+    from embridge.records import Artifact
+
     roles = ("source", "target", "source queries", "target queries")
-    return [collection_artifact(role, side) for role, side in zip(roles, opened, strict=False)]
+    return [Artifact.of_collection(role, side) for role, side in zip(roles, opened, strict=False)]

@@ -11,11 +11,8 @@ from embridge.cli.session import (
     Session,
     Verb,
     check_outputs,
-    collection_artifact,
     columns,
     device_option,
-    file_artifact,
-    map_artifact,
     open_source,
     overwrite_option,
     seed_option,
@@ -122,7 +119,7 @@ def fit(
     """
     import embridge as eb
     from embridge.errors import ParameterError
-    from embridge.records import FitReport, Run
+    from embridge.records import Artifact, FitReport, Run
     from embridge.tables.qrels import read_graded_qrels
 
     started = time.perf_counter()
@@ -162,12 +159,15 @@ def fit(
     facts |= {"calibrated": records[0].calibrated, "keep_affine": options["keep_affine"]} | parameters
     facts |= {"update": update, "remove": options["remove"]} if update else {}
     names = ("source", "target", "source queries", "target queries")
-    inputs = [collection_artifact(name, side) for name, side in zip(names, opened, strict=False)]
-    inputs += [file_artifact(name, path) for name, path in (("moments", update), ("qrels", qrels)) if path]
-    outputs = [map_artifact(name, *one) for name, one in zip(("map", "reverse map"), made, strict=False)]
-    outputs += [file_artifact("moments", moments)] if moments else []
-    details = (found.anchors, *records)
-    session.record(Run("fit", facts, seconds, tuple(inputs), tuple(outputs), records[0].anchors, records[0].device, details))
+    inputs = [Artifact.of_collection(name, side) for name, side in zip(names, opened, strict=False)]
+    inputs += [Artifact.of_file(name, path) for name, path in (("moments", update), ("qrels", qrels)) if path]
+    outputs = [Artifact.of_map(name, *one) for name, one in zip(("map", "reverse map"), made, strict=False)]
+    outputs += [Artifact.of_file("moments", moments)] if moments else []
+    run = Run.of(
+        "fit", inputs=inputs, outputs=outputs, result=(found.anchors, *records), parameters=facts, seconds=seconds,
+        rows=records[0].anchors, device=records[0].device,
+    )  # fmt: skip
+    session.record(run)
     reports = [FitReport(path, t.fingerprint, t.source, t.target, t.record, isinstance(t, eb.LinearMap)) for path, t in made]
     result = reports[0].to_dict() | {"seconds": seconds, "reverse": reports[1].to_dict() if len(reports) > 1 else None}
     session.emit(result, "\n".join([f"{reports[0]}, {seconds:.1f} s", *map(str, reports[1:])]))

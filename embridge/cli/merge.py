@@ -8,11 +8,9 @@ from embridge.cli.session import (
     Session,
     Verb,
     check_outputs,
-    collection_artifact,
     columns,
     device_name,
     device_option,
-    map_artifact,
     open_source,
     overwrite_option,
     seed_option,
@@ -53,7 +51,7 @@ def merge(
     embridge merge re-encoded.parquet old-in-new.faiss -o mixed.parquet -k 100
     """
     import embridge as eb
-    from embridge.records import Run
+    from embridge.records import Artifact, Run
 
     check_outputs(output, overwrite=overwrite, inputs=[native, translated, queries, map_path])
     named = (space, id_column, vector_column)
@@ -66,13 +64,13 @@ def merge(
             *sides, output, queries=opened, translation=translation, k=k, max_queries=max_queries, dtype=dtype, overwrite=overwrite,
             seed=seed, device=device, progress=progress,
         )  # fmt: skip
-    inputs = [collection_artifact("native", sides[0]), collection_artifact("translated", sides[1])]
-    inputs += [collection_artifact("queries", opened)] if opened else []
-    inputs += [map_artifact("map", map_path, translation)] if map_path and translation else []
+    inputs = [Artifact.of_collection("native", sides[0]), Artifact.of_collection("translated", sides[1])]
+    inputs += [Artifact.of_collection("queries", opened)] if opened else []
+    inputs += [Artifact.of_map("map", map_path, translation)] if map_path and translation else []
     result = done.to_dict()
     left_out = ("path", "seconds", "rows", "native_source", "translated_source", "fingerprint")
     parameters = {name: value for name, value in result.items() if name not in left_out}
     parameters |= {"dtype": dtype, "seed": seed, "max_queries": max_queries}
-    outputs = (collection_artifact("output", eb.open(output)),)
-    session.record(Run("merge", parameters, done.seconds, tuple(inputs), outputs, done.rows, device, (done,)))
+    outputs = [Artifact.of_collection("output", eb.open(output))]
+    session.record(Run.of("merge", inputs=inputs, outputs=outputs, result=done, parameters=parameters, device=device))
     session.emit(result, str(done))

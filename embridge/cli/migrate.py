@@ -7,10 +7,8 @@ import click
 from embridge.cli.session import (
     Session,
     Verb,
-    collection_artifact,
     columns,
     external_lists_option,
-    map_artifact,
     open_source,
     overwrite_option,
     seed_option,
@@ -76,7 +74,7 @@ def migrate(
         if opened is not None:
             if not any(opened.space.same_as(end) for end in (translation.source, translation.target)):
                 raise space_mismatch("The migrated index", translation.target, opened.name, opened.space)
-            inputs.append(collection_artifact(role, opened))
+            inputs.append(Artifact.of_collection(role, opened))
         vectors.append(opened.read()[1] if opened else None)
     with session.progress("rebuilding") as progress:
         done = eb.migrate(
@@ -88,8 +86,8 @@ def migrate(
     new = Artifact("index", output, done.fingerprint, "faiss", done.rows, done.space)
     parameters = {"requested": mode, "mode": done.mode, "exact": done.exact, "verified_overlap": done.verified_overlap}
     parameters |= {"queries_verified": done.queries_verified, "min_recall": min_recall, "seed": seed}
-    inputs = [old, map_artifact("map", map_path, translation), *inputs]
-    session.record(Run("migrate", parameters, done.seconds, tuple(inputs), (new,), done.rows, details=(done,)))
+    inputs = [old, Artifact.of_map("map", map_path, translation), *inputs]
+    session.record(Run.of("migrate", inputs=inputs, outputs=[new], result=done, parameters=parameters))
     result = done.to_dict() | {"path": output}
     how = "exact" if done.exact else "approximate"
     text = f"{output}: {done.rows:,} vectors of {done.space.name!r} by {done.mode}, {how}, {done.seconds:.1f} s\n{done.reason}"

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from dataclasses import replace
 from typing import Any
 
 import click
@@ -16,7 +15,6 @@ from embridge.cli.session import (
     columns,
     device_name,
     device_option,
-    file_artifact,
     overwrite_option,
     seed_option,
     source_space_option,
@@ -76,7 +74,7 @@ def plan(
     import embridge as eb
     from embridge.errors import ParameterError
     from embridge.outputs import Output, replacing
-    from embridge.records import Run
+    from embridge.records import Artifact, Run
     from embridge.reporting import check_installed, report_page
     from embridge.tables.ids import write_order
     from embridge.tables.labels import read_labels
@@ -111,11 +109,14 @@ def plan(
             write_order(temporaries[-1], ids, counts)
     seconds = time.perf_counter() - started
     inputs = pair_artifacts(opened)
-    inputs += [file_artifact(role, path) for role, path in (("qrels", qrels), ("labels", labels)) if path]
-    outputs = [replace(file_artifact("report", report), kind="report")] if report else []
-    outputs += [file_artifact("ids", rows)] if rows else []
-    device = device_name(options["device"])
-    session.record(Run("plan", options, seconds, tuple(inputs), tuple(outputs), found.corpus, device, (found,)))
+    inputs += [Artifact.of_file(role, path) for role, path in (("qrels", qrels), ("labels", labels)) if path]
+    outputs = [Artifact.of_file("report", report, "report")] if report else []
+    outputs += [Artifact.of_file("ids", rows)] if rows else []
+    run = Run.of(
+        "plan", inputs=inputs, outputs=outputs, result=found, parameters=options, seconds=seconds, rows=found.corpus,
+        device=device_name(options["device"]),
+    )  # fmt: skip
+    session.record(run)
     head = (
         f"{found.queries:,} queries over {found.corpus:,} rows; {found.method} from {found.anchors:,} other rows, {seconds:.0f} s"
     )

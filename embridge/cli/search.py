@@ -10,12 +10,8 @@ import click
 from embridge.cli.session import (
     Session,
     Verb,
-    collection_artifact,
     columns,
     external_lists_option,
-    file_artifact,
-    index_artifact,
-    map_artifact,
     open_source,
     overwrite_option,
     seed_option,
@@ -50,7 +46,7 @@ def index(
     """
     import embridge as eb
     from embridge.outputs import INDEX, Output, check_outputs
-    from embridge.records import Run
+    from embridge.records import Artifact, Run
 
     started = time.perf_counter()
     check_outputs(Output(output, INDEX), overwrite=overwrite, inputs=[source, hubness])
@@ -62,9 +58,10 @@ def index(
             progress=progress,
         )  # fmt: skip
     seconds = time.perf_counter() - started
-    inputs, outputs = [collection_artifact("source", collection)], (index_artifact("index", made),)
-    inputs += [collection_artifact("reference queries", references)] if references else []
-    session.record(Run("index", {"factory": factory, "seed": seed}, seconds, tuple(inputs), outputs, len(made)))
+    inputs, outputs = [Artifact.of_collection("source", collection)], [Artifact.of_index("index", made)]
+    inputs += [Artifact.of_collection("reference queries", references)] if references else []
+    facts = {"factory": factory, "seed": seed}
+    session.record(Run.of("index", inputs=inputs, outputs=outputs, parameters=facts, seconds=seconds, rows=len(made)))
     result = {"path": output, "rows": len(made), "factory": factory, "space": made.space.to_dict(), "seconds": seconds}
     session.emit(result, f"{output}: {len(made):,} vectors of {made.space.name!r}, {factory}, {seconds:.1f} s")
 
@@ -103,7 +100,7 @@ def search(
     """
     import embridge as eb
     from embridge.outputs import Output, check_outputs
-    from embridge.records import Run
+    from embridge.records import Artifact, Run
     from embridge.tables.hits import write_hits
 
     started = time.perf_counter()
@@ -120,12 +117,12 @@ def search(
     if output:
         write_hits(output, ids, hits, inputs=given, overwrite=overwrite)
     seconds = time.perf_counter() - started
-    inputs = [index_artifact("index", opened), collection_artifact("queries", query_rows)]
-    inputs += [map_artifact("map", via, translation)] if via and translation else []
-    inputs += [collection_artifact("old queries", old)] if old else []
+    inputs = [Artifact.of_index("index", opened), Artifact.of_collection("queries", query_rows)]
+    inputs += [Artifact.of_map("map", via, translation)] if via and translation else []
+    inputs += [Artifact.of_collection("old queries", old)] if old else []
     parameters: dict[str, Any] = {"k": k, "params": params} | ({"weight": weight} if blend else {})
-    outputs = (file_artifact("hits", output),) if output else ()
-    session.record(Run("search", parameters, seconds, tuple(inputs), outputs, len(ids)))
+    outputs = [Artifact.of_file("hits", output)] if output else []
+    session.record(Run.of("search", inputs=inputs, outputs=outputs, parameters=parameters, seconds=seconds, rows=len(ids)))
     rows = [(query, *hits.row(i)) for i, query in enumerate(ids.tolist())]
     result = {"k": k, "hits": [{"query_id": query, "ids": found, "scores": scores} for query, found, scores in rows]}
     if output:

@@ -20,11 +20,8 @@ from embridge.errors import EmbridgeError
 
 if TYPE_CHECKING:
     from embridge.catalog import Catalog
-    from embridge.decoders import Decoder
-    from embridge.indexes.index import Index
-    from embridge.maps import Map
     from embridge.outputs import Output
-    from embridge.records import Artifact, Run
+    from embridge.records import Run
     from embridge.stores import Collection
 
 _CATALOG = "embridge.catalog"  # key of a context for the files of the catalog
@@ -239,44 +236,6 @@ def device_name(device: str) -> str:
     from embridge.device import resolve_device
 
     return str(resolve_device(device))
-
-
-# The verbs call these until they call `Artifact` themselves.
-
-
-def collection_artifact(role: str, collection: Collection) -> Artifact:
-    """A collection, as a run's input or output."""
-    from embridge.records import Artifact
-
-    return Artifact.of_collection(role, collection)
-
-
-def map_artifact(role: str, path: str, translation: Map) -> Artifact:
-    """A map, as a run's input or output."""
-    from embridge.records import Artifact
-
-    return Artifact.of_map(role, path, translation)
-
-
-def decoder_artifact(role: str, decoder: Decoder) -> Artifact:
-    """A decoder, as a run's input or output."""
-    from embridge.records import Artifact
-
-    return Artifact.of_decoder(role, decoder)
-
-
-def index_artifact(role: str, index: Index) -> Artifact:
-    """An index, as a run's input or output."""
-    from embridge.records import Artifact
-
-    return Artifact.of_index(role, index)
-
-
-def file_artifact(role: str, path: str) -> Artifact:
-    """Any other local file."""
-    from embridge.records import Artifact
-
-    return Artifact.of_file(role, path)
 
 
 def table(rows: Sequence[dict[str, Any]]) -> str:

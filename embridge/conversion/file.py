@@ -157,12 +157,12 @@ def check_room(task: Task, target: Path) -> None:
     ------
     DiskFullError
     """
-    needed = len(task.source) * task.translation.target.dim * np.dtype(task.options.dtype).itemsize
+    required = len(task.source) * task.translation.target.dim * np.dtype(task.options.dtype).itemsize
     there = partial_path(target)
     free = os.statvfs(target.parent)
     room = free.f_bavail * free.f_frsize + (there.stat().st_size if there.is_file() else 0)
-    if needed > room:
+    if required > room:
         raise DiskFullError(
-            f"{str(target)!r} needs about {needed / 1e9:.2f} GB, but {room / 1e9:.2f} GB are free there. "
+            f"{str(target)!r} needs about {required / 1e9:.2f} GB, but {room / 1e9:.2f} GB are free there. "
             "Hint: free some, write elsewhere, or halve it with --dtype float16."
         )

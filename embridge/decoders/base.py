@@ -188,7 +188,7 @@ def as_classes(values: Any) -> np.ndarray:
     return labels
 
 
-def tell(kind: Kind, outputs: np.ndarray, classes: np.ndarray | None, *, probabilities: bool) -> Decoded:
+def decoded(kind: Kind, outputs: np.ndarray, classes: np.ndarray | None, *, probabilities: bool) -> Decoded:
     """Interpret plain outputs of shape (n, n_outputs) for a model of some kind.
 
     The label of a row is the class of its largest value; for a single output the second class where it is above 0 (a score) or

@@ -13,7 +13,7 @@ import numpy as np
 
 from embridge.arrays import check_rows
 from embridge.decoders.agreement import Link, check_decisions, check_values, columns, link_of, make_rows, quietly
-from embridge.decoders.base import KINDS, Decoded, Decoder, Kind, as_classes, tell
+from embridge.decoders.base import KINDS, Decoded, Decoder, Kind, as_classes, decoded
 from embridge.decoders.bounds import SIDECAR_BYTES, parse_json
 from embridge.decoders.declaration import stored_classes, stored_space
 from embridge.errors import DecoderError, MapError, ParameterError, SpaceMismatchError, UnreadableFileError
@@ -143,7 +143,7 @@ class LinearHead(Decoder):
         elif self.link == "sigmoid":
             half = np.exp(-np.abs(scores))
             scores = np.where(scores > 0, 1, half) / (1 + half)
-        return tell(self.kind, scores, self.classes, probabilities=self.link is not None)
+        return decoded(self.kind, scores, self.classes, probabilities=self.link is not None)
 
     def to(self, device: str) -> Self:
         return self._moved(_device=str(device))

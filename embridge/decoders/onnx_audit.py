@@ -14,7 +14,7 @@ _DOMAINS = ("", "ai.onnx", "ai.onnx.ml")
 _ENDLESS = ("Loop", "Scan", "SequenceMap")
 """Operators that repeat others depending on the data: a program with one may never end."""
 
-_TRIAL = """
+_CHECK_RUN = """
 import sys
 try:
     import resource
@@ -140,7 +140,7 @@ def try_program(path: str, data: bytes, dim: int | None) -> None:
     DecoderError
         It does not run, does not end, or ends the process.
     """
-    command = [sys.executable, "-P", "-c", _TRIAL, str(PROBE_BYTES + 3 * len(data)), str(dim or 0)]
+    command = [sys.executable, "-P", "-c", _CHECK_RUN, str(PROBE_BYTES + 3 * len(data)), str(dim or 0)]
     try:
         done = subprocess.run(command, input=data, capture_output=True, timeout=PROBE_SECONDS, check=False)
     except subprocess.TimeoutExpired:

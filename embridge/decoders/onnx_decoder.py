@@ -15,9 +15,9 @@ from embridge.decoders.base import (
     as_labels,
     as_outputs,
     check_classes,
+    decoded,
     in_chunks,
     probe,
-    tell,
 )
 from embridge.decoders.bounds import SIDECAR_BYTES, parse_json
 from embridge.decoders.declaration import Declaration, stored_classes, stored_space
@@ -104,7 +104,7 @@ class OnnxDecoder(Decoder):
     def _decode(self, rows: np.ndarray) -> Decoded:
         found = self._run(rows)
         if not self._is_labeled:
-            return tell(self.kind, found[0], self.classes, probabilities=self._probabilities)
+            return decoded(self.kind, found[0], self.classes, probabilities=self._probabilities)
         label, values = found
         return Decoded(label, values) if self._probabilities else Decoded(label, output=values)
 

@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from embridge.decoders.base import Decoded, Decoder, as_labels, as_outputs, probe, tell
+from embridge.decoders.base import Decoded, Decoder, as_labels, as_outputs, decoded, probe
 from embridge.decoders.declaration import Declaration
 from embridge.decoders.skops_audit import audited_skops, tame
 from embridge.errors import DecoderError, EmbridgeError, MissingDependencyError, UnreadableFileError
@@ -64,7 +64,7 @@ class SklearnDecoder(Decoder):
         try:
             if self.kind != "classifier":
                 function = model.predict if callable(getattr(model, "predict", None)) else model.transform
-                return tell(self.kind, as_outputs(function(rows), n, self.name), None, probabilities=False)
+                return decoded(self.kind, as_outputs(function(rows), n, self.name), None, probabilities=False)
             labels = np.asarray(model.predict(rows))
             if labels.shape[1:] not in ((), (1,)):
                 raise DecoderError(

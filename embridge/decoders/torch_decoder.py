@@ -14,7 +14,7 @@ import torch
 from torch._subclasses import FakeTensorMode
 from torch.utils.flop_counter import FlopCounterMode
 
-from embridge.decoders.base import Decoded, Decoder, are_probabilities, as_outputs, check_classes, in_chunks, probe, tell
+from embridge.decoders.base import Decoded, Decoder, are_probabilities, as_outputs, check_classes, decoded, in_chunks, probe
 from embridge.decoders.bounds import BATCH, RUN_BYTES, RUN_FLOPS, STEP_BYTES
 from embridge.decoders.declaration import Declaration
 from embridge.decoders.skops_decoder import is_pickle
@@ -88,7 +88,7 @@ class TorchDecoder(Decoder):
         return (as_outputs(found.to(torch.float32).cpu().numpy(), len(rows), self.name),)
 
     def _decode(self, rows: np.ndarray) -> Decoded:
-        return tell(self.kind, self._run(rows), self.classes, probabilities=self._probabilities)
+        return decoded(self.kind, self._run(rows), self.classes, probabilities=self._probabilities)
 
     def to(self, device: str) -> Self:
         if str(device) == self._device:

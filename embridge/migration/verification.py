@@ -84,7 +84,7 @@ class Verification:
         queries: np.ndarray | None = None,
         references: np.ndarray | None = None,
     ) -> None:
-        self._file, self._space, self._map, self._passage, self._references = file, space, translation, equivalence, references
+        self._file, self._space, self._map, self._equivalence, self._references = file, space, translation, equivalence, references
         self.k = min(K, file.index.ntotal)
         rng = np.random.default_rng(seed)
         old_queries = self._sample(count, rng)
@@ -109,7 +109,7 @@ class Verification:
 
     def score(self, migrated: IndexFile) -> VerificationScore:
         """Search a migrated index with the queries."""
-        found = self._ids(migrated, search_index(migrated, self._passage.space, self.queries, self.k)[1])
+        found = self._ids(migrated, search_index(migrated, self._equivalence.space, self.queries, self.k)[1])
         agreement = None if self._old_answers is None else float(overlap(found, self._old_answers).mean())
         if self._truth is None:
             if agreement is None:
@@ -147,7 +147,7 @@ class Verification:
         return max(1024, BATCH_BYTES // (4 * self._file.index.d))
 
     def _in_new_space(self, old_queries: np.ndarray) -> np.ndarray:
-        return self._map.apply(old_queries) if self._passage.forward else self._map.inverse().apply(old_queries)
+        return self._map.apply(old_queries) if self._equivalence.forward else self._map.inverse().apply(old_queries)
 
     def _true_neighbors(self, projected: np.ndarray | None) -> np.ndarray:
         """Ids of the true neighbors, by brute force over translated rows.
@@ -155,12 +155,12 @@ class Verification:
         Where projected queries rank stored rows equally, they are used instead, which is much faster; a first batch of rows
         checks this.
         """
-        space, hub = self._passage.space, "hubness" in self._file.notes or self._references is not None
+        space, hub = self._equivalence.space, "hubness" in self._file.notes or self._references is not None
         direct = self._nearest(self.queries, space, hub=hub)
         short = None if projected is None or hub else Nearest(projected, self.k, self._order(self._space), None)
-        if not self._passage.forward:
+        if not self._equivalence.forward:
             direct = self._nearest(self._map.apply(self.queries), self._space, hub=hub)
-        elif not self._passage.exact:
+        elif not self._equivalence.exact:
             short = None
         for number, (labels, stored) in enumerate(stored_vectors(self._file.index, self._batch_rows)):
             if short is not None:
@@ -181,23 +181,23 @@ class Verification:
         return Metric.L2 if space.metric == Metric.L2 else Metric.DOT  # stored rows are unit under cosine
 
     def _translated(self, stored: np.ndarray) -> np.ndarray:
-        if not self._passage.forward:
+        if not self._equivalence.forward:
             return stored
         width = self._space.dim
         rows = self._map.apply(stored[:, :width])
-        rows = rows if self._map.target.normalized else prepare(rows, self._passage.space.metric)
+        rows = rows if self._map.target.normalized else prepare(rows, self._equivalence.space.metric)
         if self._references is not None:
             return with_bias(rows, self._references)
         return np.column_stack([rows, stored[:, width:]]) if self._file.biased else rows
 
     def _projected(self) -> np.ndarray | None:
         """The queries as input for the old index."""
-        if not self._passage.forward:
+        if not self._equivalence.forward:
             return self._map.apply(self.queries)
-        if self._passage.queries is None:
+        if self._equivalence.queries is None:
             return None
-        metric = Metric.COSINE if "hubness" in self._file.notes else self._passage.space.metric
-        return self._passage.queries.apply(prepare(self.queries, metric))
+        metric = Metric.COSINE if "hubness" in self._file.notes else self._equivalence.space.metric
+        return self._equivalence.queries.apply(prepare(self.queries, metric))
 
     @staticmethod
     def _ids(file: IndexFile, labels: np.ndarray) -> np.ndarray:

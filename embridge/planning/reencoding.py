@@ -70,8 +70,8 @@ def rows_to_reencode(
         nearest.offer(translation.apply(batch.vectors), np.arange(start, start + len(batch)))
         start += len(batch)
     order, counts = by_hits(nearest.rows, start)
-    reached = order[: np.count_nonzero(counts)]
-    places = np.sort(reached)
-    ids = ids_at(source, places)[np.searchsorted(places, reached)]
+    found = order[: np.count_nonzero(counts)]
+    places = np.sort(found)
+    ids = ids_at(source, places)[np.searchsorted(places, found)]
     kept = np.ones(len(ids), bool) if known is None else ~np.isin(hash_ids(ids, "anchor"), known)
-    return ids[kept], counts[reached][kept]
+    return ids[kept], counts[found][kept]

@@ -125,7 +125,7 @@ class CollectionConformance(StoredRows):
                 for b in batches:
                     self.assert_close(b.vectors, vectors[place + 1 :][b.start : b.start + len(b)])
 
-    def test_spans_that_are_not_needed_may_be_passed_over(self, make: Make) -> None:
+    def test_unwanted_spans_may_be_skipped(self, make: Make) -> None:
         collection = make(self.ids(), self.vectors(), self.space())
         whole = collection.read()[1]
         assert list(collection.batches(10, row_filter=lambda start, stop: False)) == []
@@ -246,7 +246,7 @@ class CollectionConformance(StoredRows):
         found = make(self.ids(), vectors, self.space(metric)).read()[1]
         assert np.flatnonzero(~found.any(axis=1)).tolist() == [40]
 
-    def test_lenient_reading_takes_rows_as_they_are(self, make: Make) -> None:
+    def test_reading_without_validation_takes_rows_as_they_are(self, make: Make) -> None:
         if not self.keeps_bad_values:
             pytest.skip("the store cannot hold such values")
         vectors = self.vectors()

@@ -165,7 +165,7 @@ class TranslatorConformance:
             with pytest.raises(TooFewAnchorsError, match=str(translator.minimum)):
                 translator.fit(planted_anchors(5, 6, 9).at(np.arange(n)))
 
-    def test_the_record_tells_how_it_came_about(self, translator: Translator) -> None:
+    def test_the_record_says_how_it_was_fitted(self, translator: Translator) -> None:
         train, held_out = planted_anchors(80, 6, 9).split(0.2)
         fitted = translator.fit(train)
         record = fitted.record

@@ -77,7 +77,7 @@ def test_match_pairs_rows_by_id_in_any_order(tmp_path, planted, mapped, kind, ke
     assert repr(found) == f"Anchors({n} rows, 'old' (6) -> 'new' (8))"
 
 
-def test_match_the_other_way_round_is_the_reverse(planted):
+def test_match_with_sides_swapped_is_the_reverse(planted):
     ids, x, y, _ = planted(50)
     source, target = MemoryCollection(ids, x, OLD), MemoryCollection(ids[::-1], y[::-1], NEW)
     there, back = match(source, target), match(target, source).reversed()
@@ -326,7 +326,7 @@ def test_kmeans_covers_sparse_regions(clusters, metric):
 
 
 @pytest.mark.parametrize("metric", list(Metric))
-def test_kmeans_takes_the_row_nearest_to_each_centre(metric):
+def test_kmeans_takes_the_row_nearest_to_each_center(metric):
     """One cluster round a mean: the row that is chosen is the one nearest to it, not the farthest."""
     vectors = np.random.default_rng(3).normal(size=(200, 5)).astype(np.float32) + 2
     collection = MemoryCollection(range(200), vectors, Space("old", 5, metric))

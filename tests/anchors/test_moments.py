@@ -107,7 +107,7 @@ def test_no_rows_and_one_row():
     assert (nothing + nothing).n == 0
 
 
-def test_reversed_equals_the_moments_of_the_other_way():
+def test_reversed_equals_the_moments_of_swapped_sides():
     x, y = rows(50, 1.0)
     back = Moments.from_rows(x, y, SOURCE, TARGET).reversed()
     assert (back.source, back.target) == (TARGET, SOURCE)

@@ -16,7 +16,7 @@ _ROWS = 50_000
 
 
 def make(folder: Path, n: int, p: int, q: int) -> dict[str, object]:
-    """A stranger's collection of unit vectors in a list column, and a map."""
+    """A collection without metadata, unit vectors in a list column, and a map."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 

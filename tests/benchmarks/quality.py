@@ -42,7 +42,7 @@ _TRAINED, _TESTED = 4000, 2000
 
 @dataclass(frozen=True)
 class Pair:
-    """Rows and queries of two encoders in one order, with judgements (a document id for each query) and labels."""
+    """Rows and queries of two encoders in one order, with judgments (a document id for each query) and labels."""
 
     ids: np.ndarray
     x: np.ndarray
@@ -81,7 +81,7 @@ def _read(path: Path) -> tuple[np.ndarray, np.ndarray]:
 
 
 def centred_procrustes(anchors: Anchors, **_: object) -> LinearMap:
-    """Orthogonal Procrustes between centred sides, as other tools have it: no scale, the mean of the target added."""
+    """Orthogonal Procrustes between centered sides, as other tools have it: no scale, the mean of the target added."""
     found = METHODS["isometry"]().solve(anchors.moments(full=False))
     weight = found.weight / found.parameters["scale"]
     intercept = anchors.y.mean(0) - anchors.x.mean(0) @ weight
@@ -92,7 +92,7 @@ def methods(role: str, queries: QueryPairs) -> dict[str, Callable[[Anchors], eb.
     """What is compared for a role; `auto` last."""
     names = ["rotation", "isometry", "affine", "linear", "l-ortho", "ortho", "ridge", "bridge"]
     names += {"documents": ["kernel"], "queries": ["projection"], "decode": []}[role]
-    found = {"centred Procrustes": centred_procrustes}
+    found = {"centered Procrustes": centred_procrustes}
     found |= {name: lambda anchors, name=name: eb.fit(anchors, name, role=role) for name in names}
     if role == "documents":
         found["auto, affine"] = lambda anchors: eb.fit(anchors, role=role, keep_affine=True)
@@ -108,12 +108,12 @@ def retrieval(pair: Pair, n: int, role: str, rows: int, most: int, only: list[st
     corpus = slice(n, n + rows)
     place = {i: row for row, i in enumerate(pair.ids[corpus].tolist())}
     wanted = [np.array([place[i] for i in documents.tolist() if i in place], np.int64) for documents in pair.relevant]
-    asked = [i for i in np.flatnonzero(~half) if len(wanted[i])][:most]
-    told = np.flatnonzero(half)
-    pairs = QueryPairs(pair.query_x[told], pair.query_y[told], tuple(pair.relevant[i] for i in told))
+    scored = [i for i in np.flatnonzero(~half) if len(wanted[i])][:most]
+    given = np.flatnonzero(half)
+    pairs = QueryPairs(pair.query_x[given], pair.query_y[given], tuple(pair.relevant[i] for i in given))
     x, y, own = pair.x[corpus], pair.y[corpus], pair.query_y if role == "documents" else pair.query_x
-    truth = top_k(own[asked], y if role == "documents" else x, K).ids
-    relevant = np.stack([wanted[i][:1] for i in asked])  # one document a query in these data
+    truth = top_k(own[scored], y if role == "documents" else x, K).ids
+    relevant = np.stack([wanted[i][:1] for i in scored])  # one document a query in these data
     found: dict[str, dict[str, float]] = {}
     units: dict[str, tuple[np.ndarray, np.ndarray]] = {}
     for name, fit in methods(role, pairs).items():
@@ -122,7 +122,7 @@ def retrieval(pair: Pair, n: int, role: str, rows: int, most: int, only: list[st
         started = time.perf_counter()
         fitted = fit(pair.anchors(n))
         seconds = time.perf_counter() - started
-        queries, documents = (own[asked], fitted.apply(x)) if role == "documents" else (fitted.apply(own[asked]), y)
+        queries, documents = (own[scored], fitted.apply(x)) if role == "documents" else (fitted.apply(own[scored]), y)
         ids = top_k(queries, documents, K).ids
         units[name] = overlap(ids, truth), (ids == relevant).any(1).astype(float)
         found[name] = {"overlap": float(units[name][0].mean()), "recall": float(units[name][1].mean()), "seconds": seconds}

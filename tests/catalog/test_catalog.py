@@ -1,4 +1,4 @@
-"""The catalog: every kind of record, and questions about them."""
+"""The catalog: every kind of record, and queries for them."""
 
 import json
 import os
@@ -93,11 +93,11 @@ def test_an_evaluation_is_recorded_in_full(path):
     made = catalog(path)
     made.record(Run("evaluate", {}, 1.0, (Artifact("map", "a.safetensors", "f1", "map"),), details=(found,)))
     (row,) = made.sql("SELECT * FROM evaluation")
-    told = {
+    expected = {
         "candidate_recall": 0.9, "recall": 0.3, "recall_low": 0.25, "recall_high": 0.35, "mrr": 0.2, "mrr_low": 0.15,
         "mrr_high": 0.25, "ndcg": 0.22, "ndcg_low": 0.2, "ndcg_high": 0.24, "mean_cosine": 0.9,
     }  # fmt: skip
-    assert {name: row[name] for name in told} == told
+    assert {name: row[name] for name in expected} == expected
     first, second = made.sql("SELECT * FROM evaluation_label ORDER BY label")
     assert tuple(first.values()) == (1, "f1", "blend", "7", 12, 3, 0.5, 0.3, 0.7, 0.4, 0.2, 0.6, 0.1, 0.0, 0.2, 0.3, 0.1, 0.5)
     assert tuple(second.values()) == (1, "f1", "blend", "noun", 2, 0, 0.5, 0.3, 0.7, *[None] * 9)
@@ -178,18 +178,18 @@ def test_the_same_facts_are_stored_once(path):
     }  # fmt: skip
 
 
-# Questions
+# Queries
 
 
 @pytest.fixture(scope="module")
-def told(tmp_path_factory):
+def story(tmp_path_factory):
     """A catalog that the tests only read."""
-    return record_story(catalog(tmp_path_factory.mktemp("told") / "embridge.duckdb"))
+    return record_story(catalog(tmp_path_factory.mktemp("story") / "embridge.duckdb"))
 
 
 @pytest.mark.parametrize("name", ["out.faiss", "12345678ab", "12345678"])
-def test_lineage_goes_back_to_the_beginning(told, name):
-    found = [(row["depth"], row["path"], row["verb"], row["role"], row["from_path"], row["run"]) for row in told.lineage(name)]
+def test_lineage_goes_back_to_the_beginning(story, name):
+    found = [(row["depth"], row["path"], row["verb"], row["role"], row["from_path"], row["run"]) for row in story.lineage(name)]
     full = os.path.abspath
     assert found == [
         (1, full("out.faiss"), "index", "source", full("out.parquet"), 4),
@@ -200,8 +200,8 @@ def test_lineage_goes_back_to_the_beginning(told, name):
     ]
 
 
-def test_what_nothing_was_made_of_has_no_lineage(told):
-    assert told.lineage("old.parquet") == []
+def test_a_source_has_no_lineage(story):
+    assert story.lineage("old.parquet") == []
 
 
 def test_a_file_made_of_itself_ends_the_walk(path):
@@ -211,32 +211,32 @@ def test_a_file_made_of_itself_ends_the_walk(path):
 
 
 @pytest.mark.parametrize("name", ["a.safetensors", "f1-a", "f1-and-more"])
-def test_show_tells_every_fact_about_a_file(told, name):
-    found = told.show(name)
+def test_show_reports_every_fact_about_a_file(story, name):
+    found = story.show(name)
     assert {table: len(rows) for table, rows in found.items()} == {"translator": 1, "evaluation": 2, "artifact": 3}
     assert found["translator"][0]["fingerprint"] == "f1-and-more"
     assert {row["run"] for row in found["artifact"]} == {1, 2, 3}
 
 
-def test_show_tells_every_fact_about_a_run(told):
-    found = told.show("1")
+def test_show_reports_every_fact_about_a_run(story):
+    found = story.show("1")
     assert {table: len(rows) for table, rows in found.items()} == {"run": 1, "artifact": 3, "anchor_set": 1, "translator": 1}
-    assert set(told.show("3")) == {"run", "artifact", "conversion"}
+    assert set(story.show("3")) == {"run", "artifact", "conversion"}
 
 
-def test_a_number_that_is_no_run_may_begin_a_fingerprint(told):
-    assert set(told.show("12345678")) == {"collection", "artifact"}
+def test_a_number_that_is_no_run_may_begin_a_fingerprint(story):
+    assert set(story.show("12345678")) == {"collection", "artifact"}
 
 
 @pytest.mark.parametrize("name", ["5", "nothing.parquet", "f1", "%", "' OR true --"])
-def test_what_is_not_known_is_told(told, name):
-    for ask in (told.show, told.lineage):
+def test_unknown_names_are_reported(story, name):
+    for read in (story.show, story.lineage):
         with pytest.raises(CatalogError, match=rf"has no path or fingerprint that starts with {re.escape(repr(name))}"):
-            ask(name)
+            read(name)
 
 
-def test_list_tells_newest_first(told, path):
-    shutil.copy(told.path, path)
+def test_list_shows_newest_first(story, path):
+    shutil.copy(story.path, path)
     catalog(path).record(evaluate_run("f1-and-more", overlap=0.6))
     found = catalog(path).list()
     assert [os.path.basename(row["path"]) for row in found["collections"]] == [

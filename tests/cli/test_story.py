@@ -1,4 +1,4 @@
-"""The whole story on the bundled sample: what every verb writes and prints, and what the catalog then knows."""
+"""Every verb on the bundled sample: what every verb writes and prints, and what the catalog then knows."""
 
 import json
 import os
@@ -11,9 +11,9 @@ import pytest
 import embridge as eb
 from embridge.types import Metric
 from tests.cli.support import holds
-from tests.support import run, strict, told
+from tests.support import run, run_json, strict
 
-# The whole story, on the bundled sample
+# Every verb, on the bundled sample
 
 
 @pytest.fixture(scope="module")
@@ -40,11 +40,11 @@ def story(tmp_path_factory):
         "hits": "search old.faiss qn.parquet -k 5 --via map.safetensors --blend qo.parquet --weight 0.5 -o hits.parquet",
         "info": "info out.parquet",
     }
-    printed = {name: told(f"{line} --json", cwd=folder) for name, line in steps.items()}
+    printed = {name: run_json(f"{line} --json", cwd=folder) for name, line in steps.items()}
     return folder, printed
 
 
-def test_info_tells_what_is_in_a_file(story):
+def test_info_reports_what_is_in_a_file(story):
     folder, printed = story
     shape = {"rows": int, "space": {"name": str, "dim": int, "metric": str, "normalized": bool}, "norm": {}, "duplicate_ids": int}
     shape["norm"] = {"mean": float, "std": float, "min": float, "max": float}
@@ -70,7 +70,7 @@ def test_anchors_are_chosen_and_counted(story):
     }  # fmt: skip
 
 
-def test_fit_tells_of_its_map(story):
+def test_fit_reports_its_map(story):
     folder, printed = story
     found = printed["fit"]
     assert holds(found, {
@@ -85,7 +85,7 @@ def test_fit_tells_of_its_map(story):
     assert (found["anchors"], found["held_out"]) == (made.record.anchors, made.record.held_out)
 
 
-def test_evaluate_tells_every_strategy(story):
+def test_evaluate_reports_every_strategy(story):
     folder, printed = story
     found = printed["evaluate"]
     strategy = {"name": str, "overlap": float, "overlap_ci": [float], "recall": float, "mrr": float}
@@ -117,7 +117,7 @@ def test_evaluate_tells_every_strategy(story):
     assert by_name["translate-documents"]["overlap"] > 0.4
 
 
-def test_convert_tells_what_it_wrote(story):
+def test_convert_reports_what_it_wrote(story):
     folder, printed = story
     assert holds(printed["convert"], {"path": str, "rows": int, "seconds": float, "rows_per_second": float, "device": str})
     assert (printed["convert"]["path"], printed["convert"]["rows"]) == ("out.parquet", 3000)
@@ -126,14 +126,14 @@ def test_convert_tells_what_it_wrote(story):
     np.testing.assert_allclose(out[1], eb.LinearMap.load(folder / "map.safetensors").apply(old[1]), atol=1e-5)
 
 
-def test_search_tells_hits_of_every_query(story):
+def test_search_reports_hits_of_every_query(story):
     folder, printed = story
     found = printed["search"]
     assert holds(found, {"k": int, "hits": [{"query_id": str, "ids": [str], "scores": [float]}]})
     assert all(set(hit) == {"query_id", "ids", "scores"} for hit in found["hits"])
     ids, rows = eb.open(folder / "out.parquet").read()
-    query_ids, asked = eb.open(folder / "qn.parquet").read()
-    truth = eb.top_k(asked, rows, 5, Metric.COSINE)
+    query_ids, queries = eb.open(folder / "qn.parquet").read()
+    truth = eb.top_k(queries, rows, 5, Metric.COSINE)
     assert [hit["query_id"] for hit in found["hits"]] == query_ids.tolist()
     same = [set(hit["ids"]) == set(ids[best].tolist()) for hit, best in zip(found["hits"], truth.ids, strict=True)]
     assert np.mean(same) > 0.99  # near ties may fall either way
@@ -155,25 +155,25 @@ def test_hits_in_a_file_are_the_same_as_printed(story):
 
 def test_the_catalog_knows_all_of_it(story):
     folder, printed = story
-    verbs = [row["verb"] for row in told('catalog sql "SELECT verb FROM run ORDER BY id" --json', cwd=folder)]
+    verbs = [row["verb"] for row in run_json('catalog sql "SELECT verb FROM run ORDER BY id" --json', cwd=folder)]
     assert verbs == [
         "anchors sample", "anchors match", "fit", "evaluate", "convert", "index", "index", "search", "search", "info",
     ]  # fmt: skip
-    best = told('catalog sql "SELECT source_space, fingerprint, overlap FROM best_translator" --json', cwd=folder)
+    best = run_json('catalog sql "SELECT source_space, fingerprint, overlap FROM best_translator" --json', cwd=folder)
     overlap = next(s["overlap"] for s in printed["evaluate"]["strategies"] if s["name"] == "translate-documents")
     assert best == [{"source_space": "minilm", "fingerprint": printed["fit"]["fingerprint"], "overlap": overlap}]
-    (made,) = told('catalog sql "FROM translator" --json', cwd=folder)
+    (made,) = run_json('catalog sql "FROM translator" --json', cwd=folder)
     assert (made["anchors"], made["held_out"], made["method"]) == (printed["fit"]["anchors"], printed["fit"]["held_out"], "ridge")
-    (done,) = told('catalog sql "FROM conversion" --json', cwd=folder)
+    (done,) = run_json('catalog sql "FROM conversion" --json', cwd=folder)
     assert done["translator"] == printed["fit"]["fingerprint"]
     assert done["output"] == eb.open(folder / "out.parquet").fingerprint()
-    (shared,) = told('catalog sql "FROM anchor_set" --json', cwd=folder)
+    (shared,) = run_json('catalog sql "FROM anchor_set" --json', cwd=folder)
     assert (shared["shared"], shared["anchors"]) == (3000, printed["fit"]["anchors"])
 
 
 def test_lineage_goes_from_the_index_back_to_both_models(story):
     folder, _ = story
-    found = told("catalog lineage out.faiss --json", cwd=folder)
+    found = run_json("catalog lineage out.faiss --json", cwd=folder)
     edges = {(row["verb"], os.path.basename(row["path"]), os.path.basename(row["from_path"])) for row in found}
     assert edges == {
         ("index", "out.faiss", "out.parquet"), ("convert", "out.parquet", "old.parquet"),
@@ -204,7 +204,7 @@ def test_the_catalog_answers_in_tables(story, line, expected):
 
 
 def test_text_is_for_people_and_on_stdout(story):
-    """Into a catalog of their own, so that the story stays as it is."""
+    """Into a separate catalog, so that the shared one does not change."""
     folder, _ = story
     for line, words in (
         ("info out.parquet", ["3,000 rows", "768 dimensions", "mpnet", "norms: mean", "bad rows: 0"]),

@@ -40,7 +40,7 @@ def test_convert_equals_apply_at_any_batch_size(source, rows, tmp_path, batch_ro
     assert (done.source, done.map, done.fingerprint) == (source.fingerprint(), translation.fingerprint, made.fingerprint())
 
 
-def test_rows_are_scaled_to_unit_length_only_for_a_normalised_target(source, rows, tmp_path):
+def test_rows_are_scaled_to_unit_length_only_for_a_normalized_target(source, rows, tmp_path):
     translation = map_between(target=Space("new", Q, normalized=True))
     eb.convert(source, translation, tmp_path / "out.parquet")
     expected = rows[1].astype(np.float64) @ translation.coef.T.astype(np.float64) + translation.intercept
@@ -129,7 +129,7 @@ def test_names_of_columns_are_kept_and_known_without_flags(tmp_path, rows):
     assert made.read()[0].tolist() == ids.tolist()
 
 
-def test_the_file_tells_what_it_was_made_of(source, tmp_path):
+def test_the_file_records_its_source_and_map(source, tmp_path):
     translation = map_between()
     eb.convert(source, translation, tmp_path / "out.parquet")
     metadata = pq.read_schema(tmp_path / "out.parquet").metadata

@@ -124,11 +124,11 @@ def test_memory_is_shared_with_torch_in_both_directions():
 @pytest.mark.parametrize("dtype", [np.float32, np.float16])
 def test_out_of_memory_halves_the_chunk_for_good(monkeypatch, dtype):
     x = np.random.default_rng(1).normal(size=(100, 6)).astype(np.float32)
-    translation, tried = map_of(), []
+    translation, sizes = map_of(), []
     product = torch.addmm
 
     def small(bias, rows, weight, out):
-        tried.append(len(rows))
+        sizes.append(len(rows))
         if len(rows) > 10:
             raise torch.OutOfMemoryError("that was too much")
         return product(bias, rows, weight, out=out)
@@ -137,13 +137,13 @@ def test_out_of_memory_halves_the_chunk_for_good(monkeypatch, dtype):
     monkeypatch.setattr(engine_module.torch, "addmm", small)
     found, *_ = run(engine, [x[:33], x[33:]], dtype)
     np.testing.assert_allclose(found, translation.apply(x), atol=1e-5 if dtype == np.float32 else 5e-3)
-    assert (engine.chunk_rows, tried[:4]) == (8, [64, 32, 16, 8])
-    tried.clear()
+    assert (engine.chunk_rows, sizes[:4]) == (8, [64, 32, 16, 8])
+    sizes.clear()
     run(engine, [x], dtype)
-    assert max(tried) == 8
+    assert max(sizes) == 8
 
 
-def test_out_of_memory_for_a_single_row_is_told(monkeypatch):
+def test_out_of_memory_for_a_single_row_is_reported(monkeypatch):
     def none(*args, **kwargs):
         raise torch.OutOfMemoryError("nothing left")
 

@@ -190,7 +190,7 @@ def test_an_error_comes_after_what_was_read_before_it():
     assert threads() == []
 
 
-def test_no_more_is_read_ahead_than_is_asked_for():
+def test_read_ahead_is_bounded():
     read = []
 
     def items():
@@ -339,14 +339,14 @@ def test_an_error_in_reading_ends_it():
         (([], [0, 2]), False, "2 rows with a translation beyond the range of float32: ids 3, 5"),
     ],
 )
-def test_rows_that_cannot_be_written_are_told_by_their_ids(found, zero_is_bad, message):
+def test_rows_that_cannot_be_written_are_reported_by_id(found, zero_is_bad, message):
     class Finding(Slow):
         def run(self, pieces, out, errors=None):
             super().run(pieces, out)
             return tuple(np.array(rows if self.ran[-1] == 1 else [], np.int64) for rows in found)
 
     written = []
-    told = pytest.raises(BadVectorsError, match=f"here has .*{message}") if message else contextlib.nullcontext()
-    with told:
+    expected = pytest.raises(BadVectorsError, match=f"here has .*{message}") if message else contextlib.nullcontext()
+    with expected:
         translate(groups_of([0, 0, 0]), [Finding()], 1, lambda group, _: written.append(group.read), zero_is_bad=zero_is_bad)
     assert written == ([3] if message else [3, 6, 9])

@@ -117,12 +117,12 @@ def test_a_map_of_another_space_is_refused(source, tmp_path, refused, space, mes
         eb.convert(source, map_between(space), tmp_path / "out.parquet")
 
 
-def test_the_way_back_is_no_way_there(source, tmp_path, refused):
+def test_a_reverse_map_does_not_convert_its_target(source, tmp_path, refused):
     with refused(SpaceMismatchError, "'new', but .* of 'old'"):
         eb.convert(source, map_between(NEW, OLD), tmp_path / "out.parquet")
 
 
-def test_an_output_that_exists_is_kept_unless_told_otherwise(source, tmp_path, refused):
+def test_an_existing_output_is_kept_without_overwrite(source, tmp_path, refused):
     path = tmp_path / "out.parquet"
     path.write_text("precious")
     with refused(OutputExistsError, r"out\.parquet' exists already\. Hint: .*--overwrite"):
@@ -202,7 +202,7 @@ def test_a_source_damaged_in_the_middle_leaves_nothing(tmp_path, refused, rows):
         eb.convert(eb.open(path), map_between(), tmp_path / "out.parquet", batch_rows=20)
 
 
-def test_a_column_that_the_output_needs_is_told(tmp_path, refused, rows):
+def test_a_column_that_the_output_requires_is_reported(tmp_path, refused, rows):
     with refused(CollectionError, "vector"):
         eb.convert(eb.MemoryCollection(*rows, OLD, {"vector": list(range(N))}), map_between(), tmp_path / "out.parquet")
 

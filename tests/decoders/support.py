@@ -18,7 +18,7 @@ def rows(n=300, seed=0, dim=P):
     return np.random.default_rng(seed).normal(size=(n, dim)).astype(np.float32)
 
 
-def labelled(n=300, names=("a", "b", "c")):
+def labeled(n=300, names=("a", "b", "c")):
     x = rows(n)
     return x, np.array(names)[x[:, : len(names)].argmax(axis=1)]
 

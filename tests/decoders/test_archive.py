@@ -16,7 +16,7 @@ import embridge as eb
 from embridge.decoders import bounds
 from embridge.decoders.archive import ArchiveError, read_archive, write_archive
 from embridge.errors import DecoderError, UnreadableFileError
-from tests.decoders.support import SPACE, Bomb, Net, exported, labelled
+from tests.decoders.support import SPACE, Bomb, Net, exported, labeled
 from tests.support import run
 
 SAMPLES = "archive/data/sample_inputs/model.pt"
@@ -192,7 +192,7 @@ def test_an_archive_of_too_many_members_is_refused(monkeypatch):
 
 
 def test_a_skops_file_is_read_strictly_too(tmp_path):
-    x, y = labelled()
+    x, y = labeled()
     good = skops.io.dumps(LogisticRegression().fit(x, y))
     (tmp_path / "d.skops").write_bytes(good + b"more")
     with pytest.raises(UnreadableFileError, match=r"d\.skops"):

@@ -29,14 +29,14 @@ from embridge.errors import (
     UnreadableFileError,
 )
 from embridge.testing.decoders import DecoderConformance
-from tests.decoders.support import SPACE, Net, P, exported, labelled, onnx_of, rows
+from tests.decoders.support import SPACE, Net, P, exported, labeled, onnx_of, rows
 
 
 @pytest.fixture(scope="module")
 def files(tmp_path_factory):
     """One decoder of each format and kind, by name."""
     folder = tmp_path_factory.mktemp("decoders")
-    x, y = labelled()
+    x, y = labeled()
     logistic = LogisticRegression().fit(x, y)
     svm = make_pipeline(StandardScaler(), LinearSVC()).fit(x, y)
     ridge = Ridge().fit(x, x[:, 0] - 2 * x[:, 1])
@@ -76,7 +76,7 @@ class TestConformance(DecoderConformance):
 
 
 def test_scikit_learn_in_every_format(files, tmp_path):
-    x, y = labelled()
+    x, y = labeled()
     fresh = rows(200, 9)
     logistic = LogisticRegression().fit(x, y)
     for name in ("head.safetensors", "zipmap.onnx", "tensor.onnx"):
@@ -120,7 +120,7 @@ def test_torch_programs_of_fixed_and_bounded_batches(files):
 )
 @pytest.mark.parametrize("names", [("a", "b"), ("a", "b", "c"), (3, 1)])
 def test_a_head_predicts_as_the_classifier_it_was_made_of(model, names):
-    x, y = labelled(names=names)
+    x, y = labeled(names=names)
     model.fit(x, y)
     if isinstance(model, SVC) and len(names) > 2:
         pytest.skip("votes of pairs are no linear scores")
@@ -147,7 +147,7 @@ def test_a_head_of_regressors_and_transformers():
     "model", [MLPClassifier((4,), max_iter=5), PoissonRegressor(), make_pipeline(Normalizer(), LinearSVC()), SVC(kernel="rbf")]
 )
 def test_what_is_not_linear_is_no_head(model):
-    x, y = labelled()
+    x, y = labeled()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         model.fit(x, np.abs(x[:, 0]) if isinstance(model, PoissonRegressor) else y)
@@ -229,8 +229,8 @@ def test_folding_goes_on_until_a_second_scaling_to_unit_length(tmp_path):
         folded.after(unit)
     done = eb.decode(eb.MemoryCollection(np.arange(40), x, affine.source), folded, tmp_path / "out.parquet", via=unit)
     assert not done.folded  # two steps then, and the same result
-    told = np.array(pq.read_table(tmp_path / "out.parquet")["output"].to_pylist())
-    assert np.allclose(told, folded.decode(unit.apply(x)).output, atol=1e-5)
+    reported = np.array(pq.read_table(tmp_path / "out.parquet")["output"].to_pylist())
+    assert np.allclose(reported, folded.decode(unit.apply(x)).output, atol=1e-5)
     with pytest.raises(SpaceMismatchError, match="'source'"):
         head.after(affine)
 
@@ -290,7 +290,7 @@ def test_a_head_that_does_not_hold_together_is_refused(changes, error, message):
 
 @pytest.mark.parametrize("name", ["svm.skops", "plain.onnx", "net.pt2"])
 def test_a_space_has_to_be_declared_and_is_then_kept(tmp_path, name):
-    path, (x, y) = tmp_path / name, labelled()
+    path, (x, y) = tmp_path / name, labeled()
     if name.endswith(".skops"):
         import skops.io
 
@@ -328,7 +328,7 @@ def test_what_a_file_says_itself_cannot_be_contradicted(files, tmp_path):
 
 
 def test_a_sidecar_belongs_to_one_file(tmp_path):
-    x, y = labelled()
+    x, y = labeled()
     path = tmp_path / "d.skops"
     eb.save_decoder(LinearSVC().fit(x, y), path, SPACE)
     with pytest.raises(OutputExistsError):
@@ -360,7 +360,7 @@ def test_outputs_that_cannot_be_written_are_refused_before_work(files, tmp_path)
 
 
 def test_a_classifier_of_several_labels_at_once_is_refused(tmp_path):
-    x, y = labelled()
+    x, y = labeled()
     model = MultiOutputClassifier(LogisticRegression()).fit(x, np.stack([y, y], 1))
     with pytest.raises(DecoderError, match="several labels at once"):
         eb.save_decoder(model, tmp_path / "m.skops", SPACE)

@@ -24,7 +24,7 @@ from embridge.decoders.archive import read_archive, write_archive
 from embridge.decoders.bounds import DEPTH, parse_json
 from embridge.decoders.retrain import retrain
 from embridge.errors import DecoderError, EmbridgeError, UnreadableFileError
-from tests.decoders.support import SPACE, Bomb, P, labelled
+from tests.decoders.support import SPACE, Bomb, P, labeled
 
 
 def rewritten(model, path, edit):
@@ -71,7 +71,7 @@ FORGED = [
 
 @pytest.mark.parametrize(("model", "name", "array"), FORGED, ids=[f"{type(m).__name__}-{n}" for m, n, _ in FORGED])
 def test_numbers_that_compiled_code_would_follow_out_of_its_arrays_are_refused(tmp_path, model, name, array):
-    x, y = labelled()
+    x, y = labeled()
     model.fit(x, x[:, 0] if isinstance(model, SVR) else y)
     path = rewritten(model, tmp_path / "d.skops", replaced(name, array))
     with pytest.raises(DecoderError, match=rf"d\.skops.*{type(model).__name__} that is inconsistent: .*_"):
@@ -84,7 +84,7 @@ def test_numbers_that_compiled_code_would_follow_out_of_its_arrays_are_refused(t
 
 
 def test_sparse_matrices_need_trust(tmp_path):
-    x, y = labelled()
+    x, y = labeled()
     model = LogisticRegression().fit(x, y).sparsify()
     skops.io.dump(model, tmp_path / "d.skops")
     with pytest.raises(DecoderError, match=r"--trust scipy\.sparse\._csr\.csr_matrix"):
@@ -103,7 +103,7 @@ def test_a_schema_whose_parts_share_parts_is_refused_before_skops_walks_it(tmp_p
             node = node | {"__id__": 1000 + level, "content": [node, again]}
         attributes(schema)["deep"] = node
 
-    x, y = labelled()
+    x, y = labeled()
     with pytest.raises(UnreadableFileError, match=r"d\.skops.*its schema stands for .* values"):
         eb.open_decoder(rewritten(LogisticRegression().fit(x, y), tmp_path / "d.skops", edit), space=SPACE)
 
@@ -122,14 +122,14 @@ def test_arrays_that_are_not_what_their_header_says_are_refused(tmp_path, conten
     def edit(members, schema):
         members[attributes(schema)["coef_"]["file"]] = content
 
-    x, y = labelled()
+    x, y = labeled()
     with pytest.raises(UnreadableFileError, match=message):
         eb.open_decoder(rewritten(LogisticRegression().fit(x, y), tmp_path / "d.skops", edit), space=SPACE)
 
 
 def test_an_estimator_of_a_file_neither_starts_processes_nor_reads_a_cache(tmp_path):
     """A pipeline's `memory` is a folder of pickles, which retraining would load."""
-    x, y = labelled()
+    x, y = labeled()
     model = make_pipeline(StandardScaler(), KNeighborsClassifier(algorithm="brute", n_jobs=2), memory=str(tmp_path / "cache")).fit(
         x, y
     )
@@ -149,7 +149,7 @@ def test_an_estimator_of_a_file_neither_starts_processes_nor_reads_a_cache(tmp_p
 
 
 def test_classifiers_of_one_threshold_decode_as_they_are_and_of_several_labels_not_at_all(tmp_path):
-    x, y = labelled()
+    x, y = labeled()
     rare = FixedThresholdClassifier(LogisticRegression(), threshold=0.1, response_method="predict_proba").fit(x, y == "a")
     found = eb.save_decoder(rare, tmp_path / "a.skops", SPACE).decode(x)
     assert found.prediction.tolist() == rare.predict(x).tolist()
@@ -178,7 +178,7 @@ def test_labels_that_do_not_fit_int64_or_are_of_several_kinds_are_refused():
 
 @pytest.fixture
 def declared(tmp_path):
-    x, y = labelled()
+    x, y = labeled()
     eb.save_decoder(LinearSVC().fit(x, y), tmp_path / "d.skops", SPACE)
     return tmp_path / "d.skops"
 
@@ -230,7 +230,7 @@ def test_a_declaration_that_is_no_file_is_an_error(declared):
 
 
 def test_a_width_beyond_all_embeddings_is_refused(tmp_path):
-    x, y = labelled()
+    x, y = labeled()
     model = LinearSVC().fit(x, y)
     del model.n_features_in_
     skops.io.dump(model, tmp_path / "d.skops")
@@ -238,7 +238,7 @@ def test_a_width_beyond_all_embeddings_is_refused(tmp_path):
         eb.open_decoder(tmp_path / "d.skops", space=eb.Space("taught", 10**12))
 
 
-def test_json_is_read_in_one_way():
+def test_json_is_parsed_strictly():
     assert parse_json(b'{"a": [1, {"b": 2}]}') == {"a": [1, {"b": 2}]}
     for text, message in (('{"a": 1, "a": 2}', "'a' twice"), ("[" * 5000 + "]" * 5000, "nested"), ("[1]" * 9, "Extra data")):
         with pytest.raises(ValueError, match=message):

@@ -149,7 +149,7 @@ def test_what_float32_cannot_hold_is_refused():
         assert eb.LinearHead.from_estimator(near, SPACE).kind in ("classifier", "regressor")
 
 
-def test_the_rows_reach_every_class_and_both_sides_of_every_boundary():
+def test_the_rows_cover_every_class_and_both_sides_of_every_boundary():
     rng = np.random.default_rng(1)
     coef, intercept = rng.normal(size=(20, 30)), 30 * rng.normal(size=20)  # at rows of length 1 the intercepts decide
     scores = np.vstack([rows.astype(float) @ coef.T + intercept for rows in make_rows(coef, intercept)])

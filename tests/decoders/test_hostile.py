@@ -17,7 +17,7 @@ from sklearn.tree import DecisionTreeClassifier
 import embridge as eb
 from embridge.decoders.torch_audit import is_plain_shape
 from embridge.errors import DecoderError, MissingFileError, SpaceMismatchError, UnreadableFileError
-from tests.decoders.support import SPACE, Bomb, Net, P, edited, exported, labelled, onnx_of, packed, rows
+from tests.decoders.support import SPACE, Bomb, Net, P, edited, exported, labeled, onnx_of, packed, rows
 
 
 @pytest.mark.parametrize("name", ["d.skops", "d.pt2", "d.pkl", "d.joblib"])
@@ -35,7 +35,7 @@ def test_a_skops_file_with_a_foreign_type_is_refused_by_its_name(tmp_path):
     skops.io.dump(FunctionTransformer(os.system), tmp_path / "f.skops")
     with pytest.raises(DecoderError, match=r"types that are not trusted: (posix|nt)\.system\. It was not loaded"):
         eb.open_decoder(tmp_path / "f.skops", space=SPACE)
-    x, y = labelled()
+    x, y = labeled()
     skops.io.dump(DecisionTreeClassifier().fit(x, y), tmp_path / "t.skops")
     with pytest.raises(DecoderError, match=r"--trust sklearn\.tree\._tree\.Tree"):
         eb.open_decoder(tmp_path / "t.skops", space=SPACE)
@@ -43,8 +43,8 @@ def test_a_skops_file_with_a_foreign_type_is_refused_by_its_name(tmp_path):
     assert tree.decode(x).prediction.tolist() == y.tolist()
 
 
-def test_damaged_and_foreign_files_are_told(tmp_path):
-    x, y = labelled()
+def test_damaged_and_foreign_files_are_reported(tmp_path):
+    x, y = labeled()
     model = LogisticRegression().fit(x, y)
     eb.save_decoder(model, tmp_path / "a.skops", SPACE)
     eb.save_decoder(model, tmp_path / "a.safetensors", SPACE)
@@ -84,7 +84,7 @@ def test_a_map_is_no_head(tmp_path):
 
 
 def test_an_onnx_of_a_wrong_width_is_refused(tmp_path):
-    x, y = labelled()
+    x, y = labeled()
     model = LogisticRegression().fit(x, y)
     wide = eb.Space("taught", P + 2)
     with pytest.raises(SpaceMismatchError, match=f"dim {P + 2}, but .* dim {P}"):
@@ -178,7 +178,7 @@ def test_shapes_of_anything_else_do_not(text):
 
 
 def test_without_the_extra_the_errors_name_it(tmp_path):
-    x, y = labelled()
+    x, y = labeled()
     onnx_of(LogisticRegression().fit(x, y), tmp_path / "a.onnx")
     eb.save_decoder(LogisticRegression().fit(x, y), tmp_path / "a.skops", SPACE)
     code = (

@@ -120,10 +120,10 @@ def originals(tmp_path_factory):
     from sklearn.svm import SVC
 
     import embridge as eb
-    from tests.decoders.support import SPACE, Net, exported, labelled, onnx_of
+    from tests.decoders.support import SPACE, Net, exported, labeled, onnx_of
 
     folder = tmp_path_factory.mktemp("originals")
-    x, y = labelled()
+    x, y = labeled()
     eb.save_decoder(LogisticRegression().fit(x, y), folder / "d.safetensors", SPACE)
     eb.save_decoder(SVC().fit(x, y), folder / "d.skops", SPACE)
     eb.save_decoder(exported(Net()), folder / "d.pt2", SPACE)

@@ -15,7 +15,7 @@ import embridge as eb
 from embridge.decoders import onnx_audit
 from embridge.decoders.torch_operators import TENSOR_OPERATORS, is_tensor_operator
 from embridge.errors import DecoderError, UnreadableFileError
-from tests.decoders.support import SPACE, P, edited, exported, labelled, onnx_of, packed, rows
+from tests.decoders.support import SPACE, P, edited, exported, labeled, onnx_of, packed, rows
 
 # torch
 
@@ -222,11 +222,11 @@ def test_operators_of_other_domains_are_refused_and_functions_of_the_file_pass(t
     assert np.allclose(eb.open_decoder(tmp_path / "b.onnx", space=SPACE).decode(rows(3)).output, 2 * rows(3))
 
 
-def test_a_program_that_asks_for_any_memory_or_ends_its_process_is_an_error(tmp_path, monkeypatch):
+def test_a_program_that_takes_any_memory_or_ends_its_process_is_an_error(tmp_path, monkeypatch):
     size = helper.make_tensor("size", TensorProto.INT64, [1], [1 << 40])
     nodes = [helper.make_node("ConstantOfShape", ["size"], ["z"]), helper.make_node("ReduceSum", ["z"], ["s"], keepdims=0)]
     refused(program([*nodes, helper.make_node("Add", ["x", "s"], ["y"])], initializer=[size]), tmp_path / "a.onnx", r"a\.onnx")
-    monkeypatch.setattr(onnx_audit, "_TRIAL", "import os, signal; os.kill(os.getpid(), signal.SIGSEGV)")
+    monkeypatch.setattr(onnx_audit, "_CHECK_RUN", "import os, signal; os.kill(os.getpid(), signal.SIGSEGV)")
     refused(program([helper.make_node("Relu", ["x"], ["y"])]), tmp_path / "b.onnx", r"b\.onnx.* ends the process .*signal 11")
 
 
@@ -248,7 +248,7 @@ def test_metadata_of_an_onnx_program_are_read_strictly(tmp_path):
 
 
 def test_trees_in_onnx_decode_as_scikit_learn(tmp_path):
-    x, y = labelled()
+    x, y = labeled()
     forest = RandomForestClassifier(5, max_depth=3, random_state=0).fit(x, y)
     found = eb.open_decoder(onnx_of(forest, tmp_path / "a.onnx", zipmap=False), space=SPACE).decode(x)
     assert found.prediction.tolist() == forest.predict(x).tolist()

@@ -77,7 +77,7 @@ def _forecast(pool, corpus, queries, base, seed):
 
 
 @needs_data
-def test_a_quarter_of_real_anchors_foretells_what_all_give(wordnet):
+def test_a_quarter_of_real_anchors_predicts_the_quality_of_all(wordnet):
     shared, queries, _ = wordnet
     pool = shared.sample(3000)
     curve, truth = _forecast(pool, shared.without(pool.hashes()).sample(4000), queries.sample(1000), 750, 0)
@@ -103,12 +103,12 @@ def test_forecasts_hold_on_planted_anchors():
 @pytest.mark.parametrize(
     ("law", "number"), [(lambda n: 0.5 - 40 / (n + 300), 0), (lambda n: 0.6 - 1.5 * n**-0.4, 1)], ids=["hyperbola", "power"]
 )
-def test_what_follows_a_law_is_foretold_by_it(law, number):
+def test_curves_that_follow_a_formula_are_predicted_by_it(law, number):
     sizes, ahead = np.array([100.0, 200, 400, 800, 1600]), (3200, 6400)
     wanted = [law(float(n)) for n in ahead]
     falling = np.stack([law(sizes), np.linspace(0.5, 0.4, 5), np.full(5, 0.3)])
     found = _extrapolate(sizes, falling, ahead)
     np.testing.assert_allclose(found[0, number], wanted, atol=2e-3)
-    np.testing.assert_allclose(found[1], 0.4)  # quality that falls is foretold to stay
+    np.testing.assert_allclose(found[1], 0.4)  # quality that falls is predicted to stay
     np.testing.assert_allclose(found[2], 0.3)
     assert abs(found[0, 1 - number, 1] - wanted[1]) > 5e-3

@@ -22,7 +22,7 @@ def planted():
     return anchors, labels, eb.fit(train, "linear"), head
 
 
-def test_every_way_stands_beside_the_others(planted):
+def test_every_strategy_of_decoding_is_compared(planted):
     anchors, labels, translation, head = planted
     seen = []
     found = eb.evaluate_decoder(head, anchors, labels, via=translation, progress=lambda *a: seen.append(a))
@@ -110,7 +110,7 @@ def test_intervals_are_those_of_resampled_rows():
     assert values["r2"] == pytest.approx(r2_score(y, given))
 
 
-def test_what_cannot_be_measured_is_told(planted):
+def test_what_cannot_be_measured_is_reported(planted):
     anchors, labels, translation, head = planted
     with pytest.raises(ParameterError, match="one per row of the 1,000 anchors"):
         eb.evaluate_decoder(head, anchors, labels[:-1], via=translation)

@@ -48,22 +48,24 @@ def unit(rows):
     return rows / np.linalg.norm(rows, axis=1, keepdims=True)
 
 
-def by_hand(rows, asked, translation, k, metric, weight, *, self_excluded):
+def by_hand(rows, query_pairs, translation, k, metric, weight, *, self_excluded):
     """Overlap of every strategy, from the definitions."""
     coef, b = translation.coef.astype(np.float64), translation.intercept.astype(np.float64)
     plans = {
-        "keep-old": (asked.x, rows.x),
-        "translate-documents": (asked.y, rows.x @ coef.T + b),
-        "re-encode": (asked.y, rows.y),
+        "keep-old": (query_pairs.x, rows.x),
+        "translate-documents": (query_pairs.y, rows.x @ coef.T + b),
+        "re-encode": (query_pairs.y, rows.y),
     }
     if metric != Metric.L2 or translation.isometry_scale is not None:
-        back = (asked.y - b) @ coef / translation.isometry_scale**2 if metric == Metric.L2 else asked.y @ coef
+        back = (query_pairs.y - b) @ coef / translation.isometry_scale**2 if metric == Metric.L2 else query_pairs.y @ coef
         plans["project-queries-adjoint"] = (back, rows.x)
-        parts = (asked.x, back) if metric == Metric.L2 else (unit(asked.x), unit(back))  # under L2 lengths have a meaning
+        parts = (
+            (query_pairs.x, back) if metric == Metric.L2 else (unit(query_pairs.x), unit(back))
+        )  # under L2 lengths have a meaning
         plans["blend"] = ((1 - weight) * parts[0] + weight * parts[1], rows.x)
     if rows.x.shape[1] == rows.y.shape[1]:
-        plans["no-translation"] = (asked.y, rows.x)
-    truth = nearest(asked.y, rows.y, k, metric, self_excluded=self_excluded)
+        plans["no-translation"] = (query_pairs.y, rows.x)
+    truth = nearest(query_pairs.y, rows.y, k, metric, self_excluded=self_excluded)
     return {n: shared(nearest(*plan, k, metric, self_excluded=self_excluded), truth) for n, plan in plans.items()}
 
 
@@ -94,7 +96,7 @@ def test_mean_cosine_and_residual_are_those_of_the_translated_rows(pair):
 
 
 @pytest.mark.parametrize("metric", tuple(Metric))
-def test_a_perfect_map_keeps_every_neighbour(planted, metric):
+def test_a_perfect_map_keeps_every_neighbor(planted, metric):
     ids, x, _, W = planted(N, 6, 9)
     source, target = Space("old", 6, metric), Space("new", 9, metric)
     Q = np.linalg.qr(W.T)[0]
@@ -135,7 +137,7 @@ def test_a_map_with_its_spaces_turned_round_leaves_the_same_rows_out(pair):
 
 
 @pytest.mark.parametrize("left", [0, 1, K])
-def test_too_few_rows_are_told(pair, left):
+def test_too_few_rows_are_reported(pair, left):
     rows, _ = pair()
     translation = eb.fit(rows.at(np.arange(N - left)), "ridge", alpha=0.1)
     with pytest.raises(
@@ -146,20 +148,20 @@ def test_too_few_rows_are_told(pair, left):
     assert eb.evaluate(enough, rows, k=K)["re-encode"].overlap == 1
 
 
-# Queries and judgements
+# Queries and judgments
 
 
 @pytest.fixture
-def asked(planted):
+def query_pairs(planted):
     """Queries of their own, in both spaces, with string ids."""
     _, x, y, _ = planted(30, 6, 9, 0.6, seed=9)
     return anchors_of([f"q{i}" for i in range(30)], x, y, Space("old", 6), Space("new", 9))
 
 
-def test_queries_of_their_own_ask_the_whole_corpus(pair, asked):
+def test_separate_queries_search_the_whole_corpus(pair, query_pairs):
     rows, translation = pair()
-    found = eb.evaluate(translation, rows, queries=asked, k=K)
-    expected = by_hand(rows, asked, translation, K, Metric.COSINE, 0.5, self_excluded=False)
+    found = eb.evaluate(translation, rows, queries=query_pairs, k=K)
+    expected = by_hand(rows, query_pairs, translation, K, Metric.COSINE, 0.5, self_excluded=False)
     for s in found.strategies:
         assert s.overlap == pytest.approx(expected[s.name].mean(), abs=5e-3), s.name
     assert (found.queries, found.corpus) == (30, N)
@@ -176,7 +178,7 @@ def test_recall_and_reciprocal_rank_by_hand():
     qrels = {
         "a": ["d0"],  # rank 1: recall 1, reciprocal rank 1
         "b": ["d2", "d9"],  # ranks 3 and 10: one of two within 4, 1/3
-        "c": ["d9", "d8", "d9"],  # seen from the other end: ranks 1 and 2, told twice or not
+        "c": ["d9", "d8", "d9"],  # seen from the other end: ranks 1 and 2, listed twice or not
         "d": ["d7"],  # rank 8: nothing within 4
         "e": ["elsewhere"],  # not in the corpus, so not judged
         "z": ["d1"],  # not among the queries
@@ -199,25 +201,25 @@ def test_recall_and_reciprocal_rank_by_hand():
         ({1: [5]}, "None of the 30 queries is among the 1 .* strings or as integers"),
     ],
 )
-def test_judgements_that_concern_nothing_are_refused(pair, asked, qrels, message):
+def test_judgments_that_match_nothing_are_refused(pair, query_pairs, qrels, message):
     rows, translation = pair()
     with pytest.raises(ParameterError, match=message):
-        eb.evaluate(translation, rows, queries=asked, qrels=qrels, k=K)
+        eb.evaluate(translation, rows, queries=query_pairs, qrels=qrels, k=K)
     with pytest.raises(ParameterError, match=message.replace("120", "60")):
-        eb.plan(rows, queries=asked, qrels=qrels, k=K, anchors=60)
+        eb.plan(rows, queries=query_pairs, qrels=qrels, k=K, anchors=60)
 
 
-def test_judgements_that_concern_some_rows_are_counted(pair, asked):
+def test_judgments_that_match_some_rows_are_counted(pair, query_pairs):
     rows, translation = pair()
     ids = rows.ids.tolist()
     qrels = {"q0": {ids[0]: 1, ids[1]: 2, "elsewhere": 1}, "q1": {ids[0]: 3, ids[5]: 0}, "q2": ["nowhere"], "other": [ids[3]]}
-    found = eb.evaluate(translation, rows, queries=asked, qrels=qrels, k=K)
+    found = eb.evaluate(translation, rows, queries=query_pairs, qrels=qrels, k=K)
     assert found.to_dict()["qrels"] == {"queries": 4, "queries_found": 3, "documents": 4, "documents_found": 2}
     assert found.judged == 2
     assert "3 of 4 judged queries are among the queries, 2 of their 4 relevant documents are in the corpus" in str(found)
 
 
-def test_of_many_queries_a_sample_asks_that_the_seed_chooses(pair):
+def test_many_queries_are_sampled_by_the_seed(pair):
     rows, translation = pair()
     one, same, other = (eb.evaluate(translation, rows, k=K, max_queries=40, seed=seed) for seed in (1, 1, 2))
     assert one.queries == other.queries == 40
@@ -257,7 +259,7 @@ def test_no_translation_needs_equal_widths(pair, p, q, there):
     assert len(names) == 5 + there
 
 
-def test_under_l2_only_an_isometry_carries_queries_back(pair):
+def test_under_l2_only_an_isometry_pulls_queries_back(pair):
     rows, translation = pair(metric=Metric.L2)
     assert [s.name for s in eb.evaluate(translation, rows, k=K).strategies] == ["keep-old", "translate-documents", "re-encode"]
     rows, translation = pair(metric=Metric.L2, kind="isometry")
@@ -276,9 +278,9 @@ def test_each_side_is_ranked_by_its_own_metric(planted):
 
 
 @pytest.mark.parametrize("swap", ["anchors", "queries"])
-def test_rows_of_other_spaces_are_refused(pair, asked, swap):
+def test_rows_of_other_spaces_are_refused(pair, query_pairs, swap):
     rows, translation = pair()
-    given = {"held_out": rows.reversed()} if swap == "anchors" else {"held_out": rows, "queries": asked.reversed()}
+    given = {"held_out": rows.reversed()} if swap == "anchors" else {"held_out": rows, "queries": query_pairs.reversed()}
     with pytest.raises(SpaceMismatchError, match=r"expects 6-dimensional vectors of 'old', but .* 9-dimensional vectors of 'new'"):
         eb.evaluate(translation, k=K, **given)
 
@@ -372,8 +374,8 @@ def test_a_summary_counts_what_is_wrong_and_measures_the_rest(tmp_path, write):
     for declared, bad in (("m", 5), ("m:l2", 4)):  # a zero vector is bad under cosine only
         found = eb.summarize(eb.open(path, space=declared))
         assert (found.rows, found.duplicate_ids, found.bad_rows) == (8, 1, bad)
-        told = {"mean": lengths.mean(), "std": lengths.std(), "min": 0, "max": 13}
-        assert found.norm == pytest.approx(told, abs=1e-6)
+        expected_norm = {"mean": lengths.mean(), "std": lengths.std(), "min": 0, "max": 13}
+        assert found.norm == pytest.approx(expected_norm, abs=1e-6)
 
 
 @pytest.mark.parametrize("rows_a_group", [7, 64, 1000])
@@ -382,6 +384,6 @@ def test_a_summary_is_the_same_whatever_the_batches(tmp_path, write, table_of, r
     path = write(tmp_path / "a.parquet", table_of(range(500), x), row_group_size=rows_a_group)
     lengths = np.linalg.norm(x.astype(np.float32).astype(np.float64), axis=1)
     found = eb.summarize(eb.open(path, space="m"))
-    told = {"mean": lengths.mean(), "std": lengths.std(), "min": lengths.min(), "max": lengths.max()}
-    assert found.norm == pytest.approx(told, rel=1e-6)
+    expected_norm = {"mean": lengths.mean(), "std": lengths.std(), "min": lengths.min(), "max": lengths.max()}
+    assert found.norm == pytest.approx(expected_norm, rel=1e-6)
     assert (found.bad_rows, found.duplicate_ids, found.rows) == (0, 0, 500)

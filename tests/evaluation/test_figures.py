@@ -87,8 +87,8 @@ def test_candidates_are_a_hundred_or_all_rows_but_one(k, rows, depth):
 
 
 def test_every_figure_is_the_mean_of_its_queries(data):
-    rows, asked, qrels, good, _ = data
-    found = eb.evaluate(good, rows, queries=asked, qrels=qrels, k=5)
+    rows, query_pairs, qrels, good, _ = data
+    found = eb.evaluate(good, rows, queries=query_pairs, qrels=qrels, k=5)
     assert found.judged == 50
     for s in found.strategies:
         mine = found.per_query.figures[s.name]
@@ -106,20 +106,20 @@ def test_every_figure_is_the_mean_of_its_queries(data):
     json.dumps(plain)
 
 
-def test_candidate_recall_is_native_neighbours_among_a_hundred(data):
-    rows, asked, _, good, _ = data
-    found = eb.evaluate(good, rows, queries=asked, k=5)
+def test_candidate_recall_is_native_neighbors_among_a_hundred(data):
+    rows, query_pairs, _, good, _ = data
+    found = eb.evaluate(good, rows, queries=query_pairs, k=5)
     unit = lambda a: a / np.linalg.norm(a, axis=1, keepdims=True)  # noqa: E731
-    truth = np.argsort(-(unit(asked.y) @ unit(rows.y).T), axis=1)[:, :5]
-    top = np.argsort(-(unit(asked.x) @ unit(rows.x).T), axis=1)[:, :100]
+    truth = np.argsort(-(unit(query_pairs.y) @ unit(rows.y).T), axis=1)[:, :5]
+    top = np.argsort(-(unit(query_pairs.x) @ unit(rows.x).T), axis=1)[:, :100]
     share = np.mean([len(set(a) & set(b)) / 5 for a, b in zip(top.tolist(), truth.tolist(), strict=True)])
     assert found["keep-old"].candidate_recall == pytest.approx(share, abs=5e-3)
 
 
 def test_the_order_of_rows_does_not_matter(data):
-    rows, asked, qrels, good, _ = data
+    rows, query_pairs, qrels, good, _ = data
     turned = rows.at(np.random.default_rng(0).permutation(len(rows)))
-    one, other = (eb.evaluate(good, r, queries=asked, qrels=qrels, k=5).to_dict() for r in (rows, turned))
+    one, other = (eb.evaluate(good, r, queries=query_pairs, qrels=qrels, k=5).to_dict() for r in (rows, turned))
     for name in ("strategies", "sizes"):
         assert one[name] == other[name]
 
@@ -128,9 +128,9 @@ def test_the_order_of_rows_does_not_matter(data):
 
 
 def test_figures_by_label_are_those_of_its_queries(data):
-    rows, asked, qrels, good, _ = data
+    rows, query_pairs, qrels, good, _ = data
     labels = {f"q{i}": ["b", "a", None][i % 3] for i in range(60)}
-    found = eb.evaluate(good, rows, queries=asked, qrels=qrels, k=5, labels=labels)
+    found = eb.evaluate(good, rows, queries=query_pairs, qrels=qrels, k=5, labels=labels)
     assert [one.label for one in found.by_label] == ["a"] * len(found.strategies) + ["b"] * len(found.strategies)
     for one in found.by_label:
         mine = np.array([i for i in range(60) if labels[f"q{i}"] == one.label])
@@ -145,8 +145,8 @@ def test_figures_by_label_are_those_of_its_queries(data):
 
 
 def test_a_label_without_a_judged_query_has_overlap_only(data):
-    rows, asked, qrels, good, _ = data
-    found = eb.evaluate(good, rows, queries=asked, qrels=qrels, k=5, labels={"q55": np.int64(4), "q1": "x"})
+    rows, query_pairs, qrels, good, _ = data
+    found = eb.evaluate(good, rows, queries=query_pairs, qrels=qrels, k=5, labels={"q55": np.int64(4), "q1": "x"})
     assert next((one.label, one.judged, one.recall) for one in found.by_label if one.strategy == "blend") == (4, 0, None)
     json.dumps(found.to_dict())
     assert str(found)
@@ -160,7 +160,7 @@ def test_rows_have_labels_as_queries(data):
     assert "overlap@5 by label" in str(found)
 
 
-def test_of_many_labels_the_worst_are_told(data):
+def test_of_many_labels_the_worst_are_reported(data):
     rows, _, _, good, _ = data
     lines = str(eb.evaluate(good, rows, k=5, labels={int(i): int(i) % 18 for i in rows.ids})).splitlines()
     at = next(n for n, line in enumerate(lines) if "by label" in line)
@@ -170,25 +170,25 @@ def test_of_many_labels_the_worst_are_told(data):
 
 
 @pytest.mark.parametrize("labels", [{}, {"elsewhere": "a"}, {0: "a"}, {"q1": None}])
-def test_labels_of_none_of_the_queries_are_told(data, labels):
-    rows, asked, qrels, good, _ = data
+def test_labels_without_a_query_are_reported(data, labels):
+    rows, query_pairs, qrels, good, _ = data
     with pytest.raises(ParameterError, match=r"None of the 60 queries has a label: .* Hint: check --id-column"):
-        eb.evaluate(good, rows, queries=asked, qrels=qrels, k=5, labels=labels)
+        eb.evaluate(good, rows, queries=query_pairs, qrels=qrels, k=5, labels=labels)
 
 
 # The size of the corpus
 
 
 def test_overlap_in_a_part_of_the_corpus_is_that_of_an_evaluation_on_it(data):
-    """Each subset is measured as if its rows were all there are; rows that ask may be outside."""
+    """Each subset is measured as if its rows were all there are; rows used as queries may be outside."""
     from embridge.stores.ids import hash_ids
 
-    rows, asked, _, good, _ = data
-    found = eb.evaluate(good, rows, queries=asked, k=5)
+    rows, query_pairs, _, good, _ = data
+    found = eb.evaluate(good, rows, queries=query_pairs, k=5)
     order = np.argsort(hash_ids(rows.ids, "corpus", 0), kind="stable")
     assert [s.corpus for s in found.sizes if s.strategy == "blend"] == [50, 100, 200, 400]
     for size in found.sizes:
-        part = eb.evaluate(good, rows.at(order[: size.corpus]), queries=asked, k=5)
+        part = eb.evaluate(good, rows.at(order[: size.corpus]), queries=query_pairs, k=5)
         assert size.overlap == pytest.approx(part[size.strategy].overlap, abs=5e-3)
     assert {s.strategy for s in found.sizes} == {"keep-old", "translate-documents", "project-queries-adjoint", "blend"}
     whole = {s.strategy: s for s in found.sizes if s.corpus == 400}
@@ -196,7 +196,7 @@ def test_overlap_in_a_part_of_the_corpus_is_that_of_an_evaluation_on_it(data):
         assert (size.overlap, *size.overlap_ci) == pytest.approx((found[name].overlap, *found[name].overlap_ci))
 
 
-def test_rows_that_ask_do_not_find_themselves_in_a_part(planted):
+def test_rows_used_as_queries_do_not_find_themselves_in_a_part(planted):
     ids, x, _, W = planted(400, 6, 9)
     Q = np.linalg.qr(W.T)[0]
     rows = anchors_of(ids, x, x @ Q.T)
@@ -215,10 +215,10 @@ def test_tiny_corpora_and_large_k_have_fewer_sizes(data, n, k, sizes):
 
 
 def test_a_forecast_goes_beyond_the_corpus_only(data):
-    rows, asked, _, good, _ = data
+    rows, query_pairs, _, good, _ = data
     for size in (None, 1, 400):
-        assert not any(s.forecast for s in eb.evaluate(good, rows, queries=asked, k=5, corpus_size=size).sizes)
-    found = eb.evaluate(good, rows, queries=asked, k=5, corpus_size=6400)
+        assert not any(s.forecast for s in eb.evaluate(good, rows, queries=query_pairs, k=5, corpus_size=size).sizes)
+    found = eb.evaluate(good, rows, queries=query_pairs, k=5, corpus_size=6400)
     for name in ("keep-old", "blend"):
         last, ahead = [s for s in found.sizes if s.strategy == name][-2:]
         assert (ahead.corpus, ahead.forecast, last.corpus) == (6400, True, 400)
@@ -242,11 +242,11 @@ def test_a_power_law_is_found_again():
 
 def test_the_truth_is_within_the_forecast_of_a_quarter_of_the_sample():
     shared = eb.match(eb.open(eb.sample_path("minilm")), eb.open(eb.sample_path("mpnet")))
-    asked = eb.match(eb.open(eb.sample_path("minilm.queries")), eb.open(eb.sample_path("mpnet.queries")))
+    query_pairs = eb.match(eb.open(eb.sample_path("minilm.queries")), eb.open(eb.sample_path("mpnet.queries")))
     translation = eb.fit(shared.sample(400), "ridge", alpha=0.1)
     rest = shared.without(translation.anchor_hashes)
-    small = eb.evaluate(translation, rest.sample(len(rest) // 4, seed=3), queries=asked, corpus_size=len(rest))
-    large = eb.evaluate(translation, rest, queries=asked)
+    small = eb.evaluate(translation, rest.sample(len(rest) // 4, seed=3), queries=query_pairs, corpus_size=len(rest))
+    large = eb.evaluate(translation, rest, queries=query_pairs)
     for size in (s for s in small.sizes if s.forecast):
         assert size.overlap_ci[0] <= large[size.strategy].overlap <= size.overlap_ci[1], size
 
@@ -255,9 +255,9 @@ def test_the_truth_is_within_the_forecast_of_a_quarter_of_the_sample():
 
 
 def test_the_difference_to_another_map_is_paired_by_query(data):
-    rows, asked, qrels, good, worse = data
-    found = eb.evaluate(good, rows, queries=asked, qrels=qrels, k=5, against=worse)
-    alone, other = (eb.evaluate(m, rows, queries=asked, qrels=qrels, k=5) for m in (good, worse))
+    rows, query_pairs, qrels, good, worse = data
+    found = eb.evaluate(good, rows, queries=query_pairs, qrels=qrels, k=5, against=worse)
+    alone, other = (eb.evaluate(m, rows, queries=query_pairs, qrels=qrels, k=5) for m in (good, worse))
     assert found.strategies == alone.strategies
     assert found.against == worse.fingerprint
     assert {d.strategy for d in found.differences} == {"translate-documents", "project-queries-adjoint", "blend"}
@@ -271,15 +271,15 @@ def test_the_difference_to_another_map_is_paired_by_query(data):
     documents = next(d for d in found.differences if (d.strategy, d.metric) == ("translate-documents", "overlap"))
     assert documents.better == "this"
     assert "This map is significantly better in overlap" in str(found)
-    back = eb.evaluate(worse, rows, queries=asked, k=5, against=good)
+    back = eb.evaluate(worse, rows, queries=query_pairs, k=5, against=good)
     assert "The other map is significantly better in overlap" in str(back)
     assert {d.metric for d in back.differences} == {"overlap"}  # nothing is judged
 
 
 def test_a_map_is_no_better_than_itself(data):
-    rows, asked, _, good, _ = data
+    rows, query_pairs, _, good, _ = data
     references = np.random.default_rng(0).normal(size=(40, 9)).astype(np.float32)
-    found = eb.evaluate(good, rows, queries=asked, k=5, against=good, hubness=references)
+    found = eb.evaluate(good, rows, queries=query_pairs, k=5, against=good, hubness=references)
     assert {(d.difference, d.difference_ci, d.better) for d in found.differences} == {(0.0, (0.0, 0.0), "")}
     assert "translate-documents+hubness" in {d.strategy for d in found.differences}
     assert "No difference is significant" in str(found)

@@ -1,4 +1,4 @@
-"""Files of an evaluation: the figures of every query, graded judgements, and the command line."""
+"""Files of an evaluation: the figures of every query, graded judgments, and the command line."""
 
 import json
 import shutil
@@ -18,9 +18,9 @@ from embridge.tables.qrels import read_graded_qrels, read_qrels
 # Files
 
 
-def test_queries_in_a_file_are_asked_in_sql(data, tmp_path):
-    rows, asked, qrels, good, _ = data
-    found = eb.evaluate(good, rows, queries=asked, qrels=qrels, k=5, labels={"q0": 1, "q1": "a"})
+def test_per_query_figures_in_a_file_can_be_queried_in_sql(data, tmp_path):
+    rows, query_pairs, qrels, good, _ = data
+    found = eb.evaluate(good, rows, queries=query_pairs, qrels=qrels, k=5, labels={"q0": 1, "q1": "a"})
     path = tmp_path / "q.parquet"
     write_per_query(path, found.per_query)
     assert pq.read_schema(path).names == [
@@ -35,7 +35,7 @@ def test_queries_in_a_file_are_asked_in_sql(data, tmp_path):
     assert duckdb.sql(f"SELECT count(*), count(label), count(ndcg) FROM '{path}'").fetchall() == [(400 * 5, 0, 0)]
 
 
-def test_graded_judgements_are_read(tmp_path):
+def test_graded_judgments_are_read(tmp_path):
     table = {"query_id": [1, 1, 1, 2], "doc_id": ["a", "b", "a", "c"], "score": [2, 0, 3, 1]}
     pq.write_table(pa.table(table), tmp_path / "r.parquet")
     assert read_graded_qrels(tmp_path / "r.parquet") == {1: {"a": 3.0}, 2: {"c": 1.0}}
@@ -72,9 +72,9 @@ def files(folder, tmp_path, monkeypatch):
     return tmp_path
 
 
-def test_the_command_line_tells_all_of_it(files):
-    asked = ["-k", "3", "--labels", "labels.parquet", "--against", "two.safetensors", "--per-query", "queries.parquet"]
-    done = run(files, *asked, "--json")
+def test_the_command_line_reports_all_figures(files):
+    options = ["-k", "3", "--labels", "labels.parquet", "--against", "two.safetensors", "--per-query", "queries.parquet"]
+    done = run(files, *options, "--json")
     assert done.exit_code == 0, done.output
     found = json.loads(done.stdout)
     assert set(found) == {
@@ -96,7 +96,7 @@ def test_the_command_line_tells_all_of_it(files):
     assert {row["from_path"].rpartition("/")[2] for row in catalog.lineage("queries.parquet")} == {
         "one.safetensors", "two.safetensors", "old.parquet", "new.parquet", "labels.parquet",
     }  # fmt: skip
-    text = run(files, *asked, "--overwrite", "--no-catalog").output
+    text = run(files, *options, "--overwrite", "--no-catalog").output
     for expected in (
         "neither it nor two.safetensors was fitted on",
         "in top 100",

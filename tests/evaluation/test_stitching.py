@@ -107,7 +107,7 @@ def test_under_l2_scaling_every_row_has_the_mean_length_of_the_target(method):
     np.testing.assert_allclose(found, np.linalg.norm(anchors.y, axis=1).mean(), rtol=1e-5)
 
 
-def test_under_l2_scaling_a_normalised_target_stays_so():
+def test_under_l2_scaling_a_normalized_target_stays_so():
     anchors = textlike_anchors(100, 6, 9).unit()
     np.testing.assert_allclose(np.linalg.norm(stitch(anchors.x, anchors, "ortho", scaling="l2"), axis=1), 1, rtol=1e-5)
 
@@ -154,8 +154,8 @@ def classes():
 
 
 def test_every_method_but_the_absolute_one_undoes_a_rotation(classes):
-    train, test, known, asked = classes
-    found = compare_stitching(train, test, {"mean": nearest_class(known, asked)}, anchors=100, seeds=range(3))["mean"]
+    train, test, known, expected = classes
+    found = compare_stitching(train, test, {"mean": nearest_class(known, expected)}, anchors=100, seeds=range(3))["mean"]
     assert [s.method for s in found.methods] == ["no-stitching", *METHODS_COMPARED]
     assert (found.anchors, found.scaling, found.seeds) == (100, "standard", (0, 1, 2))
     assert found["no-stitching"].mean == 1
@@ -168,9 +168,9 @@ def test_every_method_but_the_absolute_one_undoes_a_rotation(classes):
 
 
 def test_scores_are_those_of_the_steps_by_hand(classes):
-    train, test, known, asked = classes
+    train, test, known, expected = classes
     train = dataclasses.replace(train, y=train.y + np.random.default_rng(0).normal(size=train.y.shape, scale=6).astype(np.float32))
-    decoder = nearest_class(known, asked)
+    decoder = nearest_class(known, expected)
     decoders = {"mean": decoder, "other": lambda vectors, seed: lambda rows: float(rows.sum())}
     options = {"methods": ("relative", "ortho"), "anchors": 20, "scaling": "l2", "seeds": (4, 9)}
     both = compare_stitching(train, test, decoders, **options)
@@ -207,8 +207,8 @@ def test_a_single_seed_has_no_deviation():
 
 
 def test_what_the_comparison_refuses(classes):
-    train, test, known, asked = classes
-    decoder = {"mean": nearest_class(known, asked)}
+    train, test, known, expected = classes
+    decoder = {"mean": nearest_class(known, expected)}
     with pytest.raises(ParameterError, match=f"{len(train)} rows of the test set are in the training set too"):
         compare_stitching(train, train, decoder)
     with pytest.raises(ParameterError, match="seeds must be at least one"):

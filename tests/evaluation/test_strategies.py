@@ -35,8 +35,8 @@ def pair(planted):
         ids, x, y, _ = planted(900, p, q, noise, 1)
         rng = np.random.default_rng(7)
         near = rng.choice(900, 240, replace=False)
-        asked = [side[near] + 0.4 * rng.normal(size=(240, side.shape[1])) for side in (x, y)]
-        queries = anchors_of([f"q{i}" for i in range(240)], *(side.astype(np.float32) for side in asked), metric)
+        noisy = [side[near] + 0.4 * rng.normal(size=(240, side.shape[1])) for side in (x, y)]
+        queries = anchors_of([f"q{i}" for i in range(240)], *(side.astype(np.float32) for side in noisy), metric)
         return anchors_of(ids, x, y, metric), queries, {f"q{i}": {int(ids[n]): 1.0} for i, n in enumerate(near)}
 
     return make
@@ -311,7 +311,7 @@ def test_the_command_line_takes_a_reverse_map(files):
 
 
 @pytest.mark.parametrize("verb", [EVALUATE, PLAN])
-def test_the_command_line_reports_judgements(files, verb):
+def test_the_command_line_reports_judgments(files, verb):
     done = run(*verb, "--qrels", "qrels.parquet", "--json")
     assert done.exit_code == 0, done.output
     counts = json.loads(done.stdout)["qrels"]

@@ -4,7 +4,7 @@ import numpy as np
 
 from embridge.types import Metric
 
-P, Q, N, ASKED, K = 8, 12, 400, 40, 10
+P, Q, N, N_QUERIES, K = 8, 12, 400, 40, 10
 METRICS = tuple(Metric)
 
 
@@ -14,7 +14,7 @@ def vectors(n, dim, seed):
     return (rng.normal(size=(n, dim)) * rng.uniform(0.5, 2, size=(n, 1))).astype(np.float32)
 
 
-X, ASK = vectors(N, P, 1), vectors(ASKED, P, 2)
+X, QUERIES = vectors(N, P, 1), vectors(N_QUERIES, P, 2)
 INTS = np.random.default_rng(3).permutation(10**12 + np.arange(10 * N))[:N]  # neither in order nor without gaps
 STRINGS = np.array([f"doc/{i}" for i in INTS], object)
 

@@ -21,7 +21,7 @@ from embridge.errors import (
     UnreadableFileError,
 )
 from embridge.types import Metric, Space
-from tests.indexes.support import ASK, INTS, METRICS, STRINGS, K, N, P, X, check
+from tests.indexes.support import INTS, METRICS, QUERIES, STRINGS, K, N, P, X, check
 
 
 def listing(folder):
@@ -36,7 +36,7 @@ def listing(folder):
 def test_an_index_is_the_same_when_it_is_opened_again(build, tmp_path, ids, factory):
     made = build(Space("old", P, Metric.DOT), ids, factory=factory)
     opened = eb.open_index(tmp_path / "a.faiss")
-    one, other = made.search(ASK, K), opened.search(ASK, K)
+    one, other = made.search(QUERIES, K), opened.search(QUERIES, K)
     assert one.ids.tolist() == other.ids.tolist()
     np.testing.assert_array_equal(one.scores, other.scores)
     assert opened.space == Space("old", P, Metric.DOT)
@@ -65,8 +65,8 @@ def test_a_bare_index_from_elsewhere_answers_with_positions(tmp_path, metric, sp
         eb.open_index(tmp_path / "b.faiss")
     opened = eb.open_index(tmp_path / "b.faiss", space="old")
     assert opened.space == Space("old", P, space)
-    hits = opened.search(ASK, K, parameters="efSearch=400" if factory != "Flat" else "")
-    check(hits, np.arange(N), ASK, X, space)
+    hits = opened.search(QUERIES, K, parameters="efSearch=400" if factory != "Flat" else "")
+    check(hits, np.arange(N), QUERIES, X, space)
     assert listing(tmp_path) == ["b.faiss"]
 
 
@@ -74,7 +74,7 @@ def test_a_bare_index_of_its_own_labels_answers_with_them(tmp_path):
     index = faiss.index_factory(P, "IDMap2,Flat", faiss.METRIC_INNER_PRODUCT)
     index.add_with_ids(X, INTS)
     faiss.write_index(index, str(tmp_path / "b.faiss"))
-    check(eb.open_index(tmp_path / "b.faiss", space="old:dot").search(ASK, K), INTS, ASK, X, Metric.DOT)
+    check(eb.open_index(tmp_path / "b.faiss", space="old:dot").search(QUERIES, K), INTS, QUERIES, X, Metric.DOT)
 
 
 def test_an_l2_index_of_unit_vectors_may_serve_cosine(tmp_path):
@@ -83,10 +83,10 @@ def test_an_l2_index_of_unit_vectors_may_serve_cosine(tmp_path):
     index.add(rows)
     faiss.write_index(index, str(tmp_path / "b.faiss"))
     opened = eb.open_index(tmp_path / "b.faiss", space=Space("old", P, Metric.COSINE, normalized=True))
-    check(opened.search(ASK, K), np.arange(N), ASK, X, Metric.COSINE)
+    check(opened.search(QUERIES, K), np.arange(N), QUERIES, X, Metric.COSINE)
 
 
-def test_an_index_that_is_not_there_or_damaged_is_told(build, tmp_path):
+def test_a_missing_or_damaged_index_is_reported(build, tmp_path):
     with pytest.raises(MissingFileError, match=r"nowhere\.faiss"):
         eb.open_index(tmp_path / "nowhere.faiss")
     build(Space("old", P))
@@ -98,7 +98,7 @@ def test_an_index_that_is_not_there_or_damaged_is_told(build, tmp_path):
 
 def test_a_k_beyond_the_index_gives_all_rows_on_the_command_line(build, tmp_path, write, table_of):
     build(Space("old", P))
-    queries = write(tmp_path / "q.parquet", table_of(range(3), ASK[:3], space=Space("old", P)))
+    queries = write(tmp_path / "q.parquet", table_of(range(3), QUERIES[:3], space=Space("old", P)))
     words = ["search", str(tmp_path / "a.faiss"), queries, "-k", str(10**9), "--json", "--no-catalog"]
     done = CliRunner().invoke(main, words)
     assert done.exit_code == 0, done.output
@@ -112,10 +112,10 @@ def test_an_index_that_is_built_anew_leaves_nothing_of_the_old_one(build, tmp_pa
     build(Space("old", P), STRINGS)
     with pytest.raises(OutputExistsError, match=r"a\.faiss' exists already"):
         build(Space("old", P), INTS)
-    assert eb.open_index(tmp_path / "a.faiss").search(ASK[:1], 1).ids[0, 0] in STRINGS
+    assert eb.open_index(tmp_path / "a.faiss").search(QUERIES[:1], 1).ids[0, 0] in STRINGS
     index = build(Space("third", P, Metric.L2), INTS, overwrite=True)
     assert listing(tmp_path) == ["a.faiss", "a.faiss.json"]
-    check(index.search(ASK, K), INTS, ASK, X, Metric.L2)
+    check(index.search(QUERIES, K), INTS, QUERIES, X, Metric.L2)
     assert json.loads((tmp_path / "a.faiss.json").read_text())["space"]["name"] == "third"
 
 

@@ -15,11 +15,11 @@ from embridge.maps.queries import blend
 from embridge.stores.faiss.file import read_index_file
 from embridge.types import Metric, Space
 
-P, Q, N, REFERENCES, ASKED, K = 8, 12, 300, 40, 30, 10
+P, Q, N, REFERENCES, N_QUERIES, K = 8, 12, 300, 40, 30, 10
 RNG = np.random.default_rng(2)
 X = (RNG.normal(size=(N, P)) * RNG.uniform(0.5, 2, size=(N, 1))).astype(np.float32)
-REFS, ASK, ASK_NEW, REFS_NEW = (
-    RNG.normal(size=s).astype(np.float32) for s in ((REFERENCES, P), (ASKED, P), (ASKED, Q), (REFERENCES, Q))
+REFS, QUERIES, NEW_QUERIES, REFS_NEW = (
+    RNG.normal(size=s).astype(np.float32) for s in ((REFERENCES, P), (N_QUERIES, P), (N_QUERIES, Q), (REFERENCES, Q))
 )
 STRINGS = np.array([f"d{i}" for i in range(N)], object)
 TURN = np.linalg.qr(RNG.normal(size=(Q, Q)))[0]
@@ -69,7 +69,7 @@ def test_the_bias_is_the_mean_of_the_ten_largest_similarities():
     np.testing.assert_allclose(bias(X, REFS), expected, rtol=1e-5)
     np.testing.assert_allclose(bias(X, 7 * REFS), expected, rtol=1e-5)  # references are made unit
     np.testing.assert_allclose(bias(X, REFS[:3]), (X @ unit(REFS[:3]).T).mean(1), rtol=1e-4, atol=1e-6)  # fewer than ten
-    np.testing.assert_allclose(augment(ASK) @ with_bias(X, REFS).T, 2 * ASK @ X.T - expected, rtol=1e-4, atol=1e-4)
+    np.testing.assert_allclose(augment(QUERIES) @ with_bias(X, REFS).T, 2 * QUERIES @ X.T - expected, rtol=1e-4, atol=1e-4)
     with pytest.raises(ParameterError, match="at least one reference query"):
         bias(X, REFS[:0])
 
@@ -81,8 +81,8 @@ def test_a_search_subtracts_it(build, tmp_path, ids, metric, factory):
     index = build(metric, factory, ids)
     wide = "nprobe=4" if "IVF" in factory else ""
     for opened in (index, eb.open_index(tmp_path / "old.faiss")):
-        check(opened.search(ASK, K, parameters=wide), ids, corrected(ASK, X, REFS, metric))
-        check(opened.search(5 * ASK, K, parameters=wide), ids, corrected(ASK, X, REFS, metric))  # the query is made unit
+        check(opened.search(QUERIES, K, parameters=wide), ids, corrected(QUERIES, X, REFS, metric))
+        check(opened.search(5 * QUERIES, K, parameters=wide), ids, corrected(QUERIES, X, REFS, metric))  # the query is made unit
     assert opened.space.dim == P
     assert read_index_file(str(tmp_path / "old.faiss")).index.d == P + 1
     assert set(opened.lineage) == {"source", "hubness"}
@@ -98,26 +98,26 @@ def test_its_vectors_are_read_without_the_bias(build, tmp_path):
 @pytest.mark.parametrize("metric", [Metric.COSINE, Metric.DOT])
 def test_searches_across_models_and_blends_subtract_it(build, metric):
     via, index = a_map("general", metric), build(metric)
-    pulled = ASK_NEW @ via.coef
-    check(index.search(ASK_NEW, K, via=via), STRINGS, corrected(pulled, X, REFS, metric))
-    hits = index.search(ASK_NEW, K, via=via, old_queries=ASK, weight=0.3)
-    check(hits, STRINGS, corrected(blend(ASK, pulled, 0.3), X, REFS, metric))
+    pulled = NEW_QUERIES @ via.coef
+    check(index.search(NEW_QUERIES, K, via=via), STRINGS, corrected(pulled, X, REFS, metric))
+    hits = index.search(NEW_QUERIES, K, via=via, old_queries=QUERIES, weight=0.3)
+    check(hits, STRINGS, corrected(blend(QUERIES, pulled, 0.3), X, REFS, metric))
 
 
-def test_rows_that_are_near_to_every_query_step_back(tmp_path):
+def test_rows_near_to_every_query_are_ranked_lower(tmp_path):
     """Planted: each query has one true row at cosine 0.65, and hubs lie near the mean of all queries at cosine 0.7."""
     rng = np.random.default_rng(0)
-    centre = unit(rng.normal(size=(1, 64)))
-    asked = unit(centre + unit(rng.normal(size=(400, 64))))
-    rows = unit(asked[:200] + 1.17 * unit(rng.normal(size=(200, 64))))
-    hubs = unit(centre + 0.05 * unit(rng.normal(size=(5, 64))))
+    center = unit(rng.normal(size=(1, 64)))
+    new_queries = unit(center + unit(rng.normal(size=(400, 64))))
+    rows = unit(new_queries[:200] + 1.17 * unit(rng.normal(size=(200, 64))))
+    hubs = unit(center + 0.05 * unit(rng.normal(size=(5, 64))))
     space, names = Space("m", 64), np.arange(205)
     collection = memory(names, np.concatenate([rows, hubs]).astype(np.float32), space)
-    references = memory(range(200), asked[200:].astype(np.float32), space)
+    references = memory(range(200), new_queries[200:].astype(np.float32), space)
     found = []
     for name, hubness in (("plain", None), ("corrected", references)):
         index = eb.build_index(collection, tmp_path / f"{name}.faiss", "Flat", hubness=hubness)
-        found.append((index.search(asked[:200], 1).ids.ravel() == names[:200]).mean())
+        found.append((index.search(new_queries[:200], 1).ids.ravel() == names[:200]).mean())
     assert found[1] > found[0] + 0.5
 
 
@@ -128,22 +128,22 @@ def test_a_bias_survives_a_migration(build, tmp_path, mode, kind, metric, dim):
     """Wrapped, it goes into the map in front; moved, it stays a column; a rebuild without references has none."""
     index, via = build(metric, "HNSW32"), a_map(kind, metric, dim)
     done = eb.migrate(index.path, via, tmp_path / "new.faiss", mode=mode)
-    made, asked = eb.open_index(tmp_path / "new.faiss"), ASK_NEW[:, :dim]
+    made, new_queries = eb.open_index(tmp_path / "new.faiss"), NEW_QUERIES[:, :dim]
     held = unit(X) if metric == Metric.COSINE else X
     r = np.sort(held @ unit(REFS).T, axis=1)[:, -10:].mean(1)
-    scores = unit(asked) @ (held @ via.coef.T + via.intercept).T if mode == "rebuild" and metric == Metric.COSINE else None
+    scores = unit(new_queries) @ (held @ via.coef.T + via.intercept).T if mode == "rebuild" and metric == Metric.COSINE else None
     if mode == "rebuild":
         assert read_index_file(made.path).index.d == dim
         assert not done.exact
-        scores = (unit(asked) if metric == Metric.COSINE else asked) @ (held @ via.coef.T + via.intercept).T
+        scores = (unit(new_queries) if metric == Metric.COSINE else new_queries) @ (held @ via.coef.T + via.intercept).T
     else:
         assert done.exact
         assert read_index_file(made.path).index.d == dim + (mode == "rewrite")
-        scores = 2 * unit(asked) @ (held @ via.coef.T + via.intercept).T - r
-    check(made.search(asked, K, parameters="efSearch=300"), STRINGS, scores)
+        scores = 2 * unit(new_queries) @ (held @ via.coef.T + via.intercept).T - r
+    check(made.search(new_queries, K, parameters="efSearch=300"), STRINGS, scores)
     if mode != "rebuild":
         with pytest.raises(FaissIndexError, match="accepts no new vectors: each row has a hubness bias"):
-            made.add(memory(np.array(["e"], object), asked[:1], made.space))
+            made.add(memory(np.array(["e"], object), new_queries[:1], made.space))
 
 
 @pytest.mark.parametrize("metric", [Metric.COSINE, Metric.DOT])
@@ -154,8 +154,8 @@ def test_a_migration_gives_a_bias(tmp_path, metric):
     done = eb.migrate(tmp_path / "old.faiss", via, tmp_path / "new.faiss", hubness=REFS_NEW)
     assert done.mode == "rebuild"
     rows = via.apply(unit(X).astype(np.float32) if metric == Metric.COSINE else X)
-    hits = eb.open_index(tmp_path / "new.faiss").search(ASK_NEW, K, parameters="nprobe=4")
-    check(hits, STRINGS, corrected(ASK_NEW, rows, REFS_NEW, metric))
+    hits = eb.open_index(tmp_path / "new.faiss").search(NEW_QUERIES, K, parameters="nprobe=4")
+    check(hits, STRINGS, corrected(NEW_QUERIES, rows, REFS_NEW, metric))
     for mode in ("wrap", "rewrite"):
         with pytest.raises(MigrationRefusedError, match="a hubness bias is a new dimension, which needs a rebuild"):
             eb.migrate(tmp_path / "old.faiss", via, tmp_path / "other.faiss", mode=mode, hubness=REFS_NEW)
@@ -207,22 +207,23 @@ def test_the_command_line_knows_it(tmp_path, write, table_of, monkeypatch):
     write(tmp_path / "refs.parquet", table_of(range(REFERENCES), REFS, space=old))
     write(tmp_path / "refs-new.parquet", table_of(range(REFERENCES), REFS_NEW, space=new))
     write(tmp_path / "new.parquet", table_of(STRINGS, a_map("general", Metric.COSINE).apply(X), space=new))
-    write(tmp_path / "q.parquet", table_of(range(ASKED), ASK, space=old))
+    write(tmp_path / "q.parquet", table_of(range(N_QUERIES), QUERIES, space=old))
     a_map("general", Metric.COSINE).save("map.safetensors")
 
-    def told(line):
+    def run_json(line):
         done = CliRunner().invoke(main, line.split())
         assert done.exit_code == 0, done.output
         return json.loads(done.stdout)
 
-    told("index old.parquet old.faiss --factory Flat --hubness refs.parquet --json")
-    hits = told("search old.faiss q.parquet --json")["hits"]
-    order = np.argsort(-corrected(ASK, X, REFS, Metric.COSINE), axis=1, kind="stable")[:, :K]
+    run_json("index old.parquet old.faiss --factory Flat --hubness refs.parquet --json")
+    hits = run_json("search old.faiss q.parquet --json")["hits"]
+    order = np.argsort(-corrected(QUERIES, X, REFS, Metric.COSINE), axis=1, kind="stable")[:, :K]
     assert [h["ids"] for h in hits] == STRINGS[order].tolist()
-    moved = told("migrate old.faiss map.safetensors new.faiss --mode rebuild --hubness refs-new.parquet --json")
+    moved = run_json("migrate old.faiss map.safetensors new.faiss --mode rebuild --hubness refs-new.parquet --json")
     assert (moved["mode"], moved["exact"], moved["verified_overlap"]) == ("rebuild", True, pytest.approx(1, abs=0.01))
     names = [
-        s["name"] for s in told("evaluate map.safetensors old.parquet new.parquet --hubness refs-new.parquet --json")["strategies"]
+        s["name"]
+        for s in run_json("evaluate map.safetensors old.parquet new.parquet --hubness refs-new.parquet --json")["strategies"]
     ]
     assert "blend+hubness" in names
     wrong = CliRunner().invoke(main, ["evaluate", "map.safetensors", "old.parquet", "new.parquet", "--hubness", "refs.parquet"])
@@ -233,6 +234,6 @@ def test_an_index_with_a_bias_searched_by_plain_faiss(build, tmp_path):
     """What is stored is an ordinary inner-product index of [x, r]."""
     build(ids=np.arange(N))
     plain = faiss.read_index(str(tmp_path / "old.faiss"))
-    found = plain.search(augment(unit(ASK).astype(np.float32)), K)[1]
-    order = np.argsort(-corrected(ASK, X, REFS, Metric.COSINE), axis=1, kind="stable")[:, :K]
+    found = plain.search(augment(unit(QUERIES).astype(np.float32)), K)[1]
+    order = np.argsort(-corrected(QUERIES, X, REFS, Metric.COSINE), axis=1, kind="stable")[:, :K]
     assert found.tolist() == order.tolist()

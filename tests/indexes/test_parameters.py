@@ -12,7 +12,7 @@ from embridge.types import Space
 
 N, DIM, K = 2000, 8, 10
 RNG = np.random.default_rng(0)
-X, ASK = RNG.normal(size=(N, DIM)).astype(np.float32), RNG.normal(size=(64, DIM)).astype(np.float32)
+X, QUERIES = RNG.normal(size=(N, DIM)).astype(np.float32), RNG.normal(size=(64, DIM)).astype(np.float32)
 CASES = {
     "IVF32,Flat": ["", "nprobe=1", "nprobe=2", "nprobe=4", "nprobe=8", "nprobe=32", "nprobe=3,max_codes=50", "max_codes=40"],
     "HNSW4": ["", "efSearch=10", "efSearch=12", "efSearch=16", "efSearch=24", "efSearch=64", "efSearch=400", "efSearch=1"],
@@ -37,18 +37,18 @@ def test_eight_threads_with_parameters_of_their_own(tmp_path, factory, ids):
     index = eb.build_index(eb.MemoryCollection(ids, X, Space("old", DIM, "l2")), tmp_path / "a.faiss", factory)
     parameters = CASES[factory]
     settings = settings_of(index._file.index)
-    alone = [eb.open_index(tmp_path / "a.faiss").search(ASK, K, parameters=text) for text in parameters]
+    alone = [eb.open_index(tmp_path / "a.faiss").search(QUERIES, K, parameters=text) for text in parameters]
     assert (
         len({hits.ids.tobytes() if ids.dtype != object else str(hits.ids.tolist()) for hits in alone}) > 2
     )  # they make a difference
     with ThreadPoolExecutor(8) as pool:
         for _ in range(5):
-            together = list(pool.map(lambda text: index.search(ASK, K, parameters=text), parameters))
+            together = list(pool.map(lambda text: index.search(QUERIES, K, parameters=text), parameters))
             for one, other in zip(alone, together, strict=True):
                 assert one.ids.tolist() == other.ids.tolist()
                 np.testing.assert_array_equal(one.scores, other.scores)
     assert settings_of(index._file.index) == settings
-    plain = index.search(ASK, K)  # and nothing stays in force
+    plain = index.search(QUERIES, K)  # and nothing stays in force
     assert plain.ids.tolist() == alone[0].ids.tolist()
 
 
@@ -62,5 +62,5 @@ def test_parameters_without_a_meaning_are_refused(tmp_path, factory, parameters)
     index = eb.build_index(eb.MemoryCollection(np.arange(N), X, Space("old", DIM, "l2")), tmp_path / "a.faiss", factory)
     settings = settings_of(index._file.index)
     with pytest.raises(FaissIndexError, match=f"does not accept the search parameters '{parameters}' on this index: "):
-        index.search(ASK, K, parameters=parameters)
+        index.search(QUERIES, K, parameters=parameters)
     assert settings_of(index._file.index) == settings

@@ -29,8 +29,8 @@ def test_leverage_is_that_of_the_formula():
     train = planted(300, 1)
     known = eb.calibrate(eb.fit(train, "ridge", alpha=0.01), train, planted(100, 2, start=5000)).confidence
     x = train.x.astype(np.float64)
-    centred = x - x.mean(0)
-    sxx = centred.T @ centred
+    centered = x - x.mean(0)
+    sxx = centered.T @ centered
     inverse = np.linalg.inv(sxx / 300 + 0.1 * np.trace(sxx) / 300 / P * np.eye(P))
     rows = planted(50, 3).x
     expected = [1 / 300 + (row - x.mean(0)) @ inverse @ (row - x.mean(0)) / 300 for row in rows.astype(np.float64)]
@@ -62,7 +62,7 @@ def test_nearly_equal_directions_keep_their_digits():
 
 
 @pytest.mark.parametrize("target", TARGETS, ids=NAMES)
-def test_rows_foretold_worst_are_worse_on_planted_data(target):
+def test_rows_with_the_highest_predicted_error_have_higher_errors_on_planted_data(target):
     translation, fresh = calibrated(target), planted(3000, 7, target, start=10_000)
     errors = translation_errors(translation.apply(fresh.x), fresh.y, target)
     predicted = translation.confidence.predict(fresh.x)
@@ -75,7 +75,7 @@ def test_rows_foretold_worst_are_worse_on_planted_data(target):
     assert "no better than chance" not in str(found)
 
 
-def test_errors_that_nothing_foretells_are_told_as_such():
+def test_errors_that_cannot_be_predicted_are_reported_as_such():
     translation, rng = calibrated(), np.random.default_rng(0)
     x = planted(400, 3).x
     found = translation.confidence.check(x, rng.uniform(size=400))
@@ -91,14 +91,14 @@ def binomial_limits(n, p):
 @pytest.mark.parametrize("coverage", [0.5, 0.9])
 @pytest.mark.parametrize("target", TARGETS[1:3], ids=NAMES[1:3])
 def test_the_bound_holds_as_often_as_it_says(target, coverage):
-    """One fresh row for each of 600 calibrations, so that the trials are independent."""
+    """One fresh row for each of 600 calibrations, so that the calibrations are independent."""
     train = planted(1000, 1, target)
     translation = eb.fit(train, "ridge", alpha=0.01)
     moments, held, m = train.moments(), 0, 0
     pool = planted(600 * 81, 11, target, start=5000)
-    for trial in range(600):
-        rows = pool.at(np.arange(trial * 81, trial * 81 + 81))
-        known = eb.calibrate(translation, moments, rows.at(np.arange(80)), seed=trial).confidence
+    for draw in range(600):
+        rows = pool.at(np.arange(draw * 81, draw * 81 + 81))
+        known = eb.calibrate(translation, moments, rows.at(np.arange(80)), seed=draw).confidence
         m = len(known.scores)
         last = rows.at(np.array([80]))
         held += int((translation_errors(translation.apply(last.x), last.y, target) <= known.bound(last.x, coverage)).all())
@@ -135,7 +135,7 @@ def test_the_quantile_is_that_of_the_finite_sample():
 
 
 @pytest.mark.parametrize("coverage", [0, 1, -0.1, 1.5, float("nan"), 0.999])
-def test_a_coverage_out_of_reach_is_refused(coverage):
+def test_an_unattainable_coverage_is_refused(coverage):
     with pytest.raises(ParameterError, match=r"coverage .* must be above 0 and at most 0\.995.*Got"):
         calibrated().confidence.bound(planted(3).x, coverage)
 
@@ -164,7 +164,7 @@ def test_other_spaces_do_not_calibrate():
             eb.calibrate(translation, given, held)
 
 
-def test_a_length_that_does_not_vary_carries_no_weight():
+def test_a_constant_length_has_no_weight():
     """After a rotation of unit vectors it varies by rounding alone."""
     unit = dataclasses.replace(OLD, normalized=True)
     rng = np.random.default_rng(0)
@@ -189,7 +189,7 @@ def test_exact_maps_and_absurd_rows_have_finite_errors(target):
         assert target.metric in (Metric.L2, Metric.DOT) or (values <= 2).all()
 
 
-def test_a_wrong_width_is_told():
+def test_a_wrong_width_is_reported():
     with pytest.raises(SpaceMismatchError, match=r"The confidence expects 6-dimensional vectors\. Got 9"):
         calibrated().confidence.predict(np.zeros((2, Q), np.float32))
 

@@ -35,7 +35,7 @@ COLUMNS = ["predicted_error", "error_bound"]
 
 
 @pytest.fixture
-def job(tmp_path, monkeypatch):
+def case(tmp_path, monkeypatch):
     """A source of 300 rows with payload, in row groups of 16 of the output, and a calibrated map."""
     monkeypatch.setattr(writer, "GROUP_BYTES", 16 * 4 * Q)
     rows = planted(300, 4, start=30_000)
@@ -54,8 +54,8 @@ def errors_of(path):
 
 
 @pytest.mark.parametrize("options", [{}, {"dtype": "float16"}, {"compact": True}], ids=["plain", "float16", "compact"])
-def test_columns_are_those_of_apply_and_predict_at_any_batch_size(job, options):
-    folder, x, table = job
+def test_columns_are_those_of_apply_and_predict_at_any_batch_size(case, options):
+    folder, x, table = case
     translation = calibrated()
     found = []
     for size in (7, 64, None):
@@ -74,8 +74,8 @@ def test_columns_are_those_of_apply_and_predict_at_any_batch_size(job, options):
 
 
 @pytest.mark.parametrize("target", TARGETS, ids=NAMES)
-def test_lengths_are_taken_before_they_are_made_one(job, target):
-    folder, x, _ = job
+def test_lengths_are_taken_before_they_are_made_one(case, target):
+    folder, x, _ = case
     translation = calibrated(target)
     eb.convert(eb.open(folder / "old.parquet"), translation, folder / "new.parquet", confidence=0.9)
     known = translation.confidence
@@ -83,8 +83,8 @@ def test_lengths_are_taken_before_they_are_made_one(job, target):
 
 
 @pytest.mark.parametrize("precision", ["tf32", "bfloat16"])
-def test_shorter_products_are_verified_with_their_tolerance(job, precision):
-    folder, x, _ = job
+def test_shorter_products_are_verified_with_their_tolerance(case, precision):
+    folder, x, _ = case
     eb.convert(eb.open(folder / "old.parquet"), calibrated(), folder / "new.parquet", confidence=0.9, precision=precision)
     eb.verify(folder / "new.parquet", source=eb.open(folder / "old.parquet"), translation=calibrated(), precision=precision)
     np.testing.assert_allclose(errors_of(folder / "new.parquet")[0], calibrated().confidence.predict(x), rtol=0.2)
@@ -92,7 +92,7 @@ def test_shorter_products_are_verified_with_their_tolerance(job, precision):
 
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
-def test_cuda_foretells_what_the_cpu_does():
+def test_cuda_predicts_the_errors_that_the_cpu_predicts():
     translation, x, found = calibrated(), planted(5000, 6).x, []
     for device in ("cuda", "cpu"):
         out, errors = np.empty((5000, Q), np.float32), np.empty((2, 5000), np.float32)
@@ -101,8 +101,8 @@ def test_cuda_foretells_what_the_cpu_does():
     np.testing.assert_allclose(found[0], found[1], rtol=1e-4)
 
 
-def test_an_interrupted_conversion_ends_in_the_same_bytes(job):
-    folder, _, _ = job
+def test_an_interrupted_conversion_ends_in_the_same_bytes(case):
+    folder, _, _ = case
     source, out = eb.open(folder / "old.parquet"), folder / "new.parquet"
     eb.convert(source, calibrated(), folder / "once.parquet", confidence=0.9)
 
@@ -128,8 +128,8 @@ def test_an_interrupted_conversion_ends_in_the_same_bytes(job):
             eb.convert(source, calibrated(), out, resume=True, **other)
 
 
-def test_a_folder_is_converted_file_by_file(job):
-    folder, x, table = job
+def test_a_folder_is_converted_file_by_file(case):
+    folder, x, table = case
     (folder / "shards").mkdir()
     for start, name in ((0, "a.parquet"), (100, "b.parquet")):
         pq.write_table(table.slice(start, 100), folder / "shards" / name)
@@ -140,8 +140,8 @@ def test_a_folder_is_converted_file_by_file(job):
     eb.verify(folder / "new", source=eb.open(folder / "shards"), translation=calibrated())
 
 
-def test_rows_that_are_left_out_have_no_errors(job):
-    folder, x, table = job
+def test_rows_that_are_left_out_have_no_errors(case):
+    folder, x, table = case
     holes = x.copy()
     holes[[5, 77]] = np.nan
     column = pa.FixedSizeListArray.from_arrays(pa.array(holes.ravel()), P)
@@ -165,8 +165,8 @@ def test_an_index_is_a_source_too(tmp_path):
 
 
 @pytest.mark.parametrize("column", COLUMNS)
-def test_a_column_of_that_name_is_in_the_way(job, column):
-    folder, _, table = job
+def test_a_column_of_that_name_is_refused(case, column):
+    folder, _, table = case
     pq.write_table(
         table.rename_columns(["id", "vector", column]).replace_schema_metadata(table.schema.metadata), folder / "taken.parquet"
     )
@@ -184,8 +184,8 @@ def test_a_column_of_that_name_is_in_the_way(job, column):
         (False, 0, ParameterError, "Got 0"),
     ],
 )
-def test_what_cannot_be_foretold_is_refused_before_anything_is_written(job, bare, level, error, message):
-    folder, _, _ = job
+def test_errors_that_cannot_be_predicted_are_refused_before_anything_is_written(case, bare, level, error, message):
+    folder, _, _ = case
     translation = dataclasses.replace(calibrated(), confidence=None) if bare else calibrated()
     before = sorted(folder.iterdir())
     with pytest.raises(error, match=message):
@@ -213,8 +213,8 @@ def with_column(name, values):
         (lambda table: table.drop_columns(["error_bound"]), False, "lacks the column 'error_bound'"),
     ],
 )
-def test_verify_finds_other_errors(job, change, with_map, message):
-    folder, _, _ = job
+def test_verify_finds_other_errors(case, change, with_map, message):
+    folder, _, _ = case
     source, out = eb.open(folder / "old.parquet"), folder / "new.parquet"
     eb.convert(source, calibrated(), out, confidence=0.9)
     tampered(out, change)
@@ -222,8 +222,8 @@ def test_verify_finds_other_errors(job, change, with_map, message):
         eb.verify(out, source=source, translation=calibrated()) if with_map else eb.verify(out)
 
 
-def test_verify_knows_whose_errors_they_are(job):
-    folder, _, _ = job
+def test_verify_knows_whose_errors_they_are(case):
+    folder, _, _ = case
     source, out = eb.open(folder / "old.parquet"), folder / "new.parquet"
     eb.convert(source, calibrated(), out, confidence=0.9)
     with pytest.raises(VerificationError, match="its errors were predicted by"):
@@ -232,8 +232,8 @@ def test_verify_knows_whose_errors_they_are(job):
     assert eb.verify(out, source=source, translation=plain).compared == 300  # vectors alone
 
 
-def test_a_conversion_that_foretold_something_else_is_found_at_once(job, monkeypatch):
-    folder, _, _ = job
+def test_a_conversion_that_predicted_other_errors_is_found_at_once(case, monkeypatch):
+    folder, _, _ = case
     monkeypatch.setattr(Engine, "run", lambda self, *a, run=Engine.run: (run(self, *a), a[2].__imul__(1.5))[0])
     with pytest.raises(VerificationError, match="predicted errors"):
         eb.convert(eb.open(folder / "old.parquet"), calibrated(), folder / "new.parquet", confidence=0.9)
@@ -252,8 +252,8 @@ def run(*arguments):
     ("flag", "level"),
     [(["--confidence"], 0.9), (["--confidence", "0.8"], 0.8), (["--confidence", "--json"], 0.9), (["--json"], None)],
 )
-def test_the_flag_may_stand_alone(job, flag, level):
-    folder, x, _ = job
+def test_the_flag_may_stand_alone(case, flag, level):
+    folder, x, _ = case
     code, out, err = run("convert", folder / "old.parquet", folder / "map.safetensors", folder / "new.parquet", *flag)
     assert code == 0, err
     if "--json" in flag:
@@ -267,8 +267,8 @@ def test_the_flag_may_stand_alone(job, flag, level):
     assert (code, err) == (0, "")
 
 
-def test_a_map_without_confidence_is_told_on_the_command_line(job):
-    folder, _, _ = job
+def test_a_map_without_confidence_is_reported_on_the_command_line(case):
+    folder, _, _ = case
     dataclasses.replace(calibrated(), confidence=None).save(folder / "bare.safetensors")
     code, _, err = run("convert", folder / "old.parquet", folder / "bare.safetensors", folder / "new.parquet", "--confidence")
     assert code == 1
@@ -280,16 +280,16 @@ def test_fit_calibrates_on_half_of_what_it_holds_out(tmp_path):
     old, new = eb.sample_path("minilm"), eb.sample_path("mpnet")
     code, out, err = run("fit", old, new, "-o", tmp_path / "map.safetensors", "--method", "rotation", "--json")
     assert code == 0, err
-    told, translation = json.loads(out), eb.LinearMap.load(tmp_path / "map.safetensors")
-    assert told["calibrated"] == translation.record.calibrated == translation.confidence.rows == told["held_out"] // 2
-    assert translation.fingerprint == told["fingerprint"]
+    reported, translation = json.loads(out), eb.LinearMap.load(tmp_path / "map.safetensors")
+    assert reported["calibrated"] == translation.record.calibrated == translation.confidence.rows == reported["held_out"] // 2
+    assert translation.fingerprint == reported["fingerprint"]
     anchors = eb.match(eb.open(old), eb.open(new))
     _, held_out = anchors.split(0.1)
     assert set(translation.confidence.hashes) < set(held_out.hashes())
     code, out, err = run("evaluate", tmp_path / "map.safetensors", old, new, "--json")
     assert code == 0, err
     found = json.loads(out)["confidence"]
-    assert found["rows"] == told["held_out"] - told["calibrated"]
+    assert found["rows"] == reported["held_out"] - reported["calibrated"]
     assert found["worst_tenth"] > 1
     code, out, _ = run("evaluate", tmp_path / "map.safetensors", old, new)
     assert "confidence: the 10 % of rows with the highest predicted error have" in out

@@ -52,7 +52,7 @@ def read(path):
 
 
 def forged(files, kind, tmp_path, change):
-    """A copy of a file whose checksum is right, though somebody changed what it holds."""
+    """A copy of a file with changed content and a right checksum."""
     tensors, metadata = read(files / f"{kind}.safetensors")
     metadata.pop("checksum")
     change(tensors, metadata)
@@ -68,7 +68,7 @@ def put(name, value):
     return change
 
 
-def tell(name, value):
+def set_metadata(name, value):
     return lambda tensors, metadata: metadata.update({name: value})
 
 
@@ -94,25 +94,25 @@ def test_a_file_that_nobody_touched_is_read(files, tmp_path, kind):
     ("map", lambda t, m: t.pop("coef")),
     ("map", lambda t, m: m.pop("fingerprint")),
     ("map", lambda t, m: m.pop("record")),
-    ("map", tell("record", DEEP)),
-    ("map", tell("record", "{}")),
-    ("map", tell("record", json.dumps({"method": ["a"]}))),
-    ("map", tell("record", json.dumps({"method": "a", "anchors": "many"}))),
-    ("map", tell("record", json.dumps({"method": "a", "seconds": None}))),
-    ("map", tell("record", json.dumps({"method": "a", "parameters": []}))),
-    ("map", tell("record", json.dumps({"method": "a", "candidates": [{"parameters": {}, "score": "good"}]}))),
-    ("map", tell("source", DEEP)),
-    ("map", tell("source", json.dumps({"name": "old", "dim": 1e400, "metric": "l2", "normalized": False}))),
+    ("map", set_metadata("record", DEEP)),
+    ("map", set_metadata("record", "{}")),
+    ("map", set_metadata("record", json.dumps({"method": ["a"]}))),
+    ("map", set_metadata("record", json.dumps({"method": "a", "anchors": "many"}))),
+    ("map", set_metadata("record", json.dumps({"method": "a", "seconds": None}))),
+    ("map", set_metadata("record", json.dumps({"method": "a", "parameters": []}))),
+    ("map", set_metadata("record", json.dumps({"method": "a", "candidates": [{"parameters": {}, "score": "good"}]}))),
+    ("map", set_metadata("source", DEEP)),
+    ("map", set_metadata("source", json.dumps({"name": "old", "dim": 1e400, "metric": "l2", "normalized": False}))),
     ("kernel", put("landmarks", np.nan)),
     ("kernel", put("weights", -np.inf)),
     ("kernel", scaled("weights", 2)),
-    ("kernel", tell("gamma", "nan")),
-    ("kernel", tell("gamma", "wide")),
+    ("kernel", set_metadata("gamma", "nan")),
+    ("kernel", set_metadata("gamma", "wide")),
     ("kernel", lambda t, m: t.pop("landmarks")),
     ("kernel", lambda t, m: m.pop("fingerprint")),
     ("kernel", lambda t, m: t.update(landmarks=t["landmarks"][:, :3])),
     ("calibrated", put("confidence.scores", 9e9)),
-    ("calibrated", tell("confidence", DEEP)),
+    ("calibrated", set_metadata("confidence", DEEP)),
     ("moments", put("sxx", np.nan)),
     ("moments", put("mean_y", np.inf)),
     ("moments", put("sxx", 1e6)),  # not symmetric
@@ -120,11 +120,11 @@ def test_a_file_that_nobody_touched_is_read(files, tmp_path, kind):
     ("moments", scaled("sxy", 100)),  # more than Sxx and Syy allow
     ("moments", lambda t, m: t.update(sxx=t["sxx"].astype(np.float32))),
     ("moments", lambda t, m: t.update(sxy=t["sxy"].T)),
-    ("moments", tell("n", "0")),
-    ("moments", tell("n", "-3")),
-    ("moments", tell("n", "2.5")),
-    ("moments", tell("n", "true")),
-    ("moments", tell("n", DEEP)),
+    ("moments", set_metadata("n", "0")),
+    ("moments", set_metadata("n", "-3")),
+    ("moments", set_metadata("n", "2.5")),
+    ("moments", set_metadata("n", "true")),
+    ("moments", set_metadata("n", DEEP)),
     ("folds", put("sxy.2", np.nan)),
     ("folds", scaled("sxy.3", 100)),
     ("folds", put("x.1", np.nan)),
@@ -133,11 +133,11 @@ def test_a_file_that_nobody_touched_is_read(files, tmp_path, kind):
     ("folds", lambda t, m: t.update({"syy.0": np.diag(t["syy.0"]).copy()})),
     ("folds", lambda t, m: t.update(anchor_hashes=t["anchor_hashes"][:-1])),
     ("folds", lambda t, m: t.update(anchor_hashes=t["anchor_hashes"][::-1])),
-    ("folds", tell("n", "7")),
-    ("folds", tell("n", "[]")),
+    ("folds", set_metadata("n", "7")),
+    ("folds", set_metadata("n", "[]")),
     ("folds", lambda t, m: m.update(n=json.dumps([*json.loads(m["n"])[:-1], 10**30]))),
 ])  # fmt: skip
-def test_what_was_forged_is_refused_though_its_checksum_is_right(files, tmp_path, kind, change):
+def test_forged_files_with_a_right_checksum_are_refused(files, tmp_path, kind, change):
     path = forged(files, kind, tmp_path, change)
     with pytest.raises(UnreadableFileError, match=f"{kind}.safetensors"):
         READERS[kind](path)

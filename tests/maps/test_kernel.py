@@ -54,12 +54,12 @@ def squared_error(translation: eb.LinearMap | eb.KernelMap, rows: eb.Anchors) ->
     return float(np.square(translation.apply(rows.x) - rows.y).sum(1).mean())
 
 
-def test_it_follows_what_no_affine_map_can(halves: tuple[eb.Anchors, eb.Anchors]) -> None:
+def test_a_kernel_fits_what_no_affine_map_can(halves: tuple[eb.Anchors, eb.Anchors]) -> None:
     train, held_out = halves
     assert squared_error(eb.fit(train, "kernel"), held_out) < 0.8 * squared_error(eb.fit(train, "ridge"), held_out)
 
 
-def test_on_affine_pairs_it_costs_next_to_nothing() -> None:
+def test_on_affine_pairs_a_kernel_loses_almost_nothing() -> None:
     anchors = planted_anchors(400, 24, 32)
     train, held_out = anchors.at(np.arange(300)), anchors.at(np.arange(300, 400))
     plain, kernel = (squared_error(eb.fit(train, method), held_out) for method in ("bridge", "kernel"))
@@ -73,7 +73,7 @@ def test_without_a_prior_mean_it_is_the_gaussian_process(halves: tuple[eb.Anchor
     x, y = train.x.astype(float), train.y.astype(float)
     u, mean = x / np.linalg.norm(x, axis=1, keepdims=True), x.mean(0)
     strength = 0.3 * np.square(x - mean).sum() / x.shape[1]
-    # Both kernels act on one input: x centred, then the direction of x.
+    # Both kernels act on one input: x centered, then the direction of x.
     rbf = RBF(1 / np.sqrt(2 * found.gamma), "fixed")(u)
     linear = DotProduct(0, "fixed")((x - mean) / np.sqrt(strength))
     dual = np.linalg.solve(rbf / 0.2 + linear + np.eye(len(x)), y - y.mean(0))
@@ -109,7 +109,7 @@ def test_applying_is_the_formula(fitted: eb.KernelMap) -> None:
         fitted.apply(x[:, :5])
 
 
-def test_with_every_anchor_a_landmark_both_ways_of_solving_agree(halves: tuple[eb.Anchors, eb.Anchors]) -> None:
+def test_with_every_anchor_a_landmark_both_solvers_agree(halves: tuple[eb.Anchors, eb.Anchors]) -> None:
     train, held_out = halves
     problem = _Problem.of(train, 0.1, 0.5, train.x, torch.device("cpu"))
     rows = problem.kernel(torch.tensor(held_out.x).double())
@@ -141,7 +141,7 @@ def test_identical_anchors_and_a_source_without_variance_do_no_harm() -> None:
             ).all()
 
 
-def test_what_needs_an_affine_map_says_so(halves: tuple[eb.Anchors, eb.Anchors], fitted: eb.KernelMap) -> None:
+def test_operations_that_need_an_affine_map_refuse_a_kernel(halves: tuple[eb.Anchors, eb.Anchors], fitted: eb.KernelMap) -> None:
     with pytest.raises(MapError, match="not affine"):
         eb.fit(halves[0].reversed(), "ridge", alpha=0.1).then(fitted)  # type: ignore[arg-type]
     with pytest.raises(MapError, match="not affine"):
@@ -255,7 +255,7 @@ def test_collections_are_converted_and_verified(fitted: eb.KernelMap, tmp_path) 
     assert not (tmp_path / "two.parquet").exists()
 
 
-def test_it_carries_queries_forward_and_refuses_to_carry_them_back(fitted: eb.KernelMap, tmp_path) -> None:
+def test_a_kernel_map_applies_to_queries_and_refuses_to_pull_them_back(fitted: eb.KernelMap, tmp_path) -> None:
     rng = np.random.default_rng(3)
     for space, dim in ((fitted.source, 6), (fitted.target, 16)):
         rows = rng.normal(size=(200, dim)).astype(np.float32)
@@ -320,14 +320,14 @@ def test_the_command_line_fits_converts_and_evaluates_with_it(files: list[str]) 
     assert methods == [{"method": "kernel", "m": "100"}]
 
 
-def test_the_command_line_fits_both_ways_with_it(files: list[str]) -> None:
+def test_the_command_line_fits_both_directions_with_a_kernel(files: list[str]) -> None:
     names = ["-o", "map.safetensors", "--reverse-output", "back.safetensors"]
     assert run("fit", "old.parquet", "new.parquet", "--method", "kernel", *names, *files)["reverse"]["method"] == "kernel"
     there, back = load_map("map.safetensors"), load_map("back.safetensors")
     assert (there.source, there.target) == (back.target, back.source)
 
 
-def test_the_command_line_refuses_moments_and_moving_an_index(files: list[str]) -> None:
+def test_the_command_line_refuses_moments_and_migrating_an_index(files: list[str]) -> None:
     both = ["old.parquet", "new.parquet"]
     done = CliRunner().invoke(main, ["fit", *both, "-o", "no.safetensors", "--method", "kernel", "--moments", "m", *files])
     assert done.exit_code == 1

@@ -51,7 +51,7 @@ def expected_rows(map_, x):
 @pytest.mark.parametrize("shape", [(20, P), (P,), (0, P)])
 @pytest.mark.parametrize("kind", ["float16", "float32", "float64"])
 @pytest.mark.parametrize("library", ["numpy", "torch"])
-def test_apply_is_the_affine_map_and_normalises_only_for_the_target(library, kind, shape, normalized):
+def test_apply_is_the_affine_map_and_normalizes_only_for_the_target(library, kind, shape, normalized):
     map_ = make_map(normalized=normalized)
     x = np.random.default_rng(1).normal(size=shape).astype(kind)
     before = x.copy()
@@ -72,20 +72,20 @@ def test_a_row_without_direction_stays_zero(library):
         assert not np.asarray(y).any()
 
 
-def test_lists_and_integers_pass_the_gate():
+def test_lists_and_integers_are_accepted():
     map_ = make_map()
     rows = [[1, 2, 3, 4, 5, 6]]
     np.testing.assert_allclose(map_.apply(rows), expected_rows(map_, np.array(rows)), rtol=0, atol=1e-5)
 
 
 @pytest.mark.parametrize("shape", [(), (2, 2, P)])
-def test_only_vectors_and_rows_of_them_pass(shape):
+def test_only_vectors_and_matrices_are_accepted(shape):
     with pytest.raises(BadVectorsError, match=r"shape \(n, dim\)"):
         make_map().apply(np.zeros(shape, np.float32))
 
 
 @pytest.mark.parametrize("wrong", [np.zeros((3, Q)), np.zeros(Q), torch.zeros(3, Q), torch.zeros(Q)], ids=lambda w: str(type(w)))
-def test_a_wrong_width_is_told_with_both_widths(wrong):
+def test_a_wrong_width_is_reported_with_both_widths(wrong):
     with pytest.raises(SpaceMismatchError, match=r"The map from 'old' expects 6-dimensional vectors\. Got 9 dimensions instead"):
         make_map().apply(wrong)
 
@@ -129,7 +129,7 @@ def test_inverse_gives_back_what_went_in(p, q):
     assert back.record.sources == (map_.fingerprint,)
 
 
-def test_inverse_of_a_projection_is_the_shortest_way_back():
+def test_inverse_of_a_projection_is_the_pseudoinverse():
     map_, y = make_map(9, 6), vectors(20, 6)
     x = map_.inverse().apply(y)
     np.testing.assert_allclose(map_.apply(x), y, rtol=0, atol=1e-4)
@@ -272,7 +272,7 @@ def test_a_saved_map_comes_back_with_all_that_is_known_of_it(saved):
     assert repr(loaded) == "LinearMap('old' (6) -> 'new' (9), ridge, 50 anchors)"
 
 
-def test_the_file_tells_its_story_without_embridge(saved):
+def test_the_file_can_be_read_without_embridge(saved):
     map_, path = saved
     tensors, metadata = read(path)
     assert {name: array.dtype.name for name, array in tensors.items()} == {

@@ -23,7 +23,7 @@ from embridge.errors import (
 from embridge.stores.ids import match_rows
 from embridge.stores.provenance import MixedRows
 from embridge.types import Metric, Provenance, Space
-from tests.merging.support import ASKED, DIM, IDS, NATIVE, ROWS, K, N, Q, Y, memory, of, translations
+from tests.merging.support import DIM, IDS, N_QUERIES, NATIVE, ROWS, K, N, Q, Y, memory, of, translations
 
 # what is written
 
@@ -74,24 +74,24 @@ def test_batches_of_any_size_give_the_same_rows(batch_rows):
     native, translated, *_ = sides()
     rows = MixedRows(native, translated, *match_rows(native, translated), np.ones(10, bool), "provenance")
 
-    def told(size):
+    def rows_in(size):
         parts = list(rows.batches(size))
         assert [p.start for p in parts] == np.cumsum([0, *map(len, parts[:-1])]).tolist()
         assert size is None or max(map(len, parts)) <= size
         table = pa.Table.from_batches([p.payload for p in parts], rows.payload_schema)
         return [i for p in parts for i in p.ids.to_pylist()], np.vstack([p.vectors for p in parts]).tolist(), table.to_pylist()
 
-    assert told(batch_rows) == told(1000)
+    assert rows_in(batch_rows) == rows_in(1000)
     assert len(rows) == 12
 
 
 def test_a_merge_goes_on_with_an_earlier_one(tmp_path):
     t = translations(Metric.COSINE)
     first, second = ROWS[:400], np.sort(np.concatenate([ROWS[400:], ROWS[:50]]))
-    asked = memory(range(ASKED), Q[:ASKED])
+    queries_seen = memory(range(N_QUERIES), Q[:N_QUERIES])
     eb.merge(memory([IDS[i] for i in first], Y[first], payload={"by": ["one"] * 400}), memory(IDS, t), tmp_path / "1.parquet")
     more = memory([IDS[i] for i in second], Y[second] * 2)  # rows that were native already are replaced too
-    done = eb.merge(more, eb.open(tmp_path / "1.parquet"), tmp_path / "2.parquet", queries=asked)
+    done = eb.merge(more, eb.open(tmp_path / "1.parquet"), tmp_path / "2.parquet", queries=queries_seen)
     assert (done.rows, done.native, done.translated, done.replaced, done.pairs) == (N, NATIVE, N - NATIVE, 250, 200)
     made = eb.open(tmp_path / "2.parquet")
     rows = pq.read_table(tmp_path / "2.parquet").to_pydict()
@@ -102,7 +102,7 @@ def test_a_merge_goes_on_with_an_earlier_one(tmp_path):
     np.testing.assert_array_equal(by_id[IDS[first[399]]], Y[first[399]])
     np.testing.assert_array_equal(by_id[IDS[second[0]]], 2 * Y[second[0]])
     # calibrated as one merge of all of it is, over the pairs that this one has
-    whole = eb.merge(memory([IDS[i] for i in ROWS], Y[ROWS]), memory(IDS, t), tmp_path / "all.parquet", queries=asked)
+    whole = eb.merge(memory([IDS[i] for i in ROWS], Y[ROWS]), memory(IDS, t), tmp_path / "all.parquet", queries=queries_seen)
     assert done.share_after == pytest.approx(whole.share_after, abs=0.06)
     assert done.offset == pytest.approx(whole.offset, rel=0.3)
 
@@ -117,11 +117,13 @@ def test_an_index_and_a_folder_are_sources_too(tmp_path):
         table = pa.table({"id": [IDS[i] for i in chosen], "vector": list(Y[chosen])})
         pq.write_table(table, tmp_path / "parts" / f"{part}.parquet")
     native = eb.open(tmp_path / "parts", space=space)
-    asked = memory(range(ASKED), Q[:ASKED])
-    done = eb.merge(native, eb.open(tmp_path / "old.faiss"), tmp_path / "m.parquet", queries=asked, dtype="float16")
+    queries_seen = memory(range(N_QUERIES), Q[:N_QUERIES])
+    done = eb.merge(native, eb.open(tmp_path / "old.faiss"), tmp_path / "m.parquet", queries=queries_seen, dtype="float16")
     assert (done.rows, done.native, done.replaced) == (N, NATIVE, NATIVE)
     unit = t / np.linalg.norm(t, axis=1, keepdims=True)  # as the index holds them
-    plain = eb.merge(memory(native.read()[0].tolist(), native.read()[1]), memory(IDS, unit), tmp_path / "p.parquet", queries=asked)
+    plain = eb.merge(
+        memory(native.read()[0].tolist(), native.read()[1]), memory(IDS, unit), tmp_path / "p.parquet", queries=queries_seen
+    )
     assert done.offset == pytest.approx(plain.offset, abs=1e-4)
     one, other = (dict(zip(*eb.open(tmp_path / f"{name}.parquet").read(), strict=True)) for name in "mp")
     assert one.keys() == other.keys()
@@ -136,12 +138,12 @@ def test_rows_that_the_map_was_fitted_on_do_not_calibrate(tmp_path):
     bridge = eb.fit(train, method="rotation")
     eb.convert(old, bridge, tmp_path / "t.parquet")
     native, translated = memory([IDS[i] for i in ROWS], Y[ROWS]), eb.open(tmp_path / "t.parquet")
-    asked = memory(range(ASKED), Q[:ASKED])
-    done = eb.merge(native, translated, tmp_path / "m.parquet", translation=bridge, queries=asked)
+    queries_seen = memory(range(N_QUERIES), Q[:N_QUERIES])
+    done = eb.merge(native, translated, tmp_path / "m.parquet", translation=bridge, queries=queries_seen)
     assert done.pairs == len(held)
     assert eb.open(tmp_path / "m.parquet").lineage["map"] == bridge.fingerprint
     fitted = memory(train.ids.tolist(), train.y)
-    done = eb.merge(fitted, translated, tmp_path / "f.parquet", translation=bridge, queries=asked)
+    done = eb.merge(fitted, translated, tmp_path / "f.parquet", translation=bridge, queries=queries_seen)
     assert done.pairs == len(train)
     assert "on all of which the map was fitted" in done.reason
     done = eb.merge(fitted, translated, tmp_path / "g.parquet", translation=bridge)
@@ -150,15 +152,15 @@ def test_rows_that_the_map_was_fitted_on_do_not_calibrate(tmp_path):
 
 
 def test_what_cannot_be_calibrated_is_said(tmp_path):
-    t, asked = translations(Metric.COSINE), memory(range(50), Q[:50])
-    apart = eb.merge(memory(["a", "b"], Y[:2]), memory(IDS, t), tmp_path / "a.parquet", queries=asked)
+    t, queries_seen = translations(Metric.COSINE), memory(range(50), Q[:50])
+    apart = eb.merge(memory(["a", "b"], Y[:2]), memory(IDS, t), tmp_path / "a.parquet", queries=queries_seen)
     assert (apart.offset, apart.pairs, apart.share_truth) == (0.0, 0, None)
     assert apart.share_before == apart.share_after > 0.9
     assert "no row" in apart.reason or "0 rows on both sides" in apart.reason
-    few = eb.merge(memory(IDS[:5], Y[:5]), memory(IDS, t), tmp_path / "b.parquet", queries=asked)
+    few = eb.merge(memory(IDS[:5], Y[:5]), memory(IDS, t), tmp_path / "b.parquet", queries=queries_seen)
     assert few.offset == 0.0
     assert "100 are needed" in few.reason
-    every = eb.merge(memory(IDS, Y), memory(IDS[:9], t[:9]), tmp_path / "c.parquet", queries=asked)
+    every = eb.merge(memory(IDS, Y), memory(IDS[:9], t[:9]), tmp_path / "c.parquet", queries=queries_seen)
     assert (every.translated, every.replaced, every.offset) == (0, 9, 0.0)
     assert every.share_before == 0
     # and such a collection is indexed as any other
@@ -196,8 +198,8 @@ def test_hostile_inputs_are_refused_and_leave_nothing(tmp_path):
     refused(tmp_path, SpaceMismatchError, "The merge expects 12-dimensional vectors of 'new', .* of 'other'", native, other)
     refused(tmp_path, SpaceMismatchError, "mixes spaces", native, memory(ids(), t, Metric.L2))
     refused(tmp_path, SpaceMismatchError, "The calibration expects", native, translated, queries=other)
-    stranger = eb.LinearMap(np.eye(DIM), np.zeros(DIM), Space("a", DIM), Space("b", DIM))
-    refused(tmp_path, SpaceMismatchError, "the map's target", native, translated, translation=stranger)
+    unrelated = eb.LinearMap(np.eye(DIM), np.zeros(DIM), Space("a", DIM), Space("b", DIM))
+    refused(tmp_path, SpaceMismatchError, "the map's target", native, translated, translation=unrelated)
     refused(tmp_path, BadIdsError, "more than once: 'a'", twice, translated)
     refused(tmp_path, BadIdsError, "more than once: 'a'", native, twice)
     refused(tmp_path, BadIdsError, "cannot be matched", native, memory(range(10), t))
@@ -225,18 +227,18 @@ def test_hostile_inputs_are_refused_and_leave_nothing(tmp_path):
         ('{"k": 1}', "not a provenance"),
     ],
 )
-def test_a_mixture_that_is_none_is_refused(tmp_path, table_of, write, metadata, match):
+def test_damaged_provenance_metadata_is_refused(tmp_path, table_of, write, metadata, match):
     table = table_of(["a", "b"], Y[:2], {"provenance": ["native", "translated"]}, space=of(Metric.COSINE))
-    table = table.replace_schema_metadata(table.schema.metadata | {b"embridge.mixture": metadata})
+    table = table.replace_schema_metadata(table.schema.metadata | {b"embridge.provenance": metadata})
     with pytest.raises(CollectionError, match=match):
         eb.open(write(tmp_path / "x.parquet", table))
 
 
-def test_a_provenance_that_is_none_is_refused(tmp_path, table_of, write):
-    told = json.dumps({"offset": 0.5, "k": 10, "column": "provenance"})
+def test_a_damaged_provenance_column_is_refused(tmp_path, table_of, write):
+    reported = json.dumps({"offset": 0.5, "k": 10, "column": "provenance"})
     for column, match in (("provenance", "must be 'native' or 'translated'. Got 'web'"), ("other", "no column 'provenance'")):
         table = table_of(["a", "b"], Y[:2], {column: ["native", "web"]}, space=of(Metric.COSINE))
-        table = table.replace_schema_metadata(table.schema.metadata | {b"embridge.mixture": told})
+        table = table.replace_schema_metadata(table.schema.metadata | {b"embridge.provenance": reported})
         collection = eb.open(write(tmp_path / f"{column}.parquet", table))
         with pytest.raises(CollectionError, match=match):
             eb.build_index(collection, tmp_path / "x.faiss", "Flat")
@@ -257,22 +259,22 @@ def test_on_the_command_line(tmp_path, monkeypatch, table_of, write):
     space, t = of(Metric.COSINE), translations(Metric.COSINE)
     write(tmp_path / "native.parquet", table_of([IDS[i] for i in ROWS], Y[ROWS]))
     write(tmp_path / "translated.parquet", table_of(IDS, t, space=space))
-    write(tmp_path / "queries.parquet", table_of(list(range(ASKED)), Q[:ASKED], space=space))
+    write(tmp_path / "queries.parquet", table_of(list(range(N_QUERIES)), Q[:N_QUERIES], space=space))
 
     def invoke(*words):
         return CliRunner().invoke(main, [str(w) for w in words])
 
     words = ("merge", "native.parquet", "translated.parquet", "-o", "mixed.parquet", "--queries", "queries.parquet")
-    assert invoke(*words).exit_code == 1  # nobody says whose vectors these are
+    assert invoke(*words).exit_code == 1  # no space is named
     done = invoke(*words, "--space", "new", "--json")
     assert done.exit_code == 0, done.output
-    told = json.loads(done.stdout)
-    assert (told["rows"], told["native"], told["replaced"]) == (N, NATIVE, NATIVE)
-    assert told["share_before"] < told["share_after"]
+    reported = json.loads(done.stdout)
+    assert (reported["rows"], reported["native"], reported["replaced"]) == (N, NATIVE, NATIVE)
+    assert reported["share_before"] < reported["share_after"]
     assert invoke(*words, "--space", "new").exit_code == 1  # it is there
     shown = invoke(*words, "--space", "new", "--overwrite")
     assert f"mixed.parquet: 600 native rows, 600 of them replacing translated ones, and {N - NATIVE:,} translated" in shown.stdout
-    assert f"{told['share_after']:.3f}" in shown.stdout
+    assert f"{reported['share_after']:.3f}" in shown.stdout
     for name, options in (("calibrated", ()), ("plain", ("--uncalibrated",))):
         assert invoke("index", "mixed.parquet", f"{name}.faiss", "--factory", "Flat", *options).exit_code == 0
     shares = []
@@ -280,17 +282,17 @@ def test_on_the_command_line(tmp_path, monkeypatch, table_of, write):
         found = json.loads(invoke("search", f"{name}.faiss", "queries.parquet", "-k", K, "--json").stdout)
         native = {IDS[i] for i in ROWS}
         shares.append(np.mean([[i not in native for i in hit["ids"]] for hit in found["hits"]]))
-    assert shares[0] == pytest.approx(told["share_before"], abs=0.04)
-    assert shares[1] == pytest.approx(told["share_after"], abs=0.04)
+    assert shares[0] == pytest.approx(reported["share_before"], abs=0.04)
+    assert shares[1] == pytest.approx(reported["share_after"], abs=0.04)
     catalog = Catalog("embridge.duckdb")
     (run,) = catalog.sql("SELECT rows, parameters FROM run WHERE verb = 'merge' ORDER BY id LIMIT 1")
     assert run["rows"] == N
-    assert json.loads(run["parameters"])["offset"] == told["offset"]
+    assert json.loads(run["parameters"])["offset"] == reported["offset"]
     roles = {(row["verb"], row["role"]) for row in catalog.lineage("calibrated.faiss")}
     assert {("index", "source"), ("merge", "native"), ("merge", "translated"), ("merge", "queries")} <= roles
 
 
-def test_errors_are_foretold_of_translated_rows_only(tmp_path):
+def test_errors_are_predicted_for_translated_rows_only(tmp_path):
     old, new = eb.open(eb.sample_path("minilm")), eb.open(eb.sample_path("mpnet"))
     train, held_out = eb.match(old, new).split(0.5)
     translation = eb.calibrate(eb.fit(train, "rotation"), train, held_out)

@@ -5,7 +5,7 @@ import numpy as np
 import embridge as eb
 from embridge.types import Metric, Space
 
-P, Q, N, ASKED, K = 8, 12, 400, 50, 10
+P, Q, N, N_QUERIES, K = 8, 12, 400, 50, 10
 RNG = np.random.default_rng(1)
 X = (RNG.normal(size=(N, P)) * RNG.uniform(0.5, 2, size=(N, 1))).astype(np.float32)
 INTS = RNG.permutation(10**9 + np.arange(10 * N))[:N]
@@ -26,12 +26,12 @@ def a_map(kind="rotation", metric=Metric.COSINE, dim=Q, source="old", target="ne
     return eb.LinearMap(coef, intercept, space(metric, source), space(metric, target, dim))
 
 
-def queries(dim=Q, n=ASKED, seed=3):
+def queries(dim=Q, n=N_QUERIES, seed=3):
     return np.random.default_rng(seed).normal(size=(n, dim)).astype(np.float32)
 
 
-def best(asked, rows, metric, k=K):
-    q, x = asked.astype(np.float64), rows.astype(np.float64)
+def best(searched, rows, metric, k=K):
+    q, x = searched.astype(np.float64), rows.astype(np.float64)
     if metric == Metric.COSINE:
         q, x = (a / np.linalg.norm(a, axis=1, keepdims=True) for a in (q, x))
     scores = -((q[:, None] - x[None]) ** 2).sum(-1) if metric == Metric.L2 else q @ x.T

@@ -16,7 +16,7 @@ from embridge.migration import attempt
 from embridge.stores.faiss.file import read_index_file, write_index_file
 from embridge.stores.faiss.sidecars import json_path
 from embridge.types import Metric, Space
-from tests.migration.support import ASKED, INTS, RNG, STRINGS, TURN, K, N, P, Q, X, a_map, best, listing, queries, space
+from tests.migration.support import INTS, N_QUERIES, RNG, STRINGS, TURN, K, N, P, Q, X, a_map, best, listing, queries, space
 
 # What survives
 
@@ -33,10 +33,10 @@ def test_ids_and_scores_are_those_of_the_translated_rows(build, tmp_path, ids, m
         faiss.try_extract_index_ivf(file.index).nprobe = 4
         write_index_file(str(old), file)
     done = eb.migrate(old, translation, tmp_path / "new.faiss", mode=mode)
-    asked = queries()
+    new_queries = queries()
     wide = "efSearch=400" if "HNSW" in factory else ""
-    hits = eb.open_index(tmp_path / "new.faiss").search(asked, K, parameters=wide)
-    order, scores = best(asked, translation.apply(X), metric)
+    hits = eb.open_index(tmp_path / "new.faiss").search(new_queries, K, parameters=wide)
+    order, scores = best(new_queries, translation.apply(X), metric)
     assert (hits.ids == ids[order]).mean() > 0.999
     np.testing.assert_allclose(hits.scores[:, 0], scores[:, 0], rtol=1e-4, atol=1e-4)
     assert (done.mode, done.rows, done.queries_verified) == (mode, N, 100)
@@ -70,7 +70,7 @@ def test_the_vectors_read_back_are_the_translated_ones(build, tmp_path, mode):
 
 def test_a_transform_that_cannot_be_undone_is_not_undone_wrongly(build, tmp_path):
     eb.migrate(build("Flat", Metric.DOT), a_map("general", Metric.DOT), tmp_path / "new.faiss", mode="wrap")
-    assert eb.open_index(tmp_path / "new.faiss").search(queries(), K).ids.shape == (ASKED, K)
+    assert eb.open_index(tmp_path / "new.faiss").search(queries(), K).ids.shape == (N_QUERIES, K)
     with pytest.raises(FaissIndexError, match="whose vectors cannot be read back"):
         eb.open(tmp_path / "new.faiss")
 
@@ -150,13 +150,13 @@ def test_the_target_may_be_narrower_as_wide_or_wider(build, tmp_path, dim, facto
         ("SQ8", Metric.L2, "general", "rebuild", False),
     ],
 )
-def test_auto_takes_what_is_exact_and_else_what_is_measured(build, tmp_path, factory, metric, kind, mode, exact):
+def test_auto_takes_the_exact_mode_or_measures(build, tmp_path, factory, metric, kind, mode, exact):
     done = eb.migrate(build(factory, metric), a_map(kind, metric), tmp_path / "new.faiss")
     assert (done.mode, done.exact) == (mode, exact)
     assert ("not rewrite: " in done.reason) == (mode != "rewrite")
 
 
-def test_a_move_that_costs_too_much_becomes_a_rebuild_with_the_reason(build, tmp_path):
+def test_a_rewrite_that_costs_too_much_becomes_a_rebuild_with_the_reason(build, tmp_path):
     flat = np.diag(np.r_[np.full(P - 2, 0.02), 1, 1])  # condition number 50: two directions remain of eight
     translation = eb.LinearMap(flat, np.zeros(P), space(Metric.L2), space(Metric.L2, "new"))
     old = build("IVF32,Flat", Metric.L2)
@@ -174,7 +174,7 @@ def test_move_is_another_spelling_of_rewrite(build, tmp_path):
     assert eb.migrate(build("Flat"), a_map(), tmp_path / "new.faiss", mode="move").mode == "rewrite"
 
 
-def test_what_is_never_good_enough_is_the_best_of_all(build, tmp_path):
+def test_where_no_mode_is_good_enough_the_best_is_reported(build, tmp_path):
     """Codes decoded and coded again may lose more than a map in front does."""
     old, translation = build("PQ4x4np"), a_map("general")
     each = {mode: eb.migrate(old, translation, tmp_path / f"{mode}.faiss", mode=mode) for mode in ("wrap", "rebuild")}
@@ -186,7 +186,7 @@ def test_what_is_never_good_enough_is_the_best_of_all(build, tmp_path):
         eb.migrate(old, translation, tmp_path / "none.faiss", min_recall=0.95)
 
 
-def test_a_map_that_flattens_is_not_moved_by(build, tmp_path):
+def test_a_map_without_full_rank_does_not_rewrite(build, tmp_path):
     translation = eb.LinearMap(np.ones((P, P)) + 1e-6 * np.eye(P), np.zeros(P), space(Metric.L2), space(Metric.L2, "new"))
     with pytest.raises(MigrationRefusedError, match=r"rewrite: the map's condition number is \d"):
         eb.migrate(build("HNSW8", Metric.L2), translation, tmp_path / "new.faiss", mode="rewrite")
@@ -205,7 +205,7 @@ def test_below_the_wanted_recall_nothing_is_written(build, tmp_path, mode):
     assert eb.migrate(old, a_map(), tmp_path / "new.faiss", mode=mode, min_recall=0.05).path.endswith("new.faiss")
 
 
-def test_an_index_that_moved_wrongly_is_found_out(build, tmp_path, monkeypatch):
+def test_an_index_rewritten_wrongly_is_detected(build, tmp_path, monkeypatch):
     """The verification looks at what was made, not at what should have been."""
     old = build("Flat")
 
@@ -223,8 +223,8 @@ def test_an_index_that_moved_wrongly_is_found_out(build, tmp_path, monkeypatch):
 
 
 def test_real_queries_verify(build, tmp_path):
-    asked = queries(n=37)
-    done = eb.migrate(build("Flat", Metric.DOT), a_map("general", Metric.DOT), tmp_path / "new.faiss", queries=asked)
+    new_queries = queries(n=37)
+    done = eb.migrate(build("Flat", Metric.DOT), a_map("general", Metric.DOT), tmp_path / "new.faiss", queries=new_queries)
     assert (done.queries_verified, done.verified_overlap, done.exact) == (37, pytest.approx(1), True)
 
 
@@ -274,9 +274,9 @@ def test_gpu_answers_and_rebuilds_as_the_cpu_does(build, tmp_path):
     old = build("IVF8,Flat", Metric.L2)
     done = eb.migrate(old, a_map("general", Metric.L2), tmp_path / "new.faiss", mode="rebuild")
     file = read_index_file(str(tmp_path / "new.faiss"))
-    asked = queries()
-    scores, labels = file.index.search(asked, K)
-    hits = eb.open_index(tmp_path / "new.faiss").search(asked, K)
+    new_queries = queries()
+    scores, labels = file.index.search(new_queries, K)
+    hits = eb.open_index(tmp_path / "new.faiss").search(new_queries, K)
     assert done.mode == "rebuild"
     assert hits.ids.tolist() == labels.tolist()
     np.testing.assert_allclose(-hits.scores, scores, rtol=1e-4, atol=1e-4)
@@ -284,7 +284,7 @@ def test_gpu_answers_and_rebuilds_as_the_cpu_does(build, tmp_path):
     assert gpu.on_gpu(file.index) is file.index
 
 
-def test_an_exact_move_of_rows_with_a_large_common_part_is_not_refused(index_of, tmp_path):
+def test_an_exact_rewrite_of_rows_with_a_large_common_part_is_not_refused(index_of, tmp_path):
     rng = np.random.default_rng(0)
     rows = rng.normal(size=(600, P)).astype(np.float32)
     rows[:, -1] += 3000

@@ -18,7 +18,7 @@ from embridge.indexes.describe import factory_of
 from embridge.types import Metric, Space
 from tests.support import ROOT
 
-P, Q, N, ASKED, K = 8, 12, 640, 40, 10
+P, Q, N, N_QUERIES, K = 8, 12, 640, 40, 10
 PAGE = ROOT / "docs/reference/migration.md"
 TYPES = (
     "Flat", "HNSW8,Flat", "NSG8,Flat", "IVF8,Flat", "IVF8_HNSW4,Flat", "IVF4(IVF2,Flat),Flat", "SQfp16", "HNSW8,SQfp16",
@@ -30,7 +30,7 @@ METRICS = (Metric.L2, Metric.DOT, Metric.COSINE)
 RNG = np.random.default_rng(0)
 X = (RNG.normal(size=(N, P)) * RNG.uniform(0.5, 2, size=(N, 1))).astype(np.float32)
 IDS = RNG.permutation(10 * N)[:N]
-ASK = RNG.normal(size=(ASKED, Q)).astype(np.float32)
+QUERIES = RNG.normal(size=(N_QUERIES, Q)).astype(np.float32)
 TURN = np.linalg.qr(RNG.normal(size=(Q, P)))[0]
 MAPS = {
     "rotation": (TURN, np.zeros(Q)),
@@ -61,7 +61,7 @@ def share(found, truth):
 
 def pulled_back(translation, metric):
     """Queries for the old index and what its scores must become, by the formulas of the design, in float64."""
-    W, b, q = translation.coef.astype(np.float64), translation.intercept.astype(np.float64), ASK.astype(np.float64)
+    W, b, q = translation.coef.astype(np.float64), translation.intercept.astype(np.float64), QUERIES.astype(np.float64)
     if metric == Metric.DOT:
         return q @ W, lambda s: s + (q @ b)[:, None]
     if metric == Metric.COSINE:
@@ -72,24 +72,24 @@ def pulled_back(translation, metric):
     return p, lambda s: square * s - rest[:, None]
 
 
-def outcome(folder, old, kind, metric, mode):
+def cell_of(folder, old, kind, metric, mode):
     """``exact``, ``approximate`` or ``not possible``, each held against brute force."""
     translation = a_map(kind, metric)
     new = folder / "new.faiss"
     try:
-        done = eb.migrate(old.path, translation, new, mode=mode, queries=ASK, overwrite=True)
+        done = eb.migrate(old.path, translation, new, mode=mode, queries=QUERIES, overwrite=True)
     except (MigrationRefusedError, FaissIndexError):
         return "not possible"
     index = eb.open_index(new)
-    hits = index.search(ASK, K)
-    assert done.queries_verified == ASKED
+    hits = index.search(QUERIES, K)
+    assert done.queries_verified == N_QUERIES
     try:
         ids, rows = eb.open(old.path).read()
     except FaissIndexError:  # fast scan: there is nothing but the old index's own answers
         assert (done.verified_overlap, "cannot be read back" in done.reason) == (done.agreement, True)
         true = done.agreement
     else:
-        best = np.argsort(-closeness(ASK, translation.apply(rows), metric), axis=1, kind="stable")[:, :K]
+        best = np.argsort(-closeness(QUERIES, translation.apply(rows), metric), axis=1, kind="stable")[:, :K]
         true = share(hits.ids, ids[best])
         assert done.verified_overlap == pytest.approx(true, abs=0.011)  # a tie or two
     if not done.exact:
@@ -109,18 +109,18 @@ def outcome(folder, old, kind, metric, mode):
 
 @functools.cache
 def row(factory):
-    """One line of the table: what each mode is for each kind of map, told by metric where they differ."""
+    """One line of the table: what each mode is for each kind of map, by metric where they differ."""
     cells = {column: {} for column in COLUMNS}
     with tempfile.TemporaryDirectory() as folder:
         for metric in METRICS:
             collection = eb.MemoryCollection(IDS, X, Space("old", P, metric))
             old = eb.build_index(collection, Path(folder) / f"{metric}-{factory}.faiss", factory)
             for mode, kind in COLUMNS:
-                cells[mode, kind][str(metric)] = outcome(Path(folder), old, kind, metric, mode)
-    return f"| `{factory}` | " + " | ".join(told(cells[column]) for column in COLUMNS) + " |"
+                cells[mode, kind][str(metric)] = cell_of(Path(folder), old, kind, metric, mode)
+    return f"| `{factory}` | " + " | ".join(by_metric_text(cells[column]) for column in COLUMNS) + " |"
 
 
-def told(by_metric):
+def by_metric_text(by_metric):
     words = {}
     for metric, word in by_metric.items():
         words.setdefault(word, []).append(metric)
@@ -141,7 +141,7 @@ def lines_of_readme():
 
 
 @pytest.mark.parametrize("factory", TYPES)
-def test_what_the_page_says_of_a_type_is_what_is_found(factory):
+def test_the_table_of_the_guide_matches_the_measured_modes(factory):
     assert row(factory) in lines_of_readme()
 
 
@@ -164,7 +164,7 @@ def test_the_page_has_a_line_for_every_type_and_no_other():
         "IVF4_HNSW8,SQbf16", "OPQ4,IVF8,PQ4x4np,RFlat",
     ],
 )  # fmt: skip
-def test_an_index_tells_the_string_that_builds_one_like_it(factory, metric):
+def test_an_index_knows_its_factory_string(factory, metric):
     """Round trip: what the string builds describes itself by the string."""
     if "LSH" in factory and metric != faiss.METRIC_L2:
         pytest.skip("FAISS builds LSH for L2 only")
@@ -179,7 +179,7 @@ def test_an_index_tells_the_string_that_builds_one_like_it(factory, metric):
 
 
 @pytest.mark.parametrize("factory", [f for f in TYPES if f != "NSG8,Flat"])
-def test_an_index_from_a_file_tells_it_as_well(factory, tmp_path):
+def test_an_index_from_a_file_knows_its_factory_string(factory, tmp_path):
     """FAISS does not store that a linear transform is OPQ, nor whether codes are polysemous."""
     made = faiss.index_factory(P, factory)
     made.train(X)
@@ -188,7 +188,7 @@ def test_an_index_from_a_file_tells_it_as_well(factory, tmp_path):
     assert factory_of(faiss.read_index(str(tmp_path / "a.faiss"))) == factory
 
 
-def test_a_type_without_a_string_is_told():
+def test_a_type_without_a_factory_string_is_reported():
     with pytest.raises(FaissIndexError, match="No factory string builds a FAISS IndexLattice"):
         factory_of(faiss.index_factory(P, "ZnLattice2x4_4"))
 

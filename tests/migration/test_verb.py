@@ -9,7 +9,7 @@ from click.testing import CliRunner
 from embridge.catalog import Catalog
 from embridge.cli.main import main
 from embridge.types import Metric
-from tests.migration.support import ASKED, N, X, a_map, queries
+from tests.migration.support import N_QUERIES, N, X, a_map, queries
 
 # The command line
 
@@ -25,7 +25,7 @@ def test_migrate_on_the_command_line(build, tmp_path, monkeypatch):
     a_map().save("map.safetensors")
     done = invoke("migrate", "old.faiss", "map.safetensors", "new.faiss", "--json")
     assert (done.exit_code, done.stderr) == (0, "")
-    told = json.loads(done.stdout)
+    reported = json.loads(done.stdout)
     kinds = {
         "path": str,
         "mode": str,
@@ -35,8 +35,13 @@ def test_migrate_on_the_command_line(build, tmp_path, monkeypatch):
         "seconds": float,
         "reason": str,
     }
-    assert {key: type(told[key]) for key in kinds} == kinds
-    assert (told["path"], told["mode"], told["exact"], told["queries_verified"]) == ("new.faiss", "rewrite", True, 100)
+    assert {key: type(reported[key]) for key in kinds} == kinds
+    assert (reported["path"], reported["mode"], reported["exact"], reported["queries_verified"]) == (
+        "new.faiss",
+        "rewrite",
+        True,
+        100,
+    )
     refused = invoke(
         "migrate", "old.faiss", "map.safetensors", "none.faiss", "--min-recall", "1", "--mode", "rebuild", "--verify-queries", 400
     )
@@ -57,15 +62,15 @@ def test_migrate_on_the_command_line(build, tmp_path, monkeypatch):
     assert "embridge migrate foreign.faiss map.safetensors new.faiss --space minilm" in invoke("migrate", "--help").stdout
 
 
-def test_a_stranger_s_index_on_the_command_line(index_of, tmp_path, write, table_of, monkeypatch):
+def test_a_bare_index_on_the_command_line(index_of, tmp_path, write, table_of, monkeypatch):
     monkeypatch.chdir(tmp_path)
     faiss.write_index(index_of("OPQ4,IVF4,PQ4x4np", np.tile(X, (3, 1))), "old.faiss")
     a_map("rotation", Metric.DOT).save("map.safetensors")
-    write(tmp_path / "q.parquet", table_of(range(ASKED), queries()))
+    write(tmp_path / "q.parquet", table_of(range(N_QUERIES), queries()))
     words = ["migrate", "old.faiss", "map.safetensors", "new.faiss", "--no-catalog", "--json", "--queries", "q.parquet"]
     assert invoke(*words).exit_code == 1
-    told = json.loads(invoke(*words, "--space", "old:dot", "--query-space", "new:dot").stdout)
-    assert (told["mode"], told["exact"], told["queries_verified"]) == ("rewrite", True, ASKED)
+    reported = json.loads(invoke(*words, "--space", "old:dot", "--query-space", "new:dot").stdout)
+    assert (reported["mode"], reported["exact"], reported["queries_verified"]) == ("rewrite", True, N_QUERIES)
     answered = invoke("search", "new.faiss", "q.parquet", "--space", "new:dot", "--no-catalog", "--json")
-    assert len(json.loads(answered.stdout)["hits"]) == ASKED
+    assert len(json.loads(answered.stdout)["hits"]) == N_QUERIES
     assert invoke(*words, "--space", "old:dot", "--query-space", "third", "--overwrite").exit_code == 1

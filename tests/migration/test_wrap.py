@@ -22,17 +22,20 @@ def test_a_map_into_the_space_of_the_index_wraps_it(build, tmp_path):
     old = build("HNSW16")
     translation = eb.LinearMap(GENERAL.T, np.full(P, 0.1), space(Metric.COSINE, "new", Q), space(Metric.COSINE))
     done = eb.migrate(old, translation, tmp_path / "new.faiss")
-    asked = queries()
+    new_queries = queries()
     assert (done.mode, done.exact) == ("wrap", True)
-    hits, applied = eb.open_index(tmp_path / "new.faiss").search(asked, K), eb.open_index(old).search(translation.apply(asked), K)
+    hits, applied = (
+        eb.open_index(tmp_path / "new.faiss").search(new_queries, K),
+        eb.open_index(old).search(translation.apply(new_queries), K),
+    )
     assert (hits.ids == applied.ids).mean() > 0.999
     np.testing.assert_allclose(hits.scores, applied.scores, atol=1e-5)
     for mode in ("rewrite", "rebuild"):
         with pytest.raises(MigrationRefusedError, match="leads from 'new' to the index's 'old'"):
             eb.migrate(old, translation, tmp_path / "other.faiss", mode=mode)
     index = eb.open_index(tmp_path / "new.faiss")
-    index.add(eb.MemoryCollection([5, 6], asked[:2], index.space))
-    assert index.search(asked[:2], 1).ids.ravel().tolist() == [5, 6]
+    index.add(eb.MemoryCollection([5, 6], new_queries[:2], index.space))
+    assert index.search(new_queries[:2], 1).ids.ravel().tolist() == [5, 6]
 
 
 @pytest.mark.parametrize("metric", list(Metric))

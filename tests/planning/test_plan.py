@@ -96,12 +96,12 @@ def test_where_nothing_is_better_the_old_model_is_kept(sample):
     assert found["re-encode"].recovered is None
     assert found.recommendations["both-encoders"].strategy in ("keep-old", "keep-old+hubness")
     worse = [s for s in found.strategies if s.title in ("keep-old", "translate-documents", "re-encode")]
-    advice = recommend(worse, np.repeat([[s.gain] for s in worse], 9, axis=1), judged=True)
-    assert advice["both-encoders"].strategy == advice["texts-available"].strategy == "keep-old"
-    assert "Nothing is measurably better" in advice["both-encoders"].reason
+    recommended = recommend(worse, np.repeat([[s.gain] for s in worse], 9, axis=1), judged=True)
+    assert recommended["both-encoders"].strategy == recommended["texts-available"].strategy == "keep-old"
+    assert "Nothing is measurably better" in recommended["both-encoders"].reason
 
 
-def test_without_queries_rows_ask_and_overlap_decides():
+def test_without_queries_rows_are_queries_and_overlap_decides():
     found = plan(planted_anchors(600, 12, 16, noise=0.4), anchors=300)
     assert found.queries == found.corpus == 300
     assert found["keep-old"].recall is None
@@ -255,8 +255,8 @@ def test_what_update_refuses(tmp_path, monkeypatch, options, message):
 
 @pytest.mark.parametrize("queries", [1, 2, 5])
 def test_few_queries_recommend_nothing_for_what_it_scored(sample, queries):
-    shared, asked, qrels = sample
-    found = plan(shared.sample(400), queries=asked, qrels=qrels, anchors=200, max_queries=queries)
+    shared, query_pairs, qrels = sample
+    found = plan(shared.sample(400), queries=query_pairs, qrels=qrels, anchors=200, max_queries=queries)
     assert found.recommendations["both-encoders"].strategy == "keep-old"
     assert "inf" not in str(found)
 

@@ -32,7 +32,7 @@ def strategy(title, gains, interval=(0.0, 0.0)):
     )  # fmt: skip
 
 
-def advise(table, *, full=(-1.0, 1.0)):
+def recommended(table, *, full=(-1.0, 1.0)):
     """Recommendations from ``{title: gains}``; `full` is the interval of re-encoding everything."""
     n = len(next(iter(table.values())))
     table = {"keep-old": np.zeros(n), "re-encode": np.zeros(n), "project-queries": np.full(n, -1.0)} | table
@@ -56,14 +56,16 @@ def cases(count, n, rho, shift, seed):
 def test_where_nothing_is_better_the_plan_says_keep_in_95_of_100_cases():
     kept = lucky = 0
     for gains in cases(500, 64, 0.5, 0.0, seed=1):
-        kept += advise(dict(zip(FREE, gains, strict=True)))["both-encoders"].strategy == "keep-old"
+        kept += recommended(dict(zip(FREE, gains, strict=True)))["both-encoders"].strategy == "keep-old"
         lucky += gains[gains.mean(1).argmax()].mean() > 1.96 * gains[gains.mean(1).argmax()].std() / 8
     assert kept >= 475
     assert lucky > 50  # the best one's own interval says more than twice as often that something is better
 
 
 def test_what_is_better_by_four_standard_errors_is_still_found():
-    found = [advise(dict(zip(FREE, gains, strict=True)))["both-encoders"].strategy for gains in cases(100, 64, 0.5, 4.0, seed=2)]
+    found = [
+        recommended(dict(zip(FREE, gains, strict=True)))["both-encoders"].strategy for gains in cases(100, 64, 0.5, 4.0, seed=2)
+    ]
     assert sum(name != "keep-old" for name in found) >= 75
     assert sum(name == FREE[0] for name in found) >= 70
 
@@ -118,12 +120,12 @@ def test_all_intervals_hold_at_once_as_often_as_they_say():
 
 
 @pytest.mark.parametrize(("near", "chosen"), [(0.0005, "blend"), (0.05, "blend+hubness")])
-def test_of_equals_the_simpler_is_taken(near, chosen):
+def test_of_equal_strategies_the_simpler_is_chosen(near, chosen):
     rng = np.random.default_rng(0)
     blend = rng.normal(0.3, 0.5, 400)
     best = blend + rng.normal(0, 0.2, 400)
     best += blend.mean() - best.mean() + near
-    found = advise({"blend": blend, "blend+hubness": best, "translate-documents": best - 1e-3})["both-encoders"]
+    found = recommended({"blend": blend, "blend+hubness": best, "translate-documents": best - 1e-3})["both-encoders"]
     assert found.strategy == chosen
     assert ("not measurably worse" in found.reason) == (chosen == "blend")
 
@@ -132,7 +134,7 @@ def test_the_reason_has_the_corrected_interval():
     rng = np.random.default_rng(0)
     table = {name: rng.normal(0.0, 0.5, 400) for name in FREE}
     table["blend"] += 0.2
-    found = advise(table)["both-encoders"]
+    found = recommended(table)["both-encoders"]
     free = ["project-queries", *(name for name in table if name != "project-queries")]
     low, high = simultaneous_intervals(np.array([table[name] for name in free]))[free.index("blend")]
     assert found.strategy == "blend"
@@ -142,30 +144,30 @@ def test_the_reason_has_the_corrected_interval():
     assert low < own[0] < own[1] < high
 
 
-def test_with_texts_what_encodes_least_of_all_that_recovers_enough():
+def test_with_texts_the_strategy_that_encodes_least_and_recovers_enough_is_chosen():
     rng = np.random.default_rng(0)
     full = rng.normal(0.3, 0.5, 400)
     some = {"re-encode": full, "lazy-re-encode": 0.9 * full, "re-encode-20%": 0.5 * full, "blend": rng.normal(-0.1, 0.1, 400)}
-    found = advise(some, full=(0.2, 0.4))["texts-available"]
+    found = recommended(some, full=(0.2, 0.4))["texts-available"]
     assert found.strategy == "lazy-re-encode"
     assert "recovers 90% [90%, 90%]" in found.reason
     assert "600 of 1,000 rows encoded" in found.reason
-    assert advise(some | {"blend": 0.85 * full}, full=(0.2, 0.4))["texts-available"].strategy == "blend"  # no row at all
+    assert recommended(some | {"blend": 0.85 * full}, full=(0.2, 0.4))["texts-available"].strategy == "blend"  # no row at all
     poor = some | {"lazy-re-encode": 0.7 * full}
-    assert advise(poor, full=(0.2, 0.4))["texts-available"].strategy == "re-encode"
-    assert advise(some, full=(-0.1, 0.4))["texts-available"].strategy == "keep-old"
+    assert recommended(poor, full=(0.2, 0.4))["texts-available"].strategy == "re-encode"
+    assert recommended(some, full=(-0.1, 0.4))["texts-available"].strategy == "keep-old"
 
 
-def test_a_share_that_luck_may_have_made_is_not_enough():
+def test_a_share_within_its_interval_is_not_enough():
     """It recovers more than everything, and yet is not measurably better than keeping."""
     rng = np.random.default_rng(0)
     full = rng.normal(0.3, 0.5, 100)
     noisy = rng.normal(0, 5, 100)
     noisy += 0.35 - noisy.mean()
-    assert advise({"re-encode": full, "re-encode-20%": noisy}, full=(0.2, 0.4))["texts-available"].strategy == "re-encode"
+    assert recommended({"re-encode": full, "re-encode-20%": noisy}, full=(0.2, 0.4))["texts-available"].strategy == "re-encode"
 
 
 def test_one_query_proves_nothing():
-    found = advise({"blend": np.array([0.5]), "re-encode": np.array([1.0])}, full=(1.0, 1.0))
+    found = recommended({"blend": np.array([0.5]), "re-encode": np.array([1.0])}, full=(1.0, 1.0))
     assert found["both-encoders"].strategy == "keep-old"
     assert found["texts-available"].strategy == "re-encode"

@@ -28,16 +28,16 @@ def case(request, planted):
 
 def counted(old, translation, queries):
     rows = translation.apply(old.read()[1]).astype(np.float64)
-    asked = queries.astype(np.float64)
+    searched = queries.astype(np.float64)
     if translation.target.metric == Metric.COSINE:
-        rows, asked = (side / np.linalg.norm(side, axis=1, keepdims=True) for side in (rows, asked))
-    scores = asked @ rows.T
+        rows, searched = (side / np.linalg.norm(side, axis=1, keepdims=True) for side in (rows, searched))
+    scores = searched @ rows.T
     if translation.target.metric == Metric.L2:
         scores = 2 * scores - (rows**2).sum(1)
     return np.bincount(np.argsort(-scores, axis=1)[:, :100].ravel(), minlength=N)
 
 
-def test_rows_come_by_how_many_queries_find_them(case):
+def test_rows_are_ordered_by_the_number_of_queries_that_find_them(case):
     old, new, translation, queries = case
     ids, counts = eb.rows_to_reencode(old, translation, queries)
     wanted = dict(zip(old.read()[0].tolist(), counted(old, translation, queries).tolist(), strict=True))
@@ -71,14 +71,14 @@ def test_what_is_refused(case):
         eb.rows_to_reencode(old, translation, queries[:0])
 
 
-def test_places_that_stayed_empty_count_for_no_row():
+def test_empty_places_count_for_no_row():
     order, counts = by_hits(np.array([[2, 0], [2, -1]]), 4)
     assert counts.tolist() == [1, 0, 2, 0]
     assert order.tolist() == [2, 0, 1, 3]
 
 
-@pytest.mark.parametrize("asking", [True, False], ids=["queries", "rows"])
-def test_on_the_command_line(tmp_path, monkeypatch, planted, write, table_of, asking):
+@pytest.mark.parametrize("with_queries", [True, False], ids=["queries", "rows"])
+def test_on_the_command_line(tmp_path, monkeypatch, planted, write, table_of, with_queries):
     monkeypatch.chdir(tmp_path)
     ids, x, y, _ = planted(N, 6, 9, 0.5)
     ids = [f"d{i}" for i in ids]
@@ -86,7 +86,7 @@ def test_on_the_command_line(tmp_path, monkeypatch, planted, write, table_of, as
     for name, side, rows, space in (("old", x, 650, old), ("new", y, 200, new)):
         write(tmp_path / f"{name}.parquet", table_of(ids[:rows], side[:rows], space=space))
         write(tmp_path / f"q-{name}.parquet", table_of(ids[650:], side[650:], space=space))
-    queries = ["--queries", "q-old.parquet", "q-new.parquet"] if asking else []
+    queries = ["--queries", "q-old.parquet", "q-new.parquet"] if with_queries else []
     arguments = ["plan", "old.parquet", "new.parquet", *queries, "--max-queries", "40", "--catalog", "c.duckdb", "--json"]
     done = CliRunner().invoke(main, [*arguments, "--rows-to-re-encode", "next.parquet"])
     assert done.exit_code == 0, done.output
@@ -94,8 +94,8 @@ def test_on_the_command_line(tmp_path, monkeypatch, planted, write, table_of, as
     assert json.loads(done.stdout)["rows_to_re_encode"] == {"path": "next.parquet", "rows": len(found["id"])}
     assert found["order"] == list(range(1, len(found["id"]) + 1))
     shared = eb.match(eb.open("old.parquet"), eb.open("new.parquet"))
-    asked = eb.match(eb.open("q-old.parquet"), eb.open("q-new.parquet")) if asking else shared
-    order = eb.rows_to_reencode(eb.open("old.parquet"), eb.fit(shared), asked.sample(40).y, known=shared.hashes())
+    query_pairs = eb.match(eb.open("q-old.parquet"), eb.open("q-new.parquet")) if with_queries else shared
+    order = eb.rows_to_reencode(eb.open("old.parquet"), eb.fit(shared), query_pairs.sample(40).y, known=shared.hashes())
     assert (found["id"], found["queries"]) == (order[0].tolist(), order[1].tolist())
     assert set(found["id"]) <= set(ids[200:650])
     refused = CliRunner().invoke(main, [*arguments, "--rows-to-re-encode", "next.parquet"])

@@ -19,9 +19,18 @@ def real(tmp_path_factory):
     for name in ("minilm", "mpnet"):
         pq.write_table(pq.read_table(eb.sample_path(name)).slice(0, 800), folder / f"{name}.parquet")
     pair = [str(folder / f"{name}.parquet") for name in ("minilm", "mpnet")]
-    asked = [eb.sample_path(f"{name}.queries") for name in ("minilm", "mpnet")]
+    query_files = [eb.sample_path(f"{name}.queries") for name in ("minilm", "mpnet")]
     options = ["--anchors", "150", "--max-queries", "250", "--encode-rate", "3", "--price", "0.002"]
-    names = ["--queries", *asked, "--qrels", eb.sample_path("qrels"), "--labels", pair[0], "--report", str(folder / "plan.html")]
+    names = [
+        "--queries",
+        *query_files,
+        "--qrels",
+        eb.sample_path("qrels"),
+        "--labels",
+        pair[0],
+        "--report",
+        str(folder / "plan.html"),
+    ]
     done = CliRunner().invoke(main, ["plan", *pair, *options, *names, "--json", "--catalog", str(folder / "c.duckdb")])
     assert done.exit_code == 0, done.output
     return folder, json.loads(done.stdout)
@@ -49,14 +58,14 @@ def browser():
 @pytest.fixture
 def show(browser):
     """``page = show(path, width=..., **context)``; on leaving, nothing was complained of and nothing else was loaded."""
-    opened, said, asked = [], [], []
+    opened, said, requested = [], [], []
 
     def show_(path, width=1200, **options):
         context = browser.new_context(viewport={"width": width, "height": 900}, **options)
         page = context.new_page()
         page.on("console", lambda message: said.append(message.text))
         page.on("pageerror", lambda error: said.append(str(error)))
-        page.on("request", lambda request: asked.append(request.url))
+        page.on("request", lambda request: requested.append(request.url))
         page.goto(path.as_uri())
         opened.append((context, path.as_uri()))
         return page
@@ -65,4 +74,4 @@ def show(browser):
     for context, _ in opened:
         context.close()
     assert said == []
-    assert asked == [url for _, url in opened]
+    assert requested == [url for _, url in opened]

@@ -80,7 +80,7 @@ def test_the_table_has_the_figures_of_the_plan(real, show):
     assert labels[0][2] == f"{plan['labels'][0]['values']['keep-old']:.3f}"
 
 
-def test_what_an_enemy_wrote_is_text(hostile, show, tmp_path):
+def test_hostile_strings_are_shown_as_text(hostile, show, tmp_path):
     plan, labels = hostile
     page = show(written(plan, tmp_path))
     page.wait_for_timeout(100)
@@ -101,8 +101,8 @@ def test_it_is_drawn_and_follows_dark(real, show):
         for name in FIGURES if scheme == "light" else FIGURES[-1:]:
             image = matplotlib.image.imread(io.BytesIO(page.locator(f"#figure-{name} svg").screenshot()), format="png")
             assert len(np.unique((image[..., :3] * 255).astype(np.uint8).reshape(-1, 3), axis=0)) > 30
-        colour = "getComputedStyle(document.querySelector('#figure-curve text')).fill"
-        looks.append((page.evaluate("getComputedStyle(document.body).backgroundColor"), page.evaluate(colour), image.mean()))
+        color = "getComputedStyle(document.querySelector('#figure-curve text')).fill"
+        looks.append((page.evaluate("getComputedStyle(document.body).backgroundColor"), page.evaluate(color), image.mean()))
     (light, ink, bright), (dark, pale, dim) = looks
     assert light != dark
     assert ink != pale

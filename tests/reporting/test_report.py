@@ -54,7 +54,7 @@ def test_the_same_plan_and_day_give_the_same_bytes_whatever_the_users_style(host
     assert [path.name for path in tmp_path.iterdir()] == ["page.html"]
 
 
-def test_no_window_is_asked_for():
+def test_drawing_opens_no_window():
     code = "import sys, embridge.reporting.figures; print('matplotlib.pyplot' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "False"
@@ -126,16 +126,16 @@ def test_a_labels_figure_is_the_mean_of_its_queries():
     qrels = {int(q): [int(d) for d in shared.ids[n % 590 : n % 590 + 3]] for n, q in enumerate(queries.ids) if n % 4}
     labels = {int(i): f"kind {n % 3}" for n, i in enumerate(shared.ids) if n % 5} | {int(queries.ids[1]): "its own"}
     train = shared.sample(200)
-    corpus, asked = shared.without(train.hashes()), queries.sample(5000)
+    corpus, query_pairs = shared.without(train.hashes()), queries.sample(5000)
     qrels[int(queries.ids[1])] = [next(int(i) for i in corpus.ids if int(i) not in labels)]
     found = eb.plan(shared, queries=queries, qrels=qrels, labels=labels, anchors=200)
-    relevant, _ = relevance(corpus.ids, asked.ids, qrels)
-    hits = eb.top_k(asked.x, corpus.x, 10, Metric.COSINE).ids
+    relevant, _ = relevance(corpus.ids, query_pairs.ids, qrels)
+    hits = eb.top_k(query_pairs.x, corpus.x, 10, Metric.COSINE).ids
     judged = [n for n, places in enumerate(relevant) if len(places)]
     assert found.judged == len(judged)
     wanted: dict[str, list[float]] = {}
     for place, value in zip(judged, recall_and_mrr(hits, relevant)[0], strict=True):
-        names = [*(labels.get(int(corpus.ids[p])) for p in relevant[place]), labels.get(int(asked.ids[place]))]
+        names = [*(labels.get(int(corpus.ids[p])) for p in relevant[place]), labels.get(int(query_pairs.ids[place]))]
         wanted.setdefault(next((name for name in names if name), "-"), []).append(value)
     assert found.unlabelled == len(wanted.pop("-", []))
     assert {row.label: row.queries for row in found.labels} == {label: len(values) for label, values in wanted.items()}

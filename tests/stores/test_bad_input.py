@@ -1,4 +1,4 @@
-"""What is refused. Each case makes what is opened and says what the message must tell."""
+"""What is refused. Each case makes what is opened and says what the message must say."""
 
 from pathlib import Path
 
@@ -83,7 +83,7 @@ def test_bad_vector_columns_are_refused(tmp_path, case, table_of, write):
     ],
     ids=["float32", "float64", "float16"],
 )
-def test_lenient_reading_gives_missing_and_ragged_vectors_as_nan(tmp_path, rows, kind, write):
+def test_reading_without_validation_gives_missing_and_ragged_vectors_as_nan(tmp_path, rows, kind, write):
     table = pa.table({"id": pa.array([0, 1, 2, 3, None, 5, 6]), "vector": pa.array(rows, kind)})
     collection = open_collection(write(tmp_path / "a.parquet", table), space="m")
     nan = np.nan
@@ -118,7 +118,7 @@ def test_ids_must_be_strings_or_integers(tmp_path, column, message, table_of, wr
 
 
 @pytest.mark.parametrize(("column", "option"), [("id", "--id-column"), ("vector", "--vector-column")])
-def test_missing_columns_are_told_with_the_option(tmp_path, column, option, table_of, write):
+def test_missing_columns_are_reported_with_the_option(tmp_path, column, option, table_of, write):
     path = write(tmp_path / "a.parquet", table_of(range(3), VECTORS[:3], {"text": ["x"] * 3}).drop_columns(column))
     with pytest.raises(CollectionError, match=f"has no column '{column}'. Columns: .*text.* Hint: name it with {option}"):
         open_collection(path, space="m")

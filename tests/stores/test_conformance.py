@@ -21,7 +21,7 @@ from embridge.types import Metric
 
 IN_OTHER_ORDER = Capabilities(keeps_repeated_ids=True, keeps_order=False)
 
-# Layouts: each writes one table below a folder and tells the path to open.
+# Layouts: each writes one table below a folder and returns the path to open.
 
 
 def one_file(folder, table):

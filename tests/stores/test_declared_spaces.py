@@ -117,7 +117,7 @@ def test_a_file_is_of_the_space_it_names(tmp_path, table_of, write):
         assert open_collection(path, space=declared).space == space
 
 
-def test_files_of_one_space_are_normalized_where_all_are(tmp_path, table_of, write):
+def test_a_folder_is_normalized_where_all_its_files_are(tmp_path, table_of, write):
     for name, normalized in (("a", True), ("b", False)):
         write(tmp_path / f"{name}.parquet", table_of([name], VECTORS[:1], space=Space("m", DIM, Metric.COSINE, normalized)))
     assert ParquetCollection(tmp_path).space == Space("m", DIM, Metric.COSINE, normalized=False)

@@ -1,4 +1,4 @@
-"""FAISS indexes as strangers write them, and their sidecars."""
+"""FAISS indexes of other tools, and their sidecars."""
 
 import json
 import subprocess

@@ -61,7 +61,7 @@ def change_table(path, change):
 
 
 def name_table(path):
-    """Let the JSON sidecar name the id table that lies there, as somebody would who forges one."""
+    """Let the JSON sidecar name the id table that lies there."""
     sidecar = json.loads(json_path(path).read_text())
     sidecar["index"]["ids"] = fingerprint(ids_path(path))
     json_path(path).write_text(json.dumps(sidecar))
@@ -215,7 +215,7 @@ PROGRAM = """
         for name, (ids, rows) in (("old", OLD), ("new", NEW)):
             if index.search(rows, 1).ids.ravel().tolist() == ids.tolist():
                 return name
-        raise SystemExit("a mixture")
+        raise SystemExit("a mix of two sets")
 """
 KILLS = """
     def killed_at(number):
@@ -293,7 +293,7 @@ def test_readers_see_one_set_while_it_is_replaced(tmp_path, kind):
     assert int(done.stdout) > 0
 
 
-def test_one_of_two_writers_is_told_that_the_other_is_at_work(tmp_path):
+def test_the_second_of_two_writers_is_refused(tmp_path):
     path = tmp_path / "a.faiss"
     index = build(path)
     translation = eb.LinearMap(np.eye(DIM), np.zeros(DIM), SPACE, Space("new", DIM))

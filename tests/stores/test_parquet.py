@@ -1,4 +1,4 @@
-"""Parquet as strangers write it."""
+"""Parquet of other tools."""
 
 import json
 from pathlib import Path
@@ -111,7 +111,7 @@ def test_payload_columns_of_two_types_are_refused(tmp_path, table_of, write):
         ParquetCollection(tmp_path, space="m")
 
 
-def test_row_groups_that_are_not_needed_are_not_read(tmp_path, table_of, write):
+def test_unwanted_row_groups_are_not_read(tmp_path, table_of, write):
     path = write(tmp_path / "a.parquet", table_of(range(ROWS), VECTORS), row_group_size=5, compression="none")
     expected = ParquetCollection(path, space="m").take(np.array([12]))
     data = bytearray(Path(path).read_bytes())

@@ -71,7 +71,7 @@ def test_what_is_written_is_read(value):
 
 
 @given(STRUCTS, st.data())
-def test_truncated_data_is_told(value, data):
+def test_truncated_data_is_reported(value, data):
     whole = thrift.dumps(value)
     with pytest.raises(ValueError, match="truncated"):
         thrift.loads(whole[: data.draw(st.integers(0, len(whole) - 1))])
@@ -87,7 +87,7 @@ def test_noise_is_a_struct_or_a_value_error(data):
 
 
 @pytest.mark.parametrize("kind", [0, 11, 13, 15])
-def test_types_that_parquet_has_not_are_told(kind):
+def test_types_that_parquet_lacks_are_reported(kind):
     with pytest.raises(ValueError, match=f"unknown Thrift type {kind}"):
         thrift.dumps({1: (kind, 0)})
     if kind:

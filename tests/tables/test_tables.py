@@ -35,13 +35,13 @@ def test_tables_without_usable_ids_are_refused(tmp_path, table, error, message):
         read_ids(tmp_path / "ids.parquet")
 
 
-def test_judgements_are_gathered_by_query(tmp_path):
+def test_judgments_are_grouped_by_query(tmp_path):
     pq.write_table(pa.table({"query_id": ["q2", "q1"], "doc_id": [3, 1]}), tmp_path / "a.parquet")
     pq.write_table(pa.table({"query_id": ["q2"], "doc_id": [4], "score": [2]}), tmp_path / "b.parquet")
     assert read_qrels(tmp_path) == {"q2": [3, 4], "q1": [1]}
 
 
-def test_only_judgements_above_zero_count(tmp_path):
+def test_only_judgments_above_zero_count(tmp_path):
     table = {"query_id": [1, 1, 1, 2], "doc_id": ["a", "b", "c", "d"], "score": [0.5, 0.0, None, -1.0]}
     pq.write_table(pa.table(table), tmp_path / "a.parquet")
     assert read_qrels(tmp_path / "a.parquet") == {1: ["a"]}

@@ -20,7 +20,7 @@ SLOW = ("encode", "fit-kernel", "plan", "parts", "onnx", "provenance")  # cases 
 
 
 def main() -> int:
-    """Run what was asked for."""
+    """Run the requested kinds."""
     parser = argparse.ArgumentParser(prog="python -m tests.torture", description=__doc__)
     parser.add_argument("kinds", nargs="*", metavar="KIND", help="kills, mutations, races, disks; default: all of them")
     parser.add_argument("--count", type=int, help=f"how many of each kind; default: {COUNTS}")

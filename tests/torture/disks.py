@@ -24,7 +24,7 @@ _NAMES = ("out", "cat/", "embridge.duckdb")
 
 
 def full(torturer: Torturer, case: Case, chance: random.Random, error: int) -> str:
-    """From the n-th call on, every call that needs room (or any, where the disk is broken) fails; see `judge`."""
+    """From the n-th call on, every call that needs room (or any, where the disk is broken) fails; see `check_full_disk`."""
     calls = torturer.truth(case).calls
     point = chance.randint(1, calls)
     failed = ""
@@ -36,24 +36,24 @@ def full(torturer: Torturer, case: Case, chance: random.Random, error: int) -> s
             else:
                 call.allow()
         end = one.end()
-    judge(torturer, case, end, failed, sized=error == errno.ENOSPC)
+    check_full_disk(torturer, case, end, failed, sized=error == errno.ENOSPC)
     return failed
 
 
 def small(torturer: Torturer, case: Case, chance: random.Random) -> str:
     """The folder of the output is a file system of a size that is often too small."""
-    needed = sum(map(len, torturer.truth(case).files.values())) // 1024 + 4
+    required = sum(map(len, torturer.truth(case).files.values())) // 1024 + 4
     taken = sum((torturer.world / name).stat().st_size for name in case.copies) // 1024 + 4
     place = torturer.box.folder / _place(case)
     if _place(case) == "cat":
-        needed = 1500
-    size = taken + chance.choice((4, 8, chance.randint(4, 12 + needed // 2), chance.randint(4, 12 + needed), 2 * needed))
+        required = 1500
+    size = taken + chance.choice((4, 8, chance.randint(4, 12 + required // 2), chance.randint(4, 12 + required), 2 * required))
     if _place(case) == "out":
         torturer.views(case)  # learned now, since what is mounted cannot be put aside
     with _mounted(place, size):
         for name in case.copies:
             shutil.copy(torturer.world / name, place / name)
-        judge(torturer, case, torturer.run(case), f"a disk of {size} KiB", sized=True, resize=place)
+        check_full_disk(torturer, case, torturer.run(case), f"a disk of {size} KiB", sized=True, resize=place)
     return f"{size} KiB"
 
 
@@ -82,7 +82,7 @@ def vanished(torturer: Torturer, case: Case, chance: random.Random) -> str:
     return where
 
 
-def judge(torturer: Torturer, case: Case, end: End, how: str, *, sized: bool, resize: Path | None = None) -> None:
+def check_full_disk(torturer: Torturer, case: Case, end: End, how: str, *, sized: bool, resize: Path | None = None) -> None:
     """The run succeeded in full, or says what failed and leaves nothing torn; with room it then succeeds.
 
     Raises

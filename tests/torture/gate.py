@@ -1,4 +1,4 @@
-"""Every file-system call of a process, held before the kernel carries it out: then let through, failed, or the process killed.
+"""Every file-system call of a process, held before the kernel runs it: then let through, failed, or the process killed.
 
 The process installs a seccomp filter that reports calls which change files (`seccomp_unotify(2)`, Linux 5.5) to whoever holds its
 listener. The kernel sees every call, of every thread and of native code (FAISS, Arrow, DuckDB, safetensors), in one order. So
@@ -108,11 +108,11 @@ class Call:
     paths: tuple[str, ...]
 
     def allow(self) -> None:
-        """Let the kernel carry it out."""
+        """Let the kernel run it."""
         self._answer(0, _CONTINUE)
 
     def fail(self, error: int) -> None:
-        """Let it return an error, such as ENOSPC, without being carried out."""
+        """Let it return an error, such as ENOSPC, without being run."""
         self._answer(-error, 0)
 
     def _answer(self, error: int, flags: int) -> None:

@@ -40,7 +40,7 @@ def plan(seed: int, torturer: Torturer, cases: Sequence[Case]) -> Kill:
 
 
 def kill(torturer: Torturer, planned: Kill, report: Report) -> None:
-    """Carry it out.
+    """Run it.
 
     Raises
     ------
@@ -56,7 +56,7 @@ def kill(torturer: Torturer, planned: Kill, report: Report) -> None:
         options = again if turn else first
         where = _killed(torturer, case, options, point)
         report.counts["kills" if where else "runs that ended before"] += 1
-        at = f"after a kill before call {point}, {where or 'which was not reached'}"
+        at = f"after a kill before call {point}, {where or 'which did not occur'}"
         try:
             torturer.check_inputs()
             torturer.check_whole(case)

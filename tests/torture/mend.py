@@ -30,7 +30,7 @@ def tensors(files: Files) -> Files:
 
 
 def journal(files: Files) -> Files:
-    """Journals whose lines carry the digests of what they say now."""
+    """Journals whose lines have the digests of what they say now."""
     found = dict(files)
     for name, data in files.items():
         if name.endswith(".journal"):

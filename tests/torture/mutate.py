@@ -42,7 +42,7 @@ def set_bytes(chance: random.Random, data: bytes, _: bytes) -> bytes:
     return bytes(out[: len(data)])
 
 
-def maximise_number(chance: random.Random, data: bytes, _: bytes) -> bytes:
+def maximize_number(chance: random.Random, data: bytes, _: bytes) -> bytes:
     """A little-endian number of 2, 4 or 8 bytes becomes one that is out of all bounds, or just next to what it was."""
     out = bytearray(data)
     width = chance.choice((2, 4, 8, 8))
@@ -83,8 +83,8 @@ GENERIC: tuple[Damage, ...] = (
     flip_bits,
     flip_bits,
     set_bytes,
-    maximise_number,
-    maximise_number,
+    maximize_number,
+    maximize_number,
     truncate,
     extend,
     move_blocks,

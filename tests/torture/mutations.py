@@ -26,7 +26,7 @@ BATCH = 400
 
 
 @dataclasses.dataclass(frozen=True)
-class Outcome:
+class ReadResult:
     """What became of one damaged file: ``read``, ``refused``, or what is wrong with it."""
 
     seed: int
@@ -87,8 +87,8 @@ def work(to: Connection, name: str, samples_path: str, world: str, folder: str, 
     to.send(None)
 
 
-def try_one(seed: int, kind: Any, samples: Sequence[Any], place: Path, inputs: Path, expected: dict[str, Any]) -> Outcome:
-    """Damage, read, judge."""
+def try_one(seed: int, kind: Any, samples: Sequence[Any], place: Path, inputs: Path, expected: dict[str, Any]) -> ReadResult:
+    """Damage, read, compare."""
     from embridge.errors import EmbridgeError
 
     sample, files, how, mended = damaged(seed, kind, samples)
@@ -96,19 +96,19 @@ def try_one(seed: int, kind: Any, samples: Sequence[Any], place: Path, inputs: P
     try:
         found = kind.read(first, inputs)
     except EmbridgeError:
-        return Outcome(seed, "refused")
+        return ReadResult(seed, "refused")
     except BaseException as e:  # whatever comes out of it is what is looked for
         ours = [f for f in traceback.extract_tb(e.__traceback__) if f"{os.sep}embridge{os.sep}" in f.filename]
         at = f"{Path(ours[-1].filename).stem}.{ours[-1].name}" if ours else "?"
         if os.environ.get("TORTURE_STDERR"):
             traceback.print_exc()
-        return Outcome(seed, type(e).__name__, f"{type(e).__name__} at {at}: {str(e)[:300]}", how)
+        return ReadResult(seed, type(e).__name__, f"{type(e).__name__} at {at}: {str(e)[:300]}", how)
     if kind.equal and not mended and found != expected.get(sample.name) and sample.files != files:
-        return Outcome(seed, "changed", "accepted, but it now means something else", how)
-    return Outcome(seed, "read")
+        return ReadResult(seed, "changed", "accepted, but it now means something else", how)
+    return ReadResult(seed, "read")
 
 
-def outcomes(kind: Any, samples: Path, world: Path, folder: Path, seeds: Sequence[int]) -> Iterator[Outcome]:
+def read_results(kind: Any, samples: Path, world: Path, folder: Path, seeds: Sequence[int]) -> Iterator[ReadResult]:
     """What becomes of every seed, in processes of many seeds each; one that dies is followed by another one."""
     left = list(seeds)
     while left:
@@ -119,11 +119,11 @@ def outcomes(kind: Any, samples: Path, world: Path, folder: Path, seeds: Sequenc
         begun: int | None = None
         try:
             while (said := _next(ours, process)) is not None:
-                begun, outcome = said
-                if outcome is not None:
+                begun, result = said
+                if result is not None:
                     left.remove(begun)
                     begun = None
-                    yield outcome
+                    yield result
             process.join(20)
         except (EOFError, TimeoutError) as e:
             process.kill() if isinstance(e, TimeoutError) else process.join(20)
@@ -133,7 +133,7 @@ def outcomes(kind: Any, samples: Path, world: Path, folder: Path, seeds: Sequenc
             left.remove(begun)
             ends = "hang" if isinstance(e, TimeoutError) else f"the process ended with status {process.exitcode}"
             how = damaged(begun, kind, pickle.loads(samples.read_bytes()))[2]  # noqa: S301
-            yield Outcome(begun, ends, ends, how)
+            yield ReadResult(begun, ends, ends, how)
         finally:
             process.close()
             ours.close()
@@ -176,11 +176,11 @@ def torture(torturer: Torturer, report: Report, *, seeds: Sequence[int], only: S
         samples.write_bytes(pickle.dumps(kind.samples(torturer.world)))
         share = seeds if len(seeds) == 1 else range(seeds[0], seeds[0] + max(1, round(len(seeds) * kind.weight / total)))
         found: dict[str, int] = {}
-        for outcome in outcomes(kind, samples, torturer.world, torturer.box.folder / kind.name, share):
-            found[outcome.verdict] = found.get(outcome.verdict, 0) + 1
+        for result in read_results(kind, samples, torturer.world, torturer.box.folder / kind.name, share):
+            found[result.verdict] = found.get(result.verdict, 0) + 1
             report.counts["mutations"] += 1
-            report.counts[outcome.verdict if outcome.verdict in ("read", "refused") else "wrong"] += 1
-            if outcome.what:
-                report.fail(outcome.seed, outcome.what, f"{kind.name}, {outcome.how}", chosen=f"--only {kind.name}")
+            report.counts[result.verdict if result.verdict in ("read", "refused") else "wrong"] += 1
+            if result.what:
+                report.fail(result.seed, result.what, f"{kind.name}, {result.how}", chosen=f"--only {kind.name}")
         report.note(f"{kind.name}: {found} in {time.monotonic() - begun:.0f} s")
     torturer.check_inputs()

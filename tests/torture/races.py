@@ -38,7 +38,7 @@ def plan(seed: int, cases: Sequence[Case]) -> Race:
 
 
 def race(torturer: Torturer, planned: Race, report: Report) -> None:
-    """Carry it out.
+    """Run it.
 
     ``writers``: two runs make one output, of different inputs; one is held. ``replacing``: the same with ``--overwrite``, over a
     third. ``reader``: a run that replaces an output is held while another reads it. ``reader-held``: a reader is held while a run
@@ -63,7 +63,7 @@ def race(torturer: Torturer, planned: Race, report: Report) -> None:
         known = torturer.runs_recorded()
         with torturer.begin(case, *options) as one:
             held = advance(one, point)
-            where = f"held before call {point}, {held or 'which was not reached'}"
+            where = f"held before call {point}, {held or 'which did not occur'}"
             try:
                 if planned.kind == "reader":
                     _reads_one_state(torturer, case, strict=True)

@@ -42,7 +42,7 @@ def vectors_of(rows: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
 
 
 def make_tables(folder: Path) -> None:
-    """Collections, texts, judgements, labels, ids."""
+    """Collections, texts, judgments, labels, ids."""
     x, y = vectors_of(ROWS)
     ids = [f"d{i:04d}" for i in range(ROWS)]
     pq.write_table(table_of(ids, x, "old", n=list(range(ROWS))), folder / "old.parquet", row_group_size=400)

@@ -41,7 +41,7 @@ def folder(data, tmp_path, monkeypatch):
     return tmp_path
 
 
-def told(*arguments, status=0):
+def run_json(*arguments, status=0):
     done = CliRunner().invoke(main, [*arguments, "--json"])
     assert done.exit_code == status, done.output
     return json.loads(done.stdout) if status == 0 else done.stderr
@@ -61,12 +61,12 @@ def same_map(one, other):
 
 @pytest.mark.parametrize("kept", [[], ["--moments", "m.moments.safetensors"]], ids=["rows", "moments"])
 @pytest.mark.parametrize("options", [["--method", "auto"], ["--method", "ridge", "--for", "decode", "--seed", "3"]], ids=str)
-def test_each_way_is_as_if_fitted_alone(kept, options):
+def test_each_direction_is_as_if_fitted_alone(kept, options):
     options = [*options, "--test-size", "0.4"]
-    found = told("fit", OLD, NEW, "-o", "there.safetensors", "--reverse-output", "back.safetensors", *options, *kept)
-    alone = told("fit", OLD, NEW, "-o", "alone.safetensors", *options)
+    found = run_json("fit", OLD, NEW, "-o", "there.safetensors", "--reverse-output", "back.safetensors", *options, *kept)
+    alone = run_json("fit", OLD, NEW, "-o", "alone.safetensors", *options)
     role = [] if "decode" in options else ["--for", "queries"]  # the reverse map is for the other side of a search
-    back = told("fit", NEW, OLD, "-o", "alone-back.safetensors", *options, *role)
+    back = run_json("fit", NEW, OLD, "-o", "alone-back.safetensors", *options, *role)
     assert alone["reverse"] is None
     for way, wanted in ((found, alone), (found["reverse"], back)):
         assert set(way) - {"seconds", "reverse"} == set(wanted) - {"seconds", "reverse"}
@@ -75,26 +75,26 @@ def test_each_way_is_as_if_fitted_alone(kept, options):
         same_map(eb.LinearMap.load(way["map"]), eb.LinearMap.load(wanted["map"]))
 
 
-def test_moments_for_both_ways_grow_and_shrink():
+def test_moments_for_both_directions_grow_and_shrink():
     first, second = (OLD, "new-1.parquet"), (OLD, "new-2.parquet")
     rotation = ["--method", "rotation"]
-    told("fit", *first, "-o", "a", "--reverse-output", "a-back", "--moments", "1.moments.safetensors", *rotation)
+    run_json("fit", *first, "-o", "a", "--reverse-output", "a-back", "--moments", "1.moments.safetensors", *rotation)
     update = ["--update", "1.moments.safetensors", "--moments", "2.moments.safetensors"]
-    grown = told("fit", *second, "-o", "b", "--reverse-output", "b-back", *update)
-    told("fit", OLD, NEW, "-o", "all", "--reverse-output", "all-back")
+    grown = run_json("fit", *second, "-o", "b", "--reverse-output", "b-back", *update)
+    run_json("fit", OLD, NEW, "-o", "all", "--reverse-output", "all-back")
     for one, other in (("b", "all"), ("b-back", "all-back")):
         one, other = eb.LinearMap.load(one), eb.LinearMap.load(other)
         assert one.record.method == other.record.method
         np.testing.assert_allclose(one.coef, other.coef, rtol=0, atol=1e-6)
     assert grown["anchors"] == grown["reverse"]["anchors"]
     # Full moments serve one way too.
-    told("fit", *second, "-o", "c", "--update", "2.moments.safetensors", "--remove", *rotation)
-    told("fit", *second, "-o", "d", "--reverse-output", "d-back", "--update", "2.moments.safetensors", "--remove", *rotation)
+    run_json("fit", *second, "-o", "c", "--update", "2.moments.safetensors", "--remove", *rotation)
+    run_json("fit", *second, "-o", "d", "--reverse-output", "d-back", "--update", "2.moments.safetensors", "--remove", *rotation)
     for one, other in (("c", "a"), ("d", "a"), ("d-back", "a-back")):
         np.testing.assert_allclose(eb.LinearMap.load(one).coef, eb.LinearMap.load(other).coef, rtol=0, atol=1e-5)
 
 
-def test_folds_turned_round_are_folds_of_what_is_turned_round():
+def test_reversed_folds_are_folds_of_reversed_anchors():
     anchors = planted_anchors(300, 6, 9, noise=0.3)
     one, other = anchors.folds(full=True).reversed(), anchors.reversed().folds()
     assert one.full
@@ -110,10 +110,10 @@ def test_folds_turned_round_are_folds_of_what_is_turned_round():
         other.reversed()
 
 
-def test_moments_of_one_way_are_refused_before_any_work(folder):
-    told("fit", OLD, NEW, "-o", "a", "--moments", "1.moments.safetensors", "--method", "rotation")
+def test_moments_of_one_direction_are_refused_before_any_work(folder):
+    run_json("fit", OLD, NEW, "-o", "a", "--moments", "1.moments.safetensors", "--method", "rotation")
     before = set(os.listdir(folder))
-    message = told("fit", OLD, NEW, "-o", "b", "--reverse-output", "back", "--update", "1.moments.safetensors", status=1)
+    message = run_json("fit", OLD, NEW, "-o", "b", "--reverse-output", "back", "--update", "1.moments.safetensors", status=1)
     assert "only the diagonal of Syy" in message
     assert "--reverse-output" in message
     assert set(os.listdir(folder)) == before
@@ -131,7 +131,7 @@ def test_outputs_are_checked_before_any_work(folder, outputs, message, monkeypat
     (folder / "there").write_bytes(b"kept")
     before = set(os.listdir(folder))
     monkeypatch.setattr(eb, "match", lambda *_, **__: pytest.fail("work was done"))
-    assert message in told("fit", OLD, NEW, *outputs, "--no-catalog", status=1)
+    assert message in run_json("fit", OLD, NEW, *outputs, "--no-catalog", status=1)
     assert set(os.listdir(folder)) == before
     assert (folder / "there").read_bytes() == b"kept"
 
@@ -147,12 +147,12 @@ def test_where_one_cannot_be_written_none_is(folder, monkeypatch):
     to_file = eb.LinearMap.to_file
     monkeypatch.setattr(eb.LinearMap, "to_file", fail)
     options = ["--moments", "m.moments.safetensors", "--method", "rotation", "--no-catalog"]
-    assert "its disk is full" in told("fit", OLD, NEW, "-o", "a", "--reverse-output", "b", *options, status=1)
+    assert "its disk is full" in run_json("fit", OLD, NEW, "-o", "a", "--reverse-output", "b", *options, status=1)
     assert set(os.listdir(folder)) == before
 
 
 def test_the_catalog_has_each_map_with_its_own_record():
-    found = told("fit", OLD, NEW, "-o", "there", "--reverse-output", "back", "--catalog", "c.duckdb", "--for", "decode")
+    found = run_json("fit", OLD, NEW, "-o", "there", "--reverse-output", "back", "--catalog", "c.duckdb", "--for", "decode")
     catalog = Catalog("c.duckdb")
     rows = catalog.sql("SELECT * FROM translator ORDER BY source_space")
     for row, way in zip(rows, (found, found["reverse"]), strict=True):
@@ -166,7 +166,7 @@ def test_the_catalog_has_each_map_with_its_own_record():
     assert {edge["from_path"] for edge in catalog.lineage("back")} == {os.path.abspath(OLD), os.path.abspath(NEW)}
 
 
-def test_a_record_too_few_is_refused():
+def test_a_missing_record_is_refused():
     spaces = {"space": Space("new", 3), "source_space": Space("old", 2)}
     maps = tuple(Artifact("map", name, name, "map", **spaces) for name in ("a", "b"))
     catalog = Catalog("c.duckdb")
@@ -175,16 +175,16 @@ def test_a_record_too_few_is_refused():
     assert not os.path.exists("c.duckdb")
 
 
-def test_an_index_of_the_old_space_takes_queries_by_the_way_back():
-    told("fit", OLD, NEW, "-o", "there", "--reverse-output", "back", "--method", "ridge")
+def test_an_index_of_the_old_space_takes_queries_through_the_reverse_map():
+    run_json("fit", OLD, NEW, "-o", "there", "--reverse-output", "back", "--method", "ridge")
     queries, back = eb.open("queries.parquet"), eb.LinearMap.load("back")
     index = eb.build_index(eb.open(OLD), "old.faiss", "Flat")
     _, hits = eb.search(index, queries, 5, via=back)
     ids, rows = eb.open(OLD).read()
-    asked = back.apply(queries.read()[1])
-    scores = asked / np.linalg.norm(asked, axis=1, keepdims=True) @ (rows / np.linalg.norm(rows, axis=1, keepdims=True)).T
+    searched = back.apply(queries.read()[1])
+    scores = searched / np.linalg.norm(searched, axis=1, keepdims=True) @ (rows / np.linalg.norm(rows, axis=1, keepdims=True)).T
     wanted = np.take_along_axis(scores, np.argsort(-scores, axis=1)[:, :5], 1)
     np.testing.assert_allclose(hits.scores, wanted, atol=1e-5)
     assert (hits.ids[:, 0] == ids[scores.argmax(1)]).mean() > 0.99  # a near tie may fall either way
-    told("search", "old.faiss", "queries.parquet", "--via", "back", "-o", "hits.parquet", "-k", "5")
+    run_json("search", "old.faiss", "queries.parquet", "--via", "back", "-o", "hits.parquet", "-k", "5")
     assert pq.read_metadata("hits.parquet").num_rows > 0

@@ -70,7 +70,7 @@ def least_squares_weight(anchors):
     ],
     ids=lambda value: getattr(value, "__name__", str(value)),
 )
-def test_bridge_meets_its_three_ends(bridge, end, tolerance, p, q):
+def test_bridge_equals_its_three_limits(bridge, end, tolerance, p, q):
     anchors = textlike_anchors(100, p, q)
     moments = anchors.moments()
     expected = end.solve(moments).weight if isinstance(end, Ridge | Isometry) else end(anchors)
@@ -165,14 +165,14 @@ def folds_of(anchors, size):
     return FoldMoments(tuple(part.moments() for part in parts), tuple((part.x, part.y) for part in parts))
 
 
-def test_small_folds_still_tell_candidates_apart():
+def test_small_folds_still_distinguish_candidates():
     # Of 9 rows, a list of 8 would hold all others, whatever the map.
     folds = folds_of(planted_anchors(45, 12, 14, noise=0.5), 9)
     scores = fold_scores([Bridge(alpha, s) for alpha in ALPHAS for s in SHARES], folds, "documents")
     assert all(np.ptp(scores[:, 9 * fold : 9 * fold + 9].mean(1)) > 0 for fold in range(5))
 
 
-def test_where_folds_tell_nothing_the_safest_candidate_is_taken():
+def test_where_folds_do_not_distinguish_candidates_the_safest_is_taken():
     record = Bridge().fit(folds_of(planted_anchors(10, 12, 14), 2)).record
     assert {c.score for c in record.candidates} == {0}
     assert (record.parameters["alpha"], record.parameters["shrinkage_target_weight"]) == (ALPHAS[-1], SHARES[-1])

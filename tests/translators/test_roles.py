@@ -63,11 +63,11 @@ def test_real_queries_are_scored_over_rows_that_the_map_was_not_fitted_on(role):
         rows = drawn == number
         solved = method.solve(folds.without(number))
         if role == "queries":
-            asked, searched = queries.x @ solved.weight + solved.intercept, anchors.y[rows]
+            projected, searched = queries.x @ solved.weight + solved.intercept, anchors.y[rows]
         else:
-            asked, searched = queries.y, anchors.x[rows] @ solved.weight + solved.intercept
-        asked, searched = (side / np.linalg.norm(side, axis=1, keepdims=True) for side in (asked, searched))
-        scores[:, rows] = asked @ searched.T
+            projected, searched = queries.y, anchors.x[rows] @ solved.weight + solved.intercept
+        projected, searched = (side / np.linalg.norm(side, axis=1, keepdims=True) for side in (projected, searched))
+        scores[:, rows] = projected @ searched.T
     own, rows = (queries.x, anchors.x) if role == "queries" else (queries.y, anchors.y)
     truth, ids = (np.argsort(-one, axis=1)[:, :10] for one in (own @ rows.T, scores))
     # Every other query has a relevant row, the second nearest to it; one has a document that is no anchor, too.
@@ -173,7 +173,7 @@ def test_where_a_rotation_is_the_truth_no_kernel_is_put_on_top():
 
 @pytest.fixture(scope="module")
 def sample():
-    """1,000 anchors, the other 2,000 rows, and queries with their judgements, of the bundled sample."""
+    """1,000 anchors, the other 2,000 rows, and queries with their judgments, of the bundled sample."""
     shared = eb.match(*(eb.open(eb.sample_path(name)) for name in ("minilm", "mpnet")))
     queries = eb.match(*(eb.open(eb.sample_path(f"{name}.queries")) for name in ("minilm", "mpnet")))
     train = shared.sample(1000)
@@ -226,16 +226,16 @@ def run(*arguments, status=0):
 
 
 def test_the_verb_and_the_library_fit_one_map(files):
-    told = run(
+    reported = run(
         *files, "-o", "a", "--reverse-output", "b", "--moments", "m", "--queries", "q-old.parquet", "q-new.parquet", "--keep-affine"
     )
     old, new = (eb.open(path) for path in files)
     queries = eb.match(eb.open("q-old.parquet"), eb.open("q-new.parquet"))
     found = eb.fit_maps(old, new, keep_affine=True, reverse=True, queries=queries, keep_moments=True)
-    assert (found.forward.fingerprint, found.reverse.fingerprint) == (told["fingerprint"], told["reverse"]["fingerprint"])
-    assert (told["role"], told["reverse"]["role"], told["chosen_by"]) == ("documents", "queries", "queries")
-    assert set(told["candidates"][0]) == {"name", "parameters", "score", "standard_error"}
-    assert found.forward.record.calibrated == told["calibrated"]
+    assert (found.forward.fingerprint, found.reverse.fingerprint) == (reported["fingerprint"], reported["reverse"]["fingerprint"])
+    assert (reported["role"], reported["reverse"]["role"], reported["chosen_by"]) == ("documents", "queries", "queries")
+    assert set(reported["candidates"][0]) == {"name", "parameters", "score", "standard_error"}
+    assert found.forward.record.calibrated == reported["calibrated"]
     with pytest.raises(OutputExistsError, match="'a' exists"):
         found.save("c", reverse="a")
     with pytest.raises(OutputExistsError, match="two outputs"):
@@ -255,15 +255,15 @@ def test_the_verb_refuses_what_does_not_go_together(files):
         *files, "-o", "a", "--method", "ridge", "--queries", "q-old.parquet", "q-new.parquet", status=1
     )
     assert not Path("a").exists()
-    told = run(*files, "-o", "a", "--for", "queries", "--queries", "q-old.parquet", "q-new.parquet", "--qrels", "qrels.parquet")
-    assert (told["role"], told["chosen_by"]) == ("queries", "queries")
+    reported = run(*files, "-o", "a", "--for", "queries", "--queries", "q-old.parquet", "q-new.parquet", "--qrels", "qrels.parquet")
+    assert (reported["role"], reported["chosen_by"]) == ("queries", "queries")
     assert run(*files, "-o", "b", "--method", "rotation")["chosen_by"] is None
 
 
 # --- Solvers
 
 
-def test_a_decomposition_that_does_not_converge_is_taken_in_another_way(monkeypatch):
+def test_a_decomposition_that_does_not_converge_uses_another_driver(monkeypatch):
     matrix = np.random.default_rng(0).normal(size=(7, 5)) @ np.diag([3.0, 2, 1, 0, 0])
     svd, calls = torch.linalg.svd, []
 

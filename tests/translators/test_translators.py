@@ -90,7 +90,7 @@ def test_isometry_matches_the_total_variance_and_the_mean(p, q):
     np.testing.assert_allclose(got.mean(0), y.mean(0), rtol=0, atol=1e-9)
 
 
-def test_fewer_anchors_than_dimensions_are_told_by_the_rank():
+def test_fewer_anchors_than_dimensions_are_reported_by_the_rank():
     anchors = planted_anchors(12, 20, 24)
     found = {
         name: cls().fit(anchors).record.parameters["rank"]
@@ -146,11 +146,11 @@ def test_affine_equals_adam_on_the_rows(p, q):
     with torch.no_grad():
         for parameter in (layer.weight, layer.bias):
             parameter.uniform_(-(wide**-0.5), wide**-0.5, generator=generator)
-    optimiser = torch.optim.Adam(layer.parameters(), lr=0.01)
+    optimizer = torch.optim.Adam(layer.parameters(), lr=0.01)
     for _ in range(steps):
-        optimiser.zero_grad()
+        optimizer.zero_grad()
         torch.nn.functional.mse_loss(layer(torch.tensor(zx)), torch.tensor(zy)).backward()
-        optimiser.step()
+        optimizer.step()
     expected = layer(torch.tensor(zx)).detach().numpy()[:, :q] * std_y + mean_y
     found = Affine(learning_rate=0.01, steps=steps, seed=5).solve(anchors.moments())
     np.testing.assert_allclose(x @ found.weight + found.intercept, expected, rtol=0, atol=1e-6)
@@ -204,7 +204,7 @@ def test_under_l2_scaling_the_closed_forms_are_those_of_the_rows_as_they_are(met
     fitted = method(scaling="l2").fit(anchors)
     assert fitted.record.parameters["scaling"] == "l2"
     assert not fitted.intercept.any()
-    expected /= np.linalg.norm(expected, axis=1, keepdims=True)  # the target is normalised
+    expected /= np.linalg.norm(expected, axis=1, keepdims=True)  # the target is normalized
     np.testing.assert_allclose(fitted.apply(anchors.x), expected, rtol=0, atol=1e-4)
 
 
@@ -217,17 +217,17 @@ def test_under_l2_scaling_affine_equals_adam_on_the_rows(p, q):
     with torch.no_grad():
         for parameter in (layer.weight, layer.bias):
             parameter.uniform_(-(wide**-0.5), wide**-0.5, generator=generator)
-    optimiser = torch.optim.Adam(layer.parameters(), lr=0.01)
+    optimizer = torch.optim.Adam(layer.parameters(), lr=0.01)
     for _ in range(steps):
-        optimiser.zero_grad()
+        optimizer.zero_grad()
         torch.nn.functional.mse_loss(layer(zx), zy).backward()
-        optimiser.step()
+        optimizer.step()
     found = Affine(learning_rate=0.01, steps=steps, seed=5, scaling="l2").solve(anchors.moments())
     np.testing.assert_allclose(x @ found.weight + found.intercept, layer(zx).detach().numpy()[:, :q], rtol=0, atol=1e-6)
 
 
 @pytest.mark.parametrize("method", PAPER)
-def test_l2_scaling_needs_normalised_spaces(method):
+def test_l2_scaling_needs_normalized_spaces(method):
     with pytest.raises(ParameterError, match=r"space 'planted-source' is not normalized. Hint: fit on anchors.unit\(\)"):
         method(scaling="l2").fit(planted_anchors(60, 6, 9))
 
@@ -307,7 +307,7 @@ def test_what_fit_refuses(method, parameters, message):
         fit(planted_anchors(60, 6, 9), method, **parameters)
 
 
-def test_a_normalised_target_is_reached_by_unit_rows():
+def test_a_normalized_target_gets_unit_rows():
     anchors = planted_anchors(60, 6, 9)
     target = Space("unit", 9, Metric.COSINE, normalized=True)
     anchors = dataclasses.replace(anchors, y=anchors.y / np.linalg.norm(anchors.y, axis=1, keepdims=True), target=target)

@@ -49,7 +49,7 @@ class CollectionWriter:
     lineage : dict
         Fingerprints of its inputs, written as ``embridge.lineage``.
     provenance : Provenance, optional
-        Written as ``embridge.mixture``.
+        Written as ``embridge.provenance``.
     dtype : {"float32", "float16"}
     compact : bool
         Byte stream split and zstd 1 for float32 vectors; float16 is not split, since DuckDB cannot read it.

@@ -37,8 +37,8 @@ def test_rows_that_cannot_be_translated_are_left_out_and_listed(tmp_path, out):
     assert listing(out.parent) == []
     result = CliRunner().invoke(main, [*line, "--json", "--no-catalog", "--on-bad", "skip"])
     assert result.exit_code == 0, result.output
-    told = json.loads(result.stdout)
-    assert (told["rows"], told["skipped"]) == (2, 7)
+    reported = json.loads(result.stdout)
+    assert (reported["rows"], reported["skipped"]) == (2, 7)
     made = pq.read_table(target)
     assert made.select(["id", "n"]).to_pylist() == [{"id": "a", "n": 0}, {"id": "f", "n": 5}]
     np.testing.assert_allclose(np.stack(made["vector"].to_numpy()), translation.apply(np.float32([[1, 2], [3, 4]])), atol=1e-5)

@@ -147,7 +147,7 @@ def test_an_error_ends_the_other_files_at_their_next_row_group(shards, out):
     assert journal.rows_done(out.parent / "new.partial" / "b.parquet") < 2500
 
 
-def test_a_folder_is_replaced_only_when_told(shards, out):
+def test_a_folder_is_replaced_only_with_overwrite(shards, out):
     eb.convert(eb.open(shards.path), map_between(seed=6), out)
     pq.write_table(table_of(["s"], np.ones((1, P), np.float32), n=[0]), shards.path / "stale.parquet")
     eb.convert(eb.open(shards.path), map_between(seed=6), out, overwrite=True)

@@ -138,10 +138,10 @@ class Failing(io.FileIO):
 
 
 @pytest.mark.parametrize(
-    ("error", "told"), [(OSError("the cable was pulled"), UnreadableFileError), (KeyboardInterrupt(), KeyboardInterrupt)]
+    ("error", "raised"), [(OSError("the cable was pulled"), UnreadableFileError), (KeyboardInterrupt(), KeyboardInterrupt)]
 )
 @pytest.mark.parametrize("source", ["shards/a.parquet", "shards"])
-def test_an_upload_that_fails_leaves_no_object_and_is_done_again(remote, monkeypatch, error, told, source):
+def test_an_upload_that_fails_leaves_no_object_and_is_done_again(remote, monkeypatch, error, raised, source):
     monkeypatch.setattr(locations, "_PART", 1000)
     before = remote.names()
     collection = eb.open(remote.shards.path.parent / source)
@@ -149,7 +149,7 @@ def test_an_upload_that_fails_leaves_no_object_and_is_done_again(remote, monkeyp
     with monkeypatch.context() as broken:
         fails = lambda path, mode: Failing(path, mode, error) if path.suffix == ".parquet" else open(path, mode)  # noqa: E731, SIM115
         broken.setattr(locations, "open", fails, raising=False)
-        with pytest.raises(told):
+        with pytest.raises(raised):
             eb.convert(collection, map_between(), target)
     begun = ["out/new/_embridge.json"] if source == "shards" else []  # which objects are ours, if a later run finds them
     assert remote.names() == sorted([*before, *begun])
@@ -186,7 +186,7 @@ def test_bad_rows_are_listed_beside_the_object(remote, source):
     assert f"{name}.bad.parquet" not in remote.names()
 
 
-def test_an_object_is_replaced_only_when_told_and_never_the_source(remote):
+def test_an_object_is_replaced_only_with_overwrite_and_never_the_source(remote):
     source = eb.open(remote.uri("shards/a.parquet"))
     before = remote.get("shards/a.parquet")
     for overwrite in (False, True):
@@ -202,7 +202,7 @@ def test_an_object_is_replaced_only_when_told_and_never_the_source(remote):
     assert eb.open(remote.uri("out/new.parquet")).space == NEW
 
 
-def test_a_bucket_that_is_not_there_is_told(remote):
+def test_a_missing_bucket_is_reported(remote):
     target = remote.uri("x").replace("s3://b", "s3://nobucket")
     with pytest.raises(EmbridgeError, match="nobucket"):
         eb.convert(eb.open(remote.shards.path / "a.parquet"), map_between(), target)
@@ -265,7 +265,7 @@ def test_a_remote_output_needs_a_key(shards, name):
 
 
 @pytest.mark.parametrize("plant", ["link", "open"])
-def test_a_staging_folder_of_somebody_else_is_not_used(remote, tmp_path, monkeypatch, plant):
+def test_a_staging_folder_of_another_user_is_not_used(remote, tmp_path, monkeypatch, plant):
     """Its name can be predicted, and the folder of temporary files is everybody's."""
     made = []
     mkdir = os.mkdir

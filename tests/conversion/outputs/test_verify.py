@@ -156,7 +156,7 @@ def test_a_conversion_that_wrote_something_else_is_found_at_once(tmp_path, out, 
     assert not out.with_suffix(".parquet").exists()
 
 
-def test_verify_tells_on_the_command_line(made):
+def test_verify_reports_on_the_command_line(made):
     made.translation.save(made.at / "map.safetensors")
     line = [
         "verify",
@@ -170,8 +170,8 @@ def test_verify_tells_on_the_command_line(made):
     ]
     result = CliRunner().invoke(main, line)
     assert result.exit_code == 0, result.output
-    told = json.loads(result.stdout)
-    assert (told["rows"], told["compared"]) == (ROWS, ROWS)
+    reported = json.loads(result.stdout)
+    assert (reported["rows"], reported["compared"]) == (ROWS, ROWS)
     rewritten(made.path, swap_ids)
     result = CliRunner().invoke(main, line)
     assert result.exit_code == 1

@@ -13,7 +13,7 @@ from tests.conversion.resume.support import GROUP_BYTES, ROWS, P, map_between, t
 
 
 @pytest.fixture
-def job(tmp_path, monkeypatch):
+def case(tmp_path, monkeypatch):
     """A source of fifty row groups with bad rows here and there, a map, and a folder for the output."""
     monkeypatch.setattr(writer, "GROUP_BYTES", GROUP_BYTES)
     rng = np.random.default_rng(0)

@@ -41,8 +41,8 @@ def stopped_after(rows):
     return progress
 
 
-def interrupt(job, rows=ROWS // 2, **options):
+def interrupt(case, rows=ROWS // 2, **options):
     """Leave an unfinished output; how many rows of the source are in it."""
     with pytest.raises(KeyboardInterrupt):
-        job.convert(progress=stopped_after(rows), **options)
-    return journal.rows_done(job.out)
+        case.convert(progress=stopped_after(rows), **options)
+    return journal.rows_done(case.out)

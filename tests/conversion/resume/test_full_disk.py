@@ -43,15 +43,15 @@ def disk(tmp_path):
 
 
 @pytest.fixture
-def heavy(job):
+def heavy(case):
     """A source whose other columns are what fills a disk."""
     rng = np.random.default_rng(0)
     text = [rng.bytes(1000) for _ in range(ROWS)]
-    pq.write_table(table_of(range(ROWS), rng.normal(size=(ROWS, P)), text=text), job.folder / "heavy.parquet")
-    return job
+    pq.write_table(table_of(range(ROWS), rng.normal(size=(ROWS, P)), text=text), case.folder / "heavy.parquet")
+    return case
 
 
-def test_a_disk_that_fills_is_told_and_the_run_goes_on_when_there_is_room(heavy, disk):
+def test_a_full_disk_is_reported_and_the_run_continues_when_there_is_room(heavy, disk):
     out = disk.path / "new.parquet"
     with pytest.raises(DiskFullError, match=r"is full; (\d+) rows are done and kept\. Hint: free some and run again with --resume"):
         heavy.convert("heavy.parquet", out)
@@ -76,8 +76,8 @@ def test_a_disk_without_room_for_one_row_group_is_left_empty(heavy, disk, monkey
 
 
 @pytest.mark.parametrize("call", [1, 2, 3, 20])
-def test_a_disk_that_fills_as_it_is_flushed(job, monkeypatch, call):
-    """Some file systems tell only then."""
+def test_a_disk_that_fills_as_it_is_flushed(case, monkeypatch, call):
+    """Some file systems report it only then."""
     flush, calls = os.fdatasync, []
 
     def full(number):
@@ -86,36 +86,36 @@ def test_a_disk_that_fills_as_it_is_flushed(job, monkeypatch, call):
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         flush(number)
 
-    job.convert(out=job.folder / "once.parquet")
+    case.convert(out=case.folder / "once.parquet")
     monkeypatch.setattr(os, "fdatasync", full)
     with pytest.raises(DiskFullError, match="is full"):
-        job.convert()
-    job.convert(resume=True)
-    assert job.out.read_bytes() == (job.folder / "once.parquet").read_bytes()
-    assert listing(job.out.parent) == ["new.parquet"]
+        case.convert()
+    case.convert(resume=True)
+    assert case.out.read_bytes() == (case.folder / "once.parquet").read_bytes()
+    assert listing(case.out.parent) == ["new.parquet"]
 
 
-@pytest.mark.parametrize(("dtype", "needed"), [("float32", 4 * ROWS * Q), ("float16", 2 * ROWS * Q)])
-def test_an_output_without_room_is_not_begun(job, monkeypatch, dtype, needed):
+@pytest.mark.parametrize(("dtype", "required"), [("float32", 4 * ROWS * Q), ("float16", 2 * ROWS * Q)])
+def test_an_output_without_room_is_not_begun(case, monkeypatch, dtype, required):
     def room(free):
         monkeypatch.setattr(file.os, "statvfs", lambda path: SimpleNamespace(f_bavail=free, f_frsize=1))
 
-    room(needed - 1)
+    room(required - 1)
     with pytest.raises(DiskFullError, match=r"needs about 0\.00 GB, but 0\.00 GB are free there\. Hint: .*--dtype float16"):
-        job.convert(dtype=dtype)
-    assert listing(job.out.parent) == []
-    room(needed)
-    interrupt(job, dtype=dtype)
-    room(needed - journal.partial_path(job.out).stat().st_size)  # what is there already needs no room
-    job.convert(dtype=dtype, resume=True)
+        case.convert(dtype=dtype)
+    assert listing(case.out.parent) == []
+    room(required)
+    interrupt(case, dtype=dtype)
+    room(required - journal.partial_path(case.out).stat().st_size)  # what is there already needs no room
+    case.convert(dtype=dtype, resume=True)
 
 
-def test_an_error_of_the_disk_other_than_full_is_told_as_it_is(job, monkeypatch):
+def test_a_disk_error_other_than_full_is_reported_unchanged(case, monkeypatch):
     def broken(number):
         raise OSError(errno.EIO, os.strerror(errno.EIO))
 
     monkeypatch.setattr(os, "fdatasync", broken)
     with pytest.raises(OSError, match="Input/output error") as caught:
-        job.convert()
+        case.convert()
     assert not isinstance(caught.value, DiskFullError)
-    assert listing(job.out.parent) == []
+    assert listing(case.out.parent) == []

@@ -106,26 +106,26 @@ def ends(*arguments, **options):
     ],
     ids=["float32", "compact", "float16", "skip"],
 )
-def test_killed_at_random_moments_and_resumed(job, name, options):
+def test_killed_at_random_moments_and_resumed(case, name, options):
     """Thirteen kills for each of four ways to convert; the run that goes on with one is often killed as well."""
-    once = job.folder / "once" / "new.parquet"
+    once = case.folder / "once" / "new.parquet"
     once.parent.mkdir()
-    assert ends(job.folder / name, job.map, once, *options) == 0
+    assert ends(case.folder / name, case.map, once, *options) == 0
     expected = {path.name: path.read_bytes() for path in once.parent.iterdir()}
     assert set(expected) == {"new.parquet", *(["new.parquet.bad.parquet"] if "skip" in options else [])}
     moments, kills, halfway = random.Random(name + str(options)), 0, 0
     while kills < 13:
         for _ in range(moments.randint(1, 4)):
-            with converting(job.folder / name, job.map, job.out, *options, "--resume") as process:
-                at_random(process, job.out, moments)
+            with converting(case.folder / name, case.map, case.out, *options, "--resume") as process:
+                at_random(process, case.out, moments)
                 process.kill()
                 process.join()
                 kills += process.exitcode == -signal.SIGKILL
-            halfway += 0 < groups_done(job.out) < GROUPS
-            assert not job.out.exists() or job.out.read_bytes() == expected["new.parquet"]
-        assert ends(job.folder / name, job.map, job.out, *options, "--resume") == 0
-        assert {path.name: path.read_bytes() for path in job.out.parent.iterdir()} == expected
-        for path in job.out.parent.iterdir():
+            halfway += 0 < groups_done(case.out) < GROUPS
+            assert not case.out.exists() or case.out.read_bytes() == expected["new.parquet"]
+        assert ends(case.folder / name, case.map, case.out, *options, "--resume") == 0
+        assert {path.name: path.read_bytes() for path in case.out.parent.iterdir()} == expected
+        for path in case.out.parent.iterdir():
             path.unlink()
     assert halfway > 6  # most of them in the midst of the work, however fast the machine is
 
@@ -139,15 +139,15 @@ REPLACED |= {("folder.py", name) for name in ("convert_folder", "_discard", "_be
 
 
 @pytest.fixture
-def small(job):
+def small(case):
     """A source of two row groups and a folder of three files, some bad rows in each."""
-    whole = pq.read_table(job.holes)
-    first = int(job.bad[0])
-    pq.write_table(whole.slice(first - 20, 2 * GROUP_ROWS), job.folder / "small.parquet")
-    (job.folder / "shards" / "b").mkdir(parents=True)
+    whole = pq.read_table(case.holes)
+    first = int(case.bad[0])
+    pq.write_table(whole.slice(first - 20, 2 * GROUP_ROWS), case.folder / "small.parquet")
+    (case.folder / "shards" / "b").mkdir(parents=True)
     for start, name in zip((first - 5, 400, 600), ("a.parquet", "b/a.parquet", "c.parquet"), strict=True):
-        pq.write_table(whole.slice(start, GROUP_ROWS + 2), job.folder / "shards" / name)
-    return job
+        pq.write_table(whole.slice(start, GROUP_ROWS + 2), case.folder / "shards" / name)
+    return case
 
 
 @pytest.mark.parametrize(
@@ -208,20 +208,20 @@ def test_killed_before_every_step_of_replacing_a_folder(small):
 # Other processes and signals
 
 
-def test_two_processes_do_not_write_one_output(job):
-    with converting(job.source, job.map, job.out) as process:
-        while not groups_done(job.out):
+def test_two_processes_do_not_write_one_output(case):
+    with converting(case.source, case.map, case.out) as process:
+        while not groups_done(case.out):
             time.sleep(0.001)
         os.kill(process.pid, signal.SIGSTOP)
-        before = {p: (job.out.parent / p).read_bytes() for p in listing(job.out.parent)}
+        before = {p: (case.out.parent / p).read_bytes() for p in listing(case.out.parent)}
         for options in ({}, {"resume": True}, {"overwrite": True}):
             with pytest.raises(InterruptedOutputError, match="Another process is writing"):
-                job.convert(**options)
-        assert {p: (job.out.parent / p).read_bytes() for p in listing(job.out.parent)} == before
+                case.convert(**options)
+        assert {p: (case.out.parent / p).read_bytes() for p in listing(case.out.parent)} == before
         os.kill(process.pid, signal.SIGCONT)
         process.join(60)
         assert process.exitcode == 0
-    assert eb.verify(job.out, source=eb.open(job.source), translation=map_between()).compared == ROWS
+    assert eb.verify(case.out, source=eb.open(case.source), translation=map_between()).compared == ROWS
 
 
 @pytest.fixture(params=[signal.SIG_IGN, signal.default_int_handler], ids=["ignored", "handled"])
