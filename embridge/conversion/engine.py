@@ -10,6 +10,7 @@ from typing import Any, Literal
 import numpy as np
 import torch
 
+from embridge.conversion.identity import Identity
 from embridge.errors import BadVectorsError, MapError, ParameterError
 from embridge.maps import KernelMap, Map
 
@@ -42,7 +43,7 @@ class TranslateOptions:
     id_column: str = "id"
     vector_column: str = "vector"
 
-    def check(self, translation: Map) -> None:
+    def check(self, translation: Map | Identity) -> None:
         """Check that the options are valid and that the map supports them.
 
         Raises

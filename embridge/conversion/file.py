@@ -8,20 +8,16 @@ from pathlib import Path
 
 import numpy as np
 
-from embridge.conversion.engine import Engine
 from embridge.conversion.journal import Journal, bad_rows_of, discard, open_journal, rows_done
 from embridge.conversion.log import partial_path
-from embridge.conversion.pipeline import Bad, Group, row_groups, translate_groups
-from embridge.conversion.schedule import schedule
+from embridge.conversion.pipeline import Bad, Group, translate_rows
 from embridge.conversion.task import Task
 from embridge.conversion.verify import Sample, check_sample
-from embridge.device import free_memory
 from embridge.errors import BadIdsError, BadVectorsError, DiskFullError, MissingFileError, OutputError, OutputExistsError, n_rows
 from embridge.files import fingerprint, writing
 from embridge.records import Conversion
 from embridge.stores.parquet.writer import CollectionWriter
 from embridge.tables.rejected import is_bad_rows, write_bad_rows
-from embridge.types import Metric
 
 
 def convert_file(task: Task, target: Path, *, bad_path: Path | None = None, may_be_empty: bool = False) -> Conversion:
@@ -96,10 +92,10 @@ def check_bad_rows(path: Path) -> None:
 
 def _write_groups(task: Task, journal: Journal, sample: Sample) -> list[Bad]:
     """Write every row group that is not yet in the journal, and the footer; returns the rows left out."""
-    source, translation = task.source, task.translation
+    source = task.source
     writer = CollectionWriter(
         journal.file,
-        translation.target,
+        task.translation.target,
         source.id_type,
         source.payload_schema,
         columns=(source.id_column, source.vector_column),
@@ -110,19 +106,6 @@ def _write_groups(task: Task, journal: Journal, sample: Sample) -> list[Bad]:
         confidence=task.confidence,
         metadata=source.metadata,
     )
-    held = schedule(
-        free_bytes=free_memory(),
-        group_rows=writer.group_rows,
-        dim_source=source.stated_space.dim,
-        dim_target=translation.target.dim,
-        itemsize=writer.dtype.itemsize,
-        devices=len(task.devices),
-        cuda_bytes=min(free_memory(device) for device in task.devices) if task.devices[0].type == "cuda" else 0,
-    )
-    options = {"precision": task.options.precision, "coverage": task.options.confidence}
-    engines = [Engine(translation, device, held.chunk_rows, **options) for device in task.devices]
-    group_rows = min(writer.group_rows, len(source))
-    buffers = [np.empty((group_rows, translation.target.dim), writer.dtype) for _ in range(held.buffers)]
     bad = bad_rows_of(journal.entries)
     start = journal.entries[-1].read if journal.entries else 0
 
@@ -135,9 +118,7 @@ def _write_groups(task: Task, journal: Journal, sample: Sample) -> list[Bad]:
         if task.progress is not None:
             task.progress(group.read, len(source))
 
-    groups = row_groups(source, writer.group_rows, task.batch_rows or held.batch_rows, start=start, on_bad=task.on_bad)
-    zero_is_bad = translation.target.metric == Metric.COSINE
-    translate_groups(groups, engines, buffers, write, source.name, zero_is_bad=zero_is_bad)
+    translate_rows(task, writer.group_rows, write, start=start)
     writer.close()
     return bad
 

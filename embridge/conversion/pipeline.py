@@ -14,7 +14,12 @@ from typing import Any, TypeVar
 import numpy as np
 
 from embridge.conversion.engine import Engine, check_translated
+from embridge.conversion.identity import CopyEngine, Identity
+from embridge.conversion.schedule import schedule
+from embridge.conversion.task import Task
+from embridge.device import free_memory
 from embridge.stores import Batch, Collection
+from embridge.types import Metric
 
 Bad = tuple[int, Any, str]
 Item = TypeVar("Item")
@@ -43,10 +48,19 @@ class Group:
     errors: np.ndarray | None = None
 
 
-def row_groups(source: Collection, group_rows: int, batch_rows: int, *, start: int = 0, on_bad: str = "stop") -> Iterator[Group]:
-    """Cut the rows of a collection, from position `start` on, into row groups of the output.
+def row_groups(
+    source: Collection,
+    group_rows: int,
+    batch_rows: int,
+    *,
+    start: int = 0,
+    after: str | int | None = None,
+    on_bad: str = "stop",
+) -> Iterator[Group]:
+    """Cut the rows of a collection, from position `start` or from the row after the id `after` on, into row groups of the output.
 
-    Groups depend on the rows alone, not on the batches they are read in. If only bad rows remain, the last group is empty.
+    After an id, positions count from the first row behind it. Groups depend on the rows alone, not on the batches they are read
+    in. If only bad rows remain, the last group is empty.
 
     Raises
     ------
@@ -54,8 +68,11 @@ def row_groups(source: Collection, group_rows: int, batch_rows: int, *, start: i
         With ``stop``: rows that cannot be translated. With ``skip`` they are left out, and listed.
     """
     group = Group()
+    seen = start
     bad: list[Bad] = []
-    for batch in source.batches(batch_rows, payload=True, row_filter=lambda _, stop: stop > start, validate=on_bad != "skip"):
+    options = {"payload": True, "row_filter": lambda _, stop: stop > start, "validate": on_bad != "skip", "after": after}
+    for batch in source.batches(batch_rows, **options):
+        seen = batch.start + len(batch)
         rows = np.arange(max(start - batch.start, 0), len(batch))
         if on_bad == "skip" and (reasons := source.unusable(batch)):
             bad += [(batch.start + row, batch.ids[row].as_py(), reasons[row]) for row in rows.tolist() if row in reasons]
@@ -71,7 +88,7 @@ def row_groups(source: Collection, group_rows: int, batch_rows: int, *, start: i
                 yield group
                 group = Group()
     if group.rows or bad:
-        group.read, group.bad = len(source), bad
+        group.read, group.bad = seen, bad
         yield group
 
 
@@ -115,7 +132,7 @@ def readahead(items: Iterator[Item], depth: int = 1) -> Generator[Item, None, No
 
 def translate_groups(
     groups: Iterator[Group],
-    engines: Sequence[Engine],
+    engines: Sequence[Engine | CopyEngine],
     buffers: Sequence[np.ndarray],
     write: Callable[[Group, np.ndarray], None],
     where: str,
@@ -129,7 +146,7 @@ def translate_groups(
     Parameters
     ----------
     groups : iterator of Group
-    engines : sequence of Engine
+    engines : sequence of Engine or CopyEngine
         One a device.
     buffers : sequence of ndarray of shape (group_rows, dim_target)
         Memory that row groups are translated into; it is reused.
@@ -145,7 +162,7 @@ def translate_groups(
     BadVectorsError
         A row whose translation is zero where that is bad, or not finite.
     """
-    idle: queue.SimpleQueue[Engine] = queue.SimpleQueue()
+    idle: queue.SimpleQueue[Engine | CopyEngine] = queue.SimpleQueue()
     for engine in engines:
         idle.put(engine)
 
@@ -183,3 +200,33 @@ def translate_groups(
             for *_, done in pending:
                 done.cancel()
             raise
+
+
+def translate_rows(
+    task: Task, group_rows: int, write: Callable[[Group, np.ndarray], None], *, start: int = 0, after: str | int | None = None
+) -> None:
+    """Read, translate and write the rows of a task in groups of `group_rows`, from position `start` or after an id on.
+
+    Raises
+    ------
+    BadVectorsError, BadIdsError
+        Rows that cannot be translated.
+    """
+    source, target, dtype = task.source, task.translation.target, np.dtype(task.options.dtype)
+    held = schedule(
+        free_bytes=free_memory(),
+        group_rows=group_rows,
+        dim_source=source.stated_space.dim,
+        dim_target=target.dim,
+        itemsize=dtype.itemsize,
+        devices=len(task.devices),
+        cuda_bytes=min(free_memory(device) for device in task.devices) if task.devices[0].type == "cuda" else 0,
+    )
+    options = {"precision": task.options.precision, "coverage": task.options.confidence}
+    if isinstance(task.translation, Identity):
+        engines: Sequence[Engine | CopyEngine] = [CopyEngine()]
+    else:
+        engines = [Engine(task.translation, device, held.chunk_rows, **options) for device in task.devices]
+    buffers = [np.empty((min(group_rows, len(source)), target.dim), dtype) for _ in range(held.buffers)]
+    groups = row_groups(source, group_rows, task.batch_rows or held.batch_rows, start=start, after=after, on_bad=task.on_bad)
+    translate_groups(groups, engines, buffers, write, source.name, zero_is_bad=target.metric == Metric.COSINE)
