@@ -5,6 +5,7 @@ from __future__ import annotations
 import collections
 from abc import abstractmethod
 from collections.abc import Iterator
+from typing import ClassVar
 
 import numpy as np
 import pyarrow as pa
@@ -27,9 +28,11 @@ class ArrowCollection(DeclaredCollection):
     A store sets `path`, implements `_record_batches`, `__len__` and `fingerprint`, and calls `_describe` when it is opened.
     """
 
+    seeks: ClassVar[bool] = False  # `_record_batches` begins after an id; else ids are read to find its position
+
     @abstractmethod
-    def _record_batches(self, columns: list[str], batch_rows: int) -> Iterator[pa.RecordBatch]:
-        """All rows, in an order that stays the same; batches may have any size."""
+    def _record_batches(self, columns: list[str], batch_rows: int, after: str | int | None = None) -> Iterator[pa.RecordBatch]:
+        """All rows, or where the store `seeks` those after an id, in an order that stays the same; batches may have any size."""
 
     def _describe(
         self,
@@ -74,9 +77,25 @@ class ArrowCollection(DeclaredCollection):
     def _read(
         self, batch_rows: int, *, payload: bool, vectors: bool, row_filter: RowFilter | None, validate: bool
     ) -> Iterator[Batch]:
+        yield from self._rows_from(None, batch_rows, payload=payload, vectors=vectors, row_filter=row_filter, validate=validate)
+
+    def _read_after(self, after: str | int, batch_rows: int, *, row_filter: RowFilter | None, **options: bool) -> Iterator[Batch]:
+        read = self._rows_from if self.seeks else super()._read_after
+        yield from read(after, batch_rows, row_filter=row_filter, **options)
+
+    def _rows_from(
+        self,
+        after: str | int | None,
+        batch_rows: int,
+        *,
+        payload: bool,
+        vectors: bool,
+        row_filter: RowFilter | None,
+        validate: bool,
+    ) -> Iterator[Batch]:
         columns = [self.id_column, *([self.vector_column] if vectors else []), *(self.payload_schema.names if payload else [])]
         start = 0
-        for whole in self._record_batches(columns, batch_rows):
+        for whole in self._record_batches(columns, batch_rows, after):
             self._check_values(whole, start)
             for first in range(0, len(whole), batch_rows):
                 batch = whole.slice(first, batch_rows)

@@ -12,6 +12,7 @@ Examples
 
 from __future__ import annotations
 
+import contextlib
 import datetime
 from collections.abc import Callable
 from dataclasses import replace
@@ -261,11 +262,10 @@ def write(uri: str, ids: list[Any], vectors: np.ndarray, space: Space, payload: 
     layout = Layout(space, kind, table.schema, lineage={"source": "f" * 32}, cursor=Cursor(_PLAN))
     store, location = _store(uri), Location.parse(uri)
     store.check(location, layout)
-    writer = store.create(location, layout)
-    for start in range(0, len(ids), 33):
-        part = slice(start, start + 33)
-        others = table.slice(start, 33).to_batches()[0] if payload else None
-        batch = batch_of(ids[part], vectors[part], others)
-        writer.write(batch, layout.note(Cursor(_PLAN, ids[part][-1], start + len(batch), 0)))
-    writer.finish(layout.note(None))
-    writer.close()
+    with contextlib.closing(store.create(location, layout)) as writer:
+        for start in range(0, len(ids), 33):
+            part = slice(start, start + 33)
+            others = table.slice(start, 33).to_batches()[0] if payload else None
+            batch = batch_of(ids[part], vectors[part], others)
+            writer.write(batch, layout.note(Cursor(_PLAN, ids[part][-1], start + len(batch), 0)))
+        writer.finish(layout.note(None))

@@ -76,7 +76,7 @@ class LanceCollection(ArrowCollection):
         table.checkout(self._version)
         return table
 
-    def _record_batches(self, columns: list[str], batch_rows: int) -> Iterator[pa.RecordBatch]:
+    def _record_batches(self, columns: list[str], batch_rows: int, after: str | int | None = None) -> Iterator[pa.RecordBatch]:
         with _reading(self._location.uri):
             for batch in self._pinned().search().select(columns).to_batches(batch_rows):
                 yield batch.select(columns)

@@ -70,7 +70,7 @@ class DatasetCollection(ArrowCollection):
         with _reading(path), pa.memory_map(path) as source, pa.ipc.open_stream(source) as stream:
             return stream.schema, sum(batch.num_rows for batch in stream)
 
-    def _record_batches(self, columns: list[str], batch_rows: int) -> Iterator[pa.RecordBatch]:
+    def _record_batches(self, columns: list[str], batch_rows: int, after: str | int | None = None) -> Iterator[pa.RecordBatch]:
         self.check_unchanged()
         for path in self._paths:
             with _reading(path), pa.memory_map(path) as source, pa.ipc.open_stream(source) as stream:
