@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
+import logging
 import time
 from dataclasses import replace
 
@@ -32,6 +33,8 @@ from embridge.stores.registry import store_of
 from embridge.stores.store import Cursor, Layout, Note, Store, Writer
 from embridge.stores.uri import Location
 
+_LOG = logging.getLogger("embridge")
+
 
 def convert_store(task: Task, uri: str) -> Conversion:
     """Convert into the collection that a URI names.
@@ -52,6 +55,8 @@ def convert_store(task: Task, uri: str) -> Conversion:
         raise OutputExistsError.is_input(location.uri)
     layout = _layout(task, location)
     store.check(location, layout)
+    if not store.capabilities(layout.space.metric).keeps_lengths and not layout.space.normalized:
+        _LOG.warning("%s scales vectors to unit length under %s: their lengths are not kept.", location.uri, layout.space.metric)
     is_there, note = _find(store, location)
     cursor = None if note is None else note.cursor
     if is_there and note is None:

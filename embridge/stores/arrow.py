@@ -64,7 +64,8 @@ class ArrowCollection(DeclaredCollection):
             raise BadVectorsError.dtype(f"Column {self.vector_column!r} of {self.name}", kind)
         if not len(self):
             raise CollectionError.empty(self.name)
-        self._declare(declared, known, kind.list_size if pa.types.is_fixed_size_list(kind) else self._width(), metric)
+        dim = kind.list_size if pa.types.is_fixed_size_list(kind) else self._width()
+        self._declare(declared, known, dim, metric, normalized=not self.capabilities.keeps_lengths)
 
     def _width(self) -> int:
         """The width of most of the first rows that have a vector; rows of another width are reported when they are read."""

@@ -164,16 +164,16 @@ class StoreConformance(CollectionConformance):
         assert found.read()[0].tolist() == expected_ids
         self.assert_close(found.read()[1], expected)
 
-    def test_rows_whose_note_was_lost_are_there_once(self, new_uri: Callable[[], str], monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_rows_whose_note_was_lost_are_there_once(self, new_uri: Callable[[], str]) -> None:
         """A run that is killed between rows and note, or before a transaction ends, writes these rows again."""
         uri, ids, vectors = new_uri(), self.ids(), self.vectors()
         store, location, layout = _store(uri), Location.parse(uri), self.layout()
         writer = store.create(location, layout)
         writer.write(batch_of(ids[:40], vectors[:40]), layout.note(first := Cursor(_PLAN, ids[39], 40, 0)))
-        self.lose_the_next_note(writer, monkeypatch)
-        with pytest.raises(KeyboardInterrupt):
-            writer.write(batch_of(ids[40:70], vectors[40:70]), layout.note(Cursor(_PLAN, ids[69], 70, 0)))
-        monkeypatch.undo()
+        with pytest.MonkeyPatch.context() as patch:
+            self.lose_the_next_note(writer, patch)
+            with pytest.raises(KeyboardInterrupt):
+                writer.write(batch_of(ids[40:70], vectors[40:70]), layout.note(Cursor(_PLAN, ids[69], 70, 0)))
         writer.close()
         note = store.note(location)
         assert note is not None
