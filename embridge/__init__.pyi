@@ -25,8 +25,9 @@ from embridge.evaluation.decoders import evaluate_decoder as evaluate_decoder
 from embridge.evaluation.relative import relative as relative
 from embridge.evaluation.stitching import compare_stitching as compare_stitching
 from embridge.evaluation.stitching import stitch as stitch
+from embridge.indexes.build import build_index as build_index
+from embridge.indexes.fusion import Fusion as Fusion
 from embridge.indexes.index import Index as Index
-from embridge.indexes.index import build_index as build_index
 from embridge.indexes.index import open_index as open_index
 from embridge.indexes.search import search as search
 from embridge.maps import KernelMap as KernelMap

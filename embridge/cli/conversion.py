@@ -56,6 +56,7 @@ if TYPE_CHECKING:
     metavar="[LEVEL]",
     help="Add columns predicted_error and error_bound, which holds with this probability. [level: 0.9]",
 )
+@click.option("--keep-old", is_flag=True, help="Keep SRC's vectors as the column old_vector, for fused search.")
 @click.option("--resume", is_flag=True, help="Continue an interrupted run of the same source, map and options.")
 @click.option("--batch-rows", type=click.IntRange(1), help="Rows read at a time. [default: by free memory]")
 @overwrite_option
@@ -75,6 +76,7 @@ def convert(
     embridge convert old.parquet map.safetensors old-in-new.parquet --resume
     embridge convert shards/ map.safetensors shards-in-new/ --device cuda --dtype float16
     embridge convert old.parquet map.safetensors old-in-new.parquet --confidence
+    embridge convert old.parquet map.safetensors both.parquet --keep-old
     embridge convert old.faiss map.safetensors s3://bucket/old-in-new.parquet
     embridge convert old.parquet map.safetensors lancedb:///data/lance#old-in-new
     """
@@ -95,7 +97,7 @@ def convert(
     except KeyboardInterrupt:
         click.echo(f"Interrupted. Run the same command with --resume to continue {output}.", err=True)
         raise SystemExit(130) from None
-    parameters = {name: options[name] for name in ("dtype", "compact", "precision", "on_bad", "confidence")} | {
+    parameters = {name: options[name] for name in ("dtype", "compact", "precision", "on_bad", "confidence", "keep_old")} | {
         "skipped": done.skipped
     }
     inputs = [Artifact.of_collection("source", collection), Artifact.of_map("map", map_path, translation)]
@@ -103,7 +105,7 @@ def convert(
     session.record(Run.of("convert", inputs=inputs, outputs=outputs, result=done, parameters=parameters))
     result = {"path": done.path, "rows": done.rows, "seconds": done.seconds}
     result |= {"rows_per_second": done.rows_per_second, "device": done.device, "skipped": done.skipped}
-    result |= {"confidence": options["confidence"]}
+    result |= {"confidence": options["confidence"], "keep_old": options["keep_old"]}
     speed = f"{done.rows_per_second:,.0f} rows per second, {done.device}"
     session.emit(result, f"{output}: {done.rows:,} rows in {done.seconds:.1f} s ({speed}){left_out(done)}")
 

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import os
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 
 from embridge.conversion.journal import Journal, bad_rows_of, discard, open_journal, rows_done
 from embridge.conversion.log import partial_path
@@ -16,6 +18,8 @@ from embridge.conversion.verify import Sample, check_sample
 from embridge.errors import BadIdsError, BadVectorsError, DiskFullError, MissingFileError, OutputError, OutputExistsError, n_rows
 from embridge.files import fingerprint, writing
 from embridge.records import Conversion
+from embridge.stores import Batch
+from embridge.stores.parquet.collection import OLD_COLUMN
 from embridge.stores.parquet.writer import CollectionWriter
 from embridge.tables.rejected import is_bad_rows, write_bad_rows
 
@@ -97,7 +101,7 @@ def _write_groups(task: Task, journal: Journal, sample: Sample) -> list[Bad]:
         journal.file,
         task.translation.target,
         source.id_type,
-        source.payload_schema,
+        payload_schema(task),
         columns=(source.id_column, source.vector_column),
         lineage=task.lineage,
         dtype=task.options.dtype,
@@ -105,6 +109,7 @@ def _write_groups(task: Task, journal: Journal, sample: Sample) -> list[Bad]:
         groups=[entry.group for entry in journal.entries],
         confidence=task.confidence,
         metadata=source.metadata,
+        payload_spaces=task.payload_spaces,
     )
     bad = bad_rows_of(journal.entries)
     start = journal.entries[-1].read if journal.entries else 0
@@ -113,7 +118,8 @@ def _write_groups(task: Task, journal: Journal, sample: Sample) -> list[Bad]:
         bad.extend(group.bad)
         if group.rows:
             sample.offer(writer.rows, group.parts[0])
-            metadata = writer.append(group.parts, vectors, group.errors)
+            parts = [with_old(part, task) for part in group.parts] if task.keep_old else group.parts
+            metadata = writer.append(parts, vectors, group.errors)
             journal.add(group.read, metadata, group.bad)
         if task.progress is not None:
             task.progress(group.read, len(source))
@@ -123,10 +129,29 @@ def _write_groups(task: Task, journal: Journal, sample: Sample) -> list[Bad]:
     return bad
 
 
+def payload_schema(task: Task) -> pa.Schema:
+    """The columns of the output beside ids and translated vectors: those of the source, and with `keep_old` its vectors."""
+    schema = task.source.payload_schema
+    if not task.keep_old:
+        return schema
+    element = pa.field("element", pa.from_numpy_dtype(np.dtype(task.source.vector_type)), nullable=False)
+    return schema.append(pa.field(OLD_COLUMN, pa.list_(element, task.source.stated_space.dim), nullable=False))
+
+
+def with_old(part: Batch, task: Task) -> Batch:
+    """The rows of the source with their vectors as one more column of the payload."""
+    field = payload_schema(task).field(OLD_COLUMN)
+    values = np.ascontiguousarray(part.vectors, np.dtype(task.source.vector_type))
+    column = pa.FixedSizeListArray.from_arrays(pa.array(values.reshape(-1)), type=field.type)
+    return replace(part, payload=pa.record_batch([*part.payload.columns, column], schema=payload_schema(task)))
+
+
 def _check_sample(task: Task, path: Path, rows: int, sample: Sample) -> None:
     options = task.options
     try:
-        check_sample(path, rows, sample, task.translation, precision=options.precision, coverage=options.confidence)
+        check_sample(
+            path, rows, sample, task.translation, precision=options.precision, coverage=options.confidence, keep_old=task.keep_old
+        )
     except MissingFileError as e:
         raise OutputError(f"{str(path)!r} cannot be written: the file or its folder was removed.") from e
 
@@ -138,7 +163,9 @@ def check_room(task: Task, target: Path) -> None:
     ------
     DiskFullError
     """
-    required = len(task.source) * task.translation.target.dim * np.dtype(task.options.dtype).itemsize
+    row_bytes = task.translation.target.dim * np.dtype(task.options.dtype).itemsize
+    row_bytes += task.source.stated_space.dim * np.dtype(task.source.vector_type).itemsize if task.keep_old else 0
+    required = len(task.source) * row_bytes
     there = partial_path(target)
     free = os.statvfs(target.parent)
     room = free.f_bavail * free.f_frsize + (there.stat().st_size if there.is_file() else 0)

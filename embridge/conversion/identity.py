@@ -6,9 +6,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import pyarrow as pa
 
-from embridge.arrays import bad_rows
-from embridge.types import Space
+from embridge.arrays import check_rows
+from embridge.stores.batch import Batch, IdValues
+from embridge.types import Metric, Space
 
 
 @dataclass(frozen=True)
@@ -34,17 +36,32 @@ class Identity:
         return np.asarray(vectors, np.float32)
 
 
+@dataclass(frozen=True)
 class CopyEngine:
-    """Writes rows as they are; used where a conversion has an `Engine`."""
+    """Writes rows as they are; used where a conversion has an `Engine`.
 
-    predicts_errors = False
+    Attributes
+    ----------
+    space : Space
+    name : str
+        Of the source, in messages.
+    """
 
-    def run(self, pieces: Sequence[np.ndarray], out: np.ndarray, errors: None = None) -> tuple[np.ndarray, np.ndarray]:
-        """Copy consecutive rows into `out`, as `Engine.run`."""
+    space: Space
+    name: str
+
+    def run(self, parts: Sequence[Batch], out: np.ndarray) -> None:
+        """Copy the vectors of consecutive rows into `out`.
+
+        Raises
+        ------
+        BadVectorsError
+            A row is beyond the range of the type of `out`, or zero in it under cosine.
+        """
         start = 0
         with np.errstate(over="ignore"):  # what is infinite in the output's type is reported below
-            for piece in pieces:
-                out[start : start + len(piece)] = piece
-                start += len(piece)
-        not_finite, zero = bad_rows(out, zero_is_bad=True)
-        return zero, not_finite
+            for part in parts:
+                out[start : start + len(part)] = part.vectors
+                start += len(part)
+        ids = IdValues(pa.concat_arrays([part.ids for part in parts]))
+        check_rows(out, ids, f"{self.name} in {out.dtype}", zero_is_bad=self.space.metric == Metric.COSINE)

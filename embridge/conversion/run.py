@@ -36,6 +36,7 @@ def convert(
     precision: Precision = "float32",
     on_bad: OnBad = "stop",
     confidence: float | None = None,
+    keep_old: bool = False,
     overwrite: bool = False,
     resume: bool = False,
     batch_rows: int | None = None,
@@ -72,6 +73,9 @@ def convert(
     confidence : float, optional
         Write two more columns (float32) beside the vectors, by the map's confidence: ``predicted_error`` of each row's translation,
         and ``error_bound``, which its error does not exceed with this probability at least (see `Confidence`).
+    keep_old : bool, default False
+        Write the source's vectors too, as they are stored, as the column ``old_vector`` of their own space: a two-vector
+        collection, for fused search.
     overwrite : bool, default False
         Replace an existing or unfinished output. In a folder only files that embridge wrote are replaced.
     resume : bool, default False
@@ -104,7 +108,7 @@ def convert(
         The disk is full, or the folder was removed. Finished row groups are kept.
     """
     options = TranslateOptions(dtype, precision, confidence, device)
-    rest = {"compact": compact, "overwrite": overwrite, "resume": resume, "progress": progress}
+    rest = {"compact": compact, "keep_old": keep_old, "overwrite": overwrite, "resume": resume, "progress": progress}
     return convert_task(Task.of(source, translation, options, on_bad=on_bad, batch_rows=batch_rows, **rest), os.fspath(path))
 
 
@@ -140,7 +144,7 @@ def copy(
     EmbridgeError
         As `convert`.
     """
-    rest = {"compact": compact, "overwrite": overwrite, "resume": resume, "progress": progress}
+    rest = {"compact": compact, "keep_old": False, "overwrite": overwrite, "resume": resume, "progress": progress}
     options = TranslateOptions(dtype, device="cpu")
     task = Task.of(source, Identity(source.space), options, on_bad=on_bad, batch_rows=batch_rows, **rest)
     return convert_task(task, os.fspath(path))

@@ -12,6 +12,7 @@ from dataclasses import replace
 import numpy as np
 import pyarrow as pa
 
+from embridge.conversion.file import payload_schema, with_old
 from embridge.conversion.pipeline import Group, translate_rows
 from embridge.conversion.task import Task
 from embridge.errors import (
@@ -98,9 +99,10 @@ def _layout(task: Task, location: Location) -> Layout:
     """What the collection holds."""
     source = task.source
     errors = [pa.field(name, pa.float32(), nullable=False) for name in ERROR_COLUMNS if task.options.confidence is not None]
-    payload = pa.schema([*(field.remove_metadata() for field in source.payload_schema), *errors])
-    columns = source.id_column, source.vector_column
-    return Layout(task.translation.target, source.id_type, payload, *columns, task.options.dtype, task.lineage).named(location)
+    payload = pa.schema([*(field.remove_metadata() for field in payload_schema(task)), *errors])
+    columns, spaces = (source.id_column, source.vector_column), task.payload_spaces
+    found = Layout(task.translation.target, source.id_type, payload, *columns, task.options.dtype, spaces, task.lineage)
+    return found.named(location)
 
 
 def _find(store: Store, location: Location) -> tuple[bool, Note | None]:
@@ -140,7 +142,7 @@ class _Sink:
         """Write a group, with the cursor behind its last row."""
         skipped = self.cursor.skipped + len(group.bad)
         if group.rows:
-            batch = _batch(group, vectors, self._layout)
+            batch = _batch(self._task, group, vectors, self._layout)
             self.cursor = replace(
                 self.cursor, after=batch.ids[-1].as_py(), written=self.cursor.written + len(batch), skipped=skipped
             )
@@ -151,10 +153,11 @@ class _Sink:
             self._task.progress(self._before + group.read, len(self._task.source))
 
 
-def _batch(group: Group, vectors: np.ndarray, layout: Layout) -> Batch:
+def _batch(task: Task, group: Group, vectors: np.ndarray, layout: Layout) -> Batch:
     """The rows of a group as one batch with the payload of the layout."""
     ids = pa.chunked_array([part.ids for part in group.parts]).combine_chunks()
-    tables = [pa.Table.from_batches([part.payload]) for part in group.parts]
+    parts = [with_old(part, task) for part in group.parts] if task.keep_old else group.parts
+    tables = [pa.Table.from_batches([part.payload]) for part in parts]
     payload = pa.concat_tables(tables).combine_chunks()
     columns = [column.chunk(0) for column in payload.columns]
     columns += [] if group.errors is None else [pa.array(values) for values in group.errors]

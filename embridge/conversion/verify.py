@@ -16,7 +16,8 @@ from embridge.maps.confidence import Confidence
 from embridge.stores import Batch, Collection, ParquetCollection, open_collection
 from embridge.stores.ids import check_unique
 from embridge.stores.locations import beside
-from embridge.stores.parquet.collection import ERROR_COLUMNS
+from embridge.stores.parquet.collection import ERROR_COLUMNS, OLD_COLUMN
+from embridge.stores.parquet.file import vectors_of
 from embridge.tables.rejected import read_bad_rows
 from embridge.types import space_mismatch
 
@@ -74,6 +75,7 @@ def check_sample(
     *,
     precision: Precision,
     coverage: float | None = None,
+    keep_old: bool = False,
 ) -> None:
     """Open a file that was just written, count its rows, and recompute some of them.
 
@@ -86,11 +88,14 @@ def check_sample(
     if len(made) != expected:
         raise _failed(str(path), f"it has {len(made):,} rows instead of {expected:,}.")
     for row, ids, vectors in sample.kept:
-        wanted = made.batches(len(ids), payload=coverage is not None, row_filter=lambda start, stop, row=row: start <= row < stop)
+        payload = coverage is not None or keep_old
+        wanted = made.batches(len(ids), payload=payload, row_filter=lambda start, stop, row=row: start <= row < stop)
         found = next(wanted)
         if found.ids.to_pylist() != ids:
             raise _failed(str(path), f"ids near row {row:,} are not those of the source.")
         _compare(found.vectors, translation.apply(vectors), str(path), row, precision)
+        if keep_old:
+            _compare_kept(found, vectors, str(path))
         if translation.confidence is not None and coverage is not None:
             _compare_errors(_errors(found, str(path)), vectors, translation.confidence, coverage, str(path), row, precision)
 
@@ -105,9 +110,9 @@ def verify(
 ) -> Verification:
     """Check a converted collection in full.
 
-    Every row is read; values and the uniqueness of ids are checked. Given source and map, their fingerprints are compared with
-    the lineage in the file's metadata, and every id and vector is recomputed. Predicted errors are recomputed too, where the
-    file has them and the map has its confidence.
+    Every row is read; values of all vector columns and the uniqueness of ids are checked. Given source and map, their fingerprints
+    are compared with the lineage in the file's metadata, and every id and vector is recomputed. Predicted errors are recomputed
+    too, where the file has them and the map has its confidence. Old vectors that the conversion kept are compared with the source.
 
     Parameters
     ----------
@@ -144,15 +149,21 @@ def verify(
     if stated is not None and known is not None and known.fingerprint != stated["fingerprint"]:
         raise _failed(str(path), f"its errors were predicted by {stated['fingerprint']}, not by {known.fingerprint}.")
     check_unique(made)
+    for column in made.payload_spaces:
+        for _ in ParquetCollection(path, id_column=made.id_column, vector_column=column).batches():
+            pass  # reading checks the values
+    is_kept = source is not None and OLD_COLUMN in made.payload_spaces and OLD_COLUMN not in source.payload_schema.names
     rows, compared, worst = 0, 0, 0.0
     theirs = None if source is None else _Rows(source, read_bad_rows(beside(os.fspath(path), ".bad.parquet")))
-    for batch in made.batches(payload=stated is not None):
+    for batch in made.batches(payload=stated is not None or is_kept):
         rows += len(batch)
         errors = None if stated is None else _errors(batch, str(path))
         if theirs is not None:
             ids, vectors = theirs.take(len(batch))
             if ids != batch.ids.to_pylist():
                 raise _failed(str(path), f"ids between rows {batch.start:,} and {rows:,} are not those of the source.")
+            if is_kept:
+                _compare_kept(batch, vectors, str(path))
             if translation is not None:
                 worst = max(worst, _compare(batch.vectors, translation.apply(vectors), str(path), batch.start, precision))
                 compared += len(batch)
@@ -177,6 +188,14 @@ def _compare(found: np.ndarray, expected: np.ndarray, path: str, start: int, pre
         row = start + int(np.argmax(~(error <= tolerance)))
         raise _failed(path, f"the vector in row {row:,} is not the translation of the source's.")
     return float(error.max(initial=0.0))
+
+
+def _compare_kept(found: Batch, vectors: np.ndarray, path: str) -> None:
+    """Compare the column of old vectors with the vectors of the source, value by value."""
+    kept = vectors_of(found.payload.column(OLD_COLUMN), vectors.shape[1], repr(path), found.start, validate=True)
+    if (wrong := (kept != vectors).any(axis=1)).any():
+        row = found.start + int(np.argmax(wrong))
+        raise _failed(path, f"the vector in column {OLD_COLUMN!r} of row {row:,} is not that of the source.")
 
 
 def _errors(batch: Batch, path: str) -> np.ndarray:

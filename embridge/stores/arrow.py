@@ -5,7 +5,8 @@ from __future__ import annotations
 import collections
 from abc import abstractmethod
 from collections.abc import Iterator
-from typing import ClassVar
+from dataclasses import replace
+from typing import Any, ClassVar
 
 import numpy as np
 import pyarrow as pa
@@ -17,6 +18,8 @@ from embridge.stores.declared import DeclaredCollection
 from embridge.stores.id_types import id_type_of, normalize_ids
 from embridge.stores.memory import empty_payload
 from embridge.stores.parquet.file import row_lengths, vectors_of
+from embridge.stores.store import Note
+from embridge.stores.uri import Location
 from embridge.types import DeclaredSpace, Metric, Space
 
 _ROWS = 1 << 12  # rows of a batch when the width of vectors is looked for
@@ -26,8 +29,18 @@ class ArrowCollection(DeclaredCollection):
     """Rows that a store reads as Arrow record batches.
 
     A store sets `path`, implements `_record_batches`, `__len__` and `fingerprint`, and calls `_describe` when it is opened.
+
+    Attributes
+    ----------
+    lineage : dict of str to str
+        Fingerprints of the inputs that it was made from.
     """
 
+    lineage: dict[str, str] = {}  # noqa: RUF012 (replaced, not changed)
+    _location: Location
+
+    opens_further: ClassVar[bool] = False  # a vector column of the payload can be opened as that of the vectors
+    _further: dict[str, Space] = {}  # noqa: RUF012 (replaced, not changed)
     seeks: ClassVar[bool] = False  # `_record_batches` begins after an id; else ids are read to find its position
 
     @abstractmethod
@@ -39,6 +52,8 @@ class ArrowCollection(DeclaredCollection):
         schema: pa.Schema,
         columns: tuple[str, str],
         declared: Space | DeclaredSpace | str | None,
+        *,
+        note: Note | None = None,
         known: Space | None = None,
         metric: Metric | None = None,
     ) -> None:
@@ -51,6 +66,10 @@ class ArrowCollection(DeclaredCollection):
         UndeclaredSpaceError, SpaceMismatchError
         """
         self.id_column, self.vector_column = columns
+        if note is not None:
+            is_main = note.columns["vector"] == self.vector_column
+            known = note.space if is_main else note.payload_spaces.get(self.vector_column)
+            self.lineage, self._further = note.lineage, note.payload_spaces if is_main else {}
         if self.id_column == self.vector_column:
             raise ParameterError.must_be("vector_column", "another column than that of the ids", self.vector_column)
         for column, option in ((self.id_column, "--id-column"), (self.vector_column, "--vector-column")):
@@ -66,6 +85,19 @@ class ArrowCollection(DeclaredCollection):
             raise CollectionError.empty(self.name)
         dim = kind.list_size if pa.types.is_fixed_size_list(kind) else self._width()
         self._declare(declared, known, dim, metric, normalized=not self.capabilities.keeps_lengths)
+
+    @property
+    def payload_spaces(self) -> dict[str, Space]:
+        return self._further
+
+    @property
+    def old_side(self) -> ArrowCollection | None:
+        if not self.opens_further or len(self._further) != 1:
+            return None
+        [(column, space)] = self._further.items()
+        options = {name: value for name, value in self._location.options.items() if name != "vector"}
+        make: Any = type(self)
+        return make(replace(self._location, options=options), space=space, id_column=self.id_column, vector_column=column)
 
     def _width(self) -> int:
         """The width of most of the first rows that have a vector; rows of another width are reported when they are read."""

@@ -75,6 +75,21 @@ class Collection(ABC):
         """Key-value metadata of the Parquet file, without that of embridge and Arrow."""
         return {}
 
+    @property
+    def payload_spaces(self) -> dict[str, Space]:
+        """The spaces of vector columns in the payload, by column: a two-vector collection has one."""
+        return {}
+
+    @property
+    def old_side(self) -> Collection | None:
+        """The old vectors of a two-vector collection, as a collection of their own space; None for any other collection."""
+        return None
+
+    @property
+    def vector_type(self) -> str:
+        """The type in which vectors are read, without loss: ``float16``, ``float32`` or ``float64``."""
+        return "float32"
+
     @abstractmethod
     def __len__(self) -> int:
         """Rows."""

@@ -51,7 +51,7 @@ class FaissCollection(Collection):
     Raises
     ------
     MissingFileError, UnreadableFileError, CollectionError, FaissIndexError
-        Missing, not an index, no vectors, or vectors that cannot be read back.
+        Missing, not an index, no vectors, vectors that cannot be read back, or a fused index.
     UndeclaredSpaceError, SpaceMismatchError
         The space is unknown, or the declaration contradicts the index.
     """
@@ -67,6 +67,7 @@ class FaissCollection(Collection):
     ) -> None:
         self.path = os.fspath(path)
         self._file = read_index_file(self.path, mapped=True, external_lists=external_lists)
+        self._file.check_plain(self.name)
         self.lineage = self._file.lineage
         if not self._file.index.ntotal:
             raise CollectionError.empty(self.name)
@@ -116,6 +117,17 @@ def external_ids(file: IndexFile, labels: np.ndarray, where: str) -> pa.Array:
     if len(labels) and not 0 <= int(labels.min()) <= int(labels.max()) < len(file.ids):
         raise BadIdsError.unknown(where, labels[(labels < 0) | (labels >= len(file.ids))].tolist())
     return file.ids.take(pa.array(labels))
+
+
+def ids_of_hits(file: IndexFile, labels: np.ndarray, where: str) -> np.ndarray:
+    """The ids behind the labels of a search, of the same shape; the label -1 of an empty place gives None, or -1 for integers."""
+    if file.ids is None:
+        return labels
+    empty = labels == -1
+    found = external_ids(file, np.where(empty, 0, labels).ravel(), where).to_numpy(zero_copy_only=False)
+    out = found.reshape(labels.shape).copy()
+    out[empty] = None if found.dtype == object else -1
+    return out
 
 
 def space_of(where: str, file: IndexFile, declared: Space | DeclaredSpace | str | None, *, ranks: bool = True) -> Space:

@@ -43,6 +43,7 @@ class LanceCollection(ArrowCollection):
 
     kind = "lancedb"
     capabilities = _CAPABILITIES
+    opens_further = True
 
     def __init__(
         self,
@@ -64,11 +65,9 @@ class LanceCollection(ArrowCollection):
         check_finished(note, self.name)
         known = note.columns if note else {}
         columns = location.column("id", id_column, known.get("id", "id")), location.column("vector", vector_column, column)
-        self.lineage = note.lineage if note else {}
-        is_noted = note is not None and columns[1] == column
-        with _reading(self.path):
-            metric = None if is_noted or columns[1] not in schema.names else _metric_of(table, columns[1])
-        self._describe(schema, columns, space, note.space if note and is_noted else None, metric)
+        with _reading(location.uri):
+            metric = _metric_of(table, columns[1]) if columns[1] in schema.names else None
+        self._describe(schema, columns, space, note=note, metric=metric)
 
     def _pinned(self) -> Any:
         """The table at the version that was opened; a handle of its own, which nothing else can move."""

@@ -10,6 +10,7 @@ import pyarrow as pa
 from embridge.errors import BadIdsError, DiskFullError, EmbridgeError, MissingDependencyError, OutputError
 from embridge.stores.batch import Batch
 from embridge.stores.capabilities import Capabilities
+from embridge.stores.parquet.file import vectors_of
 from embridge.stores.store import Layout, Note, Store, Writer
 from embridge.stores.uri import Location
 from embridge.types import DeclaredSpace, Metric, Space
@@ -30,6 +31,7 @@ class PgWriter(Writer):
 
     def __init__(self, location: Location, layout: Layout) -> None:
         self._location, self._layout, self._table = location, layout, table_of(location)
+        self._spaces = layout.payload_spaces
         self._vectors = "halfvec" if layout.dtype == "float16" else "vector"
         with translated(location):
             self._connection = connect(location)
@@ -45,8 +47,7 @@ class PgWriter(Writer):
             ),
         ]
         columns += [
-            sql.SQL("{} {}").format(sql.Identifier(field.name), sql.SQL(type_for(field.type) or ""))
-            for field in layout.payload_schema
+            sql.SQL("{} {}").format(sql.Identifier(field.name), sql.SQL(self._type(field))) for field in layout.payload_schema
         ]
         with _writing(self._location), self._connection.transaction():
             self._connection.execute("CREATE EXTENSION IF NOT EXISTS vector")
@@ -57,8 +58,14 @@ class PgWriter(Writer):
         layout = self._layout
         names = [layout.id_column, layout.vector_column, *layout.payload_schema.names]
         kinds = ["int8" if pa.types.is_integer(layout.id_type) else "text", "bytea"]
-        kinds += [str(type_for(field.type)).partition("(")[0] for field in layout.payload_schema]
-        columns = [batch.ids.to_pylist(), to_wire(batch.vectors, self._vectors), *(c.to_pylist() for c in batch.payload.columns)]
+        kinds += ["bytea" if f.name in self._spaces else str(type_for(f.type)).partition("(")[0] for f in layout.payload_schema]
+        columns = [batch.ids.to_pylist(), to_wire(batch.vectors, self._vectors)]
+        for field, column in zip(layout.payload_schema, batch.payload.columns, strict=True):
+            if field.name in self._spaces:
+                dim = self._spaces[field.name].dim
+                columns.append(to_wire(vectors_of(column, dim, self._location.uri, 0, validate=True), "vector"))
+            else:
+                columns.append(column.to_pylist())
         query = sql.SQL("COPY {} ({}) FROM STDIN (FORMAT BINARY)").format(
             self._table, sql.SQL(", ").join(map(sql.Identifier, names))
         )
@@ -68,6 +75,11 @@ class PgWriter(Writer):
                 for row in zip(*columns, strict=True):
                     copy.write_row(row)
             self._put(note)
+
+    def _type(self, field: pa.Field) -> str:
+        """The type of a payload column; vectors of a space of their own are vectors of PostgreSQL."""
+        space = self._spaces.get(field.name)
+        return str(type_for(field.type)) if space is None else f"vector({space.dim})"
 
     def finish(self, note: str) -> None:
         with _writing(self._location):

@@ -55,7 +55,7 @@ class PgCollection(ArrowCollection):
 
     kind = "postgresql"
     capabilities = CAPABILITIES
-    seeks = True
+    seeks = opens_further = True
 
     def __init__(
         self,
@@ -78,12 +78,11 @@ class PgCollection(ArrowCollection):
             named = note.columns if note else {}
             name = location.column("vector", vector_column, column or _only_vector(known))
             self._columns = {c.name: c for c in known}
-            metric = None if note and name == column else _index_metric(held, location, name)
+            metric = _index_metric(held, location, name)
             self._rows = one(held, sql.SQL("SELECT count(*) FROM {}").format(self._table))[0]
-        self.lineage = note.lineage if note else {}
         columns = location.column("id", id_column, named.get("id", "id")), name
         schema = pa.schema([(c.name, self._arrow(c, columns)) for c in known])
-        self._describe(schema, columns, space, note.space if note and name == column else None, metric)
+        self._describe(schema, columns, space, note=note, metric=metric)
 
     def _arrow(self, column: Column, columns: tuple[str, str]) -> pa.DataType:
         if column.name == columns[0] and column.kind not in _TEXT and column.kind not in ("int2", "int4", "int8"):

@@ -120,9 +120,8 @@ class QdrantCollection(ArrowCollection):
         elif SCHEMA in metadata:
             whole = pa.ipc.read_schema(pa.py_buffer(base64.b64decode(metadata[SCHEMA])))
             kind, payload = whole.field(0).type, pa.schema(list(whole)[1:])
-        self.lineage = {} if note is None else note.lineage
         schema = pa.schema([(columns[0], kind), (columns[1], pa.list_(pa.float32(), found.size)), *payload])
-        self._describe(schema, columns, space, None if note is None else note.space, metric)
+        self._describe(schema, columns, space, note=note, metric=metric)
 
     def _record_batches(self, columns: list[str], batch_rows: int, after: str | int | None = None) -> Iterator[pa.RecordBatch]:
         fields = [self.payload_schema.field(c) for c in columns if c in self.payload_schema.names]
