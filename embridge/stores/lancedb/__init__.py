@@ -155,7 +155,7 @@ class LanceStore(Store):
             held = lancedb.connect("memory://").create_table("t", schema=pa.schema([field])).schema.field(0).type
         except Exception as e:  # LanceDB has no class of its own for a type it cannot hold
             return str(e).split(", /")[0].splitlines()[0]
-        return None if held == field.type else f"it would come back as {held}"
+        return None if _bare(held) == _bare(field.type) else f"it would come back as {held}"
 
     def note(self, location: Location) -> Note | None:
         with _reading(location.uri):
@@ -194,6 +194,15 @@ def _schema(layout: Layout) -> pa.Schema:
     vectors = pa.list_(pa.from_numpy_dtype(np.dtype(layout.dtype)), layout.space.dim)
     ids = pa.field(layout.id_column, layout.id_type, False)
     return pa.schema([ids, pa.field(layout.vector_column, vectors, False), *layout.payload_schema])
+
+
+def _bare(kind: pa.DataType) -> pa.DataType:
+    """A type without the names and the nullability of the items of lists, which LanceDB does not keep."""
+    if pa.types.is_fixed_size_list(kind):
+        return pa.list_(_bare(kind.value_type), kind.list_size)
+    if pa.types.is_list(kind) or pa.types.is_large_list(kind):
+        return (pa.list_ if pa.types.is_list(kind) else pa.large_list)(_bare(kind.value_type))
+    return pa.struct([(f.name, _bare(f.type)) for f in kind]) if pa.types.is_struct(kind) else kind
 
 
 def _note_of(schema: pa.Schema, where: str) -> tuple[str, Note | None]:

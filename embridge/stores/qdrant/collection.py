@@ -209,7 +209,7 @@ def _vector_of(params: Any, named: str | None, where: str) -> tuple[str, models.
         return "", params
     if named is None and len(params) == 1:
         named = next(iter(params))
-    if named not in params:
+    if named is None or named not in params:
         raise CollectionError.no_column(where, named or "vector", list(params), "?vector=")
     return named, params[named]
 
