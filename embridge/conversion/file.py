@@ -112,7 +112,7 @@ def _write_groups(task: Task, journal: Journal, sample: Sample) -> list[Bad]:
         payload_spaces=task.payload_spaces,
     )
     bad = bad_rows_of(journal.entries)
-    start = journal.entries[-1].read if journal.entries else 0
+    last = journal.entries[-1] if journal.entries else None
 
     def write(group: Group, vectors: np.ndarray) -> None:
         bad.extend(group.bad)
@@ -120,11 +120,11 @@ def _write_groups(task: Task, journal: Journal, sample: Sample) -> list[Bad]:
             sample.offer(writer.rows, group.parts[0])
             parts = [with_old(part, task) for part in group.parts] if task.keep_old else group.parts
             metadata = writer.append(parts, vectors, group.errors)
-            journal.add(group.read, metadata, group.bad)
+            journal.add(group.read, metadata, group.bad, group.parts[-1].ids[-1].as_py() if source.seeks else None)
         if task.progress is not None:
             task.progress(group.read, len(source))
 
-    translate_rows(task, writer.group_rows, write, start=start)
+    translate_rows(task, writer.group_rows, write, start=last.read if last else 0, after=last.after if last else None)
     writer.close()
     return bad
 

@@ -68,7 +68,7 @@ def row_groups(
 ) -> Iterator[Group]:
     """Cut the rows of a collection, from position `start` or from the row after the id `after` on, into row groups of the output.
 
-    After an id, positions count from the first row behind it. Groups depend on the rows alone, not on the batches they are read
+    With `after`, `start` is the position of the row behind it. Groups depend on the rows alone, not on the batches they are read
     in. If only bad rows remain, the last group is empty.
 
     Raises
@@ -79,8 +79,10 @@ def row_groups(
     group = Group()
     seen = start
     bad: list[Bad] = []
-    options = {"payload": True, "row_filter": lambda _, stop: stop > start, "validate": on_bad != "skip", "after": after}
+    skipped, shift = (start, 0) if after is None else (0, start)  # after an id, positions count from the row behind it
+    options = {"payload": True, "row_filter": lambda _, stop: stop > skipped, "validate": on_bad != "skip", "after": after}
     for batch in source.batches(batch_rows, **options):
+        batch = replace(batch, start=batch.start + shift)
         seen = batch.start + len(batch)
         rows = np.arange(max(start - batch.start, 0), len(batch))
         if on_bad == "skip" and (reasons := source.unusable(batch)):

@@ -79,7 +79,8 @@ def convert_store(task: Task, uri: str) -> Conversion:
     try:
         with contextlib.closing(open_writer(location, replace(layout, cursor=cursor))) as writer:
             sink = _Sink(task, writer, layout, cursor)
-            translate_rows(task, min(group_rows, largest), sink.write, after=cursor.after)
+            start = cursor.written + cursor.skipped
+            translate_rows(task, min(group_rows, largest), sink.write, start=start, after=cursor.after)
             done = sink.cursor
             if not done.written:
                 raise BadVectorsError.none_left(task.source.name, len(task.source))
@@ -136,7 +137,6 @@ class _Sink:
 
     def __init__(self, task: Task, writer: Writer, layout: Layout, cursor: Cursor) -> None:
         self._task, self._writer, self._layout, self.cursor = task, writer, layout, cursor
-        self._before = cursor.written + cursor.skipped
 
     def write(self, group: Group, vectors: np.ndarray) -> None:
         """Write a group, with the cursor behind its last row."""
@@ -150,7 +150,7 @@ class _Sink:
         else:
             self.cursor = replace(self.cursor, skipped=skipped)
         if self._task.progress is not None:
-            self._task.progress(self._before + group.read, len(self._task.source))
+            self._task.progress(group.read, len(self._task.source))
 
 
 def _batch(task: Task, group: Group, vectors: np.ndarray, layout: Layout) -> Batch:

@@ -41,7 +41,6 @@ class ArrowCollection(DeclaredCollection):
 
     opens_further: ClassVar[bool] = False  # a vector column of the payload can be opened as that of the vectors
     _further: dict[str, Space] = {}  # noqa: RUF012 (replaced, not changed)
-    seeks: ClassVar[bool] = False  # `_record_batches` begins after an id; else ids are read to find its position
 
     @abstractmethod
     def _record_batches(self, columns: list[str], batch_rows: int, after: str | int | None = None) -> Iterator[pa.RecordBatch]:

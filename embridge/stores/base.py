@@ -37,6 +37,8 @@ class Collection(ABC):
         Vectors come back as they were stored. Then they are checked to have unit length where the file or the caller says so.
     capabilities : Capabilities
         What its store does with its rows.
+    seeks : bool
+        It can be read from an id on without reading what is before it.
     path : str or None
         Its path, or its URI without a password.
     id_type : pyarrow.DataType
@@ -50,6 +52,7 @@ class Collection(ABC):
     kind: ClassVar[str]
     is_exact: ClassVar[bool] = False
     capabilities: Capabilities = Capabilities(keeps_repeated_ids=True)
+    seeks: bool = False
     path: str | None
     id_type: pa.DataType
     payload_schema: pa.Schema

@@ -170,6 +170,30 @@ def test_a_copy_that_is_killed_again_and_again_is_complete_in_the_end(source, pl
     assert (again.rows, again.fingerprint) == (N, copied.fingerprint())
 
 
+@pytest.mark.parametrize("kind", ["postgresql", "qdrant"])
+def test_a_file_that_was_killed_is_continued_after_the_last_id(source, place, kind, tmp_path, monkeypatch):
+    table = pq.read_table(source)
+    eb.copy(eb.open(source), start := place(kind))
+    code = (
+        "import os, signal, sys\nimport embridge as eb\nfrom embridge.stores.parquet import writer\n"
+        "writer.GROUP_BYTES = 24 * 60\n"
+        "def stop(done, total): os.kill(os.getpid(), signal.SIGKILL) if done >= 240 else None\n"
+        "eb.copy(eb.open(sys.argv[1]), sys.argv[2], progress=stop)\n"
+    )
+    out = tmp_path / "out.parquet"
+    done = subprocess.run([sys.executable, "-c", code, start, str(out)], capture_output=True, check=False)
+    assert done.returncode == -signal.SIGKILL, done.stderr
+    monkeypatch.setattr("embridge.stores.parquet.writer.GROUP_BYTES", 24 * 60)
+    read = []
+    kind = type(eb.open(start))
+    plain = kind._record_batches
+    monkeypatch.setattr(kind, "_record_batches", lambda self, *a: read.append(a[2:]) or plain(self, *a))
+    eb.copy(eb.open(start), out, resume=True)
+    assert [r for r in read if r != (None,)] == [(eb.open(out).read()[0][239],)]
+    assert by_id(eb.open(out)) == by_id(eb.open(source))
+    assert len(table) == N
+
+
 @pytest.mark.parametrize("place", ["npy", "lancedb"])
 def test_what_exists_is_replaced_only_on_request(tmp_path, source, place):
     to = PLACES[place].format(tmp_path)
