@@ -242,6 +242,19 @@ def test_nothing_is_written_of_sides_that_do_not_fit(tmp_path, change, error, me
     assert [path.name for path in tmp_path.iterdir() if not path.name.endswith(".lock")] == []
 
 
+@pytest.mark.parametrize("factory", ["IVF4,PQ4x4np", "PQ4x4np", "OPQ4_16,IVF4,PQ4x4np"])
+def test_product_quantizers_take_rows_with_biases(fused, factory):
+    """16 dimensions and two biases: 4 divides only the former."""
+    index = fused(factory)
+    assert len(eb.open_index(index.path)) == N
+    shares = []
+    for hubness in ("none", "both"):
+        found = index.search(QY, K, old_queries=QX, hubness=hubness, parameters="nprobe=4" if "IVF" in factory else "").ids.tolist()
+        best = IDS[by_formula(0.5, hubness)[0]].tolist()
+        shares.append(np.mean([len(set(a) & set(b)) for a, b in zip(found, best, strict=True)]) / K)
+    assert min(shares) > 0.2  # far above chance, 0.03
+
+
 def test_a_factory_that_scales_rows_is_refused(fused):
     with pytest.raises(FaissIndexError, match="scales whole rows"):
         fused("L2norm,Flat")
