@@ -8,6 +8,7 @@ from embridge.anchors.moments import Moments as Moments
 from embridge.catalog import Catalog as Catalog
 from embridge.conversion import TranslateOptions as TranslateOptions
 from embridge.conversion import convert as convert
+from embridge.conversion import copy as copy
 from embridge.conversion import translate_batch as translate_batch
 from embridge.conversion import verify as verify
 from embridge.decoders import Decoded as Decoded

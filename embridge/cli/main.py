@@ -14,6 +14,7 @@ _VERBS = {
     "info": "collections",
     "encode": "collections",
     "convert": "conversion",
+    "copy": "conversion",
     "verify": "conversion",
     "anchors": "anchors",
     "fit": "fit",
@@ -76,6 +77,7 @@ def main() -> None:
     embridge evaluate map.safetensors old.parquet new-sample.parquet
     embridge plan old.parquet new-sample.parquet          every strategy side by side
     embridge convert old.parquet map.safetensors old-in-new.parquet
+    embridge copy old.parquet lancedb:///data/lance#old     to another store
     embridge merge re-encoded.parquet old-in-new.parquet -o mixed.parquet
     embridge rollout start old.parquet new-sample.parquet -o rollout   change encoders step by step
     embridge index old-in-new.parquet old-in-new.faiss --factory HNSW32

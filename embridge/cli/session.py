@@ -125,6 +125,7 @@ def verb(*, catalog: bool = True) -> Callable[[Callable[..., None]], Callable[..
         def run(as_json: bool, quiet: bool, **options: Any) -> None:
             found = None
             _check_text(options)
+            options = _without_passwords(options)
             if catalog:
                 path, no_catalog = options.pop("catalog_path"), options.pop("no_catalog")
                 if not no_catalog:
@@ -160,6 +161,18 @@ def _check_text(options: dict[str, Any]) -> None:
     for text in _texts(options):
         if text.encode("utf-8", "replace").decode() != text:
             raise ParameterError(f"{text!r} is not valid UTF-8. Hint: rename the file.")
+
+
+def _without_passwords(options: dict[str, Any]) -> dict[str, Any]:
+    """The options, with URIs as they may be shown and recorded; opening them finds their passwords."""
+    if not any("://" in text for text in _texts(options)):
+        return options
+    from embridge.stores.uri import without_password
+
+    def plain(value: Any) -> Any:
+        return without_password(value) if isinstance(value, str) else value
+
+    return {name: tuple(map(plain, v)) if isinstance(v, tuple) else plain(v) for name, v in options.items()}
 
 
 def _check_apart(catalog: str, options: dict[str, Any]) -> None:
