@@ -8,8 +8,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from embridge.anchors import Anchors
 from embridge.errors import CollectionError, ParameterError, SpaceMismatchError
 from embridge.files import sync_folder, writing
@@ -84,7 +82,7 @@ def _first_stage(
     maps = fit_first(anchors, queries, qrels, seed)
     maps.write(working)
     lineage = {"source": old.fingerprint(), "native": sample.fingerprint()}
-    entering = NativeRows(rows, np.asarray(anchors.y, np.float32), anchors)
+    entering = NativeRows(rows, anchors)
     write_rows(
         working / COLLECTION,
         old,
