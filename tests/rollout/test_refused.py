@@ -195,6 +195,12 @@ def test_a_damaged_rollout_is_reported(world, rollout, tmp_path):
         rollout.status()
     path.write_text(state)
     stage = tmp_path / "rollout" / json.loads(state)["folder"]
+    counts = (stage / "reach.npy").read_bytes()
+    for damaged in (b"\0" * len(counts), counts[:-1] + bytes([counts[-1] ^ 1])):
+        (stage / "reach.npy").write_bytes(damaged)
+        with pytest.raises(UnreadableFileError, match=r"reach.npy' was altered"):
+            rollout.next(5, tmp_path / "ids.parquet")
+    (stage / "reach.npy").write_bytes(counts)
     (stage / "collection.parquet").write_bytes((stage / "collection.parquet").read_bytes()[:-10])
     with pytest.raises(UnreadableFileError, match="missing or has another size"):
         rollout.search(world.query_sides[1])
