@@ -47,7 +47,7 @@ class State:
     folder : str
         The folder of the present stage.
     lineage : dict of str to str
-        Fingerprints of the collections that the rollout was started with.
+        Fingerprints of the collections and queries that the rollout was started with.
     factory : str
         FAISS factory string of the index; empty where there is none.
     seed : int
@@ -62,6 +62,11 @@ class State:
     seed: int
     status: RolloutStatus
     listed: str = ""
+
+    def is_start_of(self, lineage: dict[str, str], factory: str, seed: int) -> bool:
+        """True for stage 0 of a rollout with these inputs: a start that was repeated after an interruption has nothing to do."""
+        known = (self.status.stage, self.lineage, self.factory, self.seed)
+        return known == (0, lineage, factory, seed)
 
     def dumps(self) -> bytes:
         """As JSON with a checksum, the same bytes for the same content."""

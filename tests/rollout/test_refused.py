@@ -159,8 +159,14 @@ def test_a_translation_without_direction_is_refused(world, tmp_path):
 def test_a_folder_that_exists_is_not_replaced(world, rollout, tmp_path):
     before = content(rollout)
     with pytest.raises(InterruptedOutputError, match="exists already"):
-        world.start(rollout.path)
+        world.start(rollout.path, 201)
+    with pytest.raises(InterruptedOutputError, match="exists already"):
+        world.start(rollout.path, qrels=None)
+    assert world.start(rollout.path).status() == rollout.status()  # the same start again
     assert content(rollout) == before
+    rollout.add(world.new(np.arange(200, 210)))
+    with pytest.raises(InterruptedOutputError, match="exists already"):
+        world.start(rollout.path)
     (tmp_path / "file").write_text("mine")
     with pytest.raises(OutputExistsError, match="is a file"):
         world.start(tmp_path / "file")
