@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from embridge.conversion.engine import Precision
+from embridge.conversion.identity import Identity
 from embridge.errors import VerificationError
 from embridge.maps import Map
 from embridge.maps.confidence import Confidence
@@ -70,7 +71,7 @@ def check_sample(
     path: str | os.PathLike[str],
     expected: int,
     sample: Sample,
-    translation: Map,
+    translation: Map | Identity,
     *,
     precision: Precision,
     coverage: float | None = None,
