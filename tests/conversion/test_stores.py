@@ -20,6 +20,7 @@ from embridge.errors import (
     MissingFileError,
     OutputExistsError,
     ParameterError,
+    VerificationError,
 )
 from tests.support import run, run_json
 
@@ -105,6 +106,24 @@ def test_a_conversion_between_stores_equals_apply(source, translation, place, on
     assert {i: payload for i, (_, payload) in found.items()} == {i: payload for i, (_, payload) in expected.items()}
     translated = translation.apply(np.array([vector for vector, _ in expected.values()], np.float32))
     np.testing.assert_allclose([found[i][0] for i in expected], translated, rtol=1e-5, atol=1e-5)
+    verified = eb.verify(to, source=eb.open(start), translation=translation)
+    assert (verified.rows, verified.compared) == (N, N)
+    with pytest.raises(VerificationError, match="its lineage names map"):
+        eb.verify(to, source=eb.open(start), translation=translation.then(translation.inverse()).then(translation))
+
+
+@pytest.mark.parametrize("kind", ["npy", "lancedb", "postgresql", "qdrant"])
+def test_verify_finds_rows_that_are_missing_or_wrong(source, translation, place, kind, rows, monkeypatch):
+    ids, x, _ = rows
+    eb.convert(eb.open(source), translation, to := place(kind))
+    wrong = eb.MemoryCollection(ids, x[::-1], eb.open(source).space)
+    monkeypatch.setattr(wrong, "fingerprint", eb.open(source).fingerprint)
+    with pytest.raises(VerificationError, match="is not the translation of the source's"):
+        eb.verify(to, source=wrong, translation=translation)
+    more = eb.MemoryCollection([*ids, "more"], np.concatenate([x, x[:1]]), wrong.space)
+    monkeypatch.setattr(more, "fingerprint", eb.open(source).fingerprint)
+    with pytest.raises(VerificationError, match="1 rows of the source are missing"):
+        eb.verify(to, source=more, translation=translation)
 
 
 @pytest.mark.parametrize("kind", ["lancedb", "postgresql"])
