@@ -48,6 +48,7 @@ from embridge.records import Migration as Migration
 from embridge.records import Plan as Plan
 from embridge.records import Run as Run
 from embridge.reporting import write_report as write_report
+from embridge.rollout import Rollout as Rollout
 from embridge.samples import sample_path as sample_path
 from embridge.stores import Collection as Collection
 from embridge.stores import MemoryCollection as MemoryCollection

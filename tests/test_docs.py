@@ -31,6 +31,7 @@ EXPECTED = {
         "python.faiss",
     },
     "docs/guides/merge.md": {"mixed.parquet", "mixed.faiss", "mixed-hits.parquet"},
+    "docs/guides/rollout.md": {"rollout", "hits.parquet", "both-hits.parquet", "new.parquet"},
     "docs/guides/search.md": {"projected.parquet", "blended.parquet", "projected-by-reverse-map.parquet"},
     "docs/quickstart.md": {"converted.faiss", "hits.parquet"},
 }

@@ -19,8 +19,7 @@ from embridge.indexes.fusion import Fusion, Hubness
 
 WEIGHTS = tuple(step / 10 for step in range(11))
 LEAST_QUERIES = 50  # to choose on; with fewer the old model is kept
-_QUERIES = 512  # scored at a time
-_ROWS = 8192
+_QUERIES, _ROWS = 256, 16384  # scored at a time: 16 MiB
 _EMPTY = (-1, 0, 0, 0, 0)  # of each part of the candidates
 # The nearest rows by each of these are candidates: together they hold nearly all of the nearest rows by any other fusion.
 _COLLECTED = (Fusion(0.0), Fusion(0.5), Fusion(1.0))
@@ -155,10 +154,13 @@ class CandidateSearch:
         """Those that are among the nearest by at least one of the fusions; biases may be one row for all queries."""
         chosen = torch.zeros(rows.shape, dtype=torch.bool)
         depth = min(self._depth, rows.shape[1])
+        empty = rows < 0
+        is_full = not empty.any()
         for fusion in self._fusions:
-            scores = _fused(fusion, old, new, old_bias, new_bias).masked_fill(rows < 0, -torch.inf)
+            scores = _fused(fusion, old, new, old_bias, new_bias)
+            scores = scores if is_full else scores.masked_fill(empty, -torch.inf)
             chosen.scatter_(1, scores.topk(depth, dim=1, sorted=False).indices, value=True)
-        chosen &= rows >= 0
+        chosen &= ~empty
         counts = chosen.sum(1)
         width = int(counts.max()) if len(counts) else 0
         where = torch.nonzero(chosen)

@@ -10,9 +10,9 @@ from embridge.anchors import Anchors
 from embridge.evaluation.benchmark import Benchmark
 from embridge.evaluation.metrics import Qrels
 from embridge.evaluation.strategies import Maps, Refit
-from embridge.maps import LinearMap
-from embridge.records import FitRecord
-from embridge.translators import METHODS, Bridge, Kernel, Projection, QueryPairs, Ridge, Translator, fit
+from embridge.maps import KernelMap
+from embridge.translators import Kernel, QueryPairs, fit
+from embridge.translators.again import same_method
 from embridge.translators.fitting import query_pairs
 
 _LEAST_QUERIES = 100  # of a half, to choose a map on
@@ -40,27 +40,14 @@ def fitted_maps(
     pair of Maps
         One object twice where both halves choose the same.
     """
+    kernel = fit(train, Kernel(seed=seed), device=device)  # chosen on the anchors
     halves = [np.flatnonzero(benchmark.half == half) for half in (0, 1)]
     if not real or min(map(len, halves)) < _LEAST_QUERIES:
-        maps = _fit(train, None, seed, device)
+        maps = _fit(train, None, kernel, device)
         return maps, maps
     pairs = [_pairs(benchmark.queries.at(members[:_MOST_QUERIES]), qrels, seed, half) for half, members in enumerate(halves)]
-    first, second = (_fit(train, pairs[1 - half], seed, device) for half in (0, 1))
+    first, second = (_fit(train, pairs[1 - half], kernel, device) for half in (0, 1))
     return first, first if _same(first, second) else second
-
-
-def same_method(record: FitRecord, factor: float = 1.0) -> Translator:
-    """The method of an affine map with its parameters, alpha multiplied by `factor`."""
-    parameters = record.parameters
-    if record.method == "bridge":
-        return Bridge(
-            parameters["alpha"] * factor, parameters["shrinkage_target_weight"], mean_weight=parameters.get("mean_weight", 1.0)
-        )
-    if record.method == "ridge":
-        return Ridge(parameters["alpha"] * factor)
-    if record.method == "projection":
-        return Projection(parameters["alpha"] * factor, parameters["mean_weight"])
-    return METHODS[record.method]()
 
 
 def _pairs(queries: Anchors, qrels: Qrels | None, seed: int, half: int) -> QueryPairs:
@@ -68,23 +55,16 @@ def _pairs(queries: Anchors, qrels: Qrels | None, seed: int, half: int) -> Query
     return query_pairs(queries, qrels if judged else None, seed, half)
 
 
-def _fit(train: Anchors, queries: QueryPairs | None, seed: int, device: Any) -> Maps:
+def _fit(train: Anchors, queries: QueryPairs | None, kernel: KernelMap, device: Any) -> Maps:
     translation = fit(train, "auto", keep_affine=True, queries=queries, device=device)
     backwards = None if queries is None else queries.reversed()
     reverse = fit(train.reversed(), "auto", role="queries", keep_affine=True, queries=backwards, device=device)
     chosen = same_method(translation.record)
     moments = train.moments(device, full=chosen.needs_full())
-    return Maps(translation, reverse, _kernel(train, translation, seed, device), Refit(chosen, moments))
-
-
-def _kernel(train: Anchors, translation: LinearMap, seed: int, device: Any) -> Any:
-    shrinkage = {
-        name: value for name, value in translation.record.parameters.items() if name in ("alpha", "shrinkage_target_weight")
-    }
-    return fit(train, Kernel(**shrinkage, seed=seed), device=device)
+    return Maps(translation, reverse, kernel, Refit(chosen, moments))
 
 
 def _same(first: Maps, second: Maps) -> bool:
-    """Equal maps of rows and of queries; the kernel follows from the first."""
+    """Whether maps of rows and of queries are equal."""
     pairs = ((first.translation, second.translation), (first.reverse, second.reverse))
     return all(a is not None and b is not None and a.fingerprint == b.fingerprint for a, b in pairs)

@@ -28,8 +28,8 @@ K, ANCHORS, QUERIES, WEIGHTS = 10, 5000, 1000, (0.25, 0.5)
 FACTORIES = (  # of a plain and a fused index, and search parameters
     ("HNSW32", "HNSW32", "efSearch=64"),
     ("IVF128,Flat", "IVF128,Flat", "nprobe=16"),
-    ("IVF128,PQ96", "IVF128,PQ96", "nprobe=16"),  # equal bytes a row
-    ("IVF128,PQ96", "IVF128,PQ144", "nprobe=16"),  # equal width of a part
+    ("IVF128,PQ96np", "IVF128,PQ96np", "nprobe=16"),  # equal bytes a row
+    ("IVF128,PQ96np", "IVF128,PQ144np", "nprobe=16"),  # equal width of a part
 )
 
 
