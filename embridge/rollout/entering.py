@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
@@ -10,7 +11,7 @@ import numpy as np
 
 from embridge.anchors import Anchors, ids_at, match
 from embridge.arrays import norms
-from embridge.errors import BadIdsError, BadVectorsError, SpaceMismatchError
+from embridge.errors import BadIdsError, BadVectorsError, ParameterError, SpaceMismatchError
 from embridge.rollout.stage import NativeRows, Stage, scaled
 from embridge.stores.base import Collection
 from embridge.stores.ids import check_unique, match_rows
@@ -120,10 +121,34 @@ def check_query_spaces(queries: Anchors, old: Space, new: Space) -> None:
             raise space_mismatch("The rollout", expected, "the file of queries", found)
 
 
+def check_whole(name: str, value: Any, least: int) -> int:
+    """A whole number of at least `least`.
+
+    Raises
+    ------
+    ParameterError
+    """
+    try:
+        found = operator.index(value)
+    except TypeError:
+        raise ParameterError.must_be(name, "a whole number", value) from None
+    if found < least:
+        raise ParameterError.must_be(name, f"at least {least}", value)
+    return found
+
+
 def as_graded(qrels: Judgments | None) -> dict[Any, dict[Any, float]]:
-    """Judgments with grades; documents named in a sequence have grade 1."""
+    """Judgments with grades above zero; documents named in a sequence have grade 1.
+
+    Raises
+    ------
+    ParameterError
+        A grade is infinite.
+    """
     found = {}
     for query, named in (qrels or {}).items():
         grades = named if isinstance(named, Mapping) else dict.fromkeys(named, 1.0)
         found[query] = {document: float(grade) for document, grade in grades.items() if grade is not None and grade > 0}
+        if np.inf in found[query].values():
+            raise ParameterError.must_be(f"the grades of query {query!r}", "finite numbers", np.inf)
     return found

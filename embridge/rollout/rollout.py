@@ -13,9 +13,9 @@ from embridge.anchors import Anchors
 from embridge.errors import ParameterError
 from embridge.indexes.index import Index
 from embridge.indexes.search import search
-from embridge.outputs import Output
+from embridge.outputs import Output, check_outputs
 from embridge.records.rollout import RolloutStatus, RolloutStep
-from embridge.rollout.entering import Judgments, as_graded, entering_queries, entering_rows
+from embridge.rollout.entering import Judgments, as_graded, check_space, check_whole, entering_queries, entering_rows
 from embridge.rollout.finish import write_new_space
 from embridge.rollout.stage import Stage
 from embridge.rollout.start import start
@@ -126,7 +126,8 @@ class Rollout:
         SpaceMismatchError, BadVectorsError, CollectionError
             Nothing is written.
         """
-        done = start(old, sample, Path(path), queries, as_graded(qrels), factory or "", seed)
+        check_outputs(Output(path, folder=True), resume=True)
+        done = start(old, sample, Path(path), queries, as_graded(qrels), factory or "", check_whole("seed", seed, 0))
         rollout = cls(path)
         rollout.started = done
         return rollout
@@ -168,10 +169,9 @@ class Rollout:
         OutputExistsError, InterruptedOutputError
         """
         started = time.perf_counter()
-        if n < 1:
-            raise ParameterError.must_be("n", "at least 1", n)
+        count = check_whole("n", n, 1)
         with step(self._root, Output(path), inputs=[], overwrite=overwrite) as (state, folder, _):
-            made, rows = list_rows(state, Stage(folder), self._root, n, Path(path), again=again)
+            made, rows = list_rows(state, Stage(folder), self._root, count, Path(path), again=again)
             replace_state(self._root, made)
         return RolloutStep(self.path, "next", rows, made.status, time.perf_counter() - started, output=os.fspath(path))
 
@@ -262,6 +262,11 @@ class Rollout:
 
         def run(state: State, folder: Path) -> tuple[np.ndarray, Hits]:
             stage, index = self._open(folder, has_index=bool(state.factory))
+            for side, space in ((queries, stage.new.space), (old_queries, stage.old.space)):
+                if side is not None:
+                    check_space("The rollout", space, side)
+            if parameters and index is None:
+                raise ParameterError(f"Search parameters ({parameters}) belong to an index, and {self.path!r} has none.")
             status, options = state.status, {"old_queries": old_queries, "parameters": parameters}
             if old_queries is None:
                 options |= {"via": stage.projection}

@@ -11,12 +11,13 @@ import numpy as np
 import pyarrow as pa
 
 from embridge.anchors import Anchors, ids_at
-from embridge.arrays import unit
+from embridge.arrays import check_rows, unit
 from embridge.maps import Map, load_map
 from embridge.records import AnchorRecord
 from embridge.rollout.steps import COLLECTION, MAP, QRELS, QUERIES, QUERIES_MAP, REACH
 from embridge.stores import ParquetCollection
-from embridge.stores.base import Batch, Collection
+from embridge.stores.base import Collection
+from embridge.stores.batch import Batch, IdValues
 from embridge.stores.ids import hash_ids
 from embridge.stores.parquet.writer import write_collection
 from embridge.stores.provenance import NATIVE, TRANSLATED, translated_rows
@@ -185,6 +186,7 @@ def write_rows(
                 if retranslate and not native.all():
                     vectors[~native] = translation.apply(batch.vectors[~native])
             entering.put(batch.start, vectors, native)
+            check_rows(vectors, IdValues(batch.ids), "The translation", zero_is_bad=target.metric == Metric.COSINE)
             old = pa.FixedSizeListArray.from_arrays(pa.array(np.ascontiguousarray(batch.vectors).ravel()), type=old_type)
             kinds = pa.DictionaryArray.from_arrays(pa.array((~native).astype(np.int8)), pa.array([NATIVE, TRANSLATED]))
             columns = [batch.payload.column(f.name) for f in kept]

@@ -73,12 +73,13 @@ class Journey:
             stages.append(
                 {name: status[name] for name in ("native", "stage", "weight", "hubness")} | {"again": again, "past": past}
             )
+            stages[-1]["content"] = content(self.folder / "rollout")
             stages[-1] |= {name: status[name] for name in ("keep_old", "now", "new_queries", "new_space", "new_model")}
-            low, high = status["now"]["recall_ci"]
+            now, (low, high) = status["now"]["recall"], status["now"]["recall_ci"]
             shown = "-" if past["forecast"] is None else f"{past['forecast']:.3f}"
             print(
-                f"| {status['native']:,} | {status['keep_old']['recall']:.4f} | {status['now']['recall']:.4f} [{low:.3f}, {high:.3f}] "
-                f"| {again:.4f} | {status['new_queries']['recall']:.4f} | {shown} | {status['new_space']['recall']:.4f} |",
+                f"| {status['native']:,} | {status['keep_old']['recall']:.4f} | {now:.4f} [{low:.3f}, {high:.3f}] | {again:.4f} "
+                f"| {status['new_queries']['recall']:.4f} | {shown} | {status['new_space']['recall']:.4f} |",
                 flush=True,
             )
             if not status["translated"]:
@@ -120,17 +121,24 @@ class Journey:
         return subprocess.run(command, cwd=self.folder, check=True, capture_output=True, text=True).stdout
 
 
-def evaluated(folder: Path, status: dict[str, object]) -> float:
+def content(rollout: Path) -> dict[str, str]:
+    """Checksums of the state and of the collection."""
+    state = json.loads((rollout / "state.json").read_text())
+    collection = (rollout / state["folder"] / "collection.parquet").read_bytes()
+    return {"state": state["checksum"], "collection": hashlib.blake2b(collection, digest_size=16).hexdigest()}
+
+
+def evaluated(folder: Path, status: dict[str, object], name: str = "rollout") -> float:
     """recall@10 of the reported queries over the rows of the rollout, from the formula alone."""
-    state = json.loads((folder / "rollout" / "state.json").read_text())
-    stage = pq.read_table(folder / "rollout" / state["folder"] / "collection.parquet")
+    state = json.loads((folder / name / "state.json").read_text())
+    stage = pq.read_table(folder / name / state["folder"] / "collection.parquet")
     place = {row: n for n, row in enumerate(stage["id"].to_pylist())}
     old, new = (unit(vectors(stage[name])) for name in ("old_vector", "vector"))
-    queries = pq.read_table(folder / "rollout" / state["folder"] / "queries.parquet")
+    queries = pq.read_table(folder / name / state["folder"] / "queries.parquet")
     half = np.array([halved(query) for query in queries["id"].to_pylist()])
     asked = [unit(vectors(queries[name])) for name in ("old_vector", "vector")]
     judged: dict[object, list[int]] = {}
-    table = pq.read_table(folder / "rollout" / state["folder"] / "qrels.parquet").to_pydict()
+    table = pq.read_table(folder / name / state["folder"] / "qrels.parquet").to_pydict()
     for query, document in zip(table["query_id"], table["doc_id"], strict=True):
         if document in place:
             judged.setdefault(query, []).append(place[document])

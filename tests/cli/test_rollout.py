@@ -10,7 +10,7 @@ import pytest
 import embridge as eb
 from tests.cli.support import holds, snapshot
 from tests.rollout.support import make_world
-from tests.support import run, table_of, told
+from tests.support import run, run_json, table_of
 
 SCORE = {"recall": float, "recall_ci": [float], "overlap": object, "overlap_ci": object}
 STATUS = {
@@ -38,20 +38,20 @@ LOGGED = " --queries q-old.parquet q-new.parquet --qrels qrels.parquet"
 
 @pytest.fixture(scope="module")
 def started(folder):
-    return told(*(START.format("ro") + LOGGED + " --json").split(), cwd=folder)
+    return run_json(*(START.format("ro") + LOGGED + " --json").split(), cwd=folder)
 
 
 def test_a_rollout_by_its_verbs(folder, started):
     assert (started["verb"], started["rows"], started["map"]) == ("start", 200, "fitted")
-    status = told("rollout", "status", "ro", "--json", "--no-catalog", cwd=folder)
+    status = run_json("rollout", "status", "ro", "--json", "--no-catalog", cwd=folder)
     assert holds(status, STATUS)
     assert (status["rows"], status["native"], status["translated"], status["stage"]) == (600, 200, 400, 0)
     assert status == json.loads(json.dumps(eb.Rollout(folder / "ro").status().to_dict()))
     assert status["old_model_needed"] is True
-    listed = told("rollout", "next", "ro", "-n", "30", "-o", "ids.parquet", "--json", "--catalog", "runs.duckdb", cwd=folder)
+    listed = run_json("rollout", "next", "ro", "-n", "30", "-o", "ids.parquet", "--json", "--catalog", "runs.duckdb", cwd=folder)
     assert (listed["rows"], listed["status"]["handed"]) == (30, 30)
     assert pq.read_table(folder / "ids.parquet").column_names == ["id", "order", "queries"]
-    added = told("rollout", "add", "ro", "more.parquet", "--json", "--catalog", "runs.duckdb", cwd=folder)
+    added = run_json("rollout", "add", "ro", "more.parquet", "--json", "--catalog", "runs.duckdb", cwd=folder)
     assert (added["rows"], added["known"], added["status"]["stage"], added["status"]["native"]) == (60, 0, 1, 260)
     text = run("rollout", "status", "ro", "--no-catalog", cwd=folder).output
     assert "stage 1: 260 of 600 rows native (43.3%), 340 translated; " in text
@@ -62,7 +62,7 @@ def test_a_rollout_by_its_verbs(folder, started):
 def test_search_with_new_queries_alone_and_with_both(folder, started):
     new, old = (eb.open(folder / f"q-{side}.parquet", space=side) for side in ("new", "old"))
     for options, more in (({}, []), ({"old_queries": old}, ["--old-queries", "q-old.parquet"])):
-        result = told("rollout", "search", "ro", "q-new.parquet", "-k", "4", *more, "--json", "--no-catalog", cwd=folder)
+        result = run_json("rollout", "search", "ro", "q-new.parquet", "-k", "4", *more, "--json", "--no-catalog", cwd=folder)
         ids, hits = eb.Rollout(folder / "ro").search(new, 4, **options)
         assert result["k"] == 4
         assert [hit["query_id"] for hit in result["hits"]] == ids.tolist()
@@ -78,16 +78,18 @@ def test_finish_refuses_with_the_loss_unless_it_is_accepted(folder, started):
     assert refused.exit_code == 1
     assert "is not measured to be as good as the old model: recall@10 0." in refused.stderr
     assert not (folder / "out.parquet").exists()
-    done = told("rollout", "finish", "ro", "-o", "out.parquet", "--accept-loss", "--json", "--catalog", "runs.duckdb", cwd=folder)
+    words = "rollout finish ro -o out.parquet --accept-loss --json --catalog runs.duckdb"
+    done = run_json(*words.split(), cwd=folder)
     assert done["rows"] == 600
     assert eb.open(folder / "out.parquet").space.name == "new"
 
 
 def test_queries_are_added_later(folder):
-    told(*(START.format("later") + " --json").split(), cwd=folder)
-    before = told("rollout", "status", "later", "--json", "--no-catalog", cwd=folder)
+    run_json(*(START.format("later") + " --json").split(), cwd=folder)
+    before = run_json("rollout", "status", "later", "--json", "--no-catalog", cwd=folder)
     assert (before["queries"], before["now"]["recall"]) == (0, None)
-    done = told("rollout", "queries", "later", "q-old.parquet", "q-new.parquet", "--qrels", "qrels.parquet", "--json", cwd=folder)
+    words = "rollout queries later q-old.parquet q-new.parquet --qrels qrels.parquet --json"
+    done = run_json(*words.split(), cwd=folder)
     assert (done["rows"], done["status"]["queries"]) == (400, 400)
     assert done["status"]["now"]["recall"] > 0
 
@@ -138,7 +140,7 @@ def test_bad_use_is_one_sentence_and_changes_nothing(folder, words, message):
 
 def test_anchors_are_chosen_by_logged_queries(folder):
     words = "anchors sample old.parquet -n 50 --space old --queries q-old.parquet -o chosen.parquet --no-catalog --json"
-    done = told(*words.split(), cwd=folder)
+    done = run_json(*words.split(), cwd=folder)
     assert (done["ids"], done["strategy"]) == (50, "queries")
     old, queries = (eb.open(folder / f"{name}.parquet", space="old") for name in ("old", "q-old"))
     expected = old.read()[0][eb.sample_rows(old, 50, queries=queries)]

@@ -19,6 +19,7 @@ from embridge.errors import (
     TooFewAnchorsError,
     UnreadableFileError,
 )
+from embridge.rollout.stage import NativeRows, write_rows
 from embridge.types import Space
 from tests.rollout.support import NEW, OLD, content, unit
 
@@ -112,12 +113,47 @@ def test_what_cannot_be_started_leaves_nothing(world, tmp_path):
         (world.old, world.old, {}, SpaceMismatchError, "both of space 'old'"),
         (world.old, sample, {"factory": "Nonsense"}, eb.EmbridgeError, "Nonsense"),
         (world.old, sample, {"qrels": world.qrels}, ParameterError, "Judgments need queries"),
+        (world.old, sample, {"qrels": {"q1": {"d0001": np.inf}}}, ParameterError, "finite"),
+        (world.old, sample, {"seed": -1}, ParameterError, "seed must be at least 0"),
         (world.old, sample, {"queries": world.queries.reversed()}, SpaceMismatchError, "'old'"),
     ]
     for old, native, options, error, message in cases:
         with pytest.raises(error, match=message):
             eb.Rollout.start(old, native, tmp_path / "rollout", **options)
         assert list(tmp_path.iterdir()) == []
+
+
+def test_searches_that_do_not_belong_are_refused(world, rollout):
+    old, new = world.query_sides
+    with pytest.raises(SpaceMismatchError, match="The rollout expects 14-dimensional vectors of 'new'"):
+        rollout.search(old)
+    with pytest.raises(SpaceMismatchError, match="The rollout expects 10-dimensional vectors of 'old'"):
+        rollout.search(new, old_queries=new)
+    with pytest.raises(BadIdsError, match="unknown ids"):
+        rollout.search(new, old_queries=eb.MemoryCollection(["q0"], world.qx[:1], OLD))
+    with pytest.raises(ParameterError, match="belong to an index"):
+        rollout.search(new, parameters="nprobe=3")
+    assert rollout.search(new, 10**6)[1].ids.shape == (400, 600)
+
+
+@pytest.mark.parametrize("count", [1, 2, 30])
+def test_few_queries_choose_nothing(world, tmp_path, count):
+    some = world.queries.at(np.arange(count))
+    rollout = world.start(tmp_path / "rollout", queries=some, qrels={query: world.qrels[query] for query in some.ids.tolist()})
+    status = rollout.status()
+    assert (status.queries, status.weight, status.hubness) == (count, 0.5, "none")
+    assert status.old_model_needed
+    rollout.next(5, tmp_path / "ids.parquet")
+    assert rollout.add(world.new(np.arange(200, 210))).rows == 10
+    assert rollout.search(world.query_sides[1], 3)[1].ids.shape == (400, 3)
+
+
+def test_a_translation_without_direction_is_refused(world, tmp_path):
+    nothing = eb.LinearMap(np.zeros((NEW.dim, OLD.dim)), np.zeros(NEW.dim), OLD, NEW)
+    entering = NativeRows(np.arange(0), world.y[:0], world.queries.at(np.arange(0)))
+    with pytest.raises(BadVectorsError, match="The translation has 600 rows with a zero vector"):
+        write_rows(tmp_path / "x.parquet", world.old, nothing, entering, before=None, retranslate=True, lineage={})
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_folder_that_exists_is_not_replaced(world, rollout, tmp_path):
@@ -138,8 +174,9 @@ def test_outputs_do_not_land_in_the_rollout(rollout, tmp_path):
         with pytest.raises(OutputExistsError, match="exists already"):
             call(5, tmp_path / "there.parquet")
         assert (tmp_path / "there.parquet").read_text() == "mine"
-    with pytest.raises(ParameterError, match="at least 1"):
-        rollout.next(0, tmp_path / "ids.parquet")
+    for count, message in ((0, "at least 1"), (2.5, "a whole number"), ("5", "a whole number")):
+        with pytest.raises(ParameterError, match=message):
+            rollout.next(count, tmp_path / "ids.parquet")
 
 
 def test_a_damaged_rollout_is_reported(world, rollout, tmp_path):
