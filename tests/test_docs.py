@@ -33,6 +33,7 @@ EXPECTED = {
     "docs/guides/merge.md": {"mixed.parquet", "mixed.faiss", "mixed-hits.parquet"},
     "docs/guides/rollout.md": {"rollout", "hits.parquet", "both-hits.parquet", "new.parquet"},
     "docs/guides/search.md": {"projected.parquet", "blended.parquet", "projected-by-reverse-map.parquet"},
+    "docs/guides/stores.md": {"lance", "vectors.npy", "vectors.npy.ids.parquet", "back.parquet"},
     "docs/quickstart.md": {"converted.faiss", "hits.parquet"},
 }
 

@@ -16,10 +16,12 @@ from embridge.errors import (
     BadVectorsError,
     ChangedSourceError,
     CollectionError,
+    DiskFullError,
     InterruptedOutputError,
     MissingFileError,
     OutputExistsError,
     ParameterError,
+    VerificationError,
 )
 from tests.support import run, run_json
 
@@ -105,6 +107,24 @@ def test_a_conversion_between_stores_equals_apply(source, translation, place, on
     assert {i: payload for i, (_, payload) in found.items()} == {i: payload for i, (_, payload) in expected.items()}
     translated = translation.apply(np.array([vector for vector, _ in expected.values()], np.float32))
     np.testing.assert_allclose([found[i][0] for i in expected], translated, rtol=1e-5, atol=1e-5)
+    verified = eb.verify(to, source=eb.open(start), translation=translation)
+    assert (verified.rows, verified.compared) == (N, N)
+    with pytest.raises(VerificationError, match="its lineage names map"):
+        eb.verify(to, source=eb.open(start), translation=translation.then(translation.inverse()).then(translation))
+
+
+@pytest.mark.parametrize("kind", ["npy", "lancedb", "postgresql", "qdrant"])
+def test_verify_finds_rows_that_are_missing_or_wrong(source, translation, place, kind, rows, monkeypatch):
+    ids, x, _ = rows
+    eb.convert(eb.open(source), translation, to := place(kind))
+    wrong = eb.MemoryCollection(ids, x[::-1], eb.open(source).space)
+    monkeypatch.setattr(wrong, "fingerprint", eb.open(source).fingerprint)
+    with pytest.raises(VerificationError, match="is not the translation of the source's"):
+        eb.verify(to, source=wrong, translation=translation)
+    more = eb.MemoryCollection([*ids, "more"], np.concatenate([x, x[:1]]), wrong.space)
+    monkeypatch.setattr(more, "fingerprint", eb.open(source).fingerprint)
+    with pytest.raises(VerificationError, match="1 rows of the source are missing"):
+        eb.verify(to, source=more, translation=translation)
 
 
 @pytest.mark.parametrize("kind", ["lancedb", "postgresql"])
@@ -288,3 +308,32 @@ def test_every_verb_takes_a_uri(tmp_path, source, rows, write, table_of, make_sp
     assert again.stderr == f"Error: {old!r} exists already. Hint: give another name, or --overwrite (overwrite=True).\n"
     found = run_json("catalog", "sql", "SELECT DISTINCT path FROM artifact WHERE path LIKE '%://%' ORDER BY path", "--json")
     assert [row["path"] for row in found] == [old, f"npy://{tmp_path}/made.npy"]
+
+
+@pytest.fixture
+def disk(tmp_path):
+    """``resize("3m")`` of a file system of its own; only root may mount one."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    done = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=3m", "none", str(folder)], capture_output=True, text=True)
+    if done.returncode:
+        pytest.skip(f"no file system can be mounted here: {done.stderr.strip()}")
+    try:
+        yield folder
+    finally:
+        subprocess.run(["umount", str(folder)], check=True)
+
+
+@pytest.mark.parametrize("place", ["npy", "lancedb"])
+def test_a_full_disk_is_reported_and_the_copy_continues_when_there_is_room(disk, place, monkeypatch):
+    monkeypatch.setattr("embridge.conversion.store.rows_of_group", lambda *_: 2000)
+    rng = np.random.default_rng(0)
+    collection = eb.MemoryCollection(range(20_000), rng.normal(size=(20_000, 64)).astype(np.float32), eb.Space("a", 64))
+    to = PLACES[place].format(disk)
+    with pytest.raises(DiskFullError, match="is full"):
+        eb.copy(collection, to)
+    with pytest.raises(InterruptedOutputError):
+        eb.open(to)
+    subprocess.run(["mount", "-o", "remount,size=40m", str(disk)], check=True)
+    assert eb.copy(collection, to, resume=True).rows == 20_000
+    assert by_id(eb.open(to)) == by_id(collection)

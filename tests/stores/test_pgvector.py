@@ -29,6 +29,7 @@ from embridge.types import Metric
 psycopg = pytest.importorskip("psycopg")
 from embridge.stores.pgvector.collection import connect  # noqa: E402
 
+pytestmark = pytest.mark.pgvector
 ROWS = np.random.default_rng(2).normal(size=(60, 4)).astype(np.float32)
 
 

@@ -22,6 +22,7 @@ from embridge.stores import qdrant  # noqa: E402
 from embridge.stores.qdrant import collection as reading  # noqa: E402
 from embridge.stores.qdrant.points import point_id  # noqa: E402
 
+pytestmark = pytest.mark.qdrant
 DOC_1 = "5d4120a9-2512-5ca3-aec5-4bdbd7a2f620"  # the point of "doc-1" in every version
 ROWS = np.random.default_rng(2).normal(size=(60, 4)).astype(np.float32)
 

@@ -22,7 +22,7 @@ except ImportError as error:
 
 from psycopg import sql
 
-from embridge.stores.pgvector.collection import CAPABILITIES, PgCollection, connect, note_of, table_of, translated
+from embridge.stores.pgvector.collection import CAPABILITIES, PgCollection, columns_of, connect, note_of, table_of, translated
 from embridge.stores.pgvector.columns import to_wire, type_for
 
 
@@ -111,7 +111,7 @@ class PgStore(Store):
 
     def note(self, location: Location) -> Note | None:
         with translated(location), contextlib.closing(connect(location)) as connection:
-            return note_of(connection, location)[1]
+            return note_of(columns_of(connection, location), location)[1]
 
     def create(self, location: Location, layout: Layout) -> Writer:
         writer = PgWriter(location, layout)

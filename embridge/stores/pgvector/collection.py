@@ -73,10 +73,12 @@ class PgCollection(ArrowCollection):
             self._snapshot: str = one(held, "SELECT pg_export_snapshot()")[0]
             self._held = held
             known = columns_of(held, location)
-            column, note = note_of(held, location)
+            column, note = note_of(known, location)
             check_finished(note, self.name)
             named = note.columns if note else {}
-            name = location.column("vector", vector_column, column or _only_vector(known))
+            vectors = [c.name for c in known if c.kind in VECTORS]
+            default = column or (vectors[0] if len(vectors) == 1 else "vector")
+            name = location.column("vector", vector_column, default)
             self._columns = {c.name: c for c in known}
             metric = _index_metric(held, location, name)
             self._rows = one(held, sql.SQL("SELECT count(*) FROM {}").format(self._table))[0]
@@ -130,17 +132,13 @@ class PgCollection(ArrowCollection):
 
     def fingerprint(self) -> str:
         """Of the versions of all rows: PostgreSQL gives a changed row another transaction and place."""
-        query = "SELECT count(*), sum(hashtextextended(concat_ws(' ', {}), 0)) FROM {} t"
-        kind = "ctid::text, xmin::text, tableoid::text" if self._is_table() else "t::text"
         with translated(self._location), self._reader() as reader:
-            found = one(reader, sql.SQL(query).format(sql.SQL(kind), self._table))
-            database = one(reader, "SELECT oid FROM pg_database WHERE datname = current_database()")
-        return hashlib.blake2b(repr((found, database)).encode(), digest_size=16).hexdigest()
-
-    def _is_table(self) -> bool:
-        with translated(self._location), self._reader() as reader:
-            relation = self._table.as_string(reader)
-            return one(reader, "SELECT relkind FROM pg_class WHERE oid = %s::regclass", relation)[0] in ("r", "p", "m")
+            name = self._table.as_string(reader)
+            kind, oid = one(reader, "SELECT relkind, oid FROM pg_class WHERE oid = %s::regclass", name)
+            row = "ctid::text, xmin::text, tableoid::text" if kind in ("r", "p", "m") else "t::text"
+            query = "SELECT count(*), sum(hashtextextended(concat_ws(' ', {}), 0)), current_database() FROM {} t"
+            found = one(reader, sql.SQL(query).format(sql.SQL(row), self._table))
+        return hashlib.blake2b(repr((oid, found)).encode(), digest_size=16).hexdigest()
 
     def search(self, queries: np.ndarray, k: int = 10) -> Hits:
         """The k nearest rows, through the table's index where PostgreSQL uses it (see `Searchable`)."""
@@ -187,33 +185,22 @@ def table_of(location: Location) -> sql.Identifier:
 def columns_of(connection: psycopg.Connection[Any], location: Location) -> list[Column]:
     """The columns of the table."""
     query = (
-        "SELECT a.attname, t.typname, a.atttypmod FROM pg_attribute a JOIN pg_type t ON t.oid = a.atttypid "
-        "WHERE a.attrelid = %s::regclass AND a.attnum > 0 AND NOT a.attisdropped ORDER BY a.attnum"
+        "SELECT a.attname, t.typname, a.atttypmod, col_description(a.attrelid, a.attnum) FROM pg_attribute a "
+        "JOIN pg_type t ON t.oid = a.atttypid WHERE a.attrelid = %s::regclass AND a.attnum > 0 AND NOT a.attisdropped "
+        "ORDER BY a.attnum"
     )
-    rows = connection.execute(query, [table_of(location).as_string(connection)]).fetchall()
-    return [Column(*row) for row in rows]
+    return [Column(*row) for row in connection.execute(query, [table_of(location).as_string(connection)])]
 
 
-def note_of(connection: psycopg.Connection[Any], location: Location) -> tuple[str | None, Note | None]:
+def note_of(columns: list[Column], location: Location) -> tuple[str | None, Note | None]:
     """The vector column whose comment is a note of embridge, and the note."""
-    query = (
-        "SELECT attname, col_description(attrelid, attnum) FROM pg_attribute "
-        "WHERE attrelid = %s::regclass AND attnum > 0 AND NOT attisdropped ORDER BY attnum"
-    )
-    for name, comment in connection.execute(query, [table_of(location).as_string(connection)]).fetchall():
-        if (note := Note.loads(comment, location.uri)) is not None:
-            return name, note
-    return None, None
+    notes = ((column.name, Note.loads(column.comment, location.uri)) for column in columns)
+    return next((pair for pair in notes if pair[1] is not None), (None, None))
 
 
 def one(connection: psycopg.Connection[Any], query: Any, *values: Any) -> Any:
     """The one row of a query."""
     return connection.execute(query, values or None).fetchone()
-
-
-def _only_vector(columns: list[Column]) -> str:
-    found = [c.name for c in columns if c.kind in VECTORS]
-    return found[0] if len(found) == 1 else "vector"
 
 
 def _index_metric(connection: psycopg.Connection[Any], location: Location, column: str) -> Metric | None:

@@ -32,11 +32,13 @@ class Column:
         Name of its type in PostgreSQL.
     modifier : int
         Modifier of the type: the width of a vector, precision and scale of a numeric; -1 where it has none.
+    comment : str, optional
     """
 
     name: str
     kind: str
     modifier: int
+    comment: str | None = None
 
     @property
     def arrow(self) -> pa.DataType:
