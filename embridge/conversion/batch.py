@@ -1,17 +1,18 @@
-"""`translate_batch`: rows in an Arrow record batch, translated; the same bytes as `convert` writes."""
+"""`translate_batch`: the one function that translates rows; files, streams and services call it."""
 
 from __future__ import annotations
 
 import json
+from typing import TypeVar
 
 import numpy as np
 import pyarrow as pa
 
 from embridge.arrays import check_rows
-from embridge.conversion.engine import Engine, TranslateOptions, check_translated
+from embridge.conversion.engine import Engine, TranslateOptions
 from embridge.conversion.schedule import schedule
 from embridge.device import free_memory, resolve_device
-from embridge.errors import BadIdsError, BadVectorsError, CollectionError, SpaceMismatchError
+from embridge.errors import BadIdsError, BadVectorsError, CollectionError, ParameterError, SpaceMismatchError
 from embridge.maps import Map
 from embridge.stores.base import IdValues
 from embridge.stores.id_types import normalize_ids
@@ -21,27 +22,33 @@ from embridge.stores.parquet.file import vectors_of
 from embridge.stores.parquet.metadata import read_space
 from embridge.types import Metric
 
-_WHERE = "The batch"
+Rows = TypeVar("Rows", pa.RecordBatch, pa.Table)
 
 
-def translate_batch(batch: pa.RecordBatch, translation: Map, options: TranslateOptions | None = None) -> pa.RecordBatch:
-    """Translate the vectors of a record batch; all other columns stay as they are.
+def translate_batch(
+    batch: Rows, translation: Map | Engine, options: TranslateOptions | None = None, *, out: np.ndarray | None = None
+) -> Rows:
+    """Translate the vectors of a record batch or table; all other columns stay as they are.
 
     A row equals the one that `convert` writes, to the last bit, where the batch begins at a row group of that output (16 MiB of
     vectors). Elsewhere matrix products of another height may round the last bit differently.
 
     Parameters
     ----------
-    batch : pyarrow.RecordBatch
+    batch : pyarrow.RecordBatch or pyarrow.Table
         With a column of ids and one of vectors (list, large_list or fixed_size_list of float16, float32 or float64).
-    translation : LinearMap or KernelMap
-        From the space of the vectors; where the schema's metadata names a space (``embridge.space``), from that one.
+    translation : LinearMap, KernelMap or Engine
+        From the space of the vectors; where the schema's metadata names a space (``embridge.space``), from that one. For many
+        batches pass `prepare(map, options)`, which loads the map onto the device once.
     options : TranslateOptions, optional
+        None with an Engine, which has its own.
+    out : ndarray of shape (n, dim_target), optional
+        Contiguous memory of the output's dtype, which the returned vectors share. Default: new memory.
 
     Returns
     -------
-    pyarrow.RecordBatch
-        The vector column is a fixed_size_list of the target's width, in its place; with `confidence` the columns
+    pyarrow.RecordBatch or pyarrow.Table
+        As given. The vector column is a fixed_size_list of the target's width, in its place; with `confidence` the columns
         ``predicted_error`` and ``error_bound`` follow at the end. The metadata ``embridge.space`` names the target space.
 
     Raises
@@ -57,61 +64,44 @@ def translate_batch(batch: pa.RecordBatch, translation: Map, options: TranslateO
     MapError, ParameterError
         Unknown options, or the map has no confidence.
     """
-    options = options or TranslateOptions()
-    options.check(translation)
-    ids, vectors = _checked(batch, translation, options)
-    dim, dtype = translation.target.dim, np.dtype(options.dtype)
-    out = np.empty((len(batch), dim), dtype)
+    if isinstance(translation, Engine):
+        if options is not None:
+            raise ParameterError("An Engine has its own options. Hint: pass them to `prepare`.")
+        engine = translation
+    else:
+        engine = prepare(translation, options)
+    options, target = engine.options, engine.translation.target
+    pieces = _vectors(batch, engine.translation, options)
+    dtype = np.dtype(options.dtype)
+    out = np.empty((len(batch), target.dim), dtype) if out is None else out
     errors = None if options.confidence is None else np.empty((2, len(batch)), np.float32)
-    engine, rows = _engine(translation, options), writer.rows_of_group(dim, dtype)
+    rows = writer.rows_of_group(target.dim, dtype)
     for start in range(0, len(batch), rows):
         span = slice(start, start + rows)
-        zero, not_finite = engine.run([vectors[span]], out[span], None if errors is None else errors[:, span])
-        is_cosine = translation.target.metric == Metric.COSINE
-        check_translated(ids, _WHERE, dtype, start + not_finite, start + (zero if is_cosine else not_finite[:0]))
+        zero, not_finite = engine.run(_cut(pieces, start, start + rows), out[span], None if errors is None else errors[:, span])
+        _check_translated(batch, options, start + not_finite, start + zero if target.metric == Metric.COSINE else zero[:0])
     element = pa.field("element", pa.from_numpy_dtype(dtype), nullable=False)
-    column = pa.FixedSizeListArray.from_arrays(pa.array(out.reshape(-1)), type=pa.list_(element, dim))
+    column = pa.FixedSizeListArray.from_arrays(pa.array(out.reshape(-1)), type=pa.list_(element, target.dim))
     place = batch.schema.names.index(options.vector_column)
     fields, columns = list(batch.schema), list(batch.columns)
     fields[place], columns[place] = pa.field(options.vector_column, column.type, nullable=False), column
     for name, values in zip(ERROR_COLUMNS, () if errors is None else errors, strict=errors is not None):
         fields.append(pa.field(name, pa.float32(), nullable=False))
         columns.append(pa.array(values))
-    metadata = {**(batch.schema.metadata or {}), SPACE_KEY: json.dumps(translation.target.to_dict())}
-    return pa.record_batch(columns, schema=pa.schema(fields, metadata))
+    metadata = {**(batch.schema.metadata or {}), SPACE_KEY: json.dumps(target.to_dict())}
+    return type(batch).from_arrays(columns, schema=pa.schema(fields, metadata))
 
 
-def _checked(batch: pa.RecordBatch, translation: Map, options: TranslateOptions) -> tuple[IdValues, np.ndarray]:
-    """Ids and vectors of a batch, checked so that they can be translated."""
-    names = batch.schema.names
-    for column, option in ((options.id_column, "id_column"), (options.vector_column, "vector_column")):
-        if names.count(column) != 1:
-            raise CollectionError.no_column(_WHERE, column, names, option)
-    for column in ERROR_COLUMNS if options.confidence is not None else ():
-        if column in names:
-            raise CollectionError.reserved_column(_WHERE, column)
-    kind = batch.schema.field(options.vector_column).type
-    nested = pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind)
-    if not nested or not pa.types.is_floating(kind.value_type):
-        raise BadVectorsError.dtype(f"Column {options.vector_column!r}", kind)
-    if pa.types.is_fixed_size_list(kind) and kind.list_size != translation.source.dim:
-        raise SpaceMismatchError.width(f"The map from {translation.source.name!r}", translation.source.dim, kind.list_size)
-    known = read_space(batch.schema, _WHERE)
-    if known is not None and known.name != translation.source.name:
-        raise SpaceMismatchError(f"The map starts in {translation.source.name!r}, but the batch is in {known.name!r}.")
-    column = normalize_ids(batch.column(options.id_column), _WHERE)
-    if column.null_count:
-        raise BadIdsError.null(_WHERE, column.null_count)
-    ids = IdValues(column)
-    vectors = vectors_of(batch.column(options.vector_column), translation.source.dim, _WHERE, 0, validate=True)
-    check_rows(vectors, ids, _WHERE, zero_is_bad=translation.source.metric == Metric.COSINE)
-    return ids, vectors
+def prepare(translation: Map, options: TranslateOptions | None = None) -> Engine:
+    """A map on its device, with products of as many rows as in a conversion, for many calls of `translate_batch`.
 
-
-def _engine(translation: Map, options: TranslateOptions) -> Engine:
-    """An engine with the chunks of a conversion."""
-    device = resolve_device(options.device)
-    dtype = np.dtype(options.dtype)
+    Raises
+    ------
+    MapError, ParameterError, DeviceError
+    """
+    options = options or TranslateOptions()
+    options.check(translation)
+    device, dtype = resolve_device(options.device), np.dtype(options.dtype)
     held = schedule(
         free_bytes=free_memory(),
         group_rows=writer.rows_of_group(translation.target.dim, dtype),
@@ -120,4 +110,60 @@ def _engine(translation: Map, options: TranslateOptions) -> Engine:
         itemsize=dtype.itemsize,
         cuda_bytes=free_memory(device) if device.type == "cuda" else 0,
     )
-    return Engine(translation, device, held.chunk_rows, precision=options.precision, coverage=options.confidence)
+    return Engine(translation, device, held.chunk_rows, options)
+
+
+def _vectors(batch: pa.RecordBatch | pa.Table, translation: Map, options: TranslateOptions) -> list[np.ndarray]:
+    """The vectors of a batch, one array per chunk; columns, and with `validate` ids and values, are checked."""
+    names = batch.schema.names
+    for column, option in ((options.id_column, "id_column"), (options.vector_column, "vector_column")):
+        if names.count(column) != 1:
+            raise CollectionError.no_column(options.name, column, names, option)
+    for column in ERROR_COLUMNS if options.confidence is not None else ():
+        if column in names:
+            raise CollectionError.reserved_column(options.name, column)
+    kind = batch.schema.field(options.vector_column).type
+    nested = pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind)
+    if not nested or not pa.types.is_floating(kind.value_type):
+        raise BadVectorsError.dtype(f"Column {options.vector_column!r}", kind)
+    if pa.types.is_fixed_size_list(kind) and kind.list_size != translation.source.dim:
+        raise SpaceMismatchError.width(f"The map from {translation.source.name!r}", translation.source.dim, kind.list_size)
+    known = read_space(batch.schema, options.name)
+    if known is not None and known.name != translation.source.name:
+        raise SpaceMismatchError(f"The map starts in {translation.source.name!r}, but the batch is in {known.name!r}.")
+    ids = _ids(batch, options) if options.validate else None
+    if ids is not None and ids.null_count:
+        raise BadIdsError.null(options.name, ids.null_count)
+    column, found, start = batch.column(options.vector_column), [], 0
+    for part in column.chunks if isinstance(column, pa.ChunkedArray) else [column]:
+        vectors = vectors_of(part, translation.source.dim, options.name, start, validate=options.validate)
+        if ids is not None:
+            named = IdValues(ids.slice(start, len(vectors)))
+            check_rows(vectors, named, options.name, zero_is_bad=translation.source.metric == Metric.COSINE)
+        found.append(vectors)
+        start += len(vectors)
+    return found
+
+
+def _ids(batch: pa.RecordBatch | pa.Table, options: TranslateOptions) -> pa.Array:
+    column = batch.column(options.id_column)
+    return normalize_ids(column.combine_chunks() if isinstance(column, pa.ChunkedArray) else column, options.name)
+
+
+def _cut(pieces: list[np.ndarray], start: int, stop: int) -> list[np.ndarray]:
+    """Rows `start` to `stop` of consecutive pieces."""
+    starts = np.cumsum([0, *map(len, pieces)])[:-1].tolist()
+    return [piece[max(start - at, 0) : max(stop - at, 0)] for at, piece in zip(starts, pieces, strict=True)]
+
+
+def _check_translated(
+    batch: pa.RecordBatch | pa.Table, options: TranslateOptions, not_finite: np.ndarray, zero: np.ndarray
+) -> None:
+    """Refuse rows whose translation cannot be written: positions of those that are not finite, and of those of length zero."""
+    for rows, reason in (
+        (not_finite, f"a translation beyond the range of {options.dtype}"),
+        (zero, "a translation of length zero, which has no direction under cosine"),
+    ):
+        if rows.size:
+            ids = IdValues(_ids(batch, options))
+            raise BadVectorsError.rows(options.name, reason, [ids[row] for row in rows.tolist()])

@@ -5,12 +5,12 @@ from __future__ import annotations
 import functools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 import torch
 
-from embridge.errors import BadVectorsError, MapError, ParameterError
+from embridge.errors import MapError, ParameterError
 from embridge.maps import KernelMap, Map
 
 Precision = Literal["float32", "tf32", "bfloat16"]
@@ -33,6 +33,10 @@ class TranslateOptions:
         Default: CUDA where there is any, else the CPU.
     id_column, vector_column : str
         Used by `translate_batch`; a collection knows its own.
+    validate : bool
+        Check ids and vectors before they are translated; False where a reader has done so. Translations are always checked.
+    name : str
+        Name of the rows in error messages.
     """
 
     dtype: str = "float32"
@@ -41,6 +45,8 @@ class TranslateOptions:
     device: str | torch.device | None = None
     id_column: str = "id"
     vector_column: str = "vector"
+    validate: bool = True
+    name: str = "The batch"
 
     def check(self, translation: Map) -> None:
         """Check that the options are valid and that the map supports them.
@@ -103,7 +109,7 @@ def chunks(pieces: Sequence[np.ndarray], rows: int) -> Iterator[tuple[int, list[
 
 
 class Engine:
-    """Translates row groups on one device.
+    """A map prepared for one device, which translates row group after row group in the same buffers; for one thread at a time.
 
     Parameters
     ----------
@@ -111,35 +117,21 @@ class Engine:
     device : torch.device
     chunk_rows : int
         Rows of one product. On CUDA it is halved for good when the device runs out of memory.
-    precision : {"float32", "tf32", "bfloat16"}
-        Of the product; anything but float32 only on request.
-    coverage : float, optional
-        Also predict the error of each row, by the map's confidence, and a bound of this coverage.
+    options : TranslateOptions, optional
     """
 
-    def __init__(
-        self,
-        translation: Map,
-        device: torch.device,
-        chunk_rows: int,
-        *,
-        precision: Precision = "float32",
-        coverage: float | None = None,
-    ) -> None:
-        self.device, self.chunk_rows, self._precision = device, chunk_rows, precision
+    def __init__(self, translation: Map, device: torch.device, chunk_rows: int, options: TranslateOptions | None = None) -> None:
+        self.translation, self.device, self.chunk_rows = translation, device, chunk_rows
+        self.options = options or TranslateOptions()
+        coverage = self.options.confidence
         self._normalized = translation.target.normalized
         coef, self._intercept = translation.tensors(device)
-        kind = torch.bfloat16 if precision == "bfloat16" else torch.float32
+        kind = torch.bfloat16 if self.options.precision == "bfloat16" else torch.float32
         self._weight = coef.T.to(kind)
         self._features = translation if isinstance(translation, KernelMap) else None
         self._slots: list[_Slot] = []
         self._confidence, self._coverage = (None if coverage is None else translation.confidence), coverage
         self._spread = None if self._confidence is None else self._confidence.tensors(device)
-
-    @property
-    def predicts_errors(self) -> bool:
-        """Whether `run` gives errors too."""
-        return self._confidence is not None
 
     def run(self, pieces: Sequence[np.ndarray], out: np.ndarray, errors: np.ndarray | None = None) -> tuple[np.ndarray, np.ndarray]:
         """Translate consecutive rows into `out`; returns which of them are zero and which are not finite.
@@ -231,7 +223,7 @@ class Engine:
         if not self._slots:
             self._slots = [_Slot(self.device, self.chunk_rows, dim_source, dim_target) for _ in range(2)]
         tf32 = torch.backends.cuda.matmul.allow_tf32
-        torch.backends.cuda.matmul.allow_tf32 = self._precision == "tf32"
+        torch.backends.cuda.matmul.allow_tf32 = self.options.precision == "tf32"
         try:
             for number, (start, parts) in enumerate(chunks(pieces, self.chunk_rows)):
                 self._slots[number % 2].run(self, start, parts, out, squares, leverage)
@@ -239,21 +231,6 @@ class Engine:
                 slot.drain()
         finally:
             torch.backends.cuda.matmul.allow_tf32 = tf32
-
-
-def check_translated(ids: Sequence[Any], where: str, dtype: np.dtype, not_finite: np.ndarray, zero: np.ndarray) -> None:
-    """Refuse rows whose translation cannot be written: positions of those that are not finite, and of those of length zero.
-
-    Raises
-    ------
-    BadVectorsError
-    """
-    for rows, reason in (
-        (not_finite, f"a translation beyond the range of {dtype}"),
-        (zero, "a translation of length zero, which has no direction under cosine"),
-    ):
-        if rows.size:
-            raise BadVectorsError.rows(where, reason, [ids[row] for row in rows])
 
 
 class _Slot:

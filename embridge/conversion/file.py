@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -21,7 +22,6 @@ from embridge.files import fingerprint, writing
 from embridge.records import Conversion
 from embridge.stores.parquet.writer import CollectionWriter
 from embridge.tables.rejected import is_bad_rows, write_bad_rows
-from embridge.types import Metric
 
 
 def convert_file(task: Task, target: Path, *, bad_path: Path | None = None, may_be_empty: bool = False) -> Conversion:
@@ -119,8 +119,8 @@ def _write_groups(task: Task, journal: Journal, sample: Sample) -> list[Bad]:
         devices=len(task.devices),
         cuda_bytes=min(free_memory(device) for device in task.devices) if task.devices[0].type == "cuda" else 0,
     )
-    options = {"precision": task.options.precision, "coverage": task.options.confidence}
-    engines = [Engine(translation, device, held.chunk_rows, **options) for device in task.devices]
+    options = replace(task.options, validate=False, name=source.name)
+    engines = [Engine(translation, device, held.chunk_rows, options) for device in task.devices]
     group_rows = min(writer.group_rows, len(source))
     buffers = [np.empty((group_rows, translation.target.dim), writer.dtype) for _ in range(held.buffers)]
     bad = bad_rows_of(journal.entries)
@@ -136,8 +136,7 @@ def _write_groups(task: Task, journal: Journal, sample: Sample) -> list[Bad]:
             task.progress(group.read, len(source))
 
     groups = row_groups(source, writer.group_rows, task.batch_rows or held.batch_rows, start=start, on_bad=task.on_bad)
-    zero_is_bad = translation.target.metric == Metric.COSINE
-    translate_groups(groups, engines, buffers, write, source.name, zero_is_bad=zero_is_bad)
+    translate_groups(groups, engines, buffers, write)
     writer.close()
     return bad
 

@@ -12,9 +12,12 @@ from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 import numpy as np
+import pyarrow as pa
 
-from embridge.conversion.engine import Engine, check_translated
+from embridge.conversion.batch import translate_batch
+from embridge.conversion.engine import Engine
 from embridge.stores import Batch, Collection
+from embridge.stores.parquet.collection import ERROR_COLUMNS
 
 Bad = tuple[int, Any, str]
 Item = TypeVar("Item")
@@ -41,6 +44,13 @@ class Group:
     read: int = 0
     bad: list[Bad] = field(default_factory=list)
     errors: np.ndarray | None = None
+
+    def table(self) -> pa.Table:
+        """Ids and vectors, sharing memory; vectors of several types, as files of a folder may have them, are cast to the widest."""
+        kind = np.result_type(*(part.vectors.dtype for part in self.parts))
+        vectors = [np.ascontiguousarray(part.vectors, kind) for part in self.parts]
+        lists = [pa.FixedSizeListArray.from_arrays(pa.array(rows.reshape(-1)), rows.shape[1]) for rows in vectors]
+        return pa.table({"id": pa.chunked_array([part.ids for part in self.parts]), "vector": pa.chunked_array(lists)})
 
 
 def row_groups(source: Collection, group_rows: int, batch_rows: int, *, start: int = 0, on_bad: str = "stop") -> Iterator[Group]:
@@ -118,9 +128,6 @@ def translate_groups(
     engines: Sequence[Engine],
     buffers: Sequence[np.ndarray],
     write: Callable[[Group, np.ndarray], None],
-    where: str,
-    *,
-    zero_is_bad: bool,
 ) -> None:
     """Read, translate and write in order, overlapped.
 
@@ -130,15 +137,11 @@ def translate_groups(
     ----------
     groups : iterator of Group
     engines : sequence of Engine
-        One a device.
+        One a device; their options name the source, and leave ids and vectors to its reader (``validate=False``).
     buffers : sequence of ndarray of shape (group_rows, dim_target)
         Memory that row groups are translated into; it is reused.
     write : callable
         Receives each group and its translated vectors, in order.
-    where : str
-        Name of the source in messages.
-    zero_is_bad : bool
-        Refuse translations of length zero.
 
     Raises
     ------
@@ -150,15 +153,15 @@ def translate_groups(
         idle.put(engine)
 
     def compute(group: Group, out: np.ndarray) -> None:
+        if not group.rows:
+            return
         engine = idle.get()
-        group.errors = np.empty((2, group.rows), np.float32) if engine.predicts_errors else None
         try:
-            zero, not_finite = engine.run([part.vectors for part in group.parts], out, group.errors)
+            found = translate_batch(group.table(), engine, out=out)
         finally:
             idle.put(engine)
-        if not_finite.size or zero.size:
-            ids = [i for part in group.parts for i in part.ids.to_pylist()]
-            check_translated(ids, where, out.dtype, not_finite, zero if zero_is_bad else not_finite)
+        if engine.options.confidence is not None:
+            group.errors = np.stack([found[name].to_numpy() for name in ERROR_COLUMNS])
 
     free = list(buffers)
     pending: collections.deque[tuple[Group, np.ndarray, np.ndarray, Future[None]]] = collections.deque()

@@ -21,7 +21,7 @@ from embridge.maps import Map
 from embridge.maps.queries import blend, project_queries
 from embridge.outputs import INDEX, Output, claim
 from embridge.stores.base import Collection
-from embridge.stores.faiss.collection import external_ids, space_of
+from embridge.stores.faiss.collection import ids_of_hits, space_of
 from embridge.stores.faiss.file import (
     FAISS_ERRORS,
     IndexFile,
@@ -158,7 +158,7 @@ class Index:
             check_rows(old, range(len(old)), "old_queries", zero_is_bad=cosine)
             given, offset = blend(old, given, weight, self.space.metric), np.zeros_like(offset)
         scores, labels = self._search(given, k, parameters)
-        return Hits(self._ids(labels, scores == -np.inf), scores + offset[:, None])
+        return Hits(ids_of_hits(self._file, labels, repr(self.path)), scores + offset[:, None])
 
     def _checked(self, k: int) -> int:
         try:
@@ -192,14 +192,6 @@ class Index:
             if parameters:
                 raise FaissIndexError.parameters(parameters, faiss_reason(e)) from e
             raise FaissIndexError(f"{self.path!r} cannot be searched: {faiss_reason(e)}") from e
-
-    def _ids(self, labels: np.ndarray, empty: np.ndarray) -> np.ndarray:
-        if self._file.ids is None:
-            return labels
-        found = external_ids(self._file, np.where(empty, 0, labels).ravel(), repr(self.path)).to_numpy(zero_copy_only=False)
-        out = found.reshape(labels.shape).copy()
-        out[empty] = None if found.dtype == object else -1
-        return out
 
 
 def open_index(

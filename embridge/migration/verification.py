@@ -7,7 +7,6 @@ from typing import Any
 
 import faiss
 import numpy as np
-import pyarrow as pa
 
 from embridge.errors import FaissIndexError
 from embridge.indexes.build import prepare
@@ -17,7 +16,7 @@ from embridge.maps import LinearMap
 from embridge.migration.equivalence import Equivalence
 from embridge.neighbors import Nearest, overlap
 from embridge.stores.base import BATCH_BYTES
-from embridge.stores.faiss.collection import external_ids
+from embridge.stores.faiss.collection import ids_of_hits
 from embridge.stores.faiss.decode import stored_vectors
 from embridge.stores.faiss.index_file import IndexFile
 from embridge.stores.ids import hash_ids
@@ -202,11 +201,11 @@ class Verification:
     @staticmethod
     def _ids(file: IndexFile, labels: np.ndarray) -> np.ndarray:
         """Ids as int64 (hashes of strings), -1 where nothing was found."""
-        if file.ids is None:
-            return labels
-        known = external_ids(file, np.maximum(labels.ravel(), 0), "the index")
-        codes = known.cast(pa.int64()).to_numpy() if pa.types.is_integer(known.type) else hash_ids(np.array(known.to_pylist()))
-        return np.where(labels < 0, -1, codes.astype(np.int64).reshape(labels.shape))
+        found = ids_of_hits(file, labels, "the index")
+        if found.dtype != object:
+            return found
+        codes = hash_ids(found.ravel().astype(str)).astype(np.int64).reshape(labels.shape)
+        return np.where(labels == -1, -1, codes)
 
 
 def _inside_id_map(index: Any) -> Any:

@@ -8,6 +8,7 @@ import pyarrow.parquet as pq
 import pytest
 
 import embridge as eb
+from embridge.conversion import prepare
 from embridge.errors import BadVectorsError, CollectionError, MapError, ParameterError, SpaceMismatchError
 from embridge.stores.parquet import writer
 from embridge.types import Metric, Space
@@ -125,3 +126,34 @@ def test_metadata_of_others_passes_through_a_conversion(tmp_path, rows, table_of
     found = pq.read_schema(tmp_path / "new.parquet").metadata
     assert (found[b"owner"], found[b"license"]) == (b"them", b"CC0")
     assert json.loads(found[b"embridge.space"])["name"] == "new"
+
+
+def test_a_prepared_map_translates_many_batches_in_given_memory(rows, table_of):
+    options = eb.TranslateOptions(dtype="float16", device="cpu")
+    [whole] = table_of([f"i{i}" for i in range(N)], rows).combine_chunks().to_batches()
+    engine, out = prepare(map_between(), options), np.empty((100, 9), np.float16)
+    for start in (0, 100, 2900):
+        batch = whole.slice(start, 100)
+        found = eb.translate_batch(batch, engine, out=out)
+        assert found.equals(eb.translate_batch(batch, map_between(), options), check_metadata=True)
+        assert np.shares_memory(found["vector"].flatten().to_numpy(), out)
+    with pytest.raises(ParameterError, match="has its own options"):
+        eb.translate_batch(whole, engine, options)
+
+
+def test_a_table_of_any_chunks_is_translated_like_one_batch(rows, table_of):
+    table = table_of([f"i{i}" for i in range(N)], rows, {"n": list(range(N))}).combine_chunks()
+    ids = pa.chunked_array([table["id"].chunk(0).slice(0, 7), table["id"].chunk(0).slice(7)])
+    vectors = pa.chunked_array([table["vector"].chunk(0).slice(i, 1000) for i in range(0, N, 1000)])
+    parts = pa.table({"id": ids, "vector": vectors, "n": table["n"]})
+    found = eb.translate_batch(parts, map_between())
+    [whole] = table.to_batches()
+    assert isinstance(found, pa.Table)
+    assert found["vector"].combine_chunks().equals(eb.translate_batch(whole, map_between())["vector"])
+    assert found.select(["id", "n"]).equals(parts.select(["id", "n"]))
+    bad = rows.copy()
+    bad[1005, 2] = np.nan
+    wrong = table_of([f"i{i}" for i in range(N)], bad).combine_chunks()["vector"].chunk(0)
+    vectors = pa.chunked_array([wrong.slice(i, 1000) for i in range(0, N, 1000)])
+    with pytest.raises(BadVectorsError, match="i1005"):
+        eb.translate_batch(pa.table({"id": ids, "vector": vectors}), map_between())

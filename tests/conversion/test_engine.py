@@ -12,7 +12,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import embridge as eb
 from embridge.conversion import engine as engine_module
-from embridge.conversion.engine import Engine, as_tensor, chunks
+from embridge.conversion.engine import Engine, TranslateOptions, as_tensor, chunks
 from embridge.types import Metric, Space
 
 CPU = torch.device("cpu")
@@ -164,7 +164,7 @@ def test_precision_of_the_products(precision, coarser, finer, device):
     x = np.random.default_rng(1).normal(size=(500, 384)).astype(np.float32)
     translation = map_of(384, 64, scale=384**-0.5)
     exact = x.astype(np.float64) @ translation.coef.T.astype(np.float64) + translation.intercept
-    found, *_ = run(Engine(translation, torch.device(device), 128, precision=precision), [x])
+    found, *_ = run(Engine(translation, torch.device(device), 128, TranslateOptions(precision=precision)), [x])
     error = np.abs(found - exact).max() / np.linalg.norm(exact, axis=1).max()
     assert finer <= error < coarser
 
@@ -257,5 +257,5 @@ class TestCuda:
 
     def test_tf32_is_as_it_was_afterwards(self):
         before = torch.backends.cuda.matmul.allow_tf32
-        run(Engine(map_of(), torch.device("cuda"), 64, precision="tf32"), [np.ones((100, 6), np.float32)])
+        run(Engine(map_of(), torch.device("cuda"), 64, TranslateOptions(precision="tf32")), [np.ones((100, 6), np.float32)])
         assert torch.backends.cuda.matmul.allow_tf32 == before

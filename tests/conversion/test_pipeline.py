@@ -8,10 +8,12 @@ from types import SimpleNamespace
 import numpy as np
 import pyarrow as pa
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
 import embridge as eb
+from embridge.conversion.engine import Engine, TranslateOptions
 from embridge.conversion.pipeline import Group, readahead, row_groups, translate_groups
 from embridge.conversion.schedule import schedule
 from embridge.errors import BadIdsError, BadVectorsError
@@ -224,12 +226,13 @@ def test_the_thread_ends_with_its_reader():
 # All together
 
 
-class Slow:
+class Slow(Engine):
     """An engine whose products take as long as their rows say; vectors are copied."""
 
-    predicts_errors = False
-
-    def __init__(self, fails=()):
+    def __init__(self, fails=(), metric="cosine"):
+        spaces = Space("old", 2, metric), Space("new", 2, metric)
+        options = TranslateOptions(validate=False, name="here")
+        super().__init__(eb.LinearMap(np.eye(2), np.zeros(2), *spaces), torch.device("cpu"), 3, options)
         self.ran, self._fails = [], fails
 
     def run(self, pieces, out, errors=None):
@@ -250,9 +253,8 @@ def groups_of(delays):
         )
 
 
-def translate(groups, engines, buffers, write, zero_is_bad=True):
-    arrays = [np.empty((3, 2), np.float32) for _ in range(buffers)]
-    translate_groups(groups, engines, arrays, write, "here", zero_is_bad=zero_is_bad)
+def translate(groups, engines, buffers, write):
+    translate_groups(groups, engines, [np.empty((3, 2), np.float32) for _ in range(buffers)], write)
 
 
 @pytest.mark.parametrize("engines", [1, 2, 3])
@@ -332,14 +334,14 @@ def test_an_error_in_reading_ends_it():
 
 
 @pytest.mark.parametrize(
-    ("found", "zero_is_bad", "message"),
+    ("found", "metric", "message"),
     [
-        (([1], []), True, "a translation of length zero, which has no direction under cosine: ids 4"),
-        (([1], []), False, None),
-        (([], [0, 2]), False, "2 rows with a translation beyond the range of float32: ids 3, 5"),
+        (([1], []), "cosine", "a translation of length zero, which has no direction under cosine: ids 4"),
+        (([1], []), "l2", None),
+        (([], [0, 2]), "l2", "2 rows with a translation beyond the range of float32: ids 3, 5"),
     ],
 )
-def test_rows_that_cannot_be_written_are_reported_by_id(found, zero_is_bad, message):
+def test_rows_that_cannot_be_written_are_reported_by_id(found, metric, message):
     class Finding(Slow):
         def run(self, pieces, out, errors=None):
             super().run(pieces, out)
@@ -348,5 +350,5 @@ def test_rows_that_cannot_be_written_are_reported_by_id(found, zero_is_bad, mess
     written = []
     expected = pytest.raises(BadVectorsError, match=f"here has .*{message}") if message else contextlib.nullcontext()
     with expected:
-        translate(groups_of([0, 0, 0]), [Finding()], 1, lambda group, _: written.append(group.read), zero_is_bad=zero_is_bad)
+        translate(groups_of([0, 0, 0]), [Finding(metric=metric)], 1, lambda group, _: written.append(group.read))
     assert written == ([3] if message else [3, 6, 9])

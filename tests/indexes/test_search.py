@@ -285,12 +285,12 @@ def test_queries_in_a_collection_are_answered_by_id(sides):
     check(hits, INTS, QUERIES[order], X, Metric.COSINE)
     ids, hits = eb.search(sides["index"], sides["new"], K, via=sides["map"])
     assert ids.tolist() == sides["names"].tolist()
-    assert hits.ids.tolist() == sides["index"].search(sides["new_queries"], K, via=sides["map"]).ids.tolist()
+    assert hits.ids.tolist() == sides["index"].search(sides["queries"], K, via=sides["map"]).ids.tolist()
 
 
 def test_old_queries_are_matched_by_id(sides):
     ids, hits = eb.search(sides["index"], sides["new"], K, via=sides["map"], old_queries=sides["old"], weight=0.4)
-    alone = sides["index"].search(sides["new_queries"], K, via=sides["map"], old_queries=QUERIES, weight=0.4)
+    alone = sides["index"].search(sides["queries"], K, via=sides["map"], old_queries=QUERIES, weight=0.4)
     assert ids.tolist() == sides["names"].tolist()
     assert hits.ids.tolist() == alone.ids.tolist()
 

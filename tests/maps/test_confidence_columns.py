@@ -14,7 +14,7 @@ from click.testing import CliRunner
 
 import embridge as eb
 from embridge.cli.main import main
-from embridge.conversion.engine import Engine
+from embridge.conversion.engine import Engine, TranslateOptions
 from embridge.errors import (
     CollectionError,
     InterruptedOutputError,
@@ -96,7 +96,7 @@ def test_cuda_predicts_the_errors_that_the_cpu_predicts():
     translation, x, found = calibrated(), planted(5000, 6).x, []
     for device in ("cuda", "cpu"):
         out, errors = np.empty((5000, Q), np.float32), np.empty((2, 5000), np.float32)
-        Engine(translation, torch.device(device), 512, coverage=0.9).run([x[:7], x[7:]], out, errors)
+        Engine(translation, torch.device(device), 512, TranslateOptions(confidence=0.9)).run([x[:7], x[7:]], out, errors)
         found.append(errors)
     np.testing.assert_allclose(found[0], found[1], rtol=1e-4)
 

@@ -19,7 +19,7 @@ from sklearn.gaussian_process.kernels import RBF, DotProduct
 import embridge as eb
 from embridge.arrays import unit
 from embridge.cli.main import main
-from embridge.conversion.engine import Engine
+from embridge.conversion.engine import Engine, TranslateOptions
 from embridge.errors import MapError, OutputExistsError, ParameterError, SpaceMismatchError, TooFewAnchorsError, UnreadableFileError
 from embridge.maps import load_map
 from embridge.testing.translators import planted_anchors
@@ -229,7 +229,7 @@ def test_a_map_that_cannot_be_is_refused(fitted: eb.KernelMap) -> None:
 def test_the_engine_gives_what_apply_gives(fitted: eb.KernelMap, precision) -> None:
     x = np.random.default_rng(1).normal(size=(3000, 6)).astype(np.float32)
     out = np.empty((3000, 16), np.float32)
-    zero, not_finite = Engine(fitted, torch.device("cpu"), 1500, precision=precision).run([x[:700], x[700:]], out)
+    zero, not_finite = Engine(fitted, torch.device("cpu"), 1500, TranslateOptions(precision=precision)).run([x[:700], x[700:]], out)
     assert not len(zero)
     assert not len(not_finite)
     np.testing.assert_allclose(out, fitted.apply(x), atol=1e-5 if precision == "float32" else 0.02)

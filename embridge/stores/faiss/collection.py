@@ -118,6 +118,17 @@ def external_ids(file: IndexFile, labels: np.ndarray, where: str) -> pa.Array:
     return file.ids.take(pa.array(labels))
 
 
+def ids_of_hits(file: IndexFile, labels: np.ndarray, where: str) -> np.ndarray:
+    """The ids behind the labels of a search, of the same shape; the label -1 of an empty place gives None, or -1 for integers."""
+    if file.ids is None:
+        return labels
+    empty = labels == -1
+    found = external_ids(file, np.where(empty, 0, labels).ravel(), where).to_numpy(zero_copy_only=False)
+    out = found.reshape(labels.shape).copy()
+    out[empty] = None if found.dtype == object else -1
+    return out
+
+
 def space_of(where: str, file: IndexFile, declared: Space | DeclaredSpace | str | None, *, ranks: bool = True) -> Space:
     """The space of an index file: its sidecar's, else the declared one with the metric that the index itself has.
 
