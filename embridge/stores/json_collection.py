@@ -1,0 +1,116 @@
+"""Collections of stores whose rows have JSON fields, and which have neither columns nor snapshots."""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import json
+from abc import abstractmethod
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from embridge.errors import ChangedSourceError, n_rows
+from embridge.stores.batch import Batch
+from embridge.stores.declared import DeclaredCollection
+from embridge.stores.json_columns import JsonColumns, Row
+from embridge.stores.memory import empty_payload
+from embridge.stores.parquet.file import vectors_of
+
+_SAMPLE = 2048  # rows whose vectors and fields a fingerprint includes
+_FETCHED = 256  # of them at a time
+
+
+class JsonCollection(DeclaredCollection):
+    """Rows with an id, a vector and JSON fields.
+
+    A store sets the attributes, and implements `_read`, `_count`, `_keys`, `_fields` and `_fetch`.
+
+    Attributes
+    ----------
+    columns : JsonColumns or None
+        Of the fields, as embridge recorded them; None where it did not write the collection: then all rows are read once, without
+        vectors, when the payload is first needed.
+    ignored : tuple of str
+        Fields that are no payload.
+    """
+
+    columns: JsonColumns | None = None
+    ignored: tuple[str, ...] = ()
+    _rows: int
+
+    @abstractmethod
+    def _count(self) -> int:
+        """Rows that the store has now."""
+
+    @abstractmethod
+    def _keys(self) -> Iterator[list[Any]]:
+        """The store's own ids of all rows, in order."""
+
+    @abstractmethod
+    def _fields(self) -> Iterator[list[Row]]:
+        """The fields of all rows."""
+
+    @abstractmethod
+    def _fetch(self, keys: list[Any]) -> dict[Any, tuple[Sequence[float] | None, Row]]:
+        """Vector and fields of some rows by their keys."""
+
+    @functools.cached_property
+    def _json(self) -> JsonColumns:
+        if self.columns is not None:
+            return self.columns
+        found = ([{k: row[k] for k in row if k not in self.ignored} for row in rows] for rows in self._fields())
+        return JsonColumns.infer(found)
+
+    @property
+    def payload_schema(self) -> pa.Schema:  # pyright: ignore[reportIncompatibleVariableOverride] (others know it when opened)
+        return self._json.schema
+
+    def __len__(self) -> int:
+        return self._rows
+
+    def check_unchanged(self) -> None:
+        if (rows := self._count()) != self._rows:
+            raise ChangedSourceError.of(self.name, f"it had {n_rows(self._rows)}, and has {rows:,}")
+
+    def fingerprint(self) -> str:
+        """Of all ids, and of the vectors and fields of up to 2,048 rows, evenly spread; of all rows where there are no more.
+
+        The store keeps no version, and reading all vectors would cost as much as a conversion.
+        """
+        digest, sample, seen = hashlib.blake2b(digest_size=16), [], 0
+        step = -(-max(self._count(), 1) // _SAMPLE)
+        for keys in self._keys():
+            digest.update(json.dumps(keys).encode())
+            sample += keys[-seen % step :: step]
+            seen += len(keys)
+        for start in range(0, len(sample), _FETCHED):
+            keys = sample[start : start + _FETCHED]
+            found = self._fetch(keys)
+            if missing := next((key for key in keys if key not in found), None):
+                raise ChangedSourceError.of(self.name, f"the row {missing!r} was removed")
+            for key in keys:
+                vector, fields = found[key]
+                digest.update(b"" if vector is None else np.asarray(vector, np.float32).tobytes())
+                digest.update(json.dumps(fields, sort_keys=True, default=str).encode())
+        return digest.hexdigest()
+
+    def _batch(
+        self, start: int, ids: pa.Array, vectors: list[Any] | np.ndarray | None, rows: Sequence[Row] | None, *, validate: bool
+    ) -> Batch:
+        """Rows as a batch, without vectors or payload where they are None."""
+        values = np.empty((len(ids), 0), np.float32) if vectors is None else self._vectors(vectors, start, validate=validate)
+        payload = empty_payload(len(ids)) if rows is None else self._json.decode(rows, self.name, self.ignored)
+        return Batch(start, ids, values, payload)
+
+    def _vectors(self, rows: list[Any] | np.ndarray, start: int, *, validate: bool) -> np.ndarray:
+        dim = self.stated_space.dim
+        try:
+            values = np.asarray(rows, np.float32)
+        except (ValueError, TypeError):  # missing vectors, or of several widths
+            values = np.empty(0)
+        if values.shape == (len(rows), dim):
+            return values
+        return vectors_of(pa.array(list(rows), pa.list_(pa.float32())), dim, self.name, start, validate=validate)
