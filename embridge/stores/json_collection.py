@@ -72,7 +72,10 @@ class JsonCollection(DeclaredCollection):
         return self._rows
 
     def check_unchanged(self) -> None:
-        if (rows := self._count()) != self._rows:
+        self._check_count(self._count())
+
+    def _check_count(self, rows: int) -> None:
+        if rows != self._rows:
             raise ChangedSourceError.of(self.name, f"it had {n_rows(self._rows)}, and has {rows:,}")
 
     def fingerprint(self) -> str:

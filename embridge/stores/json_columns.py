@@ -174,10 +174,10 @@ def _is_held(kind: pa.DataType) -> bool:
 
 def _common(known: pa.DataType | None, values: list[Any]) -> pa.DataType | None:
     """The type of values of a known type and of others; None where there is none."""
-    if known is None:
+    if known is None or {bool} < {type(value) for value in values if value is not None}:  # Arrow takes True for 1.0
         return None
     try:
-        schemas = [pa.schema([("x", known)]), pa.schema([("x", pa.infer_type(values))])]
+        schemas = [pa.schema([("x", known)]), pa.schema([("x", pa.array(values).type)])]
         return pa.unify_schemas(schemas, promote_options="permissive").field(0).type
     except (pa.ArrowException, OverflowError, TypeError):
         return None
@@ -197,6 +197,8 @@ def _parsed(value: Any, kind: pa.DataType) -> Any:
     if value is None:
         return None
     if pa.types.is_floating(kind):
+        if isinstance(value, bool):
+            raise TypeError(f"got {value}")
         return float(value) if isinstance(value, str) else value
     if pa.types.is_struct(kind):
         return {kind.field(i).name: _parsed(value.get(kind.field(i).name), kind.field(i).type) for i in range(kind.num_fields)}
