@@ -12,21 +12,24 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
+from embridge.arrays import as_vectors
 from embridge.errors import ChangedSourceError, n_rows
 from embridge.stores.batch import Batch
 from embridge.stores.declared import DeclaredCollection
 from embridge.stores.json_columns import JsonColumns, Row
 from embridge.stores.memory import empty_payload
 from embridge.stores.parquet.file import vectors_of
+from embridge.types import Hits
 
 _SAMPLE = 2048  # rows whose vectors and fields a fingerprint includes
 _FETCHED = 256  # of them at a time
+_QUERIES = 64  # of one request
 
 
 class JsonCollection(DeclaredCollection):
     """Rows with an id, a vector and JSON fields.
 
-    A store sets the attributes, and implements `_read`, `_count`, `_keys`, `_fields` and `_fetch`.
+    A store sets the attributes, and implements `_read`, `_count`, `_keys`, `_fields`, `_fetch` and `_nearest`.
 
     Attributes
     ----------
@@ -56,6 +59,10 @@ class JsonCollection(DeclaredCollection):
     @abstractmethod
     def _fetch(self, keys: list[Any]) -> dict[Any, tuple[Sequence[float] | None, Row]]:
         """Vector and fields of some rows by their keys."""
+
+    @abstractmethod
+    def _nearest(self, queries: np.ndarray, k: int) -> list[tuple[pa.Array, np.ndarray]]:
+        """Ids and scores (see `Hits`) of the rows nearest to some queries."""
 
     @functools.cached_property
     def _json(self) -> JsonColumns:
@@ -99,6 +106,17 @@ class JsonCollection(DeclaredCollection):
                 digest.update(b"" if vector is None else np.asarray(vector, np.float32).tobytes())
                 digest.update(json.dumps(fields, sort_keys=True, default=str).encode())
         return digest.hexdigest()
+
+    def search(self, queries: np.ndarray, k: int = 10) -> Hits:
+        """The k nearest rows by the store's own index (see `Searchable`)."""
+        is_text = pa.types.is_string(self.id_type)
+        rows = np.ascontiguousarray(as_vectors(queries, self.stated_space.dim, "queries"), np.float32)
+        ids = np.full((len(rows), k), None if is_text else -1, object)
+        scores = np.full((len(rows), k), -np.inf, np.float32)
+        for start in range(0, len(rows), _QUERIES):
+            for i, (found, held) in enumerate(self._nearest(rows[start : start + _QUERIES], k), start):
+                ids[i, : len(found)], scores[i, : len(found)] = found.to_pylist(), held
+        return Hits(ids if is_text else ids.astype(np.int64), scores)
 
     def _batch(
         self, start: int, ids: pa.Array, vectors: list[Any] | np.ndarray | None, rows: Sequence[Row] | None, *, validate: bool

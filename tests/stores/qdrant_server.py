@@ -1,4 +1,4 @@
-"""The part of Qdrant's REST interface that embridge uses, over Qdrant's own engine (`qdrant_edge`): no Qdrant server runs in tests."""
+"""The part of Qdrant's REST interface that embridge uses, over Qdrant's engine (`qdrant_edge`): no Qdrant server runs in tests."""
 
 import json
 import shutil
@@ -17,7 +17,12 @@ _FIXED = {
 }
 _CONFIG = {
     "hnsw_config": {"m": 16, "ef_construct": 100, "full_scan_threshold": 10000},
-    "optimizer_config": {"deleted_threshold": 0.2, "vacuum_min_vector_number": 1000, "default_segment_number": 0, "flush_interval_sec": 5},
+    "optimizer_config": {
+        "deleted_threshold": 0.2,
+        "vacuum_min_vector_number": 1000,
+        "default_segment_number": 0,
+        "flush_interval_sec": 5,
+    },
 }
 
 
@@ -170,7 +175,9 @@ class QdrantServer:
     def _post_points_query_batch(self, shard, body):
         found = []
         for search in body["searches"]:
-            query = edge.Query.Nearest(search["query"]["nearest"] if isinstance(search["query"], dict) else search["query"], using=search.get("using"))
+            query = edge.Query.Nearest(
+                search["query"]["nearest"] if isinstance(search["query"], dict) else search["query"], using=search.get("using")
+            )
             request = edge.QueryRequest(limit=search["limit"], query=query, with_payload=search.get("with_payload", False))
             hits = shard.query(request)
             found.append({"points": [_record(hit) | {"score": hit.score, "version": hit.version} for hit in hits]})

@@ -1,10 +1,8 @@
 """Qdrant: the conformance suite on the local mode of its client and on its own engine, and what is particular to it."""
 
 import json
-import os
 import subprocess
 import sys
-import tempfile
 import uuid
 from dataclasses import replace
 from pathlib import Path
@@ -37,8 +35,8 @@ from qdrant_client import models  # noqa: E402
 from embridge.stores.qdrant import capabilities_of  # noqa: E402
 from embridge.stores.qdrant.client import connect, point_of  # noqa: E402
 from tests.stores.qdrant_server import QdrantServer  # noqa: E402
+from tests.stores.support import memory_folder  # noqa: E402
 
-FAST = "/dev/shm" if os.path.isdir("/dev/shm") else None  # both engines wait for the disk, local mode after every row
 ROWS = np.random.default_rng(2).normal(size=(600, 4)).astype(np.float32)
 UNHELD = (pa.field("bytes", pa.binary()), pa.field("pairs", pa.map_(pa.string(), pa.int64())), pa.field("span", pa.duration("s")))
 PAYLOAD = StoreConformance.payload | {
@@ -53,7 +51,7 @@ PAYLOAD = StoreConformance.payload | {
 
 @pytest.fixture(scope="module")
 def server():
-    with tempfile.TemporaryDirectory(dir=FAST) as folder, QdrantServer(Path(folder)) as server:
+    with memory_folder() as folder, QdrantServer(Path(folder)) as server:
         yield server
 
 
@@ -91,14 +89,16 @@ class _Qdrant(StoreConformance):
 
     def add(self, uri, ids, vectors):
         client, name = client_of(uri)
-        points = models.Batch(ids=[point_of(i) for i in ids], vectors={"vector": vectors.tolist()}, payloads=[{"id": i} for i in ids])
+        points = models.Batch(
+            ids=[point_of(i) for i in ids], vectors={"vector": vectors.tolist()}, payloads=[{"id": i} for i in ids]
+        )
         client.upsert(name, points)
 
 
 class TestLocalMode(_Qdrant):
     @pytest.fixture
     def new_uri(self):
-        with tempfile.TemporaryDirectory(dir=FAST) as folder:
+        with memory_folder() as folder:
             yield lambda: f"qdrant://{folder}/db#t{uuid.uuid4().hex}"
 
 
@@ -166,7 +166,7 @@ def test_named_vectors(uri):
     with pytest.raises(BadVectorsError, match=r"1 row without a vector \(null\), the first at row 3"):
         new.read()
     assert eb.summarize(new).bad_rows == 1
-    with pytest.raises(CollectionError, match="no vector ''. Vectors: 'old', 'new'"):
+    with pytest.raises(CollectionError, match=r"no vector ''\. Vectors: 'old', 'new'"):
         eb.open(uri, space="a")
     with pytest.raises(CollectionError, match="no vector 'x'"):
         eb.open(f"{uri}?vector=x", space="a")
@@ -206,7 +206,7 @@ def test_ids_of_every_kind_come_back(uri):
     for i in numbers:
         assert found.search(ROWS[[numbers.index(i)]], 1).ids.item() == i
     version5 = str(uuid.uuid5(uuid.NAMESPACE_URL, "x"))
-    texts = [str(uuid.UUID(int=5)), version5, "x", "", "7", version5.upper(), "é" * 300, "{}".format(uuid.UUID(int=5)).upper()]
+    texts = [str(uuid.UUID(int=5)), version5, "x", "", "7", version5.upper(), "é" * 300, str(uuid.UUID(int=5)).upper()]
     texts = list(dict.fromkeys(texts))
     write(f"{uri}t", texts, ROWS[: len(texts)], Space("a", 4))
     found = eb.open(f"{uri}t")
@@ -253,11 +253,13 @@ def test_fields_that_other_programs_add_are_not_lost(uri):
     client, name = client_of(uri)
     point = models.PointStruct(id=point_of("c"), vector={"vector": [1, 2, 3, 4]}, payload={"id": "c", "n": 1.5, "language": "en"})
     client.upsert(name, [point])
-    with pytest.raises(CollectionError, match="field 'language' that was not there.*columns=inferred"):
+    with pytest.raises(CollectionError, match=r"field 'language' that was not there.*columns=inferred"):
         list(eb.open(uri).batches(payload=True))
     found = eb.open(f"{uri}?columns=inferred")
     rows = [row for b in found.batches(payload=True) for row in b.payload.to_pylist()]
-    assert sorted(rows, key=str) == sorted([{"language": None, "n": 1.0}, {"language": None, "n": 2.0}, {"language": "en", "n": 1.5}], key=str)
+    assert sorted(rows, key=str) == sorted(
+        [{"language": None, "n": 1.0}, {"language": None, "n": 2.0}, {"language": "en", "n": 1.5}], key=str
+    )
     client.delete(name, models.PointIdsList(points=[point.id]))
     client.upsert(name, [replace_payload(point, {"id": "c", "n": "one"})])
     with pytest.raises(CollectionError, match="field 'n' with values that are not int64"):
@@ -345,7 +347,7 @@ def test_another_width_is_an_error(uri):
 
 def test_a_server_without_metadata_is_not_written(uri, server):
     server.keeps_metadata = False
-    with pytest.raises(OutputError, match="Qdrant 1.16 or newer"):
+    with pytest.raises(OutputError, match=r"Qdrant 1\.16 or newer"):
         write(uri, ["a"], ROWS[:1], Space("s", 4))
     with pytest.raises(MissingFileError):
         eb.open(uri)
@@ -353,9 +355,12 @@ def test_a_server_without_metadata_is_not_written(uri, server):
 
 @pytest.mark.filterwarnings("ignore")  # the client leaves the lock file open when it finds it locked
 def test_a_folder_in_use_by_another_process_is_an_error(tmp_path):
-    text = f"qdrant://{tmp_path}/db#docs"
+    path = str(tmp_path / "db")
+    text = f"qdrant://{path}#docs"
     write(text, ["a", "b"], ROWS[:2], Space("s", 4))
-    code = f"from qdrant_client import QdrantClient; c = QdrantClient(path='{tmp_path}/db'); print('ready', flush=True); input(); c.close()"
+    code = (
+        f"from qdrant_client import QdrantClient; c = QdrantClient(path={path!r}); print('ready', flush=True); input(); c.close()"
+    )
     with subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as other:
         assert other.stdout.readline() == "ready\n"
         with pytest.raises(UnreadableFileError, match="already accessed by another instance"):

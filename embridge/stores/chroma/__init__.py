@@ -69,6 +69,7 @@ class ChromaStore(Store):
         return refusal(field.type)
 
     def note(self, location: Location) -> Note | None:
+        collection_name(location)
         with reading(location):
             found = collection_of(connect(location), location)
             return Note.loads((found.metadata or {}).get(NOTE), location.uri)

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
-from collections.abc import Iterator
+from contextlib import AbstractContextManager
 from typing import Any
 
-from embridge.errors import EmbridgeError, MissingDependencyError, MissingFileError, OutputError, ParameterError, UnreadableFileError
-from embridge.files import writing
+from embridge.errors import MissingDependencyError, MissingFileError
+from embridge.stores import databases
+from embridge.stores.databases import collection_in
 from embridge.stores.uri import Location
 
 try:
@@ -22,22 +22,8 @@ FORMS = "chroma:///folder#collection, or chroma://host:8000/collection for a ser
 
 
 def collection_name(location: Location) -> str:
-    """The name of the collection.
-
-    Raises
-    ------
-    ParameterError
-        The URI names none.
-    """
-    location.check_options("tenant", "database", "https", "columns", "id", "vector")
-    path = location.path.strip("/")
-    name, other = (path, location.part) if location.host else (location.part, "" if location.path else "no path")
-    if not name or other or (location.host and "/" in name):
-        raise ParameterError(f"{location.uri!r} does not name a collection. Hint: write {FORMS}.")
-    for option, values in (("https", ("true", "false")), ("columns", ("inferred",))):
-        if location.options.get(option, values[0]) not in values:
-            raise ParameterError(f"{location.uri!r}: {option} must be {' or '.join(values)}.")
-    return name
+    """The collection that a URI names (see `collection_in`)."""
+    return collection_in(location, FORMS, "tenant", "database", "id", "vector")
 
 
 def connect(location: Location, *, may_create: bool = False) -> Any:
@@ -75,32 +61,17 @@ def collection_of(client: Any, location: Location) -> Any:
         raise MissingFileError(f"There is no collection {name!r} at {location.uri!r}.") from e
 
 
-@contextlib.contextmanager
-def reading(location: Location) -> Iterator[None]:
-    """Raise an error of embridge in place of those of the client and its transports."""
-    try:
-        yield
-    except EmbridgeError:
-        raise
-    except Exception as e:  # errors of httpx, pydantic and SQLite come through unchanged
-        raise UnreadableFileError(f"{location.uri!r} cannot be read: {_reason(e, location)}") from e
+def reading(location: Location) -> AbstractContextManager[None]:
+    """See `embridge.stores.databases.reading`."""
+    return databases.reading(location, "Chroma", PORT, _reason)
 
 
-@contextlib.contextmanager
-def storing(location: Location) -> Iterator[None]:
-    """As `reading`, for requests that write."""
-    try:
-        with writing(location.uri):
-            yield
-    except EmbridgeError:
-        raise
-    except Exception as e:
-        raise OutputError(f"{location.uri!r} cannot be written: {_reason(e, location)}") from e
+def storing(location: Location) -> AbstractContextManager[None]:
+    """See `embridge.stores.databases.storing`."""
+    return databases.storing(location, "Chroma", PORT, _reason)
 
 
-def _reason(error: Exception, location: Location) -> str:
+def _reason(error: Exception) -> str | None:
     if isinstance(error, ChromaAuthError):
         return "the server refuses access. Hint: set CHROMA_API_KEY, or the client's CHROMA_CLIENT_AUTH_PROVIDER and _CREDENTIALS."
-    text = (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")
-    hint = f" Hint: is a Chroma server running at {location.host}:{location.port or PORT}?" if location.host else ""
-    return f"{text}.{hint}"
+    return None

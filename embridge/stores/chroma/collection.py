@@ -10,24 +10,22 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from embridge.arrays import as_vectors
 from embridge.errors import BadIdsError, ChangedSourceError, CollectionError
 from embridge.stores.base import RowFilter
 from embridge.stores.batch import Batch
 from embridge.stores.capabilities import Capabilities
-from embridge.stores.chroma.client import collection_of, connect, reading
+from embridge.stores.chroma.client import collection_name, collection_of, connect, reading
 from embridge.stores.json_collection import JsonCollection
 from embridge.stores.json_columns import JsonColumns, Row
 from embridge.stores.store import Note, check_finished
 from embridge.stores.uri import Location
-from embridge.types import DeclaredSpace, Hits, Metric, Space
+from embridge.types import DeclaredSpace, Metric, Space
 
 NOTE, SCHEMA = "embridge", "embridge_schema"  # keys in the metadata of a collection
 SPACES = {Metric.COSINE: "cosine", Metric.DOT: "ip", Metric.L2: "l2"}
 TEXTS = {"document": "documents", "uri": "uris"}  # columns that Chroma keeps beside the metadata of a row
 CAPABILITIES = Capabilities(keeps_order=False)
 _PAGE = 1024  # rows of one request
-_QUERIES = 64
 
 
 class ChromaCollection(JsonCollection):
@@ -48,6 +46,7 @@ class ChromaCollection(JsonCollection):
         vector_column: str | None = None,
     ) -> None:
         self.path, self._location = location.uri, location
+        collection_name(location)
         with reading(location):
             self._client = connect(location)
             self._collection = collection_of(self._client, location)
@@ -132,7 +131,9 @@ class ChromaCollection(JsonCollection):
         for name, part in TEXTS.items():
             if (text := found[part][place] if found[part] else None) is not None:
                 if name in row:
-                    raise CollectionError(f"{self.name} has rows with a {name} and a field {name!r} as well. Hint: rename the field.")
+                    raise CollectionError(
+                        f"{self.name} has rows with a {name} and a field {name!r} as well. Hint: rename the field."
+                    )
                 row[name] = text
         return row
 
@@ -160,18 +161,9 @@ class ChromaCollection(JsonCollection):
         except pa.ArrowException as e:
             raise BadIdsError(f"{self.name} has ids that are not all {self.id_type}: {str(e).splitlines()[0]}") from None
 
-    def search(self, queries: np.ndarray, k: int = 10) -> Hits:
-        """The k nearest rows by Chroma's own index (see `Searchable`)."""
-        metric, is_text = self.stated_space.metric, pa.types.is_string(self.id_type)
-        rows = np.ascontiguousarray(as_vectors(queries, self.stated_space.dim, "queries"), np.float32)
-        ids = np.full((len(rows), k), None if is_text else -1, object)
-        scores = np.full((len(rows), k), -np.inf, np.float32)
-        for start in range(0, len(rows), _QUERIES):
-            with reading(self._location):
-                queried = rows[start : start + _QUERIES]
-                found = self._collection.query(query_embeddings=queried, n_results=k, include=["distances"])
-            for i, (keys, distances) in enumerate(zip(found["ids"], found["distances"], strict=True), start):
-                ids[i, : len(keys)] = self._ids(keys).to_pylist()
-                held = np.array(distances, np.float32)
-                scores[i, : len(keys)] = -held if metric == Metric.L2 else 1 - held
-        return Hits(ids if is_text else ids.astype(np.int64), scores)
+    def _nearest(self, queries: np.ndarray, k: int) -> list[tuple[pa.Array, np.ndarray]]:
+        with reading(self._location):
+            found = self._collection.query(query_embeddings=queries, n_results=k, include=["distances"])
+        distances = [np.array(row, np.float32) for row in found["distances"]]
+        scores = [-row if self.stated_space.metric == Metric.L2 else 1 - row for row in distances]
+        return [(self._ids(keys), held) for keys, held in zip(found["ids"], scores, strict=True)]

@@ -82,7 +82,9 @@ class QdrantStore(Store):
             client.create_collection(name, vectors_config={layout.vector_column: params}, metadata=metadata)
             if NOTE not in describe(client, name, location)[1]:
                 client.delete_collection(name)
-                raise OutputError(f"{location.uri!r} keeps no metadata of collections. Hint: embridge writes to Qdrant 1.16 or newer.")
+                raise OutputError(
+                    f"{location.uri!r} keeps no metadata of collections. Hint: embridge writes to Qdrant 1.16 or newer."
+                )
         return QdrantWriter(location, layout, client)
 
     def resume(self, location: Location, layout: Layout) -> Writer:

@@ -12,8 +12,9 @@ import weakref
 from collections.abc import Iterator
 from typing import Any
 
-from embridge.errors import EmbridgeError, MissingDependencyError, MissingFileError, OutputError, ParameterError, UnreadableFileError
-from embridge.files import writing
+from embridge.errors import MissingDependencyError, MissingFileError
+from embridge.stores import databases
+from embridge.stores.databases import collection_in
 from embridge.stores.uri import Location
 
 try:
@@ -31,22 +32,8 @@ _CLIENTS: weakref.WeakValueDictionary[str, QdrantClient] = weakref.WeakValueDict
 
 
 def collection_name(location: Location) -> str:
-    """The name of the collection.
-
-    Raises
-    ------
-    ParameterError
-        The URI names none.
-    """
-    location.check_options("vector", "id", "https", "columns")
-    path = location.path.strip("/")
-    name, other = (path, location.part) if location.host else (location.part, "" if location.path else "no path")
-    if not name or other or (location.host and "/" in name):
-        raise ParameterError(f"{location.uri!r} does not name a collection. Hint: write {FORMS}.")
-    for option, values in (("https", ("true", "false")), ("columns", ("inferred",))):
-        if location.options.get(option, values[0]) not in values:
-            raise ParameterError(f"{location.uri!r}: {option} must be {' or '.join(values)}.")
-    return name
+    """The collection that a URI names (see `collection_in`)."""
+    return collection_in(location, FORMS, "vector", "id")
 
 
 def connect(location: Location, *, may_create: bool = False) -> QdrantClient:
@@ -107,37 +94,24 @@ def point_of(value: str | int) -> str | int:
     return str(uuid.uuid5(uuid.NAMESPACE_URL, value))
 
 
-@contextlib.contextmanager
-def reading(location: Location) -> Iterator[None]:
-    """Raise an error of embridge in place of those of the client and its transports."""
-    try:
-        yield
-    except EmbridgeError:
-        raise
-    except Exception as e:  # errors of httpx, pydantic and SQLite come through unchanged
-        raise UnreadableFileError(f"{location.uri!r} cannot be read: {_reason(e, location)}") from e
+def reading(location: Location) -> contextlib.AbstractContextManager[None]:
+    """See `embridge.stores.databases.reading`."""
+    return databases.reading(location, "Qdrant", PORT, _reason)
 
 
 @contextlib.contextmanager
 def storing(location: Location) -> Iterator[None]:
-    """As `reading`, for requests that write."""
-    try:
-        with writing(location.uri), warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    except EmbridgeError:
-        raise
-    except Exception as e:
-        raise OutputError(f"{location.uri!r} cannot be written: {_reason(e, location)}") from e
+    """See `embridge.stores.databases.storing`."""
+    with warnings.catch_warnings(), databases.storing(location, "Qdrant", PORT, _reason):
+        warnings.simplefilter("ignore")  # of the local mode, which is not recommended for many rows
+        yield
 
 
-def _reason(error: Exception, location: Location) -> str:
-    if isinstance(error, UnexpectedResponse):
-        if error.status_code in (401, 403):
-            return f"the server refuses access ({error.status_code}). Hint: set QDRANT_API_KEY."
-        with contextlib.suppress(ValueError, KeyError, TypeError):
-            return str(json.loads(error.content)["status"]["error"]).splitlines()[0]
-        return f"the server answered {error.status_code} {error.reason_phrase}."
-    text = (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")
-    hint = f" Hint: is a Qdrant server running at {location.host}:{location.port or PORT}?" if location.host else ""
-    return f"{text}.{hint}"
+def _reason(error: Exception) -> str | None:
+    if not isinstance(error, UnexpectedResponse):
+        return None
+    if error.status_code in (401, 403):
+        return f"the server refuses access ({error.status_code}). Hint: set QDRANT_API_KEY."
+    with contextlib.suppress(ValueError, KeyError, TypeError):
+        return str(json.loads(error.content)["status"]["error"]).splitlines()[0]
+    return f"the server answered {error.status_code} {error.reason_phrase}."

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from embridge.arrays import as_vectors, unit
+from embridge.arrays import unit
 from embridge.errors import BadIdsError, CollectionError, MissingFileError
 from embridge.stores.base import RowFilter
 from embridge.stores.batch import Batch
@@ -20,13 +20,12 @@ from embridge.stores.json_columns import JsonColumns, Row
 from embridge.stores.qdrant.client import collection_name, connect, models, point_of, reading
 from embridge.stores.store import Note, check_finished
 from embridge.stores.uri import Location
-from embridge.types import DeclaredSpace, Hits, Metric, Space
+from embridge.types import DeclaredSpace, Metric, Space
 
 NOTE, SCHEMA = "embridge", "embridge_schema"  # keys in the metadata of a collection
 DISTANCES = {Metric.COSINE: models.Distance.COSINE, Metric.DOT: models.Distance.DOT, Metric.L2: models.Distance.EUCLID}
 _PAGE, _PAGE_BYTES = 1024, 4 << 20  # rows with vectors of one request, and their bytes as float32
 _ID_PAGE = 8192  # rows without vectors
-_QUERIES = 64  # of one request
 _SIGN = 1 << 63
 
 
@@ -219,23 +218,14 @@ class QdrantCollection(JsonCollection):
             return point - 2 * _SIGN
         return point
 
-    def search(self, queries: np.ndarray, k: int = 10) -> Hits:
-        """The k nearest rows by Qdrant's own index (see `Searchable`)."""
-        metric, is_text = self.stated_space.metric, pa.types.is_string(self.id_type)
-        rows = np.ascontiguousarray(as_vectors(queries, self.stated_space.dim, "queries"), np.float32)
-        ids = np.full((len(rows), k), None if is_text else -1, object)
-        scores = np.full((len(rows), k), -np.inf, np.float32)
+    def _nearest(self, queries: np.ndarray, k: int) -> list[tuple[pa.Array, np.ndarray]]:
         rest = {"using": self._using, "limit": k, "with_payload": self._id_fields()}
-        for start in range(0, len(rows), _QUERIES):
-            requests = [models.QueryRequest(query=row.tolist(), **rest) for row in rows[start : start + _QUERIES]]
-            with reading(self._location):
-                found = self._client.query_batch_points(self._name, requests)
-            for i, response in enumerate(found, start):
-                points = response.points
-                ids[i, : len(points)] = self._ids(points).to_pylist()
-                held = np.array([point.score for point in points], np.float32)
-                scores[i, : len(points)] = -(held**2) if metric == Metric.L2 else held
-        return Hits(ids if is_text else ids.astype(np.int64), scores)
+        with reading(self._location):
+            requests = [models.QueryRequest(query=row, **rest) for row in queries.tolist()]
+            found = [response.points for response in self._client.query_batch_points(self._name, requests)]
+        scores = [np.array([point.score for point in points], np.float32) for points in found]
+        scores = [-(held**2) for held in scores] if self.stated_space.metric == Metric.L2 else scores
+        return [(self._ids(points), held) for points, held in zip(found, scores, strict=True)]
 
 
 def describe(client: Any, name: str, location: Location) -> tuple[Any, dict[str, Any]]:
