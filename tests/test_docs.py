@@ -21,8 +21,19 @@ EXPECTED = {
     "docs/guides/convert.md": {"big.parquet", "with-errors.parquet"},
     "docs/guides/decoders.md": {"head.safetensors", "labels.parquet", "labels-again.parquet"},
     "docs/guides/evaluate.md": {"by-query.parquet", "plan.html", "next.parquet"},
+    "docs/guides/fused-search.md": {
+        "both.parquet",
+        "mixed.parquet",
+        "fused-hits.parquet",
+        "exact-hits.parquet",
+        "without-old-model.parquet",
+        "corrected-hits.parquet",
+        "python.faiss",
+    },
     "docs/guides/merge.md": {"mixed.parquet", "mixed.faiss", "mixed-hits.parquet"},
+    "docs/guides/rollout.md": {"rollout", "hits.parquet", "both-hits.parquet", "new.parquet"},
     "docs/guides/search.md": {"projected.parquet", "blended.parquet", "projected-by-reverse-map.parquet"},
+    "docs/guides/stores.md": {"lance", "vectors.npy", "vectors.npy.ids.parquet", "back.parquet"},
     "docs/quickstart.md": {"converted.faiss", "hits.parquet"},
 }
 

@@ -31,7 +31,8 @@ from embridge.cli.session import (
 def info(session: Session, source: str, space: str | None, **named: str | None) -> None:
     """Show rows, space, norms, duplicate ids and bad rows.
 
-    Reads the whole collection once. For a file that does not name its space, the name is null.
+    Reads the whole collection once. For a file that does not name its space, the name is null. A two-vector collection has two
+    spaces; --vector-column old_vector shows the old vectors.
 
     \b
     embridge info old.parquet
@@ -54,16 +55,19 @@ def info(session: Session, source: str, space: str | None, **named: str | None) 
     result: dict[str, Any] = {"rows": found.rows, "space": space_found, "norm": found.norm}
     result |= {"duplicate_ids": found.duplicate_ids, "bad_rows": found.bad_rows}
     result |= {"mean_cosine": found.mean_cosine, "effective_rank": found.effective_rank}
+    if further := collection.payload_spaces:
+        result["spaces"] = {collection.vector_column: space_found} | {c: s.to_dict() for c, s in further.items()}
     if is_named:
         seconds = time.perf_counter() - started
         inputs, parameters = [Artifact.of_collection("source", collection)], {"source": source}
         session.record(Run.of("info", inputs=inputs, parameters=parameters, seconds=seconds, rows=found.rows))
+    columns = "".join(f"column {c}: {s.dim} dimensions, space {s.name}, {s.metric}\n" for c, s in further.items())
     lengths = ", ".join(f"{name} {value:.4f}" for name, value in found.norm.items())
     session.emit(
         result,
         f"{source}: {found.rows:,} rows, {collection.space.dim} dimensions, space {space_found['name'] or '(not declared)'}, "
         f"{collection.space.metric}, {'normalized' if collection.space.normalized else 'not normalized'}\n"
-        f"norms: {lengths}\n"
+        f"{columns}norms: {lengths}\n"
         f"mean cosine of two rows: {found.mean_cosine:.3f}; effective rank: {found.effective_rank:.1f} of {collection.space.dim}\n"
         f"ids that occur more than once: {found.duplicate_ids:,}; bad rows: {found.bad_rows:,}",
     )

@@ -34,6 +34,8 @@ from embridge.cli.session import (
 @click.option("-k", type=click.IntRange(1), default=10, show_default=True, help="Neighbors compared.")
 @click.option("--encode-rate", type=float, help="Rows per second that the new model encodes.")
 @click.option("--price", type=float, help="Cost of encoding one row.")
+@click.option("--budget", type=click.IntRange(1), metavar="ROWS", help="Rows that may be encoded: the best strategy within it.")
+@click.option("--budget-money", type=float, metavar="AMOUNT", help="The same as an amount of money. Needs --price.")
 @click.option("--max-queries", type=click.IntRange(1), default=5000, show_default=True, help="Larger sets of queries are sampled.")
 @click.option("--report", metavar="HTML", help="Write a page with plots: one file that needs no network. Needs 'embridge[report]'.")
 @click.option(
@@ -59,7 +61,8 @@ def plan(
 
     Maps are fitted on some of the shared rows; the others are searched. Each strategy is compared with keeping the old model and
     with re-encoding everything. One is recommended for each situation: the old encoder is gone, both encoders are available,
-    texts are available. The text shows the most relevant strategies; --all-strategies and --json show all of them.
+    texts are available, and (with --budget or --budget-money) only some rows may be encoded. Encoded rows are counted among those
+    searched here, in a budget too. The text shows the most relevant strategies; --all-strategies and --json show all of them.
 
     With --rows-to-re-encode a map is fitted on all shared rows, and the rows of SRC without a vector by the new model are ordered
     by the number of queries that find their translation among the 100 nearest. Queries are those of --queries, else shared rows.
@@ -69,6 +72,7 @@ def plan(
     embridge plan old.parquet new.parquet --queries q-old.parquet q-new.parquet --qrels qrels.parquet
     embridge plan old.parquet new-sample.parquet --rows-to-re-encode next.parquet
     embridge plan old.parquet new.parquet --encode-rate 200 --price 0.00002 --json
+    embridge plan old.parquet new.parquet --queries q-old.parquet q-new.parquet --qrels qrels.parquet --budget 2000
     embridge plan old.parquet new.parquet --labels docs.parquet --report plan.html
     """
     import embridge as eb

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from embridge.outputs import Output
     from embridge.records import Run
     from embridge.stores import Collection
+    from embridge.types import Space
 
 _CATALOG = "embridge.catalog"  # key of a context for the files of the catalog
 _PATIENCE = 1.0  # seconds before a progress bar is shown
@@ -219,6 +220,16 @@ def open_source(path: str, space: str | None, id_column: str | None, vector_colu
 
     named = {} if path.endswith((".faiss", ".index")) else {"id_column": id_column, "vector_column": vector_column}
     return eb.open(path, space=space, **named)
+
+
+def open_beside(path: str, space: Space, id_column: str | None, vector_column: str | None) -> Collection:
+    """`open_source` of a file beside others: where it does not name its space, it has theirs."""
+    from embridge.errors import UndeclaredSpaceError
+
+    try:
+        return open_source(path, None, id_column, vector_column)
+    except UndeclaredSpaceError:
+        return open_source(path, f"{space.name}:{space.metric}", id_column, vector_column)
 
 
 def check_outputs(*outputs: str | Output, overwrite: bool, inputs: Sequence[str | None] = (), resume: bool = False) -> None:

@@ -17,9 +17,9 @@ from embridge.maps import Map
 from embridge.stores.base import IdValues
 from embridge.stores.id_types import normalize_ids
 from embridge.stores.parquet import writer
-from embridge.stores.parquet.collection import ERROR_COLUMNS, SPACE_KEY
+from embridge.stores.parquet.collection import ERROR_COLUMNS
 from embridge.stores.parquet.file import vectors_of
-from embridge.stores.parquet.metadata import read_space
+from embridge.stores.parquet.metadata import read_space, space_key
 from embridge.types import Metric
 
 Rows = TypeVar("Rows", pa.RecordBatch, pa.Table)
@@ -88,7 +88,8 @@ def translate_batch(
     for name, values in zip(ERROR_COLUMNS, () if errors is None else errors, strict=errors is not None):
         fields.append(pa.field(name, pa.float32(), nullable=False))
         columns.append(pa.array(values))
-    metadata = {**(batch.schema.metadata or {}), SPACE_KEY: json.dumps(target.to_dict())}
+    key = space_key(batch.schema, options.vector_column, options.name)
+    metadata = {**(batch.schema.metadata or {}), key: json.dumps(target.to_dict())}
     return type(batch).from_arrays(columns, schema=pa.schema(fields, metadata))
 
 
@@ -128,7 +129,7 @@ def _vectors(batch: pa.RecordBatch | pa.Table, translation: Map, options: Transl
         raise BadVectorsError.dtype(f"Column {options.vector_column!r}", kind)
     if pa.types.is_fixed_size_list(kind) and kind.list_size != translation.source.dim:
         raise SpaceMismatchError.width(f"The map from {translation.source.name!r}", translation.source.dim, kind.list_size)
-    known = read_space(batch.schema, options.name)
+    known = read_space(batch.schema, options.name, options.vector_column)
     if known is not None and known.name != translation.source.name:
         raise SpaceMismatchError(f"The map starts in {translation.source.name!r}, but the batch is in {known.name!r}.")
     ids = _ids(batch, options) if options.validate else None

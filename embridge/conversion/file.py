@@ -8,18 +8,18 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 
-from embridge.conversion.engine import Engine
 from embridge.conversion.journal import Journal, bad_rows_of, discard, open_journal, rows_done
 from embridge.conversion.log import partial_path
-from embridge.conversion.pipeline import Bad, Group, row_groups, translate_groups
-from embridge.conversion.schedule import schedule
+from embridge.conversion.pipeline import Bad, Group, translate_rows
 from embridge.conversion.task import Task
 from embridge.conversion.verify import Sample, check_sample
-from embridge.device import free_memory
 from embridge.errors import BadIdsError, BadVectorsError, DiskFullError, MissingFileError, OutputError, OutputExistsError, n_rows
 from embridge.files import fingerprint, writing
 from embridge.records import Conversion
+from embridge.stores import Batch
+from embridge.stores.parquet.collection import OLD_COLUMN
 from embridge.stores.parquet.writer import CollectionWriter
 from embridge.tables.rejected import is_bad_rows, write_bad_rows
 
@@ -96,12 +96,12 @@ def check_bad_rows(path: Path) -> None:
 
 def _write_groups(task: Task, journal: Journal, sample: Sample) -> list[Bad]:
     """Write every row group that is not yet in the journal, and the footer; returns the rows left out."""
-    source, translation = task.source, task.translation
+    source = task.source
     writer = CollectionWriter(
         journal.file,
-        translation.target,
+        task.translation.target,
         source.id_type,
-        source.payload_schema,
+        payload_schema(task),
         columns=(source.id_column, source.vector_column),
         lineage=task.lineage,
         dtype=task.options.dtype,
@@ -109,42 +109,49 @@ def _write_groups(task: Task, journal: Journal, sample: Sample) -> list[Bad]:
         groups=[entry.group for entry in journal.entries],
         confidence=task.confidence,
         metadata=source.metadata,
+        payload_spaces=task.payload_spaces,
     )
-    held = schedule(
-        free_bytes=free_memory(),
-        group_rows=writer.group_rows,
-        dim_source=source.stated_space.dim,
-        dim_target=translation.target.dim,
-        itemsize=writer.dtype.itemsize,
-        devices=len(task.devices),
-        cuda_bytes=min(free_memory(device) for device in task.devices) if task.devices[0].type == "cuda" else 0,
-    )
-    options = replace(task.options, validate=False, name=source.name)
-    engines = [Engine(translation, device, held.chunk_rows, options) for device in task.devices]
-    group_rows = min(writer.group_rows, len(source))
-    buffers = [np.empty((group_rows, translation.target.dim), writer.dtype) for _ in range(held.buffers)]
     bad = bad_rows_of(journal.entries)
-    start = journal.entries[-1].read if journal.entries else 0
+    last = journal.entries[-1] if journal.entries else None
 
     def write(group: Group, vectors: np.ndarray) -> None:
         bad.extend(group.bad)
         if group.rows:
             sample.offer(writer.rows, group.parts[0])
-            metadata = writer.append(group.parts, vectors, group.errors)
-            journal.add(group.read, metadata, group.bad)
+            parts = [with_old(part, task) for part in group.parts] if task.keep_old else group.parts
+            metadata = writer.append(parts, vectors, group.errors)
+            journal.add(group.read, metadata, group.bad, group.parts[-1].ids[-1].as_py() if source.seeks else None)
         if task.progress is not None:
             task.progress(group.read, len(source))
 
-    groups = row_groups(source, writer.group_rows, task.batch_rows or held.batch_rows, start=start, on_bad=task.on_bad)
-    translate_groups(groups, engines, buffers, write)
+    translate_rows(task, writer.group_rows, write, start=last.read if last else 0, after=last.after if last else None)
     writer.close()
     return bad
+
+
+def payload_schema(task: Task) -> pa.Schema:
+    """The columns of the output beside ids and translated vectors: those of the source, and with `keep_old` its vectors."""
+    schema = task.source.payload_schema
+    if not task.keep_old:
+        return schema
+    element = pa.field("element", pa.from_numpy_dtype(np.dtype(task.source.vector_type)), nullable=False)
+    return schema.append(pa.field(OLD_COLUMN, pa.list_(element, task.source.stated_space.dim), nullable=False))
+
+
+def with_old(part: Batch, task: Task) -> Batch:
+    """The rows of the source with their vectors as one more column of the payload."""
+    field = payload_schema(task).field(OLD_COLUMN)
+    values = np.ascontiguousarray(part.vectors, np.dtype(task.source.vector_type))
+    column = pa.FixedSizeListArray.from_arrays(pa.array(values.reshape(-1)), type=field.type)
+    return replace(part, payload=pa.record_batch([*part.payload.columns, column], schema=payload_schema(task)))
 
 
 def _check_sample(task: Task, path: Path, rows: int, sample: Sample) -> None:
     options = task.options
     try:
-        check_sample(path, rows, sample, task.translation, precision=options.precision, coverage=options.confidence)
+        check_sample(
+            path, rows, sample, task.translation, precision=options.precision, coverage=options.confidence, keep_old=task.keep_old
+        )
     except MissingFileError as e:
         raise OutputError(f"{str(path)!r} cannot be written: the file or its folder was removed.") from e
 
@@ -156,7 +163,9 @@ def check_room(task: Task, target: Path) -> None:
     ------
     DiskFullError
     """
-    required = len(task.source) * task.translation.target.dim * np.dtype(task.options.dtype).itemsize
+    row_bytes = task.translation.target.dim * np.dtype(task.options.dtype).itemsize
+    row_bytes += task.source.stated_space.dim * np.dtype(task.source.vector_type).itemsize if task.keep_old else 0
+    required = len(task.source) * row_bytes
     there = partial_path(target)
     free = os.statvfs(target.parent)
     room = free.f_bavail * free.f_frsize + (there.stat().st_size if there.is_file() else 0)

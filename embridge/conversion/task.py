@@ -10,15 +10,16 @@ from typing import Any, Literal
 import torch
 
 from embridge.conversion.engine import TranslateOptions
+from embridge.conversion.identity import Identity
 from embridge.conversion.log import FORMAT
 from embridge.device import resolve_devices
-from embridge.errors import CollectionError, EmbridgeError, ParameterError
+from embridge.errors import CollectionError, EmbridgeError, ParameterError, SpaceMismatchError
 from embridge.maps import Map
 from embridge.records import Conversion
 from embridge.stores import Collection, ParquetCollection
 from embridge.stores.base import check_content
-from embridge.stores.parquet.collection import ERROR_COLUMNS
-from embridge.types import space_mismatch
+from embridge.stores.parquet.collection import ERROR_COLUMNS, OLD_COLUMN
+from embridge.types import Space, space_mismatch
 
 OnBad = Literal["stop", "skip"]
 Progress = Callable[[int, int], None]
@@ -31,11 +32,13 @@ class Task:
     Attributes
     ----------
     source : Collection
-    translation : LinearMap or KernelMap
+    translation : LinearMap, KernelMap or Identity
     options : TranslateOptions
         Without `device`, which `devices` holds.
     devices : tuple of torch.device
     compact : bool
+    keep_old : bool
+        Write the source's vectors too, as the column ``old_vector``.
     on_bad : {"stop", "skip"}
     overwrite, resume : bool
     batch_rows : int or None
@@ -47,10 +50,11 @@ class Task:
     """
 
     source: Collection
-    translation: Map
+    translation: Map | Identity
     options: TranslateOptions
     devices: tuple[torch.device, ...]
     compact: bool
+    keep_old: bool
     on_bad: OnBad
     overwrite: bool
     resume: bool
@@ -61,7 +65,14 @@ class Task:
 
     @classmethod
     def of(
-        cls, source: Collection, translation: Map, options: TranslateOptions, *, on_bad: OnBad, batch_rows: int | None, **rest: Any
+        cls,
+        source: Collection,
+        translation: Map | Identity,
+        options: TranslateOptions,
+        *,
+        on_bad: OnBad,
+        batch_rows: int | None,
+        **rest: Any,
     ) -> Task:
         """Check that source, map and options fit together.
 
@@ -71,12 +82,19 @@ class Task:
         """
         if not translation.source.same_as(source.stated_space):
             raise space_mismatch("The map", translation.source, source.name, source.space)
+        is_copy = isinstance(translation, Identity)
+        if not is_copy and not source.capabilities.keeps_lengths and not translation.source.normalized:
+            raise SpaceMismatchError(
+                f"{source.name} holds vectors scaled to unit length, and the map was fitted on vectors of other lengths. "
+                "Hint: fit it on the vectors of this collection."
+            )
         options.check(translation)
         if on_bad not in ("stop", "skip"):
             raise ParameterError.must_be("on_bad", "one of stop, skip", on_bad)
         if batch_rows is not None and batch_rows < 1:
             raise ParameterError.must_be("batch_rows", "at least 1", batch_rows)
-        for column in ERROR_COLUMNS if options.confidence is not None else ():
+        added = (*(ERROR_COLUMNS if options.confidence is not None else ()), *((OLD_COLUMN,) if rest["keep_old"] else ()))
+        for column in added:
             if column in (source.id_column, source.vector_column, *source.payload_schema.names):
                 raise CollectionError.reserved_column(source.name, column)
         devices, origin = tuple(resolve_devices(options.device)), source.fingerprint()
@@ -96,9 +114,14 @@ class Task:
         return {"coverage": self.options.confidence, "fingerprint": self.translation.confidence.fingerprint}
 
     @property
+    def payload_spaces(self) -> dict[str, Space]:
+        """The spaces of vector columns in the payload of the output."""
+        return self.source.payload_spaces | ({OLD_COLUMN: self.source.space} if self.keep_old else {})
+
+    @property
     def lineage(self) -> dict[str, str]:
         """Fingerprints of the inputs of the output."""
-        return {"source": self.origin, "map": self.translation.fingerprint}
+        return {"source": self.origin} | ({"map": self.translation.fingerprint} if self.translation.fingerprint else {})
 
     @property
     def plan(self) -> dict[str, Any]:
@@ -111,6 +134,7 @@ class Task:
             "columns": [self.source.id_column, self.source.vector_column],
             "dtype": self.options.dtype,
             "compact": self.compact,
+            "keep_old": self.keep_old,
             "precision": self.options.precision,
             "device": self.devices[0].type,
             "confidence": self.confidence,
@@ -132,6 +156,8 @@ class Task:
         except EmbridgeError:
             return None
         if found.lineage != self.lineage or found.vector_type != self.options.dtype or found.confidence != self.confidence:
+            return None
+        if found.payload_spaces != self.payload_spaces:
             return None
         return self.result(str(path), len(found), len(self.source) - len(found), 0.0, found.fingerprint())
 

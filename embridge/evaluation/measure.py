@@ -14,8 +14,8 @@ from embridge.evaluation.benchmark import Benchmark, References
 from embridge.evaluation.corpus_size import SIZED, corpus_sizes, parts_of
 from embridge.evaluation.metrics import Qrels, labels_of_queries
 from embridge.evaluation.runner import Runner
-from embridge.evaluation.scores import by_label, differences, mean_scores, per_query
-from embridge.evaluation.strategies import STRATEGIES, Maps, Rows, Strategy, StrategyRun
+from embridge.evaluation.scores import by_label, differences, per_query, strategy_scores
+from embridge.evaluation.strategies import FUSED, STRATEGIES, Maps, Rows, Strategy, StrategyRun
 from embridge.maps import Map
 from embridge.maps.confidence import translation_errors
 from embridge.neighbors import check_k
@@ -90,8 +90,11 @@ def evaluate(
         Available strategies: ``keep-old`` (old queries, old rows), ``no-translation`` (new queries, old rows; equal widths),
         ``translate-documents``, ``project-queries`` (new queries by the reverse map, old rows), ``project-queries-adjoint``
         (new queries by the adjoint of the map, old rows), ``blend`` (old queries blended with those projected by the adjoint,
-        old rows) and ``re-encode`` (new queries, new rows). The adjoint exists for affine maps, under L2 for isometries. Scores
-        of each query are in `Evaluation.per_query`.
+        old rows), ``fuse`` (rows scored by the old and the translated vector together, with queries of both models),
+        ``fuse-projected`` (the same without the old encoder: its queries are those of ``project-queries``, or of
+        ``project-queries-adjoint`` without a reverse map) and ``re-encode`` (new queries, new rows). The adjoint exists for
+        affine maps, under L2 for isometries; fusions do not exist under L2. Progressive strategies need the anchors and are
+        measured by `plan` only. Scores of each query are in `Evaluation.per_query`.
 
     Raises
     ------
@@ -137,7 +140,7 @@ def _evaluation(
     corpus_size: int | None, seed: int,
 ) -> Evaluation:  # fmt: skip
     """The record of the strategies' scores."""
-    benchmark, maps = runner.benchmark, runner.maps
+    benchmark, maps = runner.benchmark, runner.maps[0]
     corpus, translated = benchmark.corpus, runner.rows(Rows.TRANSLATED)
     scores, compared = ({title: run.scores for title, run in each.items()} for each in (runs, others))
     parts = parts_of(benchmark)
@@ -150,7 +153,7 @@ def _evaluation(
         k=benchmark.k,
         queries=len(benchmark.queries),
         corpus=len(corpus),
-        strategies=mean_scores(scores, seed),
+        strategies=strategy_scores(list(runs.values()), seed),
         mean_cosine=float(cosines.mean()),
         relative_residual=_relative_residual(translated, corpus.y),
         map=maps.translation.fingerprint,
@@ -182,7 +185,7 @@ def _todo(runner: Runner, hubness: bool) -> list[tuple[Strategy, bool]]:
     """Strategies, without and with hubness correction."""
     return [
         (strategy, corrected)
-        for strategy in runner.available(STRATEGIES)
+        for strategy in runner.available((*STRATEGIES, *FUSED))
         for corrected in (runner.corrections(strategy) if hubness else (False,))
     ]
 

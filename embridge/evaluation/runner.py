@@ -7,13 +7,12 @@ from functools import cached_property
 
 import numpy as np
 
-from embridge.arrays import unit
 from embridge.errors import MapError
 from embridge.evaluation.benchmark import Benchmark, References
+from embridge.evaluation.fused import FusedSearch
 from embridge.evaluation.metrics import by_hits
+from embridge.evaluation.rows import corrected, translate
 from embridge.evaluation.strategies import TRANSLATE_DOCUMENTS, Maps, Queries, Rows, Strategy, StrategyRun
-from embridge.indexes.hubness import augment, with_bias
-from embridge.maps import Map
 from embridge.maps.queries import blend, project_queries
 from embridge.translators.select import one_standard_error
 from embridge.types import Metric
@@ -30,18 +29,21 @@ class Runner:
     Parameters
     ----------
     benchmark : Benchmark
-    maps : Maps
+    maps : Maps or pair of Maps
+        A pair: the maps for the queries of half 0 and of half 1. They were chosen on the other half.
     weight : float, optional
         Weight of the projected query in the blend. Default: for each half of the queries the weight nearest to 0.5 that the
         other half cannot distinguish from the best.
     """
 
-    def __init__(self, benchmark: Benchmark, maps: Maps, weight: float | None = None) -> None:
-        self.benchmark, self.maps = benchmark, maps
-        self.source, self.target = maps.translation.source, maps.translation.target
+    def __init__(self, benchmark: Benchmark, maps: Maps | tuple[Maps, Maps], weight: float | None = None) -> None:
+        self.benchmark = benchmark
+        self.maps = maps if isinstance(maps, tuple) else (maps, maps)
+        self.source, self.target = self.maps[0].translation.source, self.maps[0].translation.target
         self._weight = weight
-        self._translated: dict[Rows, np.ndarray] = {}
+        self._translated: dict[tuple[Rows, int], np.ndarray] = {}
         self._candidates: dict[tuple[Queries, Rows, bool], np.ndarray] = {}
+        self._fused = FusedSearch(self)
 
     def available(self, strategies: tuple[Strategy, ...]) -> list[Strategy]:
         """The strategies that exist for these spaces and maps."""
@@ -49,23 +51,26 @@ class Runner:
 
     def corrections(self, strategy: Strategy) -> tuple[bool, ...]:
         """Hubness correction off and, where possible, on: not under L2, and not without reference queries."""
-        if Metric.L2 in (self.source.metric, self.target.metric) or (
-            strategy.queries == Queries.OLD and self.benchmark.references_for(0).x is None
-        ):
+        if self._has_l2 or strategy.fused:  # a fusion chooses its correction
+            return (False,)
+        if strategy.queries == Queries.OLD and self.benchmark.references_for(0).x is None:
             return (False,)
         return (False, True)
 
     def run(self, strategy: Strategy, *, hubness: bool = False) -> StrategyRun:
         """Search with a strategy, and score the results."""
-        found, rows = self.found(strategy, hubness=hubness), len(self.benchmark.corpus)
-        encodes = round(rows * strategy.percent / 100)
-        if 0 < strategy.percent < 100:
-            encodes = max(1, encodes)
+        fusion = None
+        if strategy.fused:
+            found, fusion = self._fused.run(strategy)
+        else:
+            found = self.found(strategy, hubness=hubness)
+        rows = len(self.benchmark.corpus)
+        encodes = strategy.encodes(rows)
         if strategy.lazy:
             encodes = len(np.unique(found))
             found = self.benchmark.rerank(found, found.shape[1])
         changed = 0 if strategy.rows == Rows.OLD else rows
-        return StrategyRun(strategy, hubness, self.benchmark.scores(found), encodes, changed)
+        return StrategyRun(strategy, hubness, self.benchmark.scores(found), encodes, changed, fusion)
 
     def lazy_runs(self, strategy: Strategy, *, hubness: bool) -> Iterator[tuple[int, StrategyRun]]:
         """A lazy strategy at several depths (candidates re-encoded per query) with the results.
@@ -84,18 +89,17 @@ class Runner:
         key = (strategy.queries, strategy.rows, hubness)
         if key in self._candidates:
             return self._candidates[key]
-        benchmark, vectors = self.benchmark, self.vectors(strategy.queries)
-        metric = self.metric(strategy)
-        if not hubness and strategy.rows != Rows.MIXED:
+        benchmark, vectors, metric = self.benchmark, self.vectors(strategy.queries), self.metric(strategy)
+        if not (hubness or strategy.rows == Rows.MIXED or (self._has_pair and strategy.rows in (Rows.TRANSLATED, Rows.KERNEL))):
             found = benchmark.search(vectors, self.rows(strategy.rows), metric)
         else:
             found = np.empty((len(benchmark.queries), benchmark.depth), np.int64)
-            for half in np.unique(benchmark.half):
+            for half in np.unique(benchmark.half).tolist():
                 members = np.flatnonzero(benchmark.half == half)
-                rows = self._mixed(strategy.percent, half) if strategy.rows == Rows.MIXED else self.rows(strategy.rows)
+                rows = self._mixed(strategy, half) if strategy.rows == Rows.MIXED else self.rows(strategy.rows, half)
                 chosen, how = vectors[members], metric
                 if hubness:
-                    references = self._references(strategy.queries, benchmark.references_for(half))
+                    references = self._references(strategy.queries, half)
                     chosen, rows, how = corrected(chosen, rows, metric, references)
                 found[members] = benchmark.search(chosen, rows, how, members=members)
         if strategy.rows in (Rows.OLD, Rows.TRANSLATED):  # lazy strategies start from these
@@ -105,21 +109,37 @@ class Runner:
     def vectors(self, kind: Queries) -> np.ndarray:
         """Query vectors, shape (n_queries, dim)."""
         queries = self.benchmark.queries
+        both = References(queries.y, queries.x)
         if kind == Queries.BLENDED:
-            projected = self._project(queries.y)
-            parts = [blend(queries.x, projected, weight, self.source.metric) for weight in self.weights]
-            return np.where((self.benchmark.half == 0)[:, None], *parts)
-        return self._made(kind, References(queries.y, queries.x))
+            parts = [
+                blend(queries.x, self.made(Queries.ADJOINT, both, half), self.weights[half], self.source.metric) for half in (0, 1)
+            ]
+        elif self._has_pair and kind in (Queries.PROJECTED, Queries.ADJOINT):
+            parts = [self.made(kind, both, half) for half in (0, 1)]
+        else:
+            return self.made(kind, both, 0)
+        return np.where((self.benchmark.half == 0)[:, None], *parts)
 
-    def rows(self, kind: Rows) -> np.ndarray:
-        """Rows that are searched, the same for all queries; shape (n, dim)."""
+    def made(self, kind: Queries, both: References, half: int) -> np.ndarray:
+        """Vectors of one kind, made for a half of the queries out of those of both models."""
+        if kind == Queries.OLD and both.x is not None:
+            return both.x
+        reverse = self.maps[half].reverse
+        if kind == Queries.PROJECTED and reverse is not None:
+            return reverse.apply(both.y)
+        return self._project(both.y, half) if kind in (Queries.ADJOINT, Queries.PROJECTED) else both.y
+
+    def rows(self, kind: Rows, half: int = 0) -> np.ndarray:
+        """Rows that queries of a half search; shape (n, dim)."""
         corpus = self.benchmark.corpus
         if kind in (Rows.OLD, Rows.NEW):
             return corpus.x if kind == Rows.OLD else corpus.y
-        if kind not in self._translated:
-            chosen = self.maps.kernel if kind == Rows.KERNEL and self.maps.kernel is not None else self.maps.translation
-            self._translated[kind] = translate(chosen, corpus.x)
-        return self._translated[kind]
+        key = (kind, half if self._has_pair else 0)
+        if key not in self._translated:
+            maps = self.maps[half]
+            chosen = maps.kernel if kind == Rows.KERNEL and maps.kernel is not None else maps.translation
+            self._translated[key] = translate(chosen, corpus.x)
+        return self._translated[key]
 
     def metric(self, strategy: Strategy) -> Metric:
         """Of the space that is searched."""
@@ -132,42 +152,49 @@ class Runner:
             return self._weight, self._weight
         return self._chosen_weight(1), self._chosen_weight(0)
 
+    @property
+    def _has_pair(self) -> bool:
+        return self.maps[0] is not self.maps[1]
+
+    @property
+    def _has_l2(self) -> bool:
+        return Metric.L2 in (self.source.metric, self.target.metric)
+
     def _exists(self, strategy: Strategy) -> bool:
+        maps = self.maps[0]
+        if strategy.rows == Rows.KERNEL and maps.kernel is None:
+            return False
+        if strategy.fused:
+            reachable = strategy.queries == Queries.OLD or maps.reverse is not None or self._has_adjoint
+            return reachable and not self._has_l2 and (strategy.rows != Rows.PROGRESSIVE or maps.refit is not None)
         if strategy.queries == Queries.NEW and strategy.rows == Rows.OLD:
             return self.source.dim == self.target.dim
         if strategy.queries == Queries.PROJECTED:
-            return self.maps.reverse is not None
+            return maps.reverse is not None
         if strategy.queries in (Queries.ADJOINT, Queries.BLENDED):
             return self._has_adjoint
-        return strategy.rows != Rows.KERNEL or self.maps.kernel is not None
+        return True
 
     @cached_property
     def _has_adjoint(self) -> bool:
         try:
-            self._project(self.benchmark.queries.y[:1])
+            self._project(self.benchmark.queries.y[:1], 0)
         except MapError:  # a kernel map, or L2 and no isometry
             return False
         return True
 
-    def _project(self, vectors: np.ndarray) -> np.ndarray:
-        return project_queries(vectors, self.maps.translation, self.source)
+    def _project(self, vectors: np.ndarray, half: int) -> np.ndarray:
+        return project_queries(vectors, self.maps[half].translation, self.source)
 
-    def _made(self, kind: Queries, both: References) -> np.ndarray:
-        if kind == Queries.OLD and both.x is not None:
-            return both.x
-        if kind == Queries.PROJECTED and self.maps.reverse is not None:
-            return self.maps.reverse.apply(both.y)
-        return self._project(both.y) if kind == Queries.ADJOINT else both.y
-
-    def _references(self, kind: Queries, references: References) -> np.ndarray:
+    def _references(self, kind: Queries, half: int) -> np.ndarray:
         """Reference queries in the searched space. For the blend they are projected: those of the old model may be unknown."""
-        return self._made(Queries.ADJOINT if kind == Queries.BLENDED else kind, references)
+        return self.made(Queries.ADJOINT if kind == Queries.BLENDED else kind, self.benchmark.references_for(half), half)
 
-    def _mixed(self, percent: int, half: int) -> np.ndarray:
+    def _mixed(self, strategy: Strategy, half: int) -> np.ndarray:
         """Translated rows; those found by most queries of the other half are re-encoded."""
         found = self.found(TRANSLATE_DOCUMENTS)[self.benchmark.half != half]
-        rows = self.rows(Rows.TRANSLATED).copy()
-        chosen = by_hits(found, len(rows))[0][: max(1, round(len(rows) * percent / 100))]
+        rows = self.rows(Rows.TRANSLATED, half).copy()
+        chosen = by_hits(found, len(rows))[0][: strategy.encodes(len(rows))]
         rows[chosen] = self.benchmark.corpus.y[chosen]
         return rows
 
@@ -177,26 +204,10 @@ class Runner:
         measured = int(small.judged.sum()) if self.benchmark.judged.any() else len(small.queries)
         if measured < _LEAST_QUERIES:
             return 0.5
-        projected = self._project(small.queries.y)
+        projected = self._project(small.queries.y, 1 - half)  # by the map that the weight is for
         weights, scores = sorted(WEIGHTS, key=lambda w: (abs(w - 0.5), w)), []
         for weight in weights:
             vectors = blend(small.queries.x, projected, weight, self.source.metric)
             found = small.search(vectors, small.corpus.x, self.source.metric, k=small.k)
             scores.append(small.measure(small.scores(found)))
         return weights[one_standard_error(np.array(scores))[0]]
-
-
-def translate(translation: Map, rows: np.ndarray) -> np.ndarray:
-    """Translated rows, float32; 8,192 at a time."""
-    out = np.empty((len(rows), translation.target.dim), np.float32)
-    for start in range(0, len(rows), 8192):
-        out[start : start + 8192] = translation.apply(rows[start : start + 8192])
-    return out
-
-
-def corrected(
-    queries: np.ndarray, rows: np.ndarray, metric: Metric, references: np.ndarray
-) -> tuple[np.ndarray, np.ndarray, Metric]:
-    """Queries and rows with hubness correction, as in an index (`embridge.indexes.hubness`)."""
-    held = unit(rows) if metric == Metric.COSINE else rows.astype(np.float32, copy=False)
-    return augment(unit(queries)), with_bias(held, references), Metric.DOT

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
 from embridge.evaluation.bootstrap import bootstrap_intervals
 from embridge.evaluation.metrics import QueryScores, members_of
+from embridge.evaluation.strategies import StrategyRun
 from embridge.records import Difference, LabelScore, PerQuery, StrategyScore
 
 _JUDGED = ("recall", "mrr", "ndcg")
@@ -21,6 +23,15 @@ def mean_scores(scores: Scores, seed: int) -> tuple[StrategyScore, ...]:
     means = _means(scores, slice(None), slice(None), seed)
     return tuple(
         StrategyScore(name, candidate_recall=float(scores[name].candidates.mean()), **values) for name, values in means.items()
+    )
+
+
+def strategy_scores(runs: Sequence[StrategyRun], seed: int) -> tuple[StrategyScore, ...]:
+    """Scores of every strategy over all queries, with what was chosen for fusions."""
+    means = mean_scores({run.title: run.scores for run in runs}, seed)
+    return tuple(
+        score if run.fusion is None else replace(score, weight=run.fusion.weight, correction=str(run.fusion.hubness))
+        for run, score in zip(runs, means, strict=True)
     )
 
 

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import replace
 
 import numpy as np
 import pyarrow as pa
 
-from embridge.errors import BadIdsError, EmbridgeError, FaissIndexError
-from embridge.indexes.build import prepare
-from embridge.stores.base import Collection
+from embridge.errors import BadIdsError, EmbridgeError, FaissIndexError, ParameterError
+from embridge.indexes.rows import FusedRows, prepare
+from embridge.stores.base import Batch, Collection
 from embridge.stores.faiss.decode import external_lists_of, holds_lists, keeps_labels, labels_of
 from embridge.stores.faiss.file import FAISS_ERRORS, faiss_reason, read_index_file
 from embridge.stores.faiss.index_file import IndexFile
@@ -17,15 +18,23 @@ from embridge.stores.ids import check_unique
 from embridge.types import Metric, Space, space_mismatch
 
 
-def add_rows(file: IndexFile, space: Space, collection: Collection, path: str, *, external_lists: bool = False) -> IndexFile:
-    """A copy of the index with the rows of a collection added.
+def add_rows(
+    file: IndexFile,
+    space: Space,
+    collection: Collection,
+    path: str,
+    *,
+    fuse: Collection | None = None,
+    external_lists: bool = False,
+) -> IndexFile:
+    """A copy of the index with the rows of a collection added; `fuse` are their old vectors, for a fused index.
 
     Raises
     ------
     FaissIndexError
         The map in front of the index is valid for queries only, a hubness bias would be needed, or FAISS cannot add.
     SpaceMismatchError
-        The collection is of another space.
+        The collection is of another space, or has no old vectors for a fused index.
     BadIdsError
         Ids of another type, or ids that the index already has.
     """
@@ -50,11 +59,10 @@ def add_rows(file: IndexFile, space: Space, collection: Collection, path: str, *
     if collection.id_type != own_kind:
         raise BadIdsError.kinds_differ(where, str(own_kind), collection.name, str(collection.id_type))
     check_unique(collection)
+    rows = _rows(file, space, collection, fuse, where)
     index, ids = file.index, file.ids
     present = None if ids is not None else labels_of(index)
-    for batch in collection.batches():
-        metric = Metric.DOT if file.notes.get("raw_queries") else space.metric
-        vectors = prepare(batch.vectors, metric)
+    for batch, vectors in rows:
         try:
             if ids is not None:
                 _refuse_repeated(where, batch.ids, ids)
@@ -80,6 +88,25 @@ def add_rows(file: IndexFile, space: Space, collection: Collection, path: str, *
                 raise
             raise _no_additions(where, faiss_reason(e)) from e
     return replace(file, index=index, ids=ids, lineage=file.lineage | {"added": collection.fingerprint()})
+
+
+def _rows(
+    file: IndexFile, space: Space, collection: Collection, fuse: Collection | None, where: str
+) -> Iterator[tuple[Batch, np.ndarray]]:
+    """The new rows as the index takes them, with their batches."""
+    if file.old_space is None:
+        if fuse is not None:
+            raise ParameterError(f"Old vectors (fuse) belong to a fused index, and {where} is not one.")
+        metric = Metric.DOT if file.notes.get("raw_queries") else space.metric
+        return ((batch, prepare(batch.vectors, metric)) for batch in collection.batches())
+    if file.notes["fusion"]["references"] is not None:
+        raise _no_additions(where, "each row has a hubness bias, and its reference queries are not stored")
+    old = fuse or collection.old_side
+    if old is None:
+        raise _no_additions(where, f"{collection.name} has no vectors of {file.old_space.name!r} (fuse)")
+    if not old.space.same_as(file.old_space):
+        raise space_mismatch("The index", file.old_space, old.name, old.space)
+    return FusedRows(collection, old, spaces=(file.old_space, space)).batches()
 
 
 def _refuse_repeated(where: str, fresh: pa.Array, ids: pa.Array) -> None:

@@ -39,7 +39,8 @@ class Fusion:
     ----------
     weight : float, default 0.5
         w, the weight of the new side, in [0, 1].
-    hubness : {"none", "old", "new", "both"}, default "none"
+    hubness : Hubness or str, default "none"
+        ``none``, ``old``, ``new`` or ``both``.
 
     Raises
     ------
@@ -53,8 +54,32 @@ class Fusion:
     def __post_init__(self) -> None:
         if not 0 <= self.weight <= 1:
             raise ParameterError.must_be("weight", "in [0, 1]", self.weight)
-        if self.hubness not in list(Hubness):
-            raise ParameterError.must_be("hubness", "one of none, old, new, both", self.hubness)
+        try:
+            object.__setattr__(self, "hubness", Hubness(self.hubness))
+        except ValueError:
+            raise ParameterError.must_be("hubness", "one of none, old, new, both", self.hubness) from None
+
+    @classmethod
+    def default(cls, *, has_bias: bool) -> Fusion:
+        """Weight 0.5; both sides are corrected for hubness where rows are made with reference queries."""
+        return cls(hubness=Hubness.BOTH if has_bias else Hubness.NONE)
+
+    def changed(self, weight: float | None, hubness: Hubness | str | None) -> Fusion:
+        """The same with another weight or hubness; None keeps it."""
+        return Fusion(self.weight if weight is None else weight, self.hubness if hubness is None else hubness)  # type: ignore[arg-type]
+
+    def check(self, *, has_bias: bool) -> None:
+        """Check that rows made with reference queries (`has_bias`), or without, can be scored.
+
+        Raises
+        ------
+        ParameterError
+            A side is corrected for hubness, but the rows were made without reference queries.
+        """
+        if not has_bias and self.hubness != Hubness.NONE:
+            raise ParameterError(
+                f"Hubness correction {self.hubness!s} needs rows that were made with reference queries. Hint: hubness none."
+            )
 
     def queries(self, old: np.ndarray, new: np.ndarray, *, has_bias: bool) -> np.ndarray:
         """Queries over fused rows, by inner product; must not be scaled again.
@@ -70,10 +95,7 @@ class Fusion:
         -------
         ndarray of shape (n_queries, dim_old + dim_new + 2 * has_bias), float32
         """
-        if not has_bias and self.hubness != Hubness.NONE:
-            raise ParameterError(
-                f"Hubness correction {self.hubness!s} needs rows that were made with reference queries. Hint: hubness none."
-            )
+        self.check(has_bias=has_bias)
         w = np.float32(self.weight)
         parts = [(1 - w) * unit(old), w * unit(new)]
         if has_bias:
@@ -120,6 +142,25 @@ def fused_rows(
     return np.concatenate(sides, axis=1, dtype=np.float32)
 
 
+def reference_pair(old: np.ndarray | None, new: np.ndarray | None) -> tuple[np.ndarray, np.ndarray] | None:
+    """Reference queries of both sides; None where there are none.
+
+    Raises
+    ------
+    ParameterError
+        Only one side has reference queries.
+    """
+    if old is not None and new is not None:
+        return old, new
+    if old is None and new is None:
+        return None
+    raise ParameterError(
+        "Hubness correction of a fused search needs reference queries of both spaces, and those of the "
+        f"{'old' if old is None else 'new'} one are missing. Hint: --hubness NEW_QUERIES --old-hubness OLD_QUERIES (hubness, "
+        "old_hubness); each search chooses the sides."
+    )
+
+
 def check_fusible(source: Space, target: Space) -> None:
     """Check that the scores of two spaces can be added.
 
@@ -136,4 +177,4 @@ def check_fusible(source: Space, target: Space) -> None:
             )
 
 
-__all__ = ["Fusion", "Hubness", "check_fusible", "fused_rows"]
+__all__ = ["Fusion", "Hubness", "check_fusible", "fused_rows", "reference_pair"]

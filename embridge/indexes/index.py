@@ -5,21 +5,20 @@ from __future__ import annotations
 import operator
 import os
 import threading
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 
-from embridge.arrays import as_vectors, check_rows
 from embridge.errors import EmbridgeError, FaissIndexError, ParameterError
 from embridge.indexes.add import add_rows
-from embridge.indexes.build import build
+from embridge.indexes.fusion import Fusion, Hubness
 from embridge.indexes.gpu import GPU_LIMIT, on_gpu
 from embridge.indexes.parameters import in_force, search_parameters, stateful
+from embridge.indexes.queries import fused_queries, plain_queries
 from embridge.indexes.scoring import search_index
 from embridge.maps import Map
-from embridge.maps.queries import blend, project_queries
 from embridge.outputs import INDEX, Output, claim
+from embridge.stores import source_paths
 from embridge.stores.base import Collection
 from embridge.stores.faiss.collection import ids_of_hits, space_of
 from embridge.stores.faiss.file import (
@@ -30,8 +29,7 @@ from embridge.stores.faiss.file import (
     read_index_file,
     write_index_file,
 )
-from embridge.stores.ids import check_unique
-from embridge.types import DeclaredSpace, Hits, Metric, Space, space_mismatch
+from embridge.types import DeclaredSpace, Hits, Space
 
 _MOST_EMPTY = 1 << 16  # largest k beyond the vectors of an index: empty places take memory too
 
@@ -43,7 +41,11 @@ class Index:
     ----------
     path : str
     space : Space
-        The space of its vectors.
+        The space of its vectors; of a fused index that of the new ones.
+    old_space : Space or None
+        The space of the old vectors of a fused index.
+    fusion : Fusion or None
+        The default weight and hubness correction of a fused index.
     lineage : dict
         Fingerprints of what it was built from.
     """
@@ -63,7 +65,9 @@ class Index:
     def _take(self, file: IndexFile, space: Space | DeclaredSpace | str | None) -> None:
         self._file = file
         self.space = space_of(repr(self.path), file, space)
-        self.lineage = file.lineage
+        self.lineage, self.old_space = file.lineage, file.old_space
+        notes = file.notes.get("fusion", {})
+        self.fusion = Fusion(notes["weight"], Hubness(notes["hubness"])) if notes else None
         self._searched = on_gpu(file.index)
         self._stateful = bool(stateful(file.index))
 
@@ -71,14 +75,17 @@ class Index:
         return self._file.index.ntotal
 
     def __repr__(self) -> str:
-        return f"Index({self.path!r}, {len(self):,} vectors of {self.space})"
+        fused = "" if self.old_space is None else f" fused with {self.old_space}"
+        return f"Index({self.path!r}, {len(self):,} vectors of {self.space}{fused})"
 
     def fingerprint(self) -> str:
         """Content hash."""
         return index_fingerprint(self.path)
 
-    def add(self, collection: Collection) -> None:
+    def add(self, collection: Collection, *, fuse: Collection | None = None) -> None:
         """Add the rows of a collection of the index's space, and write the index again.
+
+        To a fused index rows of a two-vector collection are added, or of a collection with their old vectors in `fuse`.
 
         Behind a map in front of the index (``embridge migrate --mode wrap``) new vectors go through that map, where it is valid
         for them.
@@ -90,8 +97,8 @@ class Index:
         SpaceMismatchError, BadVectorsError, BadIdsError
             The index is unchanged.
         """
-        with claim(Output(self.path, INDEX), inputs=(collection.path,), overwrite=True):
-            file = add_rows(self._file, self.space, collection, self.path, external_lists=self._external_lists)
+        with claim(Output(self.path, INDEX), inputs=source_paths(collection, fuse), overwrite=True):
+            file = add_rows(self._file, self.space, collection, self.path, fuse=fuse, external_lists=self._external_lists)
             write_index_file(self.path, file)
         self._take(file, self.space)
 
@@ -102,23 +109,29 @@ class Index:
         *,
         via: Map | None = None,
         old_queries: np.ndarray | None = None,
-        weight: float = 0.5,
+        weight: float | None = None,
+        hubness: Hubness | str | None = None,
         parameters: str = "",
     ) -> Hits:
         """The k nearest rows of each query.
 
+        A fused index scores a row by both its vectors, as ``(1 - w) s_old + w s_new`` (see `embridge.indexes.fusion`).
+
         Parameters
         ----------
         queries : ndarray of shape (n_queries, dim)
-            In the space of the index, or in the other space of `via`.
+            In the space of the index, or in the other space of `via`. Of a fused index always in the new space.
         k : int, default 10
             Where it exceeds the number of vectors, places stay empty; then at most 65,536.
         via : LinearMap or KernelMap, optional
-            Between the space of the queries and that of the index, in either direction (see `project_queries`).
-        old_queries : ndarray of shape (n_queries, index dim), optional
-            The same queries by the index's own model, to be blended with the projected ones.
-        weight : float, default 0.5
-            Weight of the projected queries in the blend.
+            Between the space of the queries and that of the index, in either direction (see `project_queries`). Of a fused
+            index between its two spaces: it projects the queries where there are no `old_queries`.
+        old_queries : ndarray of shape (n_queries, old dim), optional
+            The same queries by the index's own model, to be blended with the projected ones; of a fused index by the old model.
+        weight : float, optional
+            Weight of the projected queries in the blend, default 0.5; of the new side of a fused index, default `fusion.weight`.
+        hubness : {"none", "old", "new", "both"}, optional
+            The sides of a fused index that are corrected for hubness. Default: `fusion.hubness`.
         parameters : str, optional
             Search parameters of FAISS, such as ``"nprobe=32"`` or ``"efSearch=128"``, for this call only. Searches of other
             threads keep theirs. With parameters the search runs on the CPU.
@@ -138,25 +151,20 @@ class Index:
             NaN or infinite values, or zero queries under cosine.
         FaissIndexError
             Parameters that the index does not accept.
+        ParameterError
+            A fused index without queries for its old side, or `hubness` where the rows have no bias.
         """
         k = self._checked(k)
-        given = as_vectors(queries, None if via else self.space.dim, "queries")
-        cosine = self.space.metric == Metric.COSINE
-        check_rows(given, range(len(given)), "queries", zero_is_bad=cosine)
-        offset = np.zeros(len(given), np.float32)
-        if via is not None:
-            projected = project_queries(given, via, self.space)
-            if self.space.metric == Metric.DOT and not via.target.same_as(self.space) and "hubness" not in self._file.notes:
-                offset = np.asarray(given @ via.intercept, np.float32)
-            given = projected
-        if old_queries is not None:
-            if via is None:
-                raise ParameterError("Blending needs a map (via) that projects the new queries into the space of the index.")
-            old = as_vectors(old_queries, self.space.dim, "old_queries")
-            if len(old) != len(given):
-                raise ParameterError.must_be("old_queries", f"as many as queries ({len(given):,})", len(old))
-            check_rows(old, range(len(old)), "old_queries", zero_is_bad=cosine)
-            given, offset = blend(old, given, weight, self.space.metric), np.zeros_like(offset)
+        offset = np.zeros(1, np.float32)
+        if self.fusion is not None and self.old_space is not None:
+            fusion = self.fusion.changed(weight, hubness)
+            has_bias = self._file.notes["fusion"]["references"] is not None
+            given = fused_queries(fusion, self.old_space, self.space, queries, via, old_queries, has_bias=has_bias)
+        elif hubness is not None:
+            raise ParameterError(f"hubness belongs to a search of a fused index, and {self.path!r} is not one.")
+        else:
+            has_bias = "hubness" in self._file.notes
+            given, offset = plain_queries(self.space, queries, via, old_queries, weight, has_bias=has_bias)
         scores, labels = self._search(given, k, parameters)
         return Hits(ids_of_hits(self._file, labels, repr(self.path)), scores + offset[:, None])
 
@@ -182,7 +190,9 @@ class Index:
     def _run(self, queries: np.ndarray, k: int, options: Any, parameters: str) -> tuple[np.ndarray, np.ndarray]:
         index = self._file.index if k > GPU_LIMIT or parameters else self._searched
         try:
-            return search_index(self._file, self.space, queries, k, index=index, parameters=options)
+            return search_index(
+                self._file, self.space, queries, k, index=index, parameters=options, as_they_are=self.fusion is not None
+            )
         except MemoryError as e:
             what = f"{len(queries):,} queries with k {k:,} over {self.path!r}"
             raise ParameterError(f"{what} need more memory than there is. Hint: a smaller k.") from e
@@ -214,65 +224,4 @@ def open_index(
     return Index(path, space=space, external_lists=external_lists)
 
 
-def build_index(
-    collection: Collection,
-    path: str | os.PathLike[str],
-    factory: str = "HNSW32",
-    *,
-    hubness: Collection | None = None,
-    calibrated: bool = True,
-    overwrite: bool = False,
-    seed: int = 0,
-    progress: Callable[[int, int], None] | None = None,
-) -> Index:
-    """Build a FAISS index over a collection and write it with its sidecars.
-
-    Parameters
-    ----------
-    collection : Collection
-    path : str or path-like
-        Usually ``*.faiss``.
-    factory : str, default "HNSW32"
-        Factory string of `faiss.index_factory`: ``Flat``, ``IVF4096,PQ32``, ``OPQ32,IVF1024,PQ32`` ...
-    hubness : Collection, optional
-        Reference queries of the same space, other than those of later searches: for each row its mean similarity to its 10
-        nearest of them is stored, which every search subtracts (``2 <q, x> - r(x)``). Cosine and inner product only.
-    calibrated : bool, default True
-        Store the calibrated offset for the translated rows of a merged collection.
-    overwrite : bool, default False
-    seed : int, default 0
-        Seed of the sample that the index is trained on.
-    progress : callable, optional
-        Called with (rows added, rows in all).
-
-    Returns
-    -------
-    Index
-
-    Raises
-    ------
-    FaissIndexError
-        FAISS does not accept the factory string.
-    OutputExistsError, InterruptedOutputError
-        The output exists, or another call is writing it.
-    BadVectorsError, BadIdsError
-        Nothing is written.
-    """
-    inputs = (collection.path, None if hubness is None else hubness.path)
-    with claim(Output(path, INDEX), inputs=inputs, overwrite=overwrite):
-        check_unique(collection)
-        references = None if hubness is None else _references(hubness, collection.space)
-        made = build(collection, factory, references=references, calibrated=calibrated, seed=seed, progress=progress)
-        if hubness is not None:
-            made.lineage["hubness"] = hubness.fingerprint()
-        write_index_file(os.fspath(path), made)
-    return Index(path)
-
-
-def _references(queries: Collection, space: Space) -> np.ndarray:
-    if not queries.space.same_as(space):
-        raise space_mismatch("The hubness bias", space, queries.name, queries.space)
-    return queries.read()[1]
-
-
-__all__ = ["Index", "build_index", "open_index"]
+__all__ = ["Index", "open_index"]

@@ -8,9 +8,9 @@ import faiss
 import numpy as np
 
 from embridge.arrays import unit
-from embridge.indexes.build import prepare
 from embridge.indexes.hubness import augment
 from embridge.indexes.offset import with_length
+from embridge.indexes.rows import prepare
 from embridge.stores.faiss.index_file import IndexFile
 from embridge.types import Metric, Space
 

@@ -13,10 +13,11 @@ import numpy as np
 
 from embridge.anchors import ids_at
 from embridge.arrays import unit
-from embridge.errors import CollectionError, OutputError, ParameterError
+from embridge.errors import BadVectorsError, CollectionError, OutputError, ParameterError, n_rows
 from embridge.files import fingerprint
 from embridge.maps import Map
 from embridge.merging.calibration import HITS, Found
+from embridge.merging.old_vectors import check_complete, shared_payload_spaces
 from embridge.neighbors import Nearest
 from embridge.outputs import Output, claim
 from embridge.records import Merge
@@ -55,7 +56,8 @@ def merge(
         Rows by the new model.
     translated : Collection
         Converted rows; or an earlier merge, to which more native rows are added. A row whose id is on both sides is written once,
-        native, and keeps the columns that only the translated side has.
+        native, and keeps the columns that only the translated side has. In a two-vector collection these are the old vectors,
+        which every row must have.
     path : str or path-like
         The Parquet file to write: native rows first.
     queries : Collection, optional
@@ -84,7 +86,7 @@ def merge(
     SpaceMismatchError
         The sides, the queries or the map are of different spaces.
     BadIdsError
-        An id occurs twice on one side, or ids are of different types.
+        An id occurs twice on one side, ids are of different types, or a native row would have no old vector.
     CollectionError
         Columns with equal names and different types, a column ``provenance`` not from a merge, or a native side that was converted.
     ChangedSourceError
@@ -101,7 +103,9 @@ def merge(
         contents = [(side, side.fingerprint()) for side in (native, translated, queries) if side is not None]
         check_unique(native)
         check_unique(translated)
+        payload_spaces = shared_payload_spaces(native, translated)
         sides = _Sides.of(native, translated, translation, has_queries=queries is not None)
+        check_complete(payload_spaces, (native, sides.native_rows), (translated, sides.translated_rows))
         rows = MixedRows(native, translated, sides.native_rows, sides.translated_rows, sides.is_translated, Provenance(0, k).column)
         found, own_ids = _search(sides, queries, k, max_queries, seed, device)
         measured = hash_ids(own_ids, "measure", seed) % np.uint64(2) == 0
@@ -114,6 +118,7 @@ def merge(
             "provenance": Provenance(offset, k),
             "dtype": dtype,
             "metadata": translated.metadata | native.metadata,
+            "payload_spaces": payload_spaces,
         }
         _write(target, space, rows, contents, options, progress)
         made = fingerprint(target)
@@ -160,6 +165,9 @@ def _write(
     with write_collection(target, space, contents[0][0].id_type, rows.payload_schema, **options) as writer:
         done = 0
         for batch in rows.batches():
+            for column in options["payload_spaces"]:
+                if null := batch.payload.column(column).null_count:
+                    raise BadVectorsError(f"{n_rows(null)} would have no vector in column {column!r}, which is null on its side.")
             writer.write(batch)
             done += len(batch)
             if progress is not None:

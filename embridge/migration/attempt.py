@@ -40,6 +40,7 @@ class MigrationAttempt:
     def __post_init__(self) -> None:
         self.started = time.perf_counter()
         self.file: IndexFile = self._read()
+        self.file.check_plain(repr(self.path))
         self.space = space_of(repr(self.path), self.file, self.declared)
         if not any(end.same_as(self.space) for end in (self.translation.source, self.translation.target)):
             raise space_mismatch("The map", self.translation.source, repr(self.path), self.space)

@@ -9,8 +9,8 @@ import faiss
 import numpy as np
 
 from embridge.errors import FaissIndexError
-from embridge.indexes.build import prepare
 from embridge.indexes.hubness import augment, with_bias
+from embridge.indexes.rows import prepare
 from embridge.indexes.scoring import search_index
 from embridge.maps import LinearMap
 from embridge.migration.equivalence import Equivalence

@@ -10,8 +10,8 @@ from embridge.anchors import Anchors
 from embridge.evaluation.benchmark import Benchmark
 from embridge.maps import LinearMap
 from embridge.neighbors import overlap
+from embridge.planning.maps import same_method
 from embridge.records import LearningCurve
-from embridge.translators import METHODS, Bridge, Ridge, Translator
 
 _SHARES = (1 / 16, 1 / 8, 1 / 4, 1 / 2, 1)
 _QUERIES = 1000
@@ -33,7 +33,7 @@ def learning_curve(translation: LinearMap, train: Anchors, benchmark: Benchmark)
     sizes = sorted({size for share in _SHARES if (size := int(len(train) * share)) >= 8})
     scores = []
     for size in sizes:
-        fitted = _method(translation, len(train) / size).fit(train.sample(size))
+        fitted = same_method(translation.record, len(train) / size).fit(train.sample(size))
         found = some.search(some.queries.y, fitted.apply(some.corpus.x), some.corpus.target.metric, k=some.k)
         scores.append(overlap(found, some.truth))
     ahead = (2 * len(train), 4 * len(train))
@@ -50,17 +50,6 @@ def learning_curve(translation: LinearMap, train: Anchors, benchmark: Benchmark)
     low, high = low.min(axis=0), high.max(axis=0)  # of both formulas
     intervals = tuple((float(a), float(b)) for a, b in zip(low, high, strict=True))
     return LearningCurve(tuple(sizes), tuple(means.tolist()), ahead, tuple(forecast.tolist()), intervals)
-
-
-def _method(translation: LinearMap, factor: float) -> Translator:
-    parameters = translation.record.parameters
-    if translation.record.method == "bridge":
-        return Bridge(
-            parameters["alpha"] * factor, parameters["shrinkage_target_weight"], mean_weight=parameters.get("mean_weight", 1.0)
-        )
-    if translation.record.method == "ridge":
-        return Ridge(parameters["alpha"] * factor)
-    return METHODS[translation.record.method]()
 
 
 def _extrapolate(sizes: np.ndarray, values: np.ndarray, ahead: Sequence[int]) -> np.ndarray:

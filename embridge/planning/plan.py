@@ -14,15 +14,15 @@ from embridge.evaluation.benchmark import REFERENCES, Benchmark, References
 from embridge.evaluation.bootstrap import bootstrap_intervals
 from embridge.evaluation.metrics import Qrels, labels_of_queries
 from embridge.evaluation.runner import Runner
-from embridge.evaluation.scores import mean_scores
-from embridge.evaluation.strategies import ENCODING, STRATEGIES, Maps, Strategy, StrategyRun
-from embridge.maps import LinearMap
+from embridge.evaluation.scores import strategy_scores
+from embridge.evaluation.strategies import ENCODING, FUSED, STRATEGIES, Maps, Strategy, StrategyRun, percent_of, progressive
+from embridge.isotropy import Isotropy
 from embridge.neighbors import check_k
 from embridge.planning.descriptives import figures_by_label, norm_distributions
 from embridge.planning.learning_curve import learning_curve
+from embridge.planning.maps import fitted_maps
 from embridge.planning.recommendation import recommend
-from embridge.records import CostedScore, LazyDepth, Plan
-from embridge.translators import Kernel, fit
+from embridge.records import CostedScore, CurvePoint, LazyDepth, Plan, SpaceIsotropy
 
 if TYPE_CHECKING:
     import torch
@@ -38,6 +38,8 @@ def plan(
     k: int = 10,
     encode_rate: float | None = None,
     price: float | None = None,
+    budget: int | None = None,
+    budget_money: float | None = None,
     max_queries: int = 5000,
     seed: int = 0,
     device: str | torch.device | None = "cpu",
@@ -45,9 +47,14 @@ def plan(
 ) -> Plan:
     """Compare every strategy on held-out rows, and recommend one for each situation.
 
-    Queries are split into two halves: the weight of the blend, the references of the hubness correction and the rows to re-encode
-    first come from the other half, so every score is out of sample and all queries count. Maps are chosen by `Auto`, except
-    ``translate-documents-kernel``, which uses `Kernel`.
+    Queries are split into two halves: the maps, the weights of the blend and of fusions, the references of the hubness correction
+    and the rows to re-encode first come from the other half, so every score is out of sample and all queries count. Maps are chosen
+    by `Auto`, on real queries where there are at least 100 in each half, except those of ``-kernel``, which are `Kernel`.
+
+    Progressive migration (``progressive-N%``) re-encodes the rows that most queries reach, fits the map again with these rows as
+    further anchors, translates the others and searches both vectors of each row (`Fusion`). Fusions do not exist under L2. Without
+    judgments they are measured, but not recommended: overlap with the new model's ranking counts the old model's neighbors, which
+    a fusion keeps, as errors.
 
     Parameters
     ----------
@@ -66,6 +73,11 @@ def plan(
     k : int, default 10
     encode_rate, price : float, optional
         Rows per second that the new model encodes, and the cost of encoding one row.
+    budget : int, optional
+        Rows that may be encoded, of those searched here: adds the recommendation ``budget``, and progressive migration at exactly
+        this number of rows.
+    budget_money : float, optional
+        The same as an amount of money; needs `price`.
     max_queries : int, default 5000
     seed : int, default 0
     device : str, default "cpu"
@@ -79,14 +91,15 @@ def plan(
     Raises
     ------
     ParameterError
-        k, anchors, encode_rate or price out of range, judgments of no query or no row, or labels of no query.
+        k, anchors, encode_rate, price or a budget out of range, judgments of no query or no row, or labels of no query.
     TooFewAnchorsError
         Too few shared rows to fit on some and search more than k of the others.
     """
     k = check_k(k)
-    for name, value in (("encode_rate", encode_rate), ("price", price)):
+    for name, value in (("encode_rate", encode_rate), ("price", price), ("budget", budget), ("budget_money", budget_money)):
         if value is not None and not value > 0:
             raise ParameterError.must_be(name, "above 0", value)
+    affordable = _rows_of(budget, budget_money, price)
     anchors = min(5000, len(shared) // 2) if anchors is None else anchors
     if len(shared) - anchors <= k + 1:
         raise TooFewAnchorsError(
@@ -98,9 +111,11 @@ def plan(
     known = None
     if labels is not None:
         known = labels_of_queries(benchmark.queries.ids, benchmark.relevant, benchmark.corpus.ids, labels)
-    maps, translation = _fit(train, seed, device)
-    runner = Runner(benchmark, maps)
-    runs = _run_all(runner, progress)
+    real = queries is not None and not (benchmark.exclude >= 0).all()
+    maps = fitted_maps(train, benchmark, qrels, real=real, seed=seed, device=device)
+    translation = maps[0].translation
+    runner = Runner(benchmark, maps[0] if maps[0] is maps[1] else maps)
+    runs = _run_all(runner, affordable, progress)
     measured = np.array([benchmark.measure(run.scores) for run in runs])
     gains = measured - measured[_place(runs, "keep-old")]
     strategies = _costed(runs, gains, encode_rate, price, seed)
@@ -116,8 +131,8 @@ def plan(
         method=translation.record.method,
         weight=float(np.mean(runner.weights)) if any(run.title == "blend" for run in runs) else 0.5,
         strategies=strategies,
-        recommendations=recommend(strategies, gains, judged=judged > 0),
-        learning_curve=learning_curve(translation, train, benchmark),
+        recommendations=recommend(strategies, gains, judged=judged > 0, budget=affordable),
+        learning_curve=learning_curve(translation, train, _reported(benchmark, maps)),
         source=translation.source,
         target=translation.target,
         norms=norm_distributions(benchmark.corpus, translation),
@@ -126,6 +141,9 @@ def plan(
         lazy_depths=_lazy_depths(runner),
         qrels=benchmark.coverage,
         own_rows=benchmark.own_rows,
+        curve=_curve(strategies, ""),
+        curve_projected=_curve(strategies, "-projected"),
+        isotropy=tuple(_isotropy(side.name, rows) for side, rows in ((shared.source, shared.x), (shared.target, shared.y))),
     )
 
 
@@ -141,20 +159,25 @@ def _benchmark(
     return benchmark
 
 
-def _fit(train: Anchors, seed: int, device: Any) -> tuple[Maps, LinearMap]:
-    """The map of rows, the map of queries and the kernel map."""
-    translation = fit(train, "auto", keep_affine=True, device=device)
-    reverse = fit(train.reversed(), "auto", role="queries", keep_affine=True, device=device)
-    shrinkage = {
-        name: value for name, value in translation.record.parameters.items() if name in ("alpha", "shrinkage_target_weight")
-    }
-    kernel = fit(train, Kernel(**shrinkage, seed=seed), device=device)
-    return Maps(translation, reverse, kernel), translation
+def _rows_of(budget: int | None, money: float | None, price: float | None) -> int | None:
+    """The number of rows that a budget encodes."""
+    if budget is not None and money is not None:
+        raise ParameterError("Give a budget in rows or in money, not both.")
+    if money is None:
+        return budget
+    if price is None:
+        raise ParameterError("A budget in money needs the price of encoding one row. Hint: price=, --price.")
+    return int(money / price * (1 + 1e-12))
 
 
-def _run_all(runner: Runner, progress: Callable[[int, int], None] | None) -> list[StrategyRun]:
+def _reported(benchmark: Benchmark, maps: tuple[Maps, Maps]) -> Benchmark:
+    """The benchmark of the queries that the first maps were not chosen on."""
+    return benchmark if maps[0] is maps[1] else benchmark.at(np.flatnonzero(benchmark.half == 0))
+
+
+def _run_all(runner: Runner, affordable: int | None, progress: Callable[[int, int], None] | None) -> list[StrategyRun]:
     todo: list[tuple[Strategy, bool]] = []
-    for strategy in runner.available((*STRATEGIES, *ENCODING)):
+    for strategy in runner.available((*STRATEGIES, *ENCODING, *FUSED, *progressive(len(runner.benchmark.corpus), affordable))):
         todo += [(strategy, hubness) for hubness in runner.corrections(strategy)]
     runs = []
     for strategy, hubness in todo:
@@ -162,6 +185,22 @@ def _run_all(runner: Runner, progress: Callable[[int, int], None] | None) -> lis
         if progress is not None:
             progress(len(runs), len(todo))
     return runs
+
+
+def _curve(strategies: Sequence[CostedScore], suffix: str) -> tuple[CurvePoint, ...]:
+    """Points of progressive migration, from no row on."""
+    found = []
+    for s in strategies:
+        percent = percent_of(s.name.removesuffix(suffix)) if s.name.endswith(suffix) else None
+        if percent is not None and s.weight is not None and s.correction is not None:
+            found.append(CurvePoint(percent, s.encodes, s.recall, s.recall_ci, s.overlap, s.overlap_ci, s.weight, s.correction))
+    return tuple(sorted(found, key=lambda point: point.encodes))
+
+
+def _isotropy(name: str, rows: np.ndarray) -> SpaceIsotropy:
+    found = Isotropy(len(rows))
+    found.add(rows)
+    return SpaceIsotropy(name, rows.shape[1], found.mean_cosine, found.effective_rank)
 
 
 def _lazy_depths(runner: Runner) -> tuple[LazyDepth, ...]:
@@ -183,7 +222,7 @@ def _costed(
     runs: Sequence[StrategyRun], gains: np.ndarray, rate: float | None, price: float | None, seed: int
 ) -> tuple[CostedScore, ...]:
     """Scores and costs of strategies; intervals are paired, since one seed resamples the same queries."""
-    scores = mean_scores({run.title: run.scores for run in runs}, seed)
+    scores = strategy_scores(runs, seed)
     intervals = bootstrap_intervals(gains.T, seed=seed)
     gap = float(gains[_place(runs, "re-encode")].mean())
     out = []

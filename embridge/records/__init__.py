@@ -1,6 +1,7 @@
 """Results of every verb: frozen records that turn into JSON and into rows of the catalog."""
 
 from embridge.records.artifacts import Artifact, Summary
+from embridge.records.curves import CurvePoint, LazyDepth, LearningCurve
 from embridge.records.evaluation import CorpusSize, Difference, Evaluation, LabelScore, PerQuery, StrategyScore
 from embridge.records.fitting import AnchorRecord, Candidate, FitRecord, FitReport
 from embridge.records.outputs import Conversion, DecoderRecord, Decoding, Merge, Migration
@@ -8,11 +9,10 @@ from embridge.records.planning import (
     FEW_QUERIES,
     CostedScore,
     LabelFigures,
-    LazyDepth,
-    LearningCurve,
     NormDistribution,
     Plan,
     Recommendation,
+    SpaceIsotropy,
 )
 from embridge.records.quality import (
     ConfidenceCheck,
@@ -32,6 +32,7 @@ __all__ = [
     "Conversion",
     "CorpusSize",
     "CostedScore",
+    "CurvePoint",
     "DecoderEvaluation",
     "DecoderRecord",
     "DecoderStrategy",
@@ -52,6 +53,7 @@ __all__ = [
     "QrelsCoverage",
     "Recommendation",
     "Run",
+    "SpaceIsotropy",
     "Stitching",
     "StitchingScore",
     "StrategyScore",

@@ -27,7 +27,8 @@ class StrategyScore:
     ----------
     name : str
         ``keep-old``, ``no-translation``, ``translate-documents``, ``project-queries``, ``project-queries-adjoint``, ``blend`` or
-        ``re-encode``; with hubness correction followed by ``+hubness``.
+        ``re-encode``, with hubness correction followed by ``+hubness``; ``fuse``, ``fuse-kernel``, ``fuse-projected`` or
+        ``fuse-kernel-projected``.
     overlap : float
         Mean share of the native target's k nearest rows that are among this strategy's k nearest.
     overlap_ci : tuple of float
@@ -39,6 +40,9 @@ class StrategyScore:
     recall_ci, mrr_ci : tuple of float or None
     ndcg, ndcg_ci : float, tuple of float, or None
         nDCG at k, with grades where the judgments have any.
+    weight, correction : float, str, or None
+        Of a fusion: the weight of the new side and the sides corrected for hubness (``none``, ``old``, ``new``, ``both``), chosen
+        on all queries. The scores are measured with choices for each half of the queries on the other half.
     """
 
     name: str
@@ -51,6 +55,8 @@ class StrategyScore:
     mrr_ci: Interval | None = None
     ndcg: float | None = None
     ndcg_ci: Interval | None = None
+    weight: float | None = None
+    correction: str | None = None
 
 
 @dataclass(frozen=True)

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from embridge.records.curves import CurvePoint, LazyDepth, LearningCurve, curve_lines, lazy_lines, learning_curve_lines
 from embridge.records.evaluation import StrategyScore
 from embridge.records.queries import QrelsCoverage, query_notes
 from embridge.records.rows import Row, columns_of
@@ -13,6 +14,7 @@ from embridge.records.text import aligned
 from embridge.types import Space
 
 FEW_QUERIES = 100  # below which means have an error of 0.1 or more, and the best strategy is mostly random
+_ANISOTROPIC = 0.5
 Interval = tuple[float, float]
 
 
@@ -58,47 +60,28 @@ class CostedScore(StrategyScore):
 
 
 @dataclass(frozen=True)
-class LazyDepth:
-    """The costs and scores of a lazy strategy at one depth.
+class SpaceIsotropy:
+    """How evenly the rows of a space use its directions.
 
     Attributes
     ----------
-    strategy : str
-        Its title.
-    depth : int
-        Candidates re-encoded per query; those after them keep their order.
-    encodes : int
-        Distinct rows encoded for these queries.
-    overlap, recall : float, float or None
+    space : str
+    dim : int
+    mean_cosine : float
+        Of two rows. Near 0 where directions are used evenly; above 0.5 the rows are strongly anisotropic.
+    effective_rank : float
+        At most `dim`.
     """
 
-    strategy: str
-    depth: int
-    encodes: int
-    overlap: float
-    recall: float | None
+    space: str
+    dim: int
+    mean_cosine: float
+    effective_rank: float
 
-
-@dataclass(frozen=True)
-class LearningCurve:
-    """Overlap of translated documents by number of anchors.
-
-    Attributes
-    ----------
-    anchors : tuple of int
-    overlap : tuple of float
-    forecast_anchors : tuple of int
-        Numbers of the prediction: twice and four times as many.
-    forecast, forecast_ci : tuple of float, tuple of intervals
-        The mean of two formulas fitted to the measured points, ``a - b / (n + d)`` and ``a - b n^-c``; the interval spans the 95 %
-        intervals of both over resampled queries.
-    """
-
-    anchors: tuple[int, ...]
-    overlap: tuple[float, ...]
-    forecast_anchors: tuple[int, ...]
-    forecast: tuple[float, ...]
-    forecast_ci: tuple[Interval, ...]
+    @property
+    def is_strong(self) -> bool:
+        """Whether the mean of all rows is the largest part of each."""
+        return self.mean_cosine > _ANISOTROPIC
 
 
 @dataclass(frozen=True)
@@ -165,7 +148,8 @@ class Plan:
         Weight of the projected query in the blend: the mean over the two halves of the queries.
     strategies : tuple of CostedScore
     recommendations : dict
-        For ``old-encoder-gone``, ``both-encoders`` (no row is encoded) and ``texts-available``.
+        For ``old-encoder-gone``, ``both-encoders`` (no row is encoded), ``texts-available`` and, where a budget was given,
+        ``budget``.
     learning_curve : LearningCurve
     source, target : Space or None
     norms : tuple of NormDistribution
@@ -179,6 +163,10 @@ class Plan:
         Counts of the relevance judgments that were used.
     own_rows : int
         Given queries that are rows of the corpus (same id, same vector) and do not find themselves.
+    curve, curve_projected : tuple of CurvePoint
+        Progressive migration from 0 to 100 % of the rows, with both encoders and with the old encoder gone. Empty under L2.
+    isotropy : tuple of SpaceIsotropy
+        Of the source's rows and of the target's.
     """
 
     k: int
@@ -199,6 +187,9 @@ class Plan:
     lazy_depths: tuple[LazyDepth, ...] = ()
     qrels: QrelsCoverage | None = None
     own_rows: int = 0
+    curve: tuple[CurvePoint, ...] = ()
+    curve_projected: tuple[CurvePoint, ...] = ()
+    isotropy: tuple[SpaceIsotropy, ...] = ()
 
     def __getitem__(self, title: str) -> CostedScore:
         for strategy in self.strategies:
@@ -208,14 +199,27 @@ class Plan:
 
     @property
     def notes(self) -> list[str]:
-        """Notes on the queries: unmatched judgments, queries that are rows, or few queries."""
+        """What to know about the figures: the queries and their judgments, a worse new model, anisotropic spaces."""
         notes, measured = query_notes(self.qrels, self.own_rows), self.judged or self.queries
         if measured < FEW_QUERIES:
             notes.append(
                 f"few queries: means over {measured:,} of them have an error of about {measured**-0.5:.2f}, so which "
                 "strategy is best is mostly random; use some hundreds"
             )
-        return notes
+        return [*notes, *self._yardstick_notes(), *map(_anisotropy_note, (one for one in self.isotropy if one.is_strong))]
+
+    def _yardstick_notes(self) -> list[str]:
+        full = self["re-encode"]
+        if self.judged and full.gain_ci[1] < 0:
+            interval = f"{full.gain:+.3f} [{full.gain_ci[0]:+.3f}, {full.gain_ci[1]:+.3f}]"
+            return [f"the new model is worse than the old one on these queries: recall@{self.k} {interval}"]
+        if not self.judged and self.curve:
+            return [
+                "without judgments (qrels) strategies are compared by overlap with the new model's ranking, which does not say "
+                "whether the new model is better; a fusion keeps neighbors of the old model, which overlap counts as errors, so "
+                "fused and progressive strategies are measured but not recommended"
+            ]
+        return []
 
     @property
     def deciding(self) -> tuple[CostedScore, ...]:
@@ -255,12 +259,23 @@ class Plan:
         lines = _strategy_lines(self.k, shown)
         if left := len(self.strategies) - len(shown):
             lines.append(f"and {left} more strategies (--all-strategies)")
-        lines += [*self.notes, *_lazy_lines(self), *_curve_lines(self.learning_curve)]
+        lines += curve_lines(self.k, self.curve, "progressive migration with both encoders, by rows re-encoded:")
+        lines += curve_lines(self.k, self.curve_projected, "the same with the old encoder gone:")
+        lines += [*self.notes, *lazy_lines(self.k, self.lazy_depths), *learning_curve_lines(self.learning_curve)]
         if self.labels:
             some = (f"{x.label} ({x.queries:,}) {x.values['keep-old']:.3f} {x.values['re-encode']:.3f}" for x in self.labels[:8])
             lines += [f"largest of {len(self.labels):,} labels, keep-old and re-encode: {', '.join(some)}"]
         lines += [f"{situation}: {r.strategy}. {r.reason}" for situation, r in self.recommendations.items()]
         return "\n".join(lines)
+
+
+def _anisotropy_note(one: SpaceIsotropy) -> str:
+    return (
+        f"space {one.space!r} is strongly anisotropic: two of its rows have a mean cosine of {one.mean_cosine:.2f} (effective rank "
+        f"{one.effective_rank:.0f} of {one.dim}). All its cosines are high and close together, so thresholds on them do not carry "
+        "over to another model, and maps that keep the common mean rank badly; the map was chosen among some that remove or shrink "
+        "it"
+    )
 
 
 def _strategy_lines(k: int, strategies: Sequence[CostedScore]) -> list[str]:
@@ -278,23 +293,3 @@ def _strategy_lines(k: int, strategies: Sequence[CostedScore]) -> list[str]:
     if first.cost is not None:
         columns.append(("cost", [f"{s.cost:,.4g}" for s in strategies]))
     return aligned(columns)
-
-
-def _lazy_lines(plan: Plan) -> list[str]:
-    """Encodes against quality of the plain lazy strategies."""
-    lines = []
-    for title in dict.fromkeys(one.strategy for one in plan.lazy_depths if not one.strategy.endswith("+hubness")):
-        mine = [one for one in plan.lazy_depths if one.strategy == title]
-        measure = "overlap" if mine[0].recall is None else "recall"
-        points = (f"{one.depth}: {getattr(one, measure):.3f} ({one.encodes:,})" for one in mine)
-        lines.append(f"{title}, {measure}@{plan.k} and rows encoded, by candidates per query: {', '.join(points)}")
-    return lines
-
-
-def _curve_lines(curve: LearningCurve) -> list[str]:
-    points = ", ".join(f"{n:,}: {v:.3f}" for n, v in zip(curve.anchors, curve.overlap, strict=True))
-    ahead = ", ".join(
-        f"{n:,}: about {v:.3f} [{low:.3f}, {high:.3f}]"
-        for n, v, (low, high) in zip(curve.forecast_anchors, curve.forecast, curve.forecast_ci, strict=True)
-    )
-    return [f"overlap by anchors: {points}" + (f"; predicted {ahead}" if ahead else "")] if points else []

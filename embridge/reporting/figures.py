@@ -1,4 +1,4 @@
-"""The four figures of a report."""
+"""The figures of a report."""
 
 from __future__ import annotations
 
@@ -20,19 +20,20 @@ _STRONGEST = 0.6  # opacity of the largest difference in the heat map: numbers o
 
 def strategy_figure(plan: Plan) -> str:
     """Each strategy's paired difference to ``keep-old`` with its interval, best first; with and without correction."""
+    strategies = [s for s in plan.strategies if not s.name.startswith("progressive-")]  # they are the curve
     gains: dict[str, float] = {}
-    for s in plan.strategies:
+    for s in strategies:
         gains[s.name] = max(s.gain, gains.get(s.name, -np.inf))
     names = sorted(gains, key=lambda name: gains[name])
     measure, keep, full = _measure(plan), plan["keep-old"], plan["re-encode"]
     base = keep.overlap if keep.recall is None else keep.recall
     recommended = {r.strategy for r in plan.recommendations.values()}
-    both = any(s.hubness for s in plan.strategies)
+    both = any(s.hubness for s in strategies)
     with drawing(WIDTH, 150 + 54 * len(names)) as figure:
         axes = figure.add_subplot()
         for value, line in ((0.0, "-"), (full.gain, "--")):
             axes.axvline(value, color=FAINT, linewidth=1, linestyle=line)
-        for s in plan.strategies:
+        for s in strategies:
             y = names.index(s.name) + (0.17 if both else 0) * (-1 if s.hubness else 1)
             color = SECOND if s.encodes else FIRST
             axes.plot(s.gain_ci, (y, y), color=color, linewidth=2, solid_capstyle="butt")
@@ -64,7 +65,7 @@ def strategy_figure(plan: Plan) -> str:
             entry("re-encode", linestyle="--", marker=""),
         ]
         figure.legend(handles=entries, loc="outside lower center", ncols=3, fontsize=10.5, handlelength=1.6, columnspacing=1.4)
-        best = max(plan.strategies, key=lambda s: s.gain)
+        best = max(strategies, key=lambda s: s.gain)
         described = (
             f"{len(names)} strategies, best first, each with the paired difference to keep-old in {measure} and its 95 % interval. "
             f"keep-old has {base:.3f}, re-encode {full.gain:+.3f} against it; the largest difference is {best.gain:+.3f} "

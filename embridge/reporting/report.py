@@ -79,6 +79,7 @@ def render(plan: Plan, date: datetime.date, *, all_strategies: bool = False) -> 
     import markupsafe
 
     from embridge.reporting import figures
+    from embridge.reporting.progress import progress_figure
 
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(Path(__file__).parent),
@@ -100,6 +101,7 @@ def render(plan: Plan, date: datetime.date, *, all_strategies: bool = False) -> 
     drawn = {
         "strategies": figures.strategy_figure(plan),
         "curve": figures.curve_figure(plan),
+        "progress": progress_figure(plan, figures.WIDTH) if plan.curve else None,
         "norms": figures.norm_figure(plan) if plan.norms else None,
         "labels": figures.label_figure(plan, shown, strategies) if shown else None,
     }

@@ -37,6 +37,8 @@ class Collection(ABC):
         Vectors come back as they were stored. Then they are checked to have unit length where the file or the caller says so.
     capabilities : Capabilities
         What its store does with its rows.
+    seeks : bool
+        It can be read from an id on without reading what is before it.
     path : str or None
         Its path, or its URI without a password.
     id_type : pyarrow.DataType
@@ -50,6 +52,7 @@ class Collection(ABC):
     kind: ClassVar[str]
     is_exact: ClassVar[bool] = False
     capabilities: Capabilities = Capabilities(keeps_repeated_ids=True)
+    seeks: bool = False
     path: str | None
     id_type: pa.DataType
     payload_schema: pa.Schema
@@ -74,6 +77,21 @@ class Collection(ABC):
     def metadata(self) -> dict[bytes, bytes]:
         """Key-value metadata of the Parquet file, without that of embridge and Arrow."""
         return {}
+
+    @property
+    def payload_spaces(self) -> dict[str, Space]:
+        """The spaces of vector columns in the payload, by column: a two-vector collection has one."""
+        return {}
+
+    @property
+    def old_side(self) -> Collection | None:
+        """The old vectors of a two-vector collection, as a collection of their own space; None for any other collection."""
+        return None
+
+    @property
+    def vector_type(self) -> str:
+        """The type in which vectors are read, without loss: ``float16``, ``float32`` or ``float64``."""
+        return "float32"
 
     @abstractmethod
     def __len__(self) -> int:

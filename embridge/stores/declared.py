@@ -19,10 +19,19 @@ class DeclaredCollection(Collection):
 
     is_exact = True
 
-    def _declare(self, declared: Space | DeclaredSpace | str | None, known: Space | None, dim: int, metric: Metric | None) -> None:
-        """Set the space, as `declare_space`."""
-        self._stated = declare_space(self.name, declared, known, dim, metric)
-        self._is_settled = known is not None or isinstance(declared, Space)
+    def _declare(
+        self,
+        declared: Space | DeclaredSpace | str | None,
+        known: Space | None,
+        dim: int,
+        metric: Metric | None,
+        *,
+        normalized: bool = False,
+    ) -> None:
+        """Set the space, as `declare_space`; `normalized` where the store itself scales vectors to unit length."""
+        stated = declare_space(self.name, declared, known, dim, metric)
+        self._stated = replace(stated, normalized=True) if normalized else stated
+        self._is_settled = normalized or known is not None or isinstance(declared, Space)
 
     @functools.cached_property
     def space(self) -> Space:

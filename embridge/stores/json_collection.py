@@ -19,7 +19,7 @@ from embridge.stores.declared import DeclaredCollection
 from embridge.stores.json_columns import JsonColumns, Row
 from embridge.stores.memory import empty_payload
 from embridge.stores.parquet.file import vectors_of
-from embridge.types import Hits
+from embridge.types import Hits, Space
 
 _SAMPLE = 2048  # rows whose vectors and fields a fingerprint includes
 _FETCHED = 256  # of them at a time
@@ -38,10 +38,14 @@ class JsonCollection(DeclaredCollection):
         vectors, when the payload is first needed.
     ignored : tuple of str
         Fields that are no payload.
+    lineage : dict of str to str
+        Fingerprints of the inputs that it was made from.
     """
 
     columns: JsonColumns | None = None
     ignored: tuple[str, ...] = ()
+    lineage: dict[str, str] = {}  # noqa: RUF012 (replaced, not changed)
+    _further: dict[str, Space] = {}  # noqa: RUF012 (replaced, not changed)
     _rows: int
 
     @abstractmethod
@@ -74,6 +78,10 @@ class JsonCollection(DeclaredCollection):
     @property
     def payload_schema(self) -> pa.Schema:  # pyright: ignore[reportIncompatibleVariableOverride] (others know it when opened)
         return self._json.schema
+
+    @property
+    def payload_spaces(self) -> dict[str, Space]:
+        return self._further
 
     def __len__(self) -> int:
         return self._rows

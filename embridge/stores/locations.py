@@ -31,6 +31,7 @@ from embridge.stores.filesystems import resolve, shown, wrapped
 
 _PART = 16 << 20  # bytes of a part of a multipart upload
 _MAGIC = (b"PAR1", b"PARE")
+_SUFFIXES = (".parquet", ".pq", ".parq")
 
 
 class Found(NamedTuple):
@@ -103,8 +104,21 @@ def _is_hidden(path: str, base: str) -> bool:
     return any(part.startswith((".", "_")) for part in path[len(base) :].split("/"))
 
 
+def looks_like_parquet(path: str) -> bool:
+    """True for a folder, a glob, a remote path, and a file that is Parquet by its suffix or its first bytes."""
+    if is_remote(path) or os.path.isdir(path) or path.lower().endswith(_SUFFIXES):
+        return True
+    if glob.has_magic(path) and not os.path.lexists(path):
+        return True
+    with contextlib.suppress(OSError):
+        if os.path.isfile(path):  # not a pipe, which would block
+            with open(path, "rb") as file:
+                return file.read(4) in _MAGIC
+    return False
+
+
 def _is_parquet(filesystem: fs.FileSystem, path: str) -> bool:
-    if path.lower().endswith((".parquet", ".pq", ".parq")):
+    if path.lower().endswith(_SUFFIXES):
         return True
     with filesystem.open_input_file(path) as file:
         size = file.size()

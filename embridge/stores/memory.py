@@ -85,6 +85,10 @@ class MemoryCollection(Collection):
             extra = others[0] if others else empty_payload(len(ids))
             yield Batch(start, ids, self._vectors[rows] if vectors else self._vectors[rows, :0], extra)
 
+    @property
+    def vector_type(self) -> str:
+        return str(self._vectors.dtype)
+
     def fingerprint(self) -> str:
         digest = hashlib.blake2b(repr(self._ids.to_pylist()).encode(), digest_size=16)
         digest.update(np.ascontiguousarray(self._vectors).tobytes())

@@ -51,6 +51,8 @@ class Layout:
         The other columns.
     id_column, vector_column : str
     dtype : {"float32", "float16"}
+    payload_spaces : dict of str to Space
+        Of vector columns in the payload.
     lineage : dict of str to str
         Fingerprints of its inputs.
     cursor : Cursor, optional
@@ -63,6 +65,7 @@ class Layout:
     id_column: str = "id"
     vector_column: str = "vector"
     dtype: str = "float32"
+    payload_spaces: dict[str, Space] = field(default_factory=dict)
     lineage: dict[str, str] = field(default_factory=dict)
     cursor: Cursor | None = None
 
@@ -74,7 +77,8 @@ class Layout:
     def note(self, cursor: Cursor | None) -> str:
         """The text that a store keeps with the collection, with this cursor."""
         columns = {"id": self.id_column, "vector": self.vector_column}
-        known = {"space": self.space.to_dict(), "columns": columns, "lineage": self.lineage}
+        others = {column: space.to_dict() for column, space in self.payload_spaces.items()}
+        known = {"space": self.space.to_dict(), "columns": columns, "payload_spaces": others, "lineage": self.lineage}
         return json.dumps({"embridge": 1, **known, **({} if cursor is None else {"cursor": asdict(cursor)})})
 
 
@@ -90,12 +94,15 @@ class Note:
     lineage : dict of str to str
     cursor : Cursor, optional
         Of an unfinished collection.
+    payload_spaces : dict of str to Space
+        Of vector columns in the payload.
     """
 
     space: Space
     columns: dict[str, str]
     lineage: dict[str, str]
-    cursor: Cursor | None
+    cursor: Cursor | None = None
+    payload_spaces: dict[str, Space] = field(default_factory=dict)
 
     @classmethod
     def loads(cls, text: str | bytes | None, where: str) -> Note | None:
@@ -116,7 +123,8 @@ class Note:
             cursor = None if (found := values.get("cursor")) is None else Cursor(**found)
             columns = {key: str(values["columns"][key]) for key in ("id", "vector")}
             lineage = {str(key): str(value) for key, value in values["lineage"].items()}
-            return cls(Space.from_dict(values["space"]), columns, lineage, cursor)
+            spaces = {str(name): Space.from_dict(space) for name, space in values.get("payload_spaces", {}).items()}
+            return cls(Space.from_dict(values["space"]), columns, lineage, cursor, spaces)
         except (KeyError, TypeError, ValueError, AttributeError) as e:
             raise CollectionError(f"The note of embridge in {where} is damaged: {e}. Note: {str(text)[:200]}") from e
 

@@ -8,6 +8,7 @@ from typing import Any, ClassVar
 import numpy as np
 import pytest
 
+from embridge.arrays import unit
 from embridge.stores.base import Collection
 from embridge.stores.capabilities import Capabilities
 from embridge.types import Metric, Space
@@ -59,12 +60,13 @@ class StoredRows:
         return [f"row-{i}" for i in numbers] if (kind or self.capabilities.id_types[0]) == "string" else numbers
 
     def vectors(self, n: int = N) -> np.ndarray:
-        """Values that float16 holds exactly, so that a store of any float type returns them."""
-        return np.random.default_rng(3).normal(size=(n, DIM)).astype(np.float16).astype(np.float32)
+        """Values that float16 holds exactly, so that a store of any float type returns them; of unit length where it scales."""
+        rows = np.random.default_rng(3).normal(size=(n, DIM)).astype(np.float16).astype(np.float32)
+        return rows if self.capabilities.keeps_lengths else unit(rows)
 
     def space(self, metric: Metric = Metric.COSINE) -> Space:
         """The space of the vectors."""
-        return Space("conformance", DIM, metric)
+        return Space("conformance", DIM, metric, normalized=not self.capabilities.keeps_lengths and metric == Metric.COSINE)
 
     def expected(self, collection: Collection, ids: list[Any], vectors: np.ndarray) -> tuple[list[Any], np.ndarray]:
         """The rows in the order that the store reads them in."""

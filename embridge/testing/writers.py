@@ -12,6 +12,7 @@ Examples
 
 from __future__ import annotations
 
+import contextlib
 import datetime
 from collections.abc import Callable
 from dataclasses import replace
@@ -163,16 +164,16 @@ class StoreConformance(CollectionConformance):
         assert found.read()[0].tolist() == expected_ids
         self.assert_close(found.read()[1], expected)
 
-    def test_rows_whose_note_was_lost_are_there_once(self, new_uri: Callable[[], str], monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_rows_whose_note_was_lost_are_there_once(self, new_uri: Callable[[], str]) -> None:
         """A run that is killed between rows and note, or before a transaction ends, writes these rows again."""
         uri, ids, vectors = new_uri(), self.ids(), self.vectors()
         store, location, layout = _store(uri), Location.parse(uri), self.layout()
         writer = store.create(location, layout)
         writer.write(batch_of(ids[:40], vectors[:40]), layout.note(first := Cursor(_PLAN, ids[39], 40, 0)))
-        self.lose_the_next_note(writer, monkeypatch)
-        with pytest.raises(KeyboardInterrupt):
-            writer.write(batch_of(ids[40:70], vectors[40:70]), layout.note(Cursor(_PLAN, ids[69], 70, 0)))
-        monkeypatch.undo()
+        with pytest.MonkeyPatch.context() as patch:
+            self.lose_the_next_note(writer, patch)
+            with pytest.raises(KeyboardInterrupt):
+                writer.write(batch_of(ids[40:70], vectors[40:70]), layout.note(Cursor(_PLAN, ids[69], 70, 0)))
         writer.close()
         note = store.note(location)
         assert note is not None
@@ -261,11 +262,10 @@ def write(uri: str, ids: list[Any], vectors: np.ndarray, space: Space, payload: 
     layout = Layout(space, kind, table.schema, lineage={"source": "f" * 32}, cursor=Cursor(_PLAN))
     store, location = _store(uri), Location.parse(uri)
     store.check(location, layout)
-    writer = store.create(location, layout)
-    for start in range(0, len(ids), 33):
-        part = slice(start, start + 33)
-        others = table.slice(start, 33).to_batches()[0] if payload else None
-        batch = batch_of(ids[part], vectors[part], others)
-        writer.write(batch, layout.note(Cursor(_PLAN, ids[part][-1], start + len(batch), 0)))
-    writer.finish(layout.note(None))
-    writer.close()
+    with contextlib.closing(store.create(location, layout)) as writer:
+        for start in range(0, len(ids), 33):
+            part = slice(start, start + 33)
+            others = table.slice(start, 33).to_batches()[0] if payload else None
+            batch = batch_of(ids[part], vectors[part], others)
+            writer.write(batch, layout.note(Cursor(_PLAN, ids[part][-1], start + len(batch), 0)))
+        writer.finish(layout.note(None))

@@ -66,6 +66,14 @@ class Translator(ABC):
     def solve(self, data: Moments | FoldMoments) -> Solution:
         """Solve for the map, in closed form or by iteration over moments."""
 
+    def translate(self, data: Moments, x: np.ndarray) -> np.ndarray:
+        """Rows of shape (n, dim_source) by the map of these moments, in float32, as candidates are compared.
+
+        Methods that share a decomposition with others translate without their weights.
+        """
+        found = self.solve(data)
+        return x @ found.weight.astype(np.float32) + found.intercept.astype(np.float32)
+
     def needs_folds(self) -> bool:
         """True where parameters have to be chosen; then `solve` takes FoldMoments."""
         return False
@@ -74,7 +82,13 @@ class Translator(ABC):
         """True where `solve` reads all of Syy (see `Moments.full`)."""
         return False
 
-    def fit(self, anchors: Anchors | Moments | FoldMoments, *, device: str | torch.device | None = "cpu") -> LinearMap:
+    def fit(
+        self,
+        anchors: Anchors | Moments | FoldMoments,
+        *,
+        device: str | torch.device | None = "cpu",
+        moments: Moments | FoldMoments | None = None,
+    ) -> LinearMap:
         """Fit the map from the source to the target of the anchors.
 
         Parameters
@@ -83,6 +97,8 @@ class Translator(ABC):
             Moments are sufficient for methods without parameters to choose.
         device : str, default "cpu"
             Device to compute moments of anchors on. Solving is in float64 on the CPU.
+        moments : Moments or FoldMoments, optional
+            Those of the anchors, where they are known.
 
         Returns
         -------
@@ -97,12 +113,12 @@ class Translator(ABC):
         n = anchors.total().n if isinstance(anchors, FoldMoments) else anchors.n if isinstance(anchors, Moments) else len(anchors)
         if n < self.minimum:
             raise TooFewAnchorsError.for_method(self.name, self.minimum, n)
-        data = anchors
+        data = anchors if moments is None else moments
         if isinstance(data, Anchors):
             full = self.needs_full()
             data = data.folds(device=device, full=full) if self.needs_folds() else data.moments(device, full=full)
         elif isinstance(data, FoldMoments) and not self.needs_folds():
-            data = data.total()
+            data = total(data)
         elif isinstance(data, Moments) and self.needs_folds():
             raise TooFewAnchorsError(
                 f"{self.name!r} chooses its parameters on folds, which one set of moments does not have. "
@@ -134,8 +150,13 @@ class Translator(ABC):
 
 
 def total(data: Moments | FoldMoments) -> Moments:
-    """Moments of all rows."""
-    return data.total() if isinstance(data, FoldMoments) else data
+    """Moments of all rows; those of folds are cached, and with them what is cached of moments."""
+    if not isinstance(data, FoldMoments):
+        return data
+    cache = data.__dict__.setdefault("_total", [])
+    if not cache:
+        cache.append(data.total())
+    return cache[0]
 
 
 def centered_factor(moments: Moments) -> tuple[np.ndarray, int]:

@@ -12,7 +12,7 @@ from embridge.anchors.moments import Moments
 from embridge.errors import ParameterError
 from embridge.records import Candidate
 from embridge.translators.base import Solution, Translator, centered_factor, total
-from embridge.translators.scoring import Role, as_role, fold_scores
+from embridge.translators.scoring import FAR, Role, as_role, comparable_means, fold_scores
 from embridge.translators.solvers import Shrinkage
 
 ALPHAS = (1e-3, 1e-2, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0)
@@ -38,7 +38,7 @@ class Bridge(Translator):
         s, the weight of the Procrustes solution in [0, 1]; default: chosen on folds.
     role : {"documents", "queries", "decode"}, default "documents"
         Score on folds: the overlap@10 of neighbors among at most 1,000 held-out rows per fold, of stand-in queries
-        (see `row_scores` and `projection_scores`). Squared error is not used for any role: it always chooses a
+        (see `HeldOutRows` and `midpoints`). Squared error is not used for any role: it always chooses a
         weight of zero, which is worse for decoders too.
     mean_weight : float, default 1
         Weight of the target's mean in the intercept, ``mean_weight * mean_y - W^T mean_x``. Above one, translations are closer
@@ -79,7 +79,8 @@ class Bridge(Translator):
                     f"{self.name!r} chooses its parameters on folds. Hint: give Anchors or FoldMoments, or set them."
                 )
             grid = [(a, b) for a in (ALPHAS if alpha is None else (alpha,)) for b in (SHARES if s is None else (s,))]
-            scores = fold_scores([Bridge(*one, mean_weight=self.mean_weight) for one in grid], data, role).mean(axis=1)
+            methods = [Bridge(*one, mean_weight=self.mean_weight) for one in grid]
+            scores = comparable_means(fold_scores(methods, data, role, behind=FAR))
             # Of equal scores the last one: the largest alpha and weight are the safest choice.
             alpha, s = grid[scores.size - 1 - int(np.argmax(scores[::-1]))]
             candidates = tuple(
@@ -94,6 +95,13 @@ class Bridge(Translator):
         if self.mean_weight != 1:
             parameters["mean_weight"] = self.mean_weight
         return Solution(weight, intercept + (self.mean_weight - 1) * moments.mean_y, parameters, **chosen)
+
+    def translate(self, data: Moments, x: np.ndarray) -> np.ndarray:
+        if self.alpha is None or self.shrinkage_target_weight is None:
+            return super().translate(data, x)
+        scaled = Scaled.of(data)
+        mapped = scaled.rotated(x) @ scaled.family.rotated_weight(self.alpha, self.shrinkage_target_weight).astype(np.float32)
+        return mapped * np.float32(scaled.scale_y / scaled.scale_x) + (self.mean_weight * data.mean_y).astype(np.float32)
 
 
 class Ridge(Bridge):
@@ -139,6 +147,13 @@ class Scaled:
         total_y = float(m.square_y.sum()) / (m.n * scale_y**2)
         family = Shrinkage.of(m.sxx / (m.n * scale_x**2), m.sxy / (m.n * scale_x * scale_y), total_y, centered_factor(m))
         return cls(family, m.mean_x, m.mean_y, scale_x, scale_y)
+
+    def rotated(self, x: np.ndarray) -> np.ndarray:
+        """Centered rows in the eigenbasis, in float32; those of the last x are cached."""
+        cache = self.__dict__.setdefault("_rotated", [None, None])
+        if cache[0] is not x:
+            cache[:] = x, (x - self.mean_x.astype(np.float32)) @ self.family.vectors.astype(np.float32)
+        return cache[1]
 
     def unscale(self, weight: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         weight = weight * (self.scale_y / self.scale_x)

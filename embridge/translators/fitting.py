@@ -217,9 +217,11 @@ def _check_options(
 
 
 def query_pairs(
-    queries: Anchors, qrels: Mapping[Any, Sequence[Any] | Mapping[Any, float]] | None = None, seed: int = 0
+    queries: Anchors, qrels: Mapping[Any, Sequence[Any] | Mapping[Any, float]] | None = None, seed: int = 0, half: int = 0
 ) -> QueryPairs:
-    """The half of the queries used to choose maps; documents graded above zero are relevant.
+    """The half of the queries (0 or 1, by a hash of the id) used to choose maps; documents graded above zero are relevant.
+
+    Maps that are chosen by one half are evaluated on the other.
 
     Raises
     ------
@@ -232,15 +234,15 @@ def query_pairs(
         raise TooFewAnchorsError(
             f"Choosing a map needs at least {_LEAST_QUERIES} queries. Got {len(queries)} instead. Hint: leave queries out."
         )
-    half = queries.at(hash_ids(queries.ids, "half", seed) % np.uint64(2) == 0)
+    chosen = queries.at(hash_ids(queries.ids, "half", seed) % np.uint64(2) == half)
     if qrels is None:
-        return QueryPairs(half.x, half.y)
+        return QueryPairs(chosen.x, chosen.y)
     if not any(query in qrels for query in queries.ids.tolist()):
         raise ParameterError(f"The judgments have none of the {len(queries):,} queries. Hint: compare their query ids.")
     relevant = []
-    for query in half.ids.tolist():
+    for query in chosen.ids.tolist():
         graded = qrels.get(query, ())
         named = [d for d in graded if not isinstance(graded, Mapping) or (graded[d] or 0) > 0]
         whole = all(isinstance(document, int) for document in named)
         relevant.append(np.array(named, np.int64 if whole and named else object))
-    return QueryPairs(half.x, half.y, tuple(relevant))
+    return QueryPairs(chosen.x, chosen.y, tuple(relevant))

@@ -11,20 +11,23 @@ import numpy as np
 import torch
 
 from embridge.anchors import Anchors
+from embridge.anchors.fold_moments import FoldMoments
 from embridge.anchors.moments import Moments
 from embridge.device import resolve_device, unit_rows
 from embridge.errors import ParameterError, TooFewAnchorsError
 from embridge.maps import KernelMap, LinearMap
 from embridge.maps.kernel import gaussian
 from embridge.records import Candidate, FitRecord
+from embridge.translators.base import total
 from embridge.translators.bridge import Bridge
-from embridge.translators.scoring import Role, as_role, row_scores
+from embridge.translators.rigid import Isometry
+from embridge.translators.scoring import HeldOutRows, QueryPairs, Role, as_role, overlap_of_queries
 from embridge.types import Space
 
 PENALTIES = (0.03, 0.1, 0.3, 1.0, 3.0, 100.0)  # with the last one the kernel has almost no effect
 _CHUNK = 4096
 _CHOSEN_ON = 1500  # rows: the ratio of two variances does not depend on their number
-_FOLDS = 4
+_FOLDS = 3
 _JITTER = 1e-8  # of a kernel whose diagonal is one: equal landmarks make it singular
 
 
@@ -50,7 +53,7 @@ class Kernel:
     landmarks : int, default 5000
         Largest number of landmarks.
     penalty : float, optional
-        Variance of the noise over that of the kernel term; above 0. Default: chosen on four folds of at most 1,500 anchors.
+        Variance of the noise over that of the kernel term; above 0. Default: chosen on three folds of at most 1,500 anchors.
     alpha, shrinkage_target_weight : float, optional
         As in `Bridge`; default: chosen on folds.
     role : {"documents", "queries", "decode"}, default "documents"
@@ -81,7 +84,9 @@ class Kernel:
         self.seed = seed
         self.mean_weight = mean_weight
 
-    def fit(self, anchors: Anchors, *, device: str | torch.device | None = "cpu") -> KernelMap:
+    def fit(
+        self, anchors: Anchors, *, device: str | torch.device | None = "cpu", moments: Moments | FoldMoments | None = None
+    ) -> KernelMap:
         """Fit the map from the source to the target of the anchors.
 
         Parameters
@@ -90,6 +95,8 @@ class Kernel:
             The rows themselves: moments of them do not determine the features.
         device : str, default "cpu"
             Device for products and solves, in float64.
+        moments : Moments or FoldMoments, optional
+            Those of the anchors, where they are known.
 
         Returns
         -------
@@ -111,23 +118,24 @@ class Kernel:
         role = as_role(self.role)
         if self.alpha is not None and not 0 < self.alpha < np.inf:
             raise ParameterError.must_be("alpha", "above 0 and finite", self.alpha)
+        if self.shrinkage_target_weight is not None and not 0 <= self.shrinkage_target_weight <= 1:
+            raise ParameterError.must_be("shrinkage_target_weight", "in [0, 1]", self.shrinkage_target_weight)
         if len(anchors) < 2:
             raise TooFewAnchorsError.for_method(self.name, 2, len(anchors))
         alpha, s = self.alpha, self.shrinkage_target_weight
         candidates: tuple[Candidate, ...] = ()
+        if moments is None:
+            moments = anchors.folds(device=device) if alpha is None or s is None else anchors.moments(device, full=False)
         if alpha is None or s is None:
-            chosen = Bridge(alpha, s, role).fit(anchors, device=device).record
+            chosen = Bridge(alpha, s, role).fit(anchors, device=device, moments=moments).record
             alpha, s, candidates = chosen.parameters["alpha"], chosen.parameters["shrinkage_target_weight"], chosen.candidates
         place, penalty = resolve_device(device), self.penalty
         if penalty is None:
             scores = self._scores(anchors, alpha, s, place)
             penalty = PENALTIES[int(np.argmax(scores.mean(axis=1)))]
             candidates += self._candidates(scores)
-        problem = _Problem.of(anchors, alpha, s, anchors.sample(self.landmarks, self.seed).x, place)
-        if len(anchors) <= self.landmarks:
-            solution = next(problem.exact(anchors, (penalty,)))
-        else:
-            solution = problem.nystroem(anchors, penalty)
+        problem = _Problem.of(total(moments), alpha, s, anchors.sample(self.landmarks, self.seed).x, place)
+        solution = problem.exact(anchors, penalty) if len(anchors) <= self.landmarks else problem.nystroem(anchors, penalty)
         weight, features = (found.cpu().numpy() for found in solution)
         mean_x, mean_y = (mean.cpu().numpy() for mean in (problem.mean_x, problem.mean_y))
         record = FitRecord(
@@ -148,8 +156,12 @@ class Kernel:
         affine = LinearMap(weight.T, self.mean_weight * mean_y - mean_x @ weight, anchors.source, anchors.target, record, hashes)
         return KernelMap(affine, problem.landmarks.cpu().numpy(), features, problem.gamma)
 
-    def contest(self, anchors: Anchors, device: str | torch.device | None) -> tuple[float | None, tuple[Candidate, ...]]:
+    def contest(
+        self, anchors: Anchors, device: str | torch.device | None, queries: QueryPairs | None = None
+    ) -> tuple[float | None, tuple[Candidate, ...]]:
         """The best penalty, or None where its gain over the largest penalty is within one standard error on folds.
+
+        With `queries` penalties are compared on them (overlap), else on stand-ins.
 
         Raises
         ------
@@ -158,7 +170,7 @@ class Kernel:
         """
         if self.alpha is None or self.shrinkage_target_weight is None:
             raise ParameterError("Penalties are compared at one alpha and one s. Hint: give both.")
-        scores = self._scores(anchors, self.alpha, self.shrinkage_target_weight, resolve_device(device))
+        scores = self._scores(anchors, self.alpha, self.shrinkage_target_weight, resolve_device(device), queries)
         best = int(np.argmax(scores.mean(axis=1)))
         gains = scores[best] - scores[-1]
         is_better = gains.mean() > gains.std(ddof=1) / np.sqrt(len(gains)) and best < len(PENALTIES) - 1
@@ -169,21 +181,23 @@ class Kernel:
             Candidate(self.name, {"penalty": value}, float(score.mean())) for value, score in zip(PENALTIES, scores, strict=True)
         )
 
-    def _scores(self, anchors: Anchors, alpha: float, s: float, place: torch.device) -> np.ndarray:
-        """Scores of every penalty on folds (see `row_scores`), shape (penalties, units)."""
+    def _scores(
+        self, anchors: Anchors, alpha: float, s: float, place: torch.device, queries: QueryPairs | None = None
+    ) -> np.ndarray:
+        """Scores of every penalty on folds (see `HeldOutRows` and `overlap_of_queries`), shape (penalties, units)."""
         rows, role = anchors.sample(_CHOSEN_ON, self.seed), as_role(self.role)
         fold = np.random.default_rng(self.seed).permutation(len(rows)) % _FOLDS
-        units: list[list[np.ndarray]] = [[] for _ in PENALTIES]
+        translated = np.empty((len(PENALTIES), *rows.y.shape), np.float32)
+        units = []
         for number in range(_FOLDS):
-            train, test = rows.at(fold != number), rows.at(fold == number)
-            problem = _Problem.of(train, alpha, s, train.x, place)
-            x = _double(test.x, place)
-            features, x, mean_y = problem.kernel(x), x - problem.mean_x, problem.mean_y.cpu().numpy()
-            for i, (weight, found) in enumerate(problem.exact(train, PENALTIES)):
-                translated = x @ weight + features @ found + self.mean_weight * problem.mean_y
-                shown = translated.to(torch.float32).cpu().numpy()
-                units[i].append(row_scores(shown, test.y, mean_y, role, test.target))
-        return np.array([np.concatenate(one) for one in units])
+            train, out = rows.at(fold != number), fold == number
+            problem = _Problem.of(train.moments(place, full=False), alpha, s, train.x, place)
+            for i, centered in enumerate(problem.translations(train, rows.x[out], PENALTIES)):
+                translated[i, out] = (centered + self.mean_weight * problem.mean_y).to(torch.float32).cpu().numpy()
+            if queries is None:
+                held_out = HeldOutRows.of(rows.y[out], problem.mean_y.cpu().numpy(), role, rows.target)
+                units.append(np.array([held_out.scores(translated[i, out]) for i in range(len(PENALTIES))]))
+        return np.concatenate(units, axis=1) if queries is None else overlap_of_queries(queries, rows.y, translated, rows.target)
 
     def __repr__(self) -> str:
         values = ", ".join(f"{k}={v!r}" for k, v in vars(self).items())
@@ -205,10 +219,9 @@ class _Problem:
     strength: float
 
     @classmethod
-    def of(cls, anchors: Anchors, alpha: float, s: float, landmarks: np.ndarray, place: torch.device) -> _Problem:
-        moments = anchors.moments(place, full=False)
+    def of(cls, moments: Moments, alpha: float, s: float, landmarks: np.ndarray, place: torch.device) -> _Problem:
         variance = float(np.trace(moments.sxx)) / (moments.n * len(moments.sxx)) or 1.0
-        toward = Bridge(np.inf, s).solve(moments).weight
+        toward = s * Isometry().solve(moments).weight if s else np.zeros_like(moments.sxy)
         mean_x, mean_y, held = (_double(a, place) for a in (moments.mean_x, moments.mean_y, toward))
         z = unit_rows(_double(landmarks, place))
         m = len(z)
@@ -221,15 +234,35 @@ class _Problem:
         """k(x), shape (n, m)."""
         return gaussian(unit_rows(x) @ self.landmarks.T, self.gamma)
 
-    def exact(self, anchors: Anchors, penalties: Sequence[float]) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-        """W and w for each penalty, where every anchor is a landmark: one system of n equations."""
-        x, y = (_double(side, self.mean_x.device) for side in (anchors.x, anchors.y))
-        kernel, x, y = self.kernel(x), x - self.mean_x, y - self.mean_y
-        linear, rest = x @ x.T / self.strength, y - x @ self.toward
+    def exact(self, anchors: Anchors, penalty: float) -> tuple[torch.Tensor, torch.Tensor]:
+        """W and w where every anchor is a landmark: one system of n equations."""
+        x, rest = self._centered(anchors)
+        system = self._linear(x, x).add_(self.kernel(_double(anchors.x, x.device)), alpha=1 / penalty)
+        system.diagonal().add_(1)
+        dual = torch.cholesky_solve(rest, torch.linalg.cholesky(system))
+        return self.toward + x.T @ dual / self.strength, dual / penalty
+
+    def translations(self, anchors: Anchors, rows: np.ndarray, penalties: Sequence[float]) -> Iterator[torch.Tensor]:
+        """Translations, less the mean, of a few rows by `exact` for each penalty, without W and w."""
+        x, rest = self._centered(anchors)
+        z = _double(rows, x.device)
+        kernel, across = self.kernel(_double(anchors.x, x.device)), self.kernel(z)
+        z = z - self.mean_x
+        linear, linear_across, pulled = self._linear(x, x), self._linear(z, x), z @ self.toward
         linear.diagonal().add_(1)
         for penalty in penalties:
-            dual = torch.cholesky_solve(rest, torch.linalg.cholesky(torch.add(linear, kernel, alpha=1 / penalty)))
-            yield self.toward + x.T @ dual / self.strength, dual / penalty
+            factor = torch.linalg.cholesky(torch.add(linear, kernel, alpha=1 / penalty))
+            smoother = torch.cholesky_solve(torch.add(linear_across, across, alpha=1 / penalty).T, factor).T
+            yield pulled + smoother @ rest
+
+    def _centered(self, anchors: Anchors) -> tuple[torch.Tensor, torch.Tensor]:
+        """Centered x, and what the Procrustes part leaves of centered y."""
+        x, y = (_double(side, self.mean_x.device) for side in (anchors.x, anchors.y))
+        x = x - self.mean_x
+        return x, y - self.mean_y - x @ self.toward
+
+    def _linear(self, a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+        return a @ b.T / self.strength
 
     def nystroem(self, anchors: Anchors, penalty: float) -> tuple[torch.Tensor, torch.Tensor]:
         """W and w with fewer landmarks than anchors: ridge on [x, L^-1 k(x)], L the Cholesky factor of K, from moments."""

@@ -7,7 +7,7 @@ import numpy as np
 from embridge.anchors.fold_moments import FoldMoments
 from embridge.anchors.moments import Moments
 from embridge.errors import ParameterError
-from embridge.translators.base import Solution, Translator, total
+from embridge.translators.base import Solution, Translator, centered_factor, total
 from embridge.translators.bridge import Scaled
 from embridge.translators.scoring import is_cosine
 
@@ -53,21 +53,31 @@ class Projection(Translator):
             share = _MEAN_WEIGHT if is_cosine(moments.target) else 1.0
         if not 0 <= share < np.inf:
             raise ParameterError.must_be("mean_weight", "at least 0 and finite", share)
-        if self.needs_full():
-            scaled = Scaled.of(_reversed(moments))
-            weight = scaled.family.weight(self.alpha, 1.0).T
-        else:
-            scaled = Scaled.of(moments)
-            weight = scaled.family.weight(np.inf, 1.0)
-        spread = float(np.vdot(weight, moments.sxx @ weight))
-        weight = weight * (np.sqrt(float(moments.square_y.sum()) / spread) if spread > 0 else 0.0)
-        parameters = {"alpha": self.alpha, "mean_weight": share, "rank": scaled.family.rank}
+        weight, rank = _weight(moments, self.alpha)
+        parameters = {"alpha": self.alpha, "mean_weight": share, "rank": rank}
         return Solution(weight, share * moments.mean_y - moments.mean_x @ weight, parameters)
 
 
+def _weight(moments: Moments, alpha: float) -> tuple[np.ndarray, int]:
+    """The weight and the rank of the Procrustes solution, cached: many candidates are solved on the same moments."""
+    cache = moments.__dict__.setdefault("_projections", {})
+    if alpha not in cache:
+        if np.isinf(alpha):
+            weight, rank = centered_factor(moments)
+        else:
+            scaled = Scaled.of(_reversed(moments))
+            weight, rank = scaled.family.weight(alpha, 1.0).T, scaled.family.rank
+        spread = float(np.vdot(weight, moments.sxx @ weight))
+        cache[alpha] = weight * (np.sqrt(float(moments.square_y.sum()) / spread) if spread > 0 else 0.0), rank
+    return cache[alpha]
+
+
 def _reversed(moments: Moments) -> Moments:
-    """`Moments.reversed`, cached: many candidates are solved on the same moments."""
+    """`Moments.reversed`, cached, with the same orthogonal factor, transposed."""
     cache = moments.__dict__.setdefault("_reversed", [])
     if not cache:
-        cache.append(moments.reversed())
+        factor, rank = centered_factor(moments)
+        back = moments.reversed()
+        back.__dict__["_centered_factor"] = [(factor.T, rank)]
+        cache.append(back)
     return cache[0]

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Literal, Protocol, get_args
+from typing import Literal, get_args
 
 import numpy as np
 
@@ -14,27 +14,15 @@ from embridge.arrays import unit
 from embridge.errors import ParameterError
 from embridge.neighbors import overlap, top_k
 from embridge.stores.ids import hash_ids
+from embridge.translators.base import Translator
 from embridge.types import Metric, Space
 
 Role = Literal["documents", "queries", "decode"]
 _K = 10
 _STAND_INS = 300  # queries per fold; they rank all rows of the fold's sample
+_ENOUGH = 900  # stand-in queries
+FAR = 4.0  # standard errors behind: such a method is not scored on further folds
 _MOST_QUERIES = 1500
-
-
-class Affine(Protocol):
-    """Weight W and intercept b of ``y = x @ W + b``."""
-
-    @property
-    def weight(self) -> np.ndarray: ...
-    @property
-    def intercept(self) -> np.ndarray: ...
-
-
-class Solver(Protocol):
-    """An estimator of an affine map from moments."""
-
-    def solve(self, data: Moments, /) -> Affine: ...
 
 
 @dataclass(frozen=True, eq=False)
@@ -56,6 +44,10 @@ class QueryPairs:
     def reversed(self) -> QueryPairs:
         """The same queries with source and target exchanged."""
         return QueryPairs(self.y, self.x, self.relevant)
+
+    def at(self, some: slice) -> QueryPairs:
+        """Some of the queries."""
+        return QueryPairs(self.x[some], self.y[some], self.relevant[some])
 
 
 def as_role(role: str) -> Role:
@@ -85,77 +77,113 @@ def list_size(rows: int) -> int:
     return min(_K, (rows - 1) // 2)
 
 
-def row_scores(translated: np.ndarray, y: np.ndarray, mean_y: np.ndarray, role: Role, target: Space) -> np.ndarray:
-    """Overlap@k of stand-in queries' neighbors among translated rows with those among native rows; shape (n_queries,).
+@dataclass(frozen=True, eq=False)
+class HeldOutRows:
+    """Rows that maps were not fitted on, and stand-in queries with their neighbors among the native rows.
 
-    For ``decode`` the stand-ins are the rows themselves. For ``documents`` they are the rows minus the mean of the anchors,
-    where only directions matter: real queries have another mean than documents, so the mean must not dominate.
-
-    Parameters
+    Attributes
     ----------
-    translated, y : ndarray of shape (n, dim_target)
-        Rows that the map was not fitted on, and their native vectors.
-    mean_y : ndarray of shape (dim_target,)
-        Mean of the anchors.
+    queries : ndarray of shape (n_queries, dim_target)
+    truth : ndarray of shape (n_queries, k)
+    target : Space
     """
-    k, own = list_size(len(y)), np.arange(min(len(y), _STAND_INS))
-    if k < 1:
-        return np.zeros(len(own))
-    queries = y[own]
-    if role == "documents" and is_cosine(target):
-        queries = (unit(queries) if target.metric == Metric.COSINE else queries) - mean_y.astype(np.float32)
-    rows = unit(translated) if target.normalized else translated
-    truth = top_k(queries, y, k, target.metric, exclude=own).ids
-    return overlap(top_k(queries, rows, k, target.metric, exclude=own).ids, truth)
+
+    queries: np.ndarray
+    truth: np.ndarray
+    target: Space
+
+    @classmethod
+    def of(cls, y: np.ndarray, mean_y: np.ndarray, role: Role, target: Space) -> HeldOutRows:
+        """The rows themselves stand in for ``decode``; for ``documents`` the rows minus the mean of the anchors.
+
+        The latter where only directions matter: real queries have another mean than documents, so it must not dominate.
+
+        Parameters
+        ----------
+        y : ndarray of shape (n, dim_target)
+            Native vectors of the rows.
+        mean_y : ndarray of shape (dim_target,)
+            Mean of the anchors.
+        """
+        own = np.arange(min(len(y), _STAND_INS))
+        queries = y[own]
+        if role == "documents" and is_cosine(target):
+            queries = (unit(queries) if target.metric == Metric.COSINE else queries) - mean_y.astype(np.float32)
+        k = list_size(len(y))
+        truth = top_k(queries, y, k, target.metric, exclude=own).ids if k else np.empty((len(own), 0), np.int64)
+        return cls(queries, truth, target)
+
+    def scores(self, translated: np.ndarray) -> np.ndarray:
+        """Overlap@k of the neighbors among translated rows with those among native ones; shape (n_queries,)."""
+        n, k = self.truth.shape
+        if not k:
+            return np.zeros(n)
+        rows = unit(translated) if self.target.normalized else translated
+        return overlap(top_k(self.queries, rows, k, self.target.metric, exclude=np.arange(n)).ids, self.truth)
 
 
-def projection_scores(found: Affine, x: np.ndarray, y: np.ndarray, source: Space, target: Space) -> np.ndarray:
-    """Overlap@k of the neighbors of projected stand-in queries among native rows with those in their own space.
+def midpoints(x: np.ndarray, source: Space) -> np.ndarray:
+    """Stand-ins for queries of the source space: midpoints of two rows, which like real queries are not documents.
 
-    The stand-ins are the midpoints of two rows, which like real queries are not documents; any vector of the source space
-    can be one, since the truth is the ranking in that space.
-
-    Parameters
-    ----------
-    found : Affine
-        The map that projects queries.
-    x, y : ndarray of shape (n, dim_source) and (n, dim_target)
-        Rows that it was not fitted on.
+    Any vector of the source space can be one, since the truth is the ranking in that space.
     """
     n, m = len(x), min(len(x), _STAND_INS)
-    k = list_size(n)
-    if k < 1:
-        return np.zeros(m)
     rows = unit(x) if is_cosine(source) else x
     queries = (rows[:m] + rows[(np.arange(m) + n // 2) % n]) / 2
-    return _projected_overlap(found, unit(queries) if source.normalized else queries, x, y, source, target, k)
+    return unit(queries) if source.normalized else queries
 
 
-def _projected_overlap(
-    found: Affine, queries: np.ndarray, x: np.ndarray, y: np.ndarray, source: Space, target: Space, k: int
-) -> np.ndarray:
-    truth = top_k(queries, x, k, source.metric).ids
-    return overlap(top_k(_apply(found, queries), y, k, target.metric).ids, truth)
+def fold_scores(methods: Sequence[Translator], folds: FoldMoments, role: Role, *, behind: float = np.inf) -> np.ndarray:
+    """Scores of methods on folds, higher is better; shape (methods, units). A unit is a stand-in query.
 
-
-def _apply(found: Affine, x: np.ndarray) -> np.ndarray:
-    return x @ found.weight.astype(np.float32) + found.intercept.astype(np.float32)
-
-
-def fold_scores(solvers: Sequence[Solver], folds: FoldMoments, role: Role) -> np.ndarray:
-    """Scores of methods on folds, higher is better; shape (methods, units). A unit is a stand-in query."""
-    columns = []
+    Each method is fitted on all folds but one and scored on that one, until there are `_ENOUGH` units. A method that is more than
+    `behind` standard errors below the leader after a fold is not scored on the others: NaN.
+    """
+    columns: list[np.ndarray] = []
+    left = np.arange(len(methods))
     for number, part in enumerate(folds.parts):
         moments, (x, y) = folds.without(number), folds.samples[number]
-        scores = []
-        for solver in solvers:
-            found = solver.solve(moments)
-            if role == "queries":
-                scores.append(projection_scores(found, x, y, part.source, part.target))
-            else:
-                scores.append(row_scores(_apply(found, x), y, moments.mean_y, role, part.target))
-        columns.append(np.array(scores))
+        some = [methods[i] for i in left.tolist()]
+        if role == "queries":
+            found = _projection_scores(some, moments, x, y)
+        else:
+            rows = HeldOutRows.of(y, moments.mean_y, role, part.target)
+            found = np.array([rows.scores(method.translate(moments, x)) for method in some])
+        columns.append(np.full((len(methods), found.shape[1]), np.nan))
+        columns[-1][left] = found
+        scores = np.concatenate(columns, axis=1)
+        if scores.shape[1] >= _ENOUGH:
+            break
+        if np.isfinite(behind) and scores.shape[1] >= _STAND_INS:
+            deficits, errors = deficits_to_best(scores[left])
+            left = left[deficits <= behind * errors]
     return np.concatenate(columns, axis=1)
+
+
+def deficits_to_best(scores: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Mean paired differences of the best row to each row, and their standard errors, over the units that both have.
+
+    The best is one that was scored on all units.
+    """
+    differences = scores[int(np.argmax(np.nan_to_num(scores.mean(axis=1), nan=-np.inf)))] - scores
+    units = np.isfinite(differences).sum(axis=1)
+    return np.nanmean(differences, axis=1), np.nanstd(differences, axis=1, ddof=1) / np.sqrt(units)
+
+
+def comparable_means(scores: np.ndarray) -> np.ndarray:
+    """Mean scores; of a method that was not scored on all units, the best mean less the paired deficit to it."""
+    means = scores.mean(axis=1)
+    return np.where(np.isnan(means), np.nanmax(means) - deficits_to_best(scores)[0], means)
+
+
+def _projection_scores(methods: Sequence[Translator], moments: Moments, x: np.ndarray, y: np.ndarray) -> np.ndarray:
+    """Overlap@k of the neighbors of projected stand-ins among native rows with those in their own space."""
+    queries, k = midpoints(x, moments.source), list_size(len(x))
+    if not k:
+        return np.zeros((len(methods), len(queries)))
+    truth = top_k(queries, x, k, moments.source.metric).ids
+    metric = moments.target.metric
+    return np.array([overlap(top_k(method.translate(moments, queries), y, k, metric).ids, truth) for method in methods])
 
 
 @dataclass(frozen=True, eq=False)
@@ -174,40 +202,85 @@ class QueryScores:
     recall: np.ndarray
 
 
-def real_scores(solvers: Sequence[Solver], folds: FoldMoments, role: Role, queries: QueryPairs) -> QueryScores:
+def real_scores(methods: Sequence[Translator], folds: FoldMoments, role: Role, queries: QueryPairs) -> QueryScores:
     """Scores of methods on real queries that rank the sampled rows of all folds, each row by a map that was not fitted on it.
 
     For ``documents`` the rows are translated; for ``queries`` they stay native, and the query is projected once for each fold. Over
-    rows that it was fitted on, the map that overfits most would win.
+    rows that it was fitted on, the map that overfits most would win. A method whose overlap on the first queries is far below the
+    best (see `FAR`) is not scored on the others: NaN.
     """
-    source, target = folds.parts[0].source, folds.parts[0].target
-    left = [folds.without(number) for number in range(len(folds.parts))]
-    queries_x, queries_y = queries.x[:_MOST_QUERIES], queries.y[:_MOST_QUERIES]
-    own, metric = (queries_x, source.metric) if role == "queries" else (queries_y, target.metric)
-    rows = np.concatenate([sample[0 if role == "queries" else 1] for sample in folds.samples])
-    k = list_size(len(rows))
-    truth = top_k(own, rows, k, metric).ids
-    relevant = _positions(queries.relevant[:_MOST_QUERIES], folds)
-    overlaps, recalls = [], []
-    for solver in solvers:
+    search = _Search.of(folds, role)
+    first = search.scores(methods, queries.at(slice(_STAND_INS)))
+    deficits, errors = deficits_to_best(first.overlap)
+    kept = np.flatnonzero(deficits <= FAR * errors)
+    more = queries.at(slice(_STAND_INS, _MOST_QUERIES))
+    if not len(more.x):
+        return first
+    found = search.scores([methods[i] for i in kept.tolist()], more)
+    parts = []
+    for before, after in ((first.overlap, found.overlap), (first.recall, found.recall)):
+        added = np.full((len(methods), after.shape[1]), np.nan)
+        added[kept] = after
+        parts.append(np.concatenate([before, added], axis=1))
+    return QueryScores(*parts)
+
+
+def overlap_of_queries(queries: QueryPairs, y: np.ndarray, translations: Iterable[np.ndarray], target: Space) -> np.ndarray:
+    """Overlap@k of queries' neighbors among each translation of some rows with those among native ones.
+
+    Shape (translations, n_queries).
+    """
+    own, k = queries.y[:_MOST_QUERIES], list_size(len(y))
+    truth = top_k(own, y, k, target.metric).ids
+    return np.array([overlap(_nearest(own, rows, k, target), truth) for rows in translations])
+
+
+def _nearest(queries: np.ndarray, translated: np.ndarray, k: int, target: Space) -> np.ndarray:
+    return top_k(queries, unit(translated) if target.normalized else translated, k, target.metric).ids
+
+
+@dataclass(frozen=True, eq=False)
+class _Search:
+    """The sampled rows of all folds, each searched by or for a map that was fitted without its fold."""
+
+    folds: FoldMoments
+    left: tuple[Moments, ...]
+    role: Role
+
+    @classmethod
+    def of(cls, folds: FoldMoments, role: Role) -> _Search:
+        return cls(folds, tuple(folds.without(number) for number in range(len(folds.parts))), role)
+
+    def scores(self, methods: Sequence[Translator], queries: QueryPairs) -> QueryScores:
+        """Scores on these queries."""
+        side = 0 if self.role == "queries" else 1
+        rows = np.concatenate([sample[side] for sample in self.folds.samples])
+        k = list_size(len(rows))
+        own, space = ((queries.x, self.left[0].source), (queries.y, self.left[0].target))[side]
+        truth = top_k(own, rows, k, space.metric).ids
+        relevant = _positions(queries.relevant, self.folds)
+        search = self._by_projections if self.role == "queries" else self._of_translations
+        found = [search(method, own, k) for method in methods]
+        recalls = [_recall(ids, relevant) for ids in found]
+        return QueryScores(np.array([overlap(ids, truth) for ids in found]), np.array(recalls))
+
+    def _of_translations(self, method: Translator, queries: np.ndarray, k: int) -> np.ndarray:
+        pairs = zip(self.left, self.folds.samples, strict=True)
+        rows = np.concatenate([method.translate(moments, x) for moments, (x, _) in pairs])
+        return _nearest(queries, rows, k, self.left[0].target)
+
+    def _by_projections(self, method: Translator, queries: np.ndarray, k: int) -> np.ndarray:
         start, ids, scores = 0, [], []
-        for moments, (x, y) in zip(left, folds.samples, strict=True):
-            found = solver.solve(moments)
-            if role == "queries":
-                vectors, searched = _apply(found, queries_x), y
-                vectors = unit(vectors) if is_cosine(target) else vectors  # else scores of different folds would not be comparable
-            else:
-                vectors, searched = queries_y, _apply(found, x)
-                searched = unit(searched) if target.normalized else searched
-            hits = top_k(vectors, searched, min(k, len(y)), target.metric)
+        for moments, (_, y) in zip(self.left, self.folds.samples, strict=True):
+            vectors = method.translate(moments, queries)
+            # Else the scores of different folds would not be comparable.
+            vectors = unit(vectors) if is_cosine(moments.target) else vectors
+            hits = top_k(vectors, y, min(k, len(y)), moments.target.metric)
             ids.append(hits.ids + start)
             scores.append(hits.scores)
             start += len(y)
         order = np.argsort(-np.concatenate(scores, axis=1), axis=1, kind="stable")[:, :k]
-        best = np.take_along_axis(np.concatenate(ids, axis=1), order, axis=1)
-        overlaps.append(overlap(best, truth))
-        recalls.append(_recall(best, relevant))
-    return QueryScores(np.array(overlaps), np.array(recalls))
+        return np.take_along_axis(np.concatenate(ids, axis=1), order, axis=1)
 
 
 def _positions(relevant: Sequence[np.ndarray], folds: FoldMoments) -> list[np.ndarray]:

@@ -21,12 +21,23 @@ from embridge.translators.kernel import Kernel
 from embridge.translators.paper import Ortho
 from embridge.translators.projection import Projection
 from embridge.translators.rigid import Isometry, Rotation
-from embridge.translators.scoring import QueryPairs, QueryScores, Role, as_role, fold_scores, is_cosine, real_scores
+from embridge.translators.scoring import (
+    FAR,
+    QueryPairs,
+    QueryScores,
+    Role,
+    as_role,
+    comparable_means,
+    deficits_to_best,
+    fold_scores,
+    is_cosine,
+    real_scores,
+)
 from embridge.types import Space
 
 _ALPHAS = (0.03, 0.1, 0.3, 1.0, 3.0, 10.0)
 _SHARES = (0.5, 0.75, 1.0)
-_MEAN = 1.5  # weight of the target's mean for documents where only directions matter
+_MEAN = 1.5  # weight of the target's mean for documents where it is most of each row
 _LEAST_JUDGED = 100  # queries with a relevant row among the anchors, to exclude methods by recall
 _CLEARLY = 2.0  # standard errors
 _ROUNDING = 2e-3  # of overlap: equal maps differ by a tie here and there
@@ -37,11 +48,11 @@ class Auto:
 
     Candidates are `Rotation`, `Isometry` and `Ortho` (not for documents without queries, where it was never the best); and
 
-    - for ``documents`` and ``decode`` `Bridge` over alpha and s; where only directions matter, documents are translated with 1.5
-      times the weight of the target's mean;
+    - for ``documents`` and ``decode`` `Bridge` over alpha and s; where only directions matter and the target's mean is more than
+      half of the mean squared length of its rows (an anisotropic encoder), documents get 1.5 times the weight of that mean;
     - for ``queries`` `Projection` over alpha and the weight of the mean.
 
-    Without queries each is fitted on all folds but one and scored on that one (`row_scores`, `projection_scores`). Documents as
+    Without queries each is fitted on all folds but one and scored on that one (`HeldOutRows`, `midpoints`). Documents as
     stand-in queries do not determine the shrinkage, since queries are farther from documents than these are from each other. So
     among the candidates within one standard error of the best (paired differences), those with the smallest s are preferred
     for ``documents`` where only directions matter, and those with the largest (isometry-like) for ``decode`` and L2, and those
@@ -51,8 +62,8 @@ class Auto:
     there, those whose recall is below the best by more than two standard errors are excluded. Of the others the one with the
     highest overlap is chosen: overlap is based on ten rows per query, recall on one or two.
 
-    For documents, with rows available and without `keep_affine`, `Kernel` is chosen, with the alpha and s of
-    the best score, if its gain over the largest penalty on folds is above one standard error.
+    For documents, with rows available and without `keep_affine`, `Kernel` is chosen if its gain over the largest penalty on folds,
+    for `queries` where given, is above one standard error. It takes alpha and s of the affine choice without queries.
 
     Parameters
     ----------
@@ -91,18 +102,23 @@ class Auto:
             Too few anchors for folds, or moments without folds.
         """
         role = as_role(self.role)
-        affine = _AutoAffine(role, self.queries).fit(anchors, device=device)
+        chooser = _AutoAffine(role, self.queries)
         if role != "documents" or self.keep_affine or not isinstance(anchors, Anchors):
-            return affine
-        # A kernel needs no extra shrinkage: use the linear part with the best score.
-        scored = [c for c in affine.record.candidates if "alpha" in c.parameters]
-        linear = max(scored, key=lambda c: c.score).parameters
-        kernel = Kernel(alpha=linear["alpha"], shrinkage_target_weight=linear.get("shrinkage_target_weight", 0.0))
-        penalty, candidates = kernel.contest(anchors, device)
+            return chooser.fit(anchors, device=device)
+        folds = anchors.folds(device=device)
+        affine = chooser.fit(anchors, device=device, moments=folds)
+        # Real queries prefer more shrinkage than a kernel needs.
+        standing = affine if self.queries is None else _AutoAffine(role, None).fit(anchors, device=device, moments=folds)
+        linear = standing.record.parameters
+        if "alpha" not in linear:  # a map without parameters: the next best
+            linear = max((c for c in standing.record.candidates if "alpha" in c.parameters), key=lambda c: c.score).parameters
+        share, weight = linear.get("shrinkage_target_weight", 0.0), linear.get("mean_weight", 1.0)
+        kernel = Kernel(alpha=linear["alpha"], shrinkage_target_weight=share, mean_weight=weight)
+        penalty, candidates = kernel.contest(anchors, device, self.queries)
         record = replace(affine.record, candidates=affine.record.candidates + candidates)
         if penalty is None:
             return replace(affine, record=record)
-        fitted: KernelMap = replace_penalty(kernel, penalty).fit(anchors, device=device)
+        fitted: KernelMap = replace_penalty(kernel, penalty).fit(anchors, device=device, moments=folds)
         seconds = affine.record.seconds + fitted.record.seconds
         return fitted.recorded(candidates=record.candidates, seconds=seconds, role=role, chosen_by=record.chosen_by)
 
@@ -134,37 +150,46 @@ class _AutoAffine(Translator):
     def solve(self, data: Moments | FoldMoments) -> Solution:
         if not isinstance(data, FoldMoments):
             raise ParameterError("'auto' chooses on folds, which one set of moments does not have.")
-        methods = candidates_for(self.role, data.parts[0].target, full=data.full, real=self.queries is not None)
+        methods = candidates_for(self.role, total(data), real=self.queries is not None)
         if self.queries is None:
-            scores = fold_scores(methods, data, self.role)
+            scores = fold_scores(methods, data, self.role, behind=FAR)
             target = data.parts[0].target
             chosen, errors = _prefer(scores, methods, [_simplicity(method, self.role, target) for method in methods])
         else:
-            chosen, scores, errors = _among_the_best(real_scores(methods, data, self.role, self.queries))
+            found = real_scores(methods, data, self.role, self.queries)
+            chosen, scores = _among_the_best(found), found.overlap
+            errors = deficits_to_best(scores)[1]
         candidates = tuple(
-            Candidate(method.name, _parameters(method), float(score.mean()), float(error))
-            for method, score, error in zip(methods, scores, errors, strict=True)
+            Candidate(method.name, _parameters(method), float(score), float(error))
+            for method, score, error in zip(methods, comparable_means(scores), errors, strict=True)
         )
-        found = methods[chosen].solve(total(data))
+        solution = methods[chosen].solve(total(data))
         chosen_by = "documents" if self.queries is None else "queries"
-        return replace(found, candidates=candidates, method=methods[chosen].name, role=self.role, chosen_by=chosen_by)
+        return replace(solution, candidates=candidates, method=methods[chosen].name, role=self.role, chosen_by=chosen_by)
 
 
-def candidates_for(role: Role, target: Space, *, full: bool, real: bool) -> list[Translator]:
+def candidates_for(role: Role, moments: Moments, *, real: bool) -> list[Translator]:
     """The methods that are compared for a role; with `real` queries, which are more informative, in finer steps."""
-    cosine = is_cosine(target)
+    cosine = is_cosine(moments.target)
     plain: list[Translator] = [Rotation(), Isometry(), *([Ortho()] if role != "documents" or real else [])]
     if role == "queries":
         weights = (0.0, 1 / 3, 2 / 3, 1.0) if cosine else (1.0,)
         # Smaller ones increase overlap among documents, but decrease recall of real queries.
-        alphas = (np.inf, 10.0, 3.0, *((1.0,) if real else ())) if full else (np.inf,)
+        alphas = (np.inf, 10.0, 3.0, *((1.0,) if real else ())) if moments.full else (np.inf,)
         return [*plain, *(Projection(alpha, weight) for alpha in alphas for weight in weights)]
-    weights = (_MEAN,) if cosine and role == "documents" else (1.0,)
+    weights = (_mean_weight(moments),) if role == "documents" else (1.0,)
     if real and cosine and role == "documents":
-        weights = (1.0, _MEAN, 2.0)
+        weights = (1.0, _MEAN)
     shares = (0.0, *_SHARES) if real else _SHARES
     grid = [(alpha, s, weight) for s in shares for alpha in _ALPHAS[::-1] for weight in weights]
     return [*plain, *(Bridge(a, s, mean_weight=w) if s or w != 1 else Ridge(a) for a, s, w in grid)]
+
+
+def _mean_weight(moments: Moments) -> float:
+    """Weight of the target's mean in translated documents (see `Auto`)."""
+    mean = float(moments.mean_y @ moments.mean_y)
+    dominates = mean > float(moments.square_y.sum()) / moments.n
+    return _MEAN if dominates and is_cosine(moments.target) else 1.0
 
 
 def _parameters(method: Translator) -> dict[str, float]:
@@ -177,8 +202,8 @@ def _prefer(scores: np.ndarray, methods: Sequence[Translator], simplicity: Seque
     Where a method without parameters is the best, it is chosen, or an earlier one that differs by rounding only: a rotation is
     more useful than an isometry.
     """
-    means, order = scores.mean(axis=1), np.array(simplicity)
-    deficits, errors = _deficits(scores)
+    means, order = comparable_means(scores), np.array(simplicity)
+    deficits, errors = deficits_to_best(scores)
     within = deficits <= errors
     best = int(np.argmax(means))
     if not _parameters(methods[best]):
@@ -195,19 +220,14 @@ def _simplicity(method: Translator, role: Role, target: Space) -> float:
     return -share if role == "documents" and is_cosine(target) else share
 
 
-def _among_the_best(found: QueryScores) -> tuple[int, np.ndarray, np.ndarray]:
-    """The choice by real queries, with scores and their errors (see `Auto`)."""
-    scores = found.recall if found.recall.shape[1] >= _LEAST_JUDGED else found.overlap
-    deficits, errors = _deficits(scores)
-    within = deficits <= _CLEARLY * errors
+def _among_the_best(found: QueryScores) -> int:
+    """The choice by real queries (see `Auto`)."""
     overlaps = found.overlap.mean(axis=1)
-    return int(np.flatnonzero(within)[np.argmax(overlaps[within])]), scores, errors
-
-
-def _deficits(scores: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Mean paired differences of the best to each method, and their standard errors."""
-    deficits = scores[np.argmax(scores.mean(axis=1))] - scores
-    return deficits.mean(axis=1), deficits.std(axis=1, ddof=1) / np.sqrt(scores.shape[1])
+    possible = np.flatnonzero(np.isfinite(overlaps))
+    if found.recall.shape[1] >= _LEAST_JUDGED:
+        deficits, errors = deficits_to_best(found.recall[possible])
+        possible = possible[deficits <= _CLEARLY * errors]
+    return int(possible[np.argmax(overlaps[possible])])
 
 
 def one_standard_error(scores: np.ndarray) -> tuple[int, np.ndarray]:
@@ -229,5 +249,5 @@ def one_standard_error(scores: np.ndarray) -> tuple[int, np.ndarray]:
     >>> one_standard_error(np.array([[0.0, 0.0], [0.9, 1.1], [1.1, 1.0]]))[0]
     1
     """
-    deficits, errors = _deficits(scores)
+    deficits, errors = deficits_to_best(scores)
     return int(np.flatnonzero(deficits <= errors)[0]), errors

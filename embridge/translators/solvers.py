@@ -98,5 +98,9 @@ class Shrinkage:
 
     def weight(self, alpha: float, s: float) -> np.ndarray:
         """W of shape (dim_source, dim_target); ``alpha = inf`` gives ``s c Q``."""
+        return self.vectors @ self.rotated_weight(alpha, s)
+
+    def rotated_weight(self, alpha: float, s: float) -> np.ndarray:
+        """W for rows in the eigenbasis."""
         gain, pull = self.gains(alpha)
-        return self.vectors @ (gain[:, None] * self.cross + s * pull[:, None] * self.toward)
+        return gain[:, None] * self.cross + s * pull[:, None] * self.toward

@@ -1,6 +1,7 @@
 """The one engine of strategies: equal names mean equal numbers in `evaluate` and `plan`, and each is what it says."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pyarrow as pa
@@ -13,13 +14,26 @@ from embridge.cli.main import main
 from embridge.errors import BadVectorsError, MapError, ParameterError, SpaceMismatchError
 from embridge.evaluation.benchmark import Benchmark
 from embridge.evaluation.runner import Runner
-from embridge.evaluation.strategies import ENCODING, STRATEGIES, Maps
+from embridge.evaluation.strategies import ENCODING, FUSED, STRATEGIES, Maps, Rows, progressive
 from embridge.maps.queries import blend
 from embridge.neighbors import overlap
+from embridge.planning.maps import fitted_maps
 from embridge.types import Metric, Space
 
 K = 5
-MEASURES = ("overlap", "overlap_ci", "candidate_recall", "recall", "recall_ci", "mrr", "mrr_ci", "ndcg", "ndcg_ci")
+MEASURES = (
+    "weight",
+    "correction",
+    "overlap",
+    "overlap_ci",
+    "candidate_recall",
+    "recall",
+    "recall_ci",
+    "mrr",
+    "mrr_ci",
+    "ndcg",
+    "ndcg_ci",
+)
 
 
 def anchors_of(ids, x, y, metric=Metric.COSINE):
@@ -51,7 +65,8 @@ def pair(planted):
 )  # fmt: skip
 def test_evaluate_and_plan_agree_on_every_name_they_share(pair, p, q, metric, judged, own):
     rows, queries, qrels = pair(p, q, metric)
-    given = {"queries": None if own else queries, "qrels": qrels if judged else None, "k": K}
+    few = queries.at(np.arange(180))  # too few in a half to choose maps on: both verbs have maps chosen on the anchors
+    given = {"queries": None if own else few, "qrels": qrels if judged else None, "k": K}
     planned = eb.plan(rows, anchors=300, **given)
     train = rows.sample(300)
     maps = eb.fit(train, "auto", keep_affine=True), eb.fit(train.reversed(), "auto", role="queries", keep_affine=True)
@@ -59,13 +74,14 @@ def test_evaluate_and_plan_agree_on_every_name_they_share(pair, p, q, metric, ju
     found = eb.evaluate(maps[0], rows.at(np.arange(len(rows))[::-1]), reverse_map=maps[1], **given)
     shared = {s.name for s in found.strategies} & {s.title for s in planned.strategies}
     assert shared >= {"keep-old", "translate-documents", "project-queries", "re-encode"}
-    assert {s.name for s in found.strategies} == {s.title for s in planned.strategies if not s.hubness} & {
-        s.name for s in STRATEGIES
-    } - {"translate-documents-kernel"}
+    names = {s.name for s in (*STRATEGIES, *FUSED) if s.rows != Rows.KERNEL}
+    assert {s.name for s in found.strategies} == {s.title for s in planned.strategies if not s.hubness} & names
+    assert ({"fuse", "fuse-projected"} <= shared) == (metric != Metric.L2)
     for name in shared:
         for measure in MEASURES:
             ours, theirs = (getattr(side[name], measure) for side in (found, planned))
-            assert ours == (None if theirs is None else pytest.approx(theirs, abs=1e-12)), (name, measure)
+            expected = theirs if theirs is None or measure == "correction" else pytest.approx(theirs, abs=1e-12)
+            assert ours == expected, (name, measure)
     assert (found.queries, found.corpus, found.judged, found.qrels) == (
         planned.queries, planned.corpus, planned.judged, planned.qrels
     )  # fmt: skip
@@ -73,12 +89,37 @@ def test_evaluate_and_plan_agree_on_every_name_they_share(pair, p, q, metric, ju
         assert found.weight == planned.weight
 
 
+def test_maps_for_one_half_are_chosen_on_the_other(pair):
+    """Each figure of a plan is that of `evaluate` with the maps of the query's half, and these do not depend on it."""
+    rows, queries, qrels = pair()
+    train, halves = rows.sample(300), []
+    benchmark = Benchmark.of(rows.without(train.hashes()), queries, K, qrels=qrels)
+    maps = fitted_maps(train, benchmark, qrels, real=True, seed=0, device="cpu")
+    assert maps[0].translation.record.chosen_by == "queries"
+    planned = eb.plan(rows, queries=queries, qrels=qrels, anchors=300, k=K)
+    found = [eb.evaluate(m.translation, rows, queries=queries, qrels=qrels, reverse_map=m.reverse, k=K).per_query for m in maps]
+    for name in ("keep-old", "translate-documents", "project-queries", "project-queries-adjoint", "blend"):
+        halves = [found[half].figures[name]["overlap"][benchmark.half == half] for half in (0, 1)]
+        assert planned[name].overlap == pytest.approx(np.concatenate(halves).mean(), abs=1e-12), name
+    spoiled = queries.y.copy()
+    spoiled[benchmark.half == 0] = np.random.default_rng(0).normal(size=(int((benchmark.half == 0).sum()), 12))
+    changed = replace(benchmark, queries=anchors_of(queries.ids.tolist(), queries.x, spoiled))
+    again = fitted_maps(train, changed, qrels, real=True, seed=0, device="cpu")
+    assert again[0].translation.fingerprint == maps[0].translation.fingerprint  # of half 0: chosen on half 1
+    assert again[1].translation.fingerprint != maps[1].translation.fingerprint
+
+
 def test_names_are_the_vocabulary():
-    assert [s.name for s in (*STRATEGIES, *ENCODING)] == [
+    assert [s.name for s in (*STRATEGIES, *ENCODING, *FUSED)] == [
         "keep-old", "no-translation", "translate-documents", "translate-documents-kernel", "project-queries",
         "project-queries-adjoint", "blend", "re-encode", "lazy-re-encode", "lazy-re-encode-blend", "re-encode-1%", "re-encode-5%",
-        "re-encode-20%",
+        "re-encode-20%", "fuse", "fuse-kernel", "fuse-projected", "fuse-kernel-projected",
     ]  # fmt: skip
+    plain = [f"progressive-{percent}%" for percent in (1, 5, 10, 20, 35, 50, 100)]
+    assert [s.name for s in progressive(1000)] == [*plain, *(f"{name}-projected" for name in plain)]
+    assert [s.name for s in progressive(1000, 133)][4] == "progressive-20%"
+    assert [s.encodes(1000) for s in progressive(1000, 133)][:8] == [10, 50, 100, 133, 200, 350, 500, 1000]
+    assert progressive(1000, 200) == progressive(1000, 5000) == progressive(1000)
 
 
 def test_projected_queries_are_those_of_the_reverse_map_and_the_adjoint(pair):
@@ -108,7 +149,7 @@ def test_a_kernel_map_has_no_adjoint_and_may_have_a_reverse_map(pair):
     with pytest.raises(MapError):
         kernel.project_queries(queries.y)
     names = [s.name for s in eb.evaluate(kernel, rows, queries=queries, reverse_map=reverse, k=K).strategies]
-    assert names == ["keep-old", "translate-documents", "project-queries", "re-encode"]
+    assert names == ["keep-old", "translate-documents", "project-queries", "re-encode", "fuse", "fuse-projected"]
 
 
 def test_rows_that_the_reverse_map_was_fitted_on_are_left_out(pair):

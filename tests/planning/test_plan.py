@@ -22,6 +22,10 @@ TITLES = {
     "keep-old", "translate-documents", "translate-documents-kernel", "project-queries", "project-queries-adjoint", "blend",
     "re-encode", "re-encode-1%", "re-encode-5%", "re-encode-20%", "lazy-re-encode", "lazy-re-encode-blend",
 }  # fmt: skip
+STAGES = (1, 5, 10, 20, 35, 50, 100)
+FUSED = {"fuse", "fuse-kernel", "fuse-projected", "fuse-kernel-projected"} | {
+    f"progressive-{percent}%{suffix}" for percent in STAGES for suffix in ("", "-projected")
+}
 
 
 @pytest.fixture(scope="module")
@@ -39,8 +43,9 @@ def planned(sample):
 
 def test_every_strategy_is_there_with_and_without_correction(planned):
     plain = {s.name for s in planned.strategies if not s.hubness}
-    assert plain == TITLES
-    assert {s.name for s in planned.strategies if s.hubness} == plain
+    assert plain == TITLES | FUSED
+    assert {s.name for s in planned.strategies if s.hubness} == TITLES
+    assert {s.name for s in planned.strategies if s.weight is not None} == FUSED  # which choose their correction
     assert (planned.anchors, planned.corpus, planned.queries) == (1000, 2000, 600)
 
 
@@ -63,7 +68,8 @@ def test_costs_follow_from_what_is_encoded(planned):
         assert s.seconds == pytest.approx(s.encodes / 100)
         assert s.cost == pytest.approx(s.encodes * 0.01)
         assert s.needs_texts == (s.encodes > 0)
-        assert s.needs_old_encoder == (s.name in ("keep-old", "blend", "lazy-re-encode-blend"))
+        old = s.name in ("keep-old", "blend", "lazy-re-encode-blend") or (s.name in FUSED and not s.name.endswith("-projected"))
+        assert s.needs_old_encoder == old
     assert planned["blend"].rows_changed == 0
     assert planned["translate-documents"].rows_changed == planned.corpus
 
@@ -190,7 +196,8 @@ def test_on_the_command_line(tmp_path):
         situation: r["strategy"] for situation, r in found["recommendations"].items()
     }
     (run,) = catalog.sql("SELECT parameters FROM run")
-    assert set(json.loads(run["parameters"])) == {"anchors", "k", "encode_rate", "price", "max_queries", "seed", "device"}
+    options = {"anchors", "k", "encode_rate", "price", "budget", "budget_money", "max_queries", "seed", "device"}
+    assert set(json.loads(run["parameters"])) == options
     refused = CliRunner().invoke(main, ["plan", *names[:2], "--qrels", names[4], "--no-catalog"])
     assert refused.exit_code == 1
 

@@ -14,7 +14,7 @@ FLAGS = [
     "--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking", "--disable-component-update",
     "--disable-sync",
 ]  # fmt: skip
-FIGURES = ("strategies", "curve", "norms", "labels")
+FIGURES = ("strategies", "curve", "progress", "norms", "labels")
 DAY = datetime.date(2026, 3, 4)
 HOSTILE = (
     "<script>window.hit = 1</script>", "<img src=x onerror='window.hit = 1'>", "]]>--><svg onload=alert(1)>", r"$\frac{$",

@@ -34,6 +34,7 @@ from embridge.stores.chroma.client import connect  # noqa: E402
 from embridge.stores.chroma.collection import CAPABILITIES  # noqa: E402
 from tests.stores.support import memory_folder  # noqa: E402
 
+pytestmark = pytest.mark.chroma
 ROWS = np.random.default_rng(2).normal(size=(600, 4)).astype(np.float32)
 PAYLOAD = StoreConformance.payload | {
     "document": pa.array([None if i % 3 == 0 else f"text {i}" for i in range(100)]),

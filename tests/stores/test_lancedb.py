@@ -16,6 +16,7 @@ from embridge.types import Metric
 
 lancedb = pytest.importorskip("lancedb")
 IvfFlat = pytest.importorskip("lancedb.index").IvfFlat
+pytestmark = pytest.mark.lancedb
 ROWS = np.random.default_rng(2).normal(size=(600, 4)).astype(np.float32)
 
 

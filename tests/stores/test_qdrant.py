@@ -4,7 +4,6 @@ import json
 import subprocess
 import sys
 import uuid
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -23,7 +22,6 @@ from embridge.errors import (
     ParameterError,
     UnreadableFileError,
 )
-from embridge.stores import MemoryCollection
 from embridge.stores.uri import Location
 from embridge.testing.writers import StoreConformance, write
 from embridge.types import Metric, Space
@@ -37,6 +35,7 @@ from embridge.stores.qdrant.client import connect, point_of  # noqa: E402
 from tests.stores.qdrant_server import QdrantServer  # noqa: E402
 from tests.stores.support import memory_folder  # noqa: E402
 
+pytestmark = pytest.mark.qdrant
 ROWS = np.random.default_rng(2).normal(size=(600, 4)).astype(np.float32)
 UNHELD = (pa.field("bytes", pa.binary()), pa.field("pairs", pa.map_(pa.string(), pa.int64())), pa.field("span", pa.duration("s")))
 PAYLOAD = StoreConformance.payload | {
@@ -74,12 +73,6 @@ class _Qdrant(StoreConformance):
     tolerance = 1e-6
     unheld = UNHELD
     payload = PAYLOAD
-
-    def vectors(self, n=100):
-        return unit(super().vectors(n))
-
-    def space(self, metric=Metric.COSINE):
-        return replace(super().space(metric), normalized=True)
 
     def lose_the_next_note(self, writer, monkeypatch):
         def stop(note):
@@ -143,15 +136,20 @@ def test_a_foreign_collection_is_read_as_it_stands(uri):
         by_text.read()
 
 
-def test_under_cosine_vectors_have_unit_length_and_a_map_of_others_is_refused(uri, tmp_path):
-    x = np.random.default_rng(0).normal(size=(300, 6)).astype(np.float32) * 3
-    raw = MemoryCollection(range(300), x, Space("a", 6))
-    write(uri, list(range(300)), x, Space("a", 6))
-    found = eb.open(uri)
-    assert found.space == Space("a", 6, Metric.COSINE, normalized=True)
-    assert not found.capabilities.keeps_lengths
-    np.testing.assert_allclose(found.read()[1], unit(x), atol=1e-6)
-    assert raw.space.normalized is False
+def test_under_cosine_vectors_have_unit_length_and_a_map_of_others_is_refused(uri, tmp_path, planted, make_space):
+    ids, x, y, _ = planted(p=4)
+    old, new = (eb.MemoryCollection(ids, v, make_space(n, v.shape[1])) for n, v in (("old", x), ("new", y)))
+    eb.copy(old, uri)
+    stored = eb.open(uri)
+    assert stored.space == make_space("old", 4, normalized=True)
+    assert not stored.capabilities.keeps_lengths
+    order = {i: n for n, i in enumerate(ids.tolist())}
+    np.testing.assert_allclose(stored.read()[1], unit(x)[[order[i] for i in stored.read()[0]]], atol=1e-6)
+    with pytest.raises(eb.EmbridgeError, match="scaled to unit length, and the map was fitted on vectors of other lengths"):
+        eb.convert(stored, eb.fit(eb.match(old, new), "ridge", alpha=0.1), tmp_path / "out.parquet")
+    fitted = eb.fit(eb.match(stored, new), "ridge", alpha=0.1)
+    assert eb.convert(stored, fitted, tmp_path / "out.parquet").rows == len(ids)
+    assert eb.convert(stored, fitted, f"{uri}2").rows == len(ids)
 
 
 def test_named_vectors(uri):

@@ -36,6 +36,7 @@ class ChromaCollection(JsonCollection):
 
     kind = "chroma"
     capabilities = CAPABILITIES
+    seeks = True
 
     def __init__(
         self,
@@ -64,7 +65,9 @@ class ChromaCollection(JsonCollection):
             if column != own:
                 raise CollectionError.no_column(self.name, column, [own], f"?{option}={own}")
         self.id_column, self.vector_column = known.get("id", "id"), known.get("vector", "vector")
-        self.lineage, self.id_type = (note.lineage if note else {}), pa.string()
+        self.id_type = pa.string()
+        if note is not None:
+            self.lineage, self._further = note.lineage, note.payload_spaces
         if note is not None and (schema := metadata.get(SCHEMA)):
             whole = JsonColumns.loads(schema, self.name, is_flat=True)
             self.id_type = whole.schema.field(0).type

@@ -51,7 +51,7 @@ class FaissCollection(Collection):
     Raises
     ------
     MissingFileError, UnreadableFileError, CollectionError, FaissIndexError
-        Missing, not an index, no vectors, or vectors that cannot be read back.
+        Missing, not an index, no vectors, vectors that cannot be read back, or a fused index.
     UndeclaredSpaceError, SpaceMismatchError
         The space is unknown, or the declaration contradicts the index.
     """
@@ -67,6 +67,7 @@ class FaissCollection(Collection):
     ) -> None:
         self.path = os.fspath(path)
         self._file = read_index_file(self.path, mapped=True, external_lists=external_lists)
+        self._file.check_plain(self.name)
         self.lineage = self._file.lineage
         if not self._file.index.ntotal:
             raise CollectionError.empty(self.name)

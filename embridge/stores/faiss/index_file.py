@@ -7,6 +7,7 @@ from typing import Any
 
 import pyarrow as pa
 
+from embridge.errors import FaissIndexError
 from embridge.types import Space
 
 
@@ -24,8 +25,8 @@ class IndexFile:
     lineage : dict
     notes : dict
         Other fields of the sidecar: how to correct scores (``scores``), that a hubness bias is stored (``hubness``), that
-        translated rows have an offset (``calibration``), whether vectors may be added (``adds``), how it was migrated
-        (``migration``).
+        translated rows have an offset (``calibration``), that rows hold vectors of two spaces (``fusion``), whether vectors may be
+        added (``adds``), how it was migrated (``migration``).
     bound : bool
         The sidecars name the fingerprint of this index, so their statements about all rows are valid.
     identity : tuple
@@ -50,6 +51,28 @@ class IndexFile:
         )
 
     @property
+    def old_space(self) -> Space | None:
+        """The old space of a fused index, whose rows are concatenated vectors of two spaces; None for a plain index."""
+        return Space.from_dict(self.notes["fusion"]["old_space"]) if "fusion" in self.notes else None
+
+    @property
     def dim(self) -> int:
-        """Width of the vectors, without a bias."""
+        """Width of the vectors of `space`, without a bias."""
+        old = self.old_space
+        if old is not None:
+            return self.index.d - old.dim - 2 * (self.notes["fusion"]["references"] is not None)
         return self.index.d - self.biased
+
+    def check_plain(self, where: str) -> None:
+        """Check that its rows are vectors of one space.
+
+        Raises
+        ------
+        FaissIndexError
+            It is a fused index.
+        """
+        if self.old_space is not None and self.space is not None:
+            raise FaissIndexError(
+                f"{where} is a fused index: a row holds its vectors of {self.old_space.name!r} and {self.space.name!r} together, "
+                "so it can only be searched. Hint: use the collection that it was built from."
+            )

@@ -167,6 +167,24 @@ def _check_notes(notes: dict[str, Any], space: Space) -> None:
         float(notes["calibration"]["offset"])
     if not isinstance(notes.get("hubness", {}), dict):
         raise TypeError("hubness is not an object")
+    if "fusion" in notes:
+        _check_fusion(notes)
+
+
+def _check_fusion(notes: dict[str, Any]) -> None:
+    fusion = notes["fusion"]
+    Space.from_dict(fusion["old_space"])
+    references, hubness = fusion["references"], fusion["hubness"]
+    if not 0 <= float(fusion["weight"]) <= 1 or hubness not in ("none", "old", "new", "both"):
+        raise ValueError("the fusion needs a weight in [0, 1], and the sides with hubness correction")
+    if references is None and hubness != "none":
+        raise ValueError("the fusion was made without reference queries")
+    if references is not None:
+        old, new = (int(count) for count in references)
+        if min(old, new) < 1:
+            raise ValueError("the fusion was made with no reference queries")
+    if "hubness" in notes or "calibration" in notes or "scores" in notes:
+        raise ValueError("a fused index has no hubness bias, calibration or correction of scores of its own")
 
 
 def _id_table(path: str, own: str, binding: dict[str, Any] | None) -> Path | None:

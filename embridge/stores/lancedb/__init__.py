@@ -43,6 +43,7 @@ class LanceCollection(ArrowCollection):
 
     kind = "lancedb"
     capabilities = _CAPABILITIES
+    opens_further = True
 
     def __init__(
         self,
@@ -64,11 +65,9 @@ class LanceCollection(ArrowCollection):
         check_finished(note, self.name)
         known = note.columns if note else {}
         columns = location.column("id", id_column, known.get("id", "id")), location.column("vector", vector_column, column)
-        self.lineage = note.lineage if note else {}
-        is_noted = note is not None and columns[1] == column
-        with _reading(self.path):
-            metric = None if is_noted or columns[1] not in schema.names else _metric_of(table, columns[1])
-        self._describe(schema, columns, space, note.space if note and is_noted else None, metric)
+        with _reading(location.uri):
+            metric = _metric_of(table, columns[1]) if columns[1] in schema.names else None
+        self._describe(schema, columns, space, note=note, metric=metric)
 
     def _pinned(self) -> Any:
         """The table at the version that was opened; a handle of its own, which nothing else can move."""
@@ -76,7 +75,7 @@ class LanceCollection(ArrowCollection):
         table.checkout(self._version)
         return table
 
-    def _record_batches(self, columns: list[str], batch_rows: int) -> Iterator[pa.RecordBatch]:
+    def _record_batches(self, columns: list[str], batch_rows: int, after: str | int | None = None) -> Iterator[pa.RecordBatch]:
         with _reading(self._location.uri):
             for batch in self._pinned().search().select(columns).to_batches(batch_rows):
                 yield batch.select(columns)
@@ -156,7 +155,7 @@ class LanceStore(Store):
             held = lancedb.connect("memory://").create_table("t", schema=pa.schema([field])).schema.field(0).type
         except Exception as e:  # LanceDB has no class of its own for a type it cannot hold
             return str(e).split(", /")[0].splitlines()[0]
-        return None if held == field.type else f"it would come back as {held}"
+        return None if _bare(held) == _bare(field.type) else f"it would come back as {held}"
 
     def note(self, location: Location) -> Note | None:
         with _reading(location.uri):
@@ -195,6 +194,15 @@ def _schema(layout: Layout) -> pa.Schema:
     vectors = pa.list_(pa.from_numpy_dtype(np.dtype(layout.dtype)), layout.space.dim)
     ids = pa.field(layout.id_column, layout.id_type, False)
     return pa.schema([ids, pa.field(layout.vector_column, vectors, False), *layout.payload_schema])
+
+
+def _bare(kind: pa.DataType) -> pa.DataType:
+    """A type without the names and the nullability of the items of lists, which LanceDB does not keep."""
+    if pa.types.is_fixed_size_list(kind):
+        return pa.list_(_bare(kind.value_type), kind.list_size)
+    if pa.types.is_list(kind) or pa.types.is_large_list(kind):
+        return (pa.list_ if pa.types.is_list(kind) else pa.large_list)(_bare(kind.value_type))
+    return pa.struct([(f.name, _bare(f.type)) for f in kind]) if pa.types.is_struct(kind) else kind
 
 
 def _note_of(schema: pa.Schema, where: str) -> tuple[str, Note | None]:

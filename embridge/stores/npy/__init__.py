@@ -13,7 +13,7 @@ from embridge.stores.capabilities import Capabilities
 from embridge.stores.npy.collection import NpyCollection, ids_path
 from embridge.stores.npy.dataset import DatasetCollection, is_dataset
 from embridge.stores.npy.writer import NpyWriter, partial_folder, read_note
-from embridge.stores.parquet.metadata import LINEAGE_KEY, read_space, read_texts
+from embridge.stores.parquet.metadata import LINEAGE_KEY, main_column, read_space, read_texts
 from embridge.stores.store import Layout, Note, Store, Writer, check_finished
 from embridge.stores.uri import Location
 from embridge.types import DeclaredSpace, Metric, Space
@@ -46,7 +46,7 @@ class NpyStore(Store):
             return None
         try:
             schema = pq.read_schema(ids)
-            space, lineage = read_space(schema, ids), read_texts(schema, LINEAGE_KEY, ids)
+            space, lineage = read_space(schema, ids, main_column(schema, ids)), read_texts(schema, LINEAGE_KEY, ids)
         except (EmbridgeError, OSError, ValueError):
             return None
         return None if space is None or not lineage else Note(space, {}, lineage, None)

@@ -20,7 +20,7 @@ from embridge.stores.locations import file_identity
 from embridge.stores.memory import empty_payload
 from embridge.stores.npy.arrays import ArrayFile, ids_of
 from embridge.stores.parquet.file import ParquetFile
-from embridge.stores.parquet.metadata import COLUMNS_KEY, LINEAGE_KEY, read_space, read_texts
+from embridge.stores.parquet.metadata import COLUMNS_KEY, LINEAGE_KEY, main_column, read_payload_spaces, read_space, read_texts
 from embridge.stores.uri import Location
 from embridge.types import DeclaredSpace, Space
 
@@ -60,6 +60,7 @@ class NpyCollection(DeclaredCollection):
         if vector_column and not is_archive:
             raise ParameterError(f"{self.path!r} is one array, which has no columns. Leave vector_column out.")
         self.lineage: dict[str, str] = {}
+        self._further: dict[str, Space] = {}
         self._table: ParquetFile | None = None
         self._id_array: ArrayFile | None = None
         self.payload_schema, self.id_type, known = pa.schema([]), pa.int64(), None
@@ -102,7 +103,8 @@ class NpyCollection(DeclaredCollection):
         self.id_type = id_type_of(table.schema.field(self.id_column).type, table.name)
         self.payload_schema = pa.schema([f for f in table.schema if f.name != self.id_column])
         self.lineage = read_texts(table.schema, LINEAGE_KEY, table.name)
-        return read_space(table.schema, table.name)
+        self._further = read_payload_spaces(table.schema, table.name, main_column(table.schema, table.name))
+        return read_space(table.schema, table.name, main_column(table.schema, table.name))
 
     def __len__(self) -> int:
         return self._vectors.shape[0]
@@ -136,6 +138,10 @@ class NpyCollection(DeclaredCollection):
                 is_read = self._id_array is not None
                 ids = ids_of(read(start, count), self.name) if is_read else pa.array(np.arange(start, start + count))
                 yield start, ids, empty_payload(count)
+
+    @property
+    def payload_spaces(self) -> dict[str, Space]:
+        return self._further
 
     @property
     def files(self) -> list[str]:

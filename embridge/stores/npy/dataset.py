@@ -48,7 +48,7 @@ class DatasetCollection(ArrowCollection):
             raise CollectionError(f"{self.name} has files of different columns: {self._paths[0]!r} and {self._paths[other]!r}.")
         self._rows = sum(self._open(path)[1] for path in self._paths)
         columns = location.column("id", id_column, "id"), location.column("vector", vector_column, "vector")
-        self._describe(schemas[0], columns, space, read_space(schemas[0], self.name))
+        self._describe(schemas[0], columns, space, known=read_space(schemas[0], self.name, columns[1]))
 
     def _listed(self) -> list[str]:
         """The data files that the folder's state names."""
@@ -70,7 +70,7 @@ class DatasetCollection(ArrowCollection):
         with _reading(path), pa.memory_map(path) as source, pa.ipc.open_stream(source) as stream:
             return stream.schema, sum(batch.num_rows for batch in stream)
 
-    def _record_batches(self, columns: list[str], batch_rows: int) -> Iterator[pa.RecordBatch]:
+    def _record_batches(self, columns: list[str], batch_rows: int, after: str | int | None = None) -> Iterator[pa.RecordBatch]:
         self.check_unchanged()
         for path in self._paths:
             with _reading(path), pa.memory_map(path) as source, pa.ipc.open_stream(source) as stream:

@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 from embridge.errors import InterruptedOutputError
 from embridge.files import sync_folder, whole_or_absent, writing
 from embridge.stores.batch import Batch
-from embridge.stores.parquet.metadata import COLUMNS_KEY, LINEAGE_KEY, SPACE_KEY
+from embridge.stores.parquet.metadata import COLUMNS_KEY, LINEAGE_KEY, SPACE_KEY, further_space_key
 from embridge.stores.store import Layout, Writer
 
 _NOTE = "note.json"
@@ -69,7 +69,9 @@ class NpyWriter(Writer):
     def finish(self, note: str) -> None:
         values = json.loads(note)
         keys = ((SPACE_KEY, "space"), (COLUMNS_KEY, "columns"), (LINEAGE_KEY, "lineage"))
-        schema = self._schema.with_metadata({key: json.dumps(values[name]) for key, name in keys})
+        metadata = {key: json.dumps(values[name]) for key, name in keys}
+        metadata |= {further_space_key(column): json.dumps(space) for column, space in values["payload_spaces"].items()}
+        schema = self._schema.with_metadata(metadata)
         parts = sorted(self._folder.glob("*.parquet"))
         with whole_or_absent(self._ids) as temporary, pq.ParquetWriter(temporary, schema) as file:
             for part in parts:

@@ -19,7 +19,6 @@ from embridge.errors import (
     BadVectorsError,
     CollectionError,
     ParameterError,
-    UndeclaredSpaceError,
 )
 from embridge.stores.base import Collection, RowFilter
 from embridge.stores.batch import Batch, cast_column
@@ -37,15 +36,25 @@ from embridge.stores.parquet.metadata import (
     SPACE_KEY,
     foreign,
     read_object,
-    read_provenance,
-    read_space,
     read_texts,
+    space_key,
 )
-from embridge.types import DeclaredSpace, Metric, Provenance, Space, mixed_spaces
+from embridge.stores.parquet.spaces import common_provenance, known_space, payload_spaces
+from embridge.types import DeclaredSpace, Metric, Space
 
-__all__ = ["COLUMNS_KEY", "CONFIDENCE_KEY", "ERROR_COLUMNS", "LINEAGE_KEY", "PROVENANCE_KEY", "SPACE_KEY", "ParquetCollection"]
+__all__ = [
+    "COLUMNS_KEY",
+    "CONFIDENCE_KEY",
+    "ERROR_COLUMNS",
+    "LINEAGE_KEY",
+    "OLD_COLUMN",
+    "PROVENANCE_KEY",
+    "SPACE_KEY",
+    "ParquetCollection",
+]
 
 ERROR_COLUMNS = ("predicted_error", "error_bound")  # columns that a conversion with confidence adds
+OLD_COLUMN = "old_vector"  # the column of a conversion that keeps the old vectors
 
 
 class ParquetCollection(Collection):
@@ -60,7 +69,8 @@ class ParquetCollection(Collection):
         Required where the files do not name it (see `embridge.open`).
     id_column, vector_column : str, optional
         Default: the columns in the file's metadata, else ``id`` and ``vector``. Vectors are list, large_list or fixed_size_list of
-        float16, float32 or float64.
+        float16, float32 or float64. A further vector column (``old_vector`` of a two-vector collection) has its own space; the
+        provenance and the predicted errors of the file are not about it.
 
     Raises
     ------
@@ -104,10 +114,11 @@ class ParquetCollection(Collection):
             if other != self.id_type:
                 raise BadIdsError.kinds_differ(first.name, str(self.id_type), file.name, str(other))
         self.payload_schema = self._common_payload()
-        self.provenance = self._common_provenance()
+        self._is_main = space_key(first.schema, self.vector_column, first.name) == SPACE_KEY
+        self.provenance = common_provenance(self._files.files, self.name) if self._is_main else None
         if not len(self):
             raise CollectionError.empty(self.name)
-        known = self._known_space(is_declared=space is not None)
+        known = known_space(self._files.files, self.name, self.vector_column, is_declared=space is not None)
         dim = widths[0] if widths else self._width()
         self._stated = declare_space(self.name, space, known, dim, None)
         self._is_settled = known is not None or isinstance(space, Space)
@@ -126,6 +137,28 @@ class ParquetCollection(Collection):
     @property
     def name(self) -> str:
         return repr(shown(self._files.path))
+
+    @property
+    def payload_spaces(self) -> dict[str, Space]:
+        """As `Collection.payload_spaces`: the columns whose space all files name, and name alike."""
+        return payload_spaces(self._files.files, self.name, self.vector_column)
+
+    @property
+    def old_side(self) -> ParquetCollection | None:
+        """As `Collection.old_side`.
+
+        Raises
+        ------
+        CollectionError
+            It has several further vector columns.
+        """
+        columns = list(self.payload_spaces) if self._is_main else []
+        if len(columns) > 1:
+            raise CollectionError(
+                f"{self.name} has {len(columns)} vector columns beside {self.vector_column!r}: {', '.join(columns)}. "
+                "Hint: open the right one with vector_column=."
+            )
+        return ParquetCollection(self.path, id_column=self.id_column, vector_column=columns[0]) if columns else None
 
     def _check_schema(self, file: ParquetFile) -> int | None:
         """Width of the file's vectors if its type has one; checks that both columns exist with supported types."""
@@ -154,31 +187,6 @@ class ParquetCollection(Collection):
             raise CollectionError.columns_differ(self.name, e) from e
         shared = set(merged.names).intersection(*(schema.names for schema in schemas))
         return pa.schema([f if f.name in shared else f.with_nullable(True) for f in merged])
-
-    def _common_provenance(self) -> Provenance | None:
-        """The common provenance of merged files. Scores of files with different calibrations, or with none, are not comparable."""
-        found = [(file, read_provenance(file.schema, file.name)) for file in self._files.files]
-        first, provenance = found[0]
-        if other := next((file for file, one in found if one != provenance), None):
-            raise CollectionError(
-                f"{self.name} mixes files whose native and translated rows were not calibrated together: {first.name} "
-                f"and {other.name}. Hint: open them one by one."
-            )
-        return provenance
-
-    def _known_space(self, *, is_declared: bool) -> Space | None:
-        """The space that the files name. Files with different spaces, or of which only some name one, are refused."""
-        spaces = [(file, read_space(file.schema, file.name)) for file in self._files.files]
-        known = [(file, space) for file, space in spaces if space]
-        if not known:
-            return None
-        first, space = known[0]
-        for file, other in known[1:]:
-            if not other.same_as(space) or other.metric != space.metric:
-                raise mixed_spaces(self.name, first.name, space, file.name, other)
-        if len(known) < len(spaces) and not is_declared:
-            raise UndeclaredSpaceError.of(next(file.name for file, other in spaces if other is None))
-        return replace(space, normalized=all(other.normalized for _, other in known))
 
     def _width(self) -> int:
         """The width of vectors whose type has none: that of most rows. Rows of another width are reported when they are read."""
@@ -269,18 +277,20 @@ class ParquetCollection(Collection):
 
     @property
     def vector_type(self) -> str:
-        """The type in which the first file stores vectors: ``float16``, ``float32`` or ``float64``."""
-        return str(self._first.schema.field(self.vector_column).type.value_type.to_pandas_dtype().__name__)
+        """The type in which vectors are stored, the widest of all files: ``float16``, ``float32`` or ``float64``."""
+        kinds = {file.schema.field(self.vector_column).type.value_type.to_pandas_dtype() for file in self._files.files}
+        return str(np.result_type(*kinds))
 
     @property
     def lineage(self) -> dict[str, str]:
-        """Fingerprints of the inputs of the first file, if it has them."""
-        return read_texts(self._first.schema, LINEAGE_KEY, self._first.name)
+        """Fingerprints of the inputs of the first file, if it has them; no map for a column that was not translated."""
+        found = read_texts(self._first.schema, LINEAGE_KEY, self._first.name)
+        return found if self._is_main else {what: mark for what, mark in found.items() if what != "map"}
 
     @property
     def confidence(self) -> dict[str, Any] | None:
         """The origin of the first file's columns of errors (``coverage``, ``fingerprint``); None where it has none."""
-        return read_object(self._first.schema, CONFIDENCE_KEY, self._first.name)
+        return read_object(self._first.schema, CONFIDENCE_KEY, self._first.name) if self._is_main else None
 
     @property
     def _first(self) -> ParquetFile:

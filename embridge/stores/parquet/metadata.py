@@ -60,9 +60,39 @@ def read_texts(schema: pa.Schema, key: bytes, where: str) -> dict[str, str]:
     return values
 
 
-def read_space(schema: pa.Schema, where: str) -> Space | None:
-    """The space that a file names."""
-    return _made(schema, SPACE_KEY, where, "space", Space.from_dict)
+def main_column(schema: pa.Schema, where: str) -> str:
+    """The vector column whose space is ``embridge.space``: the one that the file names, else ``vector``."""
+    return read_texts(schema, COLUMNS_KEY, where).get("vector", "vector")
+
+
+def space_key(schema: pa.Schema, column: str, where: str) -> bytes:
+    """The metadata key of the space of a vector column: ``embridge.space``, for a further column ``embridge.space.COLUMN``.
+
+    A file that lacks its main column (another tool wrote it) names the space of the column that is there.
+    """
+    further = further_space_key(column)
+    main = main_column(schema, where)
+    if column == main or (main not in schema.names and further not in (schema.metadata or {})):
+        return SPACE_KEY
+    return further
+
+
+def further_space_key(column: str) -> bytes:
+    """The metadata key of the space of a vector column other than the main one."""
+    return SPACE_KEY + b"." + column.encode()
+
+
+def read_space(schema: pa.Schema, where: str, column: str) -> Space | None:
+    """The space that a file names for a vector column."""
+    return _made(schema, space_key(schema, column, where), where, "space", Space.from_dict)
+
+
+def read_payload_spaces(schema: pa.Schema, where: str, vector_column: str) -> dict[str, Space]:
+    """The spaces that a file names for its vector columns other than `vector_column`, by column, in the file's order."""
+    main, metadata = main_column(schema, where), schema.metadata or {}
+    others = [name for name in schema.names if name != vector_column]
+    found = {name: read_space(schema, where, name) for name in others if name == main or further_space_key(name) in metadata}
+    return {name: space for name, space in found.items() if space is not None}
 
 
 def read_provenance(schema: pa.Schema, where: str) -> Provenance | None:

@@ -18,7 +18,15 @@ from embridge.errors import CollectionError, ParameterError
 from embridge.files import whole_or_absent
 from embridge.stores.batch import Batch, IdValues
 from embridge.stores.parquet.collection import ERROR_COLUMNS
-from embridge.stores.parquet.metadata import COLUMNS_KEY, CONFIDENCE_KEY, LINEAGE_KEY, PROVENANCE_KEY, SPACE_KEY, fitted
+from embridge.stores.parquet.metadata import (
+    COLUMNS_KEY,
+    CONFIDENCE_KEY,
+    LINEAGE_KEY,
+    PROVENANCE_KEY,
+    SPACE_KEY,
+    fitted,
+    further_space_key,
+)
 from embridge.stores.parquet.row_groups import MAGIC, Encoder
 from embridge.stores.parquet.thrift import Struct
 from embridge.types import Metric, Provenance, Space
@@ -61,6 +69,8 @@ class CollectionWriter:
     metadata : dict of bytes to bytes, optional
         More metadata of the file, such as that of the source (`Collection.metadata`); entries are kept where they are valid for
         this file (`embridge.stores.parquet.metadata.fitted`).
+    payload_spaces : dict of str to Space, optional
+        The spaces of vector columns in the payload, written as metadata ``embridge.space.COLUMN``.
 
     Attributes
     ----------
@@ -87,6 +97,7 @@ class CollectionWriter:
         groups: Sequence[Struct] = (),
         confidence: dict[str, Any] | None = None,
         metadata: dict[bytes, bytes] | None = None,
+        payload_spaces: dict[str, Space] | None = None,
     ) -> None:
         if dtype not in ("float16", "float32"):
             raise ParameterError.must_be("dtype", "'float32' or 'float16'", dtype)
@@ -101,6 +112,7 @@ class CollectionWriter:
             COLUMNS_KEY: json.dumps(dict(zip(("id", "vector"), columns, strict=True))),
             LINEAGE_KEY: json.dumps(lineage or {}),
         }
+        ours |= {further_space_key(column): json.dumps(s.to_dict()) for column, s in (payload_spaces or {}).items()}
         if confidence is not None:
             ours[CONFIDENCE_KEY] = json.dumps(confidence)
         self._errors = [pa.field(name, pa.float32(), False) for name in errors]

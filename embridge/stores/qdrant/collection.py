@@ -72,10 +72,9 @@ class QdrantCollection(JsonCollection):
         if metric is None:
             raise CollectionError(f"{self.name} has the distance {params.distance.value}, which embridge does not know.")
         self.capabilities = capabilities_of(metric)
-        stated = note.space if note and known.get("vector") == vector else None
-        self._declare(space, stated, params.size, metric)
-        if metric == Metric.COSINE:  # what Qdrant does to vectors, whatever they were
-            self._stated, self._is_settled = replace(self._stated, normalized=True), True
+        is_main = note is not None and note.columns["vector"] == vector
+        self._further = note.payload_spaces if note and is_main else {}
+        self._declare(space, note.space if note and is_main else None, params.size, metric, normalized=metric == Metric.COSINE)
 
     @property
     def _client(self) -> Any:
@@ -109,6 +108,7 @@ class QdrantCollection(JsonCollection):
         if whole is None or (field and field != own):
             self._id_field, self.columns = field or None, None
             self.id_type = self._type_of_field(field) if field else self._type_of_points()
+        self.seeks = self._id_field is None or self.columns is not None  # a field of somebody else does not say which point has it
         self.ignored = () if self._id_field is None else (self._id_field,)
 
     def _vectors(self, rows: list[Any] | np.ndarray, start: int, *, validate: bool) -> np.ndarray:
@@ -188,7 +188,7 @@ class QdrantCollection(JsonCollection):
                 return
 
     def _read_after(self, after: str | int, batch_rows: int, *, row_filter: RowFilter | None, **options: bool) -> Iterator[Batch]:
-        if self._id_field is not None and self.columns is None:  # a field of somebody else does not say which point has it
+        if not self.seeks:
             return super()._read_after(after, batch_rows, row_filter=row_filter, **options)
         is_number = self._id_field is None and isinstance(after, str) and after.isdigit()
         is_point = self._id_field is None and isinstance(after, str)

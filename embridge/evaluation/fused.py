@@ -1,0 +1,136 @@
+"""Runs fusions and progressive re-encoding: each half of the queries with what was chosen on the other half.
+
+At a stage of progressive re-encoding the rows that most queries of the other half reach (their fused 100 nearest before any row is
+encoded) have native vectors. They are anchors too: the map is fitted again on all anchors, by the method and the parameters of the
+first, and translates the other rows.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from functools import cached_property
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from embridge.anchors.moments import Moments
+from embridge.arrays import unit
+from embridge.evaluation.benchmark import References
+from embridge.evaluation.fusion import Candidates, CandidateSearch, choose_fusion
+from embridge.evaluation.metrics import by_hits
+from embridge.evaluation.rows import held, translate
+from embridge.evaluation.strategies import FUSE, Queries, Refit, Rows, Strategy
+from embridge.indexes.fusion import Fusion, Hubness
+from embridge.indexes.hubness import bias
+
+if TYPE_CHECKING:
+    from embridge.evaluation.runner import Runner
+
+
+class FusedSearch:
+    """Fused searches on the benchmark of a `Runner`."""
+
+    def __init__(self, runner: Runner) -> None:
+        self._runner, self._benchmark = runner, runner.benchmark
+        self._members = [np.flatnonzero(self._benchmark.half == half) for half in (0, 1)]
+        self._old: dict[tuple[Queries, int], tuple[np.ndarray, np.ndarray]] = {}
+        self._orders: dict[tuple[Queries, int], np.ndarray] = {}
+        self._moments: dict[tuple[Queries, int], tuple[int, Moments]] = {}
+
+    def run(self, strategy: Strategy) -> tuple[np.ndarray, Fusion]:
+        """Choose a fusion on each half of the queries, and search with it for the other half.
+
+        Returns
+        -------
+        found : ndarray of int64, shape (n_queries, depth)
+        fusion : Fusion
+            Chosen on all queries: the one to use.
+        """
+        benchmark, depth = self._benchmark, self._benchmark.depth
+        candidates = [self._candidates(strategy, half) for half in (0, 1)]
+        if strategy.rows == Rows.TRANSLATED:
+            for half in (0, 1):
+                self._orders[strategy.queries, 1 - half] = self._order(candidates[half], strategy.queries, half)
+        found = np.empty((len(benchmark.queries), depth), np.int64)
+        for half in (0, 1):
+            chosen = self._choose(candidates[1 - half], strategy.queries, self._members[1 - half])
+            found[self._members[half]] = candidates[half].ranked(chosen, depth)
+        both = Candidates.joined(candidates)
+        return found, self._choose(both, strategy.queries, np.concatenate(self._members))
+
+    def _choose(self, candidates: Candidates, queries: Queries, members: np.ndarray) -> Fusion:
+        benchmark = self._benchmark
+        relevant = benchmark.relevant if benchmark.judged.any() else benchmark.truth
+        return choose_fusion(candidates, [relevant[member] for member in members], benchmark.k, self._corrections(queries))
+
+    def _corrections(self, queries: Queries) -> tuple[Hubness, ...]:
+        """Rows as queries would be their own references, and references by the old model may be unknown."""
+        references = self._benchmark.references_for(0)
+        if (self._benchmark.exclude >= 0).all() or not len(references.y) or not len(self._benchmark.references_for(1).y):
+            return (Hubness.NONE,)
+        return tuple(Hubness) if queries != Queries.OLD or references.x is not None else (Hubness.NONE, Hubness.NEW)
+
+    def _candidates(self, strategy: Strategy, half: int) -> Candidates:
+        """Candidates of the queries of a half, over the rows that the other half determines."""
+        benchmark, members = self._benchmark, self._members[half]
+        new_rows = held(self._new_rows(strategy, half), benchmark.corpus.target.metric)
+        if (strategy.queries, half) not in self._old:
+            self._old[strategy.queries, half] = self._old_side(strategy.queries, half)
+        queries, old_bias = self._old[strategy.queries, half]
+        biases = None
+        if len(self._corrections(strategy.queries)) > 1:
+            biases = old_bias, bias(new_rows, benchmark.references_for(half).y) / 2
+        search = CandidateSearch(queries, unit(benchmark.queries.y[members]), benchmark.depth, corrected=biases is not None)
+        search.offer(self._old_rows, new_rows, np.arange(len(new_rows)), biases, benchmark.exclude[members])
+        return search.candidates()
+
+    @cached_property
+    def _old_rows(self) -> np.ndarray:
+        return held(self._benchmark.corpus.x, self._benchmark.corpus.source.metric)
+
+    def _old_side(self, kind: Queries, half: int) -> tuple[np.ndarray, np.ndarray]:
+        """Queries of a half for the old side, and the biases of its rows (zero without references)."""
+        benchmark = self._benchmark
+        given, references = benchmark.queries, benchmark.references_for(half)
+        queries = unit(self._runner.made(kind, References(given.y, given.x), half)[self._members[half]])
+        if Hubness.OLD not in self._corrections(kind):
+            return queries, np.zeros(len(self._old_rows), np.float32)
+        return queries, bias(self._old_rows, self._runner.made(kind, references, half)) / 2
+
+    def _new_rows(self, strategy: Strategy, half: int) -> np.ndarray:
+        if strategy.rows != Rows.PROGRESSIVE:
+            return self._runner.rows(strategy.rows, half)
+        corpus, refit = self._benchmark.corpus, self._runner.maps[half].refit
+        count = strategy.encodes(len(corpus))
+        if count == len(corpus) or refit is None:
+            return corpus.y
+        chosen = self._order_for(strategy.queries, half)[:count]
+        moments = self._moments_with(strategy.queries, half, refit, chosen)
+        rows = translate(refit.method.fit(moments), corpus.x)
+        rows[chosen] = corpus.y[chosen]
+        return rows
+
+    def _moments_with(self, queries: Queries, half: int, refit: Refit, chosen: np.ndarray) -> Moments:
+        """Moments of the anchors and of the chosen rows; those of an earlier stage are continued."""
+        corpus = self._benchmark.corpus
+        done, moments = self._moments.get((queries, half), (0, refit.moments))
+        if done > len(chosen):
+            done, moments = 0, refit.moments
+        rest = chosen[done:]
+        if len(rest):
+            added = Moments.from_rows(corpus.x[rest], corpus.y[rest], corpus.source, corpus.target, full=moments.full)
+            moments = moments + added
+        self._moments[queries, half] = len(chosen), moments
+        return moments
+
+    def _order_for(self, queries: Queries, half: int) -> np.ndarray:
+        """The order in which rows are re-encoded for the queries of a half: by the number of the other half's that reach them."""
+        if (queries, half) not in self._orders:
+            other = 1 - half
+            candidates = self._candidates(replace(FUSE, queries=queries), other)
+            self._orders[queries, half] = self._order(candidates, queries, other)
+        return self._orders[queries, half]
+
+    def _order(self, candidates: Candidates, queries: Queries, half: int) -> np.ndarray:
+        chosen = self._choose(candidates, queries, self._members[half])
+        return by_hits(candidates.ranked(chosen, self._benchmark.depth), len(self._benchmark.corpus))[0]

@@ -1,0 +1,247 @@
+"""Chooses the weight and the hubness correction of a fused search, on queries that are not reported.
+
+Candidates of each query are collected once, from arrays or batch by batch; then every weight and correction ranks the same
+candidates.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from embridge.arrays import as_vectors
+from embridge.errors import BadVectorsError
+from embridge.evaluation.metrics import DEPTH
+from embridge.indexes.fusion import Fusion, Hubness
+
+WEIGHTS = tuple(step / 10 for step in range(11))
+LEAST_QUERIES = 50  # to choose on; with fewer the old model is kept
+_QUERIES, _ROWS = 256, 16384  # scored at a time: 16 MiB
+_EMPTY = (-1, 0, 0, 0, 0)  # of each part of the candidates
+# The nearest rows by each of these are candidates: together they hold nearly all of the nearest rows by any other fusion.
+_COLLECTED = (Fusion(0.0), Fusion(0.5), Fusion(1.0))
+_COLLECTED_CORRECTED = (Fusion(0.0, Hubness.OLD), Fusion(0.5, Hubness.BOTH), Fusion(1.0, Hubness.NEW))
+
+
+@dataclass(frozen=True, eq=False)
+class Candidates:
+    """Candidates of each query with their parts of a fused score (`embridge.indexes.fusion`).
+
+    Attributes
+    ----------
+    rows : ndarray of int64, shape (n_queries, n_candidates)
+        Positions; -1 is an empty place.
+    old, new : ndarray of float32, same shape
+        Similarity of the query to the row, by the old and by the new model.
+    old_bias, new_bias : ndarray of float32, same shape
+        Half of the row's mean similarity to its 10 nearest reference queries; 0 without reference queries.
+    """
+
+    rows: np.ndarray
+    old: np.ndarray
+    new: np.ndarray
+    old_bias: np.ndarray
+    new_bias: np.ndarray
+
+    @classmethod
+    def joined(cls, parts: Sequence[Candidates]) -> Candidates:
+        """Candidates of several groups of queries, one after the other."""
+        width = max((part.rows.shape[1] for part in parts), default=0)
+        columns = zip(*((part.rows, part.old, part.new, part.old_bias, part.new_bias) for part in parts), strict=True)
+        return cls(
+            *(
+                np.concatenate([np.pad(c, ((0, 0), (0, width - c.shape[1])), constant_values=empty) for c in column])
+                for column, empty in zip(columns, _EMPTY, strict=True)
+            )
+        )
+
+    def scores(self, fusion: Fusion) -> np.ndarray:
+        """Fused scores, shape (n_queries, n_candidates), float32; minus infinity at empty places."""
+        parts = (torch.from_numpy(part) for part in (self.old, self.new, self.old_bias, self.new_bias))
+        return _fused(fusion, *parts).masked_fill(torch.from_numpy(self.rows < 0), -torch.inf).numpy()
+
+    def ranked(self, fusion: Fusion, k: int) -> np.ndarray:
+        """Positions of the k best candidates, best first, shape (n_queries, k); -1 where there are fewer.
+
+        Of equal scores the first row of the collection comes first.
+        """
+        scores = torch.from_numpy(self.scores(fusion))
+        best = scores.sort(dim=1, descending=True, stable=True).indices[:, :k].numpy()
+        found = np.full((len(scores), k), -1, np.int64)
+        found[:, : best.shape[1]] = np.take_along_axis(self.rows, best, 1)
+        return found
+
+    def shares(self, relevant: Sequence[np.ndarray]) -> np.ndarray:
+        """Shares of the relevant rows: 1 / their number where a candidate is one, else 0. Shape (n_queries, n_candidates)."""
+        found = np.zeros(self.rows.shape, np.float32)
+        for number, wanted in enumerate(relevant):
+            if len(wanted):
+                found[number] = (self.rows[number][:, None] == wanted).any(1) / len(wanted)
+        return found
+
+    def at(self, members: np.ndarray) -> Candidates:
+        """Candidates of some of the queries."""
+        return Candidates(*(part[members] for part in (self.rows, self.old, self.new, self.old_bias, self.new_bias)))
+
+
+class CandidateSearch:
+    """Collects `Candidates` over any number of batches of rows: the 100 nearest by the old and by the new side and by both equally.
+
+    Parameters
+    ----------
+    old : ndarray of shape (n_queries, dim_old)
+        Queries of the old side, as `Fusion.queries` uses them: of unit length.
+    new : ndarray of shape (n_queries, dim_new)
+        Queries of the new side, of unit length.
+    depth : int, default 100
+    corrected : bool, default True
+        Rows have biases: the nearest with hubness correction are candidates too.
+    """
+
+    def __init__(self, old: np.ndarray, new: np.ndarray, depth: int = DEPTH, *, corrected: bool = True) -> None:
+        self._old, self._new = (torch.tensor(np.asarray(as_vectors(side), np.float32)) for side in (old, new))
+        if len(self._old) != len(self._new):
+            raise BadVectorsError(f"Fused search needs both vectors of each query. Got {len(old):,} old and {len(new):,} new ones.")
+        self._depth = depth
+        self._fusions = (*_COLLECTED, *_COLLECTED_CORRECTED) if corrected else _COLLECTED
+        starts = range(0, max(len(self._old), 1), _QUERIES)
+        self._blocks: list[tuple[torch.Tensor, ...]] = [_none(min(_QUERIES, len(self._old) - start)) for start in starts]
+
+    def offer(
+        self,
+        old: np.ndarray,
+        new: np.ndarray,
+        rows: np.ndarray,
+        biases: tuple[np.ndarray, np.ndarray] | None = None,
+        exclude: np.ndarray | None = None,
+    ) -> None:
+        """Add a batch of rows.
+
+        Parameters
+        ----------
+        old, new : ndarray of shape (n, dim_old) and (n, dim_new)
+            As in an index: of unit length where the space is measured by cosine.
+        rows : ndarray of int64, shape (n,)
+            Their positions.
+        biases : pair of ndarray of shape (n,), optional
+            ``r / 2`` of both sides, as in `fused_rows`.
+        exclude : ndarray of int64, shape (n_queries,), optional
+            Position of the row that is the query itself, which it does not find; -1 for none.
+        """
+        for start in range(0, len(rows), _ROWS):
+            part = slice(start, start + _ROWS)
+            held = [torch.tensor(np.asarray(side[part], np.float32)) for side in (old, new)]
+            bias = [torch.tensor(np.asarray(side[part], np.float32)) for side in biases or (np.zeros(len(rows)),) * 2]
+            ids = torch.tensor(rows[part])
+            for number, before in enumerate(self._blocks):
+                first = number * _QUERIES
+                some = slice(first, first + _QUERIES)
+                scores = [queries[some] @ side.T for queries, side in zip((self._old, self._new), held, strict=True)]
+                own = None if exclude is None else torch.tensor(exclude[some])
+                found = self._kept(_excluded(ids, scores[0], own), *scores, *bias)
+                self._blocks[number] = self._kept(*(torch.cat(pair, 1) for pair in zip(before, found, strict=True)))
+
+    def candidates(self) -> Candidates:
+        """The candidates so far."""
+        return Candidates.joined([Candidates(*(part.numpy() for part in block)) for block in self._blocks])
+
+    def _kept(
+        self, rows: torch.Tensor, old: torch.Tensor, new: torch.Tensor, old_bias: torch.Tensor, new_bias: torch.Tensor
+    ) -> tuple[torch.Tensor, ...]:
+        """Those that are among the nearest by at least one of the fusions; biases may be one row for all queries."""
+        chosen = torch.zeros(rows.shape, dtype=torch.bool)
+        depth = min(self._depth, rows.shape[1])
+        empty = rows < 0
+        is_full = not empty.any()
+        for fusion in self._fusions:
+            scores = _fused(fusion, old, new, old_bias, new_bias)
+            scores = scores if is_full else scores.masked_fill(empty, -torch.inf)
+            chosen.scatter_(1, scores.topk(depth, dim=1, sorted=False).indices, value=True)
+        chosen &= ~empty
+        counts = chosen.sum(1)
+        width = int(counts.max()) if len(counts) else 0
+        where = torch.nonzero(chosen)
+        place = torch.arange(len(where)) - (counts.cumsum(0) - counts)[where[:, 0]]
+        out = []
+        for part, empty in zip((rows, old, new, old_bias, new_bias), _EMPTY, strict=True):
+            filled = torch.full((len(rows), width), empty, dtype=part.dtype)
+            filled[where[:, 0], place] = part.expand(rows.shape)[where[:, 0], where[:, 1]]
+            out.append(filled)
+        return tuple(out)
+
+
+def choose_fusion(
+    candidates: Candidates, relevant: Sequence[np.ndarray], k: int = 10, hubness: Sequence[Hubness] = tuple(Hubness)
+) -> Fusion:
+    """The weight and the hubness correction that find most relevant rows, or the old model alone.
+
+    The score of a query is the share of its relevant rows among the k best. Mean scores are smoothed over neighboring weights
+    (1/4, 1/2, 1/4; the ends, where only one side counts, stand alone), which takes out part of the luck of the best of many. The
+    best is chosen if it is better than the old model without correction (weight 0) by more than one standard error of the paired
+    difference. Otherwise, and with fewer than 50 queries, the choice is the old model.
+
+    Parameters
+    ----------
+    candidates : Candidates
+    relevant : sequence of ndarray of int64
+        Positions for each query: its relevant rows (then the score is recall@k), or the k nearest by the new model (then it is
+        overlap@k). Queries without any do not count.
+    k : int, default 10
+    hubness : sequence of Hubness
+        The corrections that are possible; default: all.
+
+    Returns
+    -------
+    Fusion
+        Use it for other queries than these.
+    """
+    counted = np.array([place for place, rows in enumerate(relevant) if len(rows)], np.int64)
+    if len(counted) < LEAST_QUERIES:
+        return Fusion(0.0)
+    used = candidates.at(counted)
+    shares = torch.from_numpy(used.shares([rows for rows in relevant if len(rows)]))
+    old = _recall(used, shares, Fusion(0.0), k)
+    best, gain, score = Fusion(0.0), np.zeros(len(old)), float(old.mean())
+    for correction in hubness:
+        fusions = [Fusion(weight, correction) for weight in WEIGHTS]
+        table = np.stack([_recall(used, shares, fusion, k) for fusion in fusions])
+        means = _smoothed(table.mean(axis=1))
+        place = int(np.argmax(means))
+        if means[place] > score:
+            best, gain, score = fusions[place], table[place] - old, float(means[place])
+    return best if gain.mean() > gain.std(ddof=1) / np.sqrt(len(gain)) else Fusion(0.0)
+
+
+def _recall(candidates: Candidates, shares: torch.Tensor, fusion: Fusion, k: int) -> np.ndarray:
+    scores = torch.from_numpy(candidates.scores(fusion))
+    best = scores.topk(min(k, scores.shape[1]), dim=1, sorted=False).indices
+    return shares.gather(1, best).sum(1).to(torch.float64).numpy()
+
+
+def _smoothed(means: np.ndarray) -> np.ndarray:
+    out = means.copy()
+    out[1:-1] = (means[:-2] + 2 * means[1:-1] + means[2:]) / 4
+    return out
+
+
+def _fused(fusion: Fusion, old: torch.Tensor, new: torch.Tensor, old_bias: torch.Tensor, new_bias: torch.Tensor) -> torch.Tensor:
+    """The score of `embridge.indexes.fusion`."""
+    w = fusion.weight
+    if fusion.hubness in (Hubness.OLD, Hubness.BOTH):
+        old = old - old_bias
+    if fusion.hubness in (Hubness.NEW, Hubness.BOTH):
+        new = new - new_bias
+    return torch.lerp(old, new, w) if 0 < w < 1 else (new if w else old)
+
+
+def _none(queries: int) -> tuple[torch.Tensor, ...]:
+    return torch.empty(queries, 0, dtype=torch.int64), *(torch.empty(queries, 0) for _ in range(4))
+
+
+def _excluded(ids: torch.Tensor, scores: torch.Tensor, own: torch.Tensor | None) -> torch.Tensor:
+    """Positions for each query, -1 for the query's own row; shape of `scores`."""
+    rows = ids.expand(scores.shape)
+    return rows if own is None else rows.masked_fill(rows == own[:, None], -1)
