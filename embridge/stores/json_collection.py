@@ -6,24 +6,34 @@ import functools
 import hashlib
 import json
 from abc import abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 
 from embridge.arrays import as_vectors
-from embridge.errors import ChangedSourceError, n_rows
+from embridge.errors import ChangedSourceError, CollectionError, n_rows
 from embridge.stores.batch import Batch
 from embridge.stores.declared import DeclaredCollection
 from embridge.stores.json_columns import JsonColumns, Row
 from embridge.stores.memory import empty_payload
 from embridge.stores.parquet.file import vectors_of
-from embridge.types import Hits, Space
+from embridge.stores.store import Layout, Note, check_finished
+from embridge.stores.uri import Location
+from embridge.types import DeclaredSpace, Hits, Metric, Space
 
+NOTE, SCHEMA = "embridge", "embridge_schema"  # keys in the metadata of a collection
 _SAMPLE = 2048  # rows whose vectors and fields a fingerprint includes
 _FETCHED = 256  # of them at a time
 _QUERIES = 64  # of one request
+
+
+def recorded(layout: Layout, note: str) -> dict[str, str]:
+    """What embridge keeps in the metadata of a collection: the note, and the types of ids and payload."""
+    schema = pa.schema([pa.field(layout.id_column, layout.id_type), *layout.payload_schema])
+    return {NOTE: note, SCHEMA: JsonColumns(schema).dumps()}
 
 
 class JsonCollection(DeclaredCollection):
@@ -46,7 +56,46 @@ class JsonCollection(DeclaredCollection):
     ignored: tuple[str, ...] = ()
     lineage: dict[str, str] = {}  # noqa: RUF012 (replaced, not changed)
     _further: dict[str, Space] = {}  # noqa: RUF012 (replaced, not changed)
+    _location: Location
     _rows: int
+
+    def _recall(self, metadata: Mapping[str, Any], *, is_flat: bool = False) -> tuple[Note | None, pa.DataType | None]:
+        """Take over what embridge keeps in the metadata of the collection: its note, and the type of ids, None where it is unknown.
+
+        Raises
+        ------
+        InterruptedOutputError, CollectionError
+            It is unfinished, or holds no rows, or its note is damaged.
+        """
+        note = Note.loads(metadata.get(NOTE), self.name)
+        check_finished(note, self.name)
+        self._rows = self._count()
+        if not self._rows:
+            raise CollectionError.empty(self.name)
+        if note is None or SCHEMA not in metadata:
+            return note, None
+        self.lineage = note.lineage
+        whole = JsonColumns.loads(metadata[SCHEMA], self.name, is_flat=is_flat)
+        if self._location.options.get("columns") != "inferred":
+            self.columns = replace(whole, schema=whole.schema.remove(0))
+        return note, whole.schema.field(0).type
+
+    def _settle(
+        self, space: Space | DeclaredSpace | str | None, note: Note | None, dim: int, metric: Metric | None, distance: object
+    ) -> None:
+        """Set the space of the vectors; `distance` is the store's name of its metric.
+
+        Raises
+        ------
+        CollectionError
+            It is none of embridge's.
+        """
+        if metric is None:
+            raise CollectionError(f"{self.name} has the distance {distance!r}, which embridge does not know.")
+        stated = note if note and note.columns["vector"] == self.vector_column else None
+        self._further = stated.payload_spaces if stated else {}
+        known = stated.space if stated else None
+        self._declare(space, known, dim, metric, normalized=not self.capabilities.keeps_lengths)
 
     @abstractmethod
     def _count(self) -> int:

@@ -175,7 +175,7 @@ def test_named_vectors(uri):
 @pytest.mark.parametrize("distance", ["Manhattan"])
 def test_a_distance_without_a_metric_is_refused(uri, distance):
     create(uri, models.VectorParams(size=4, distance=distance), [models.PointStruct(id=1, vector=[1, 2, 3, 4])])
-    with pytest.raises(CollectionError, match=f"has the distance {distance}"):
+    with pytest.raises(CollectionError, match=f"has the distance '{distance}'"):
         eb.open(uri, space="a")
 
 

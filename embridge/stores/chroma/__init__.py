@@ -10,7 +10,8 @@ import pyarrow as pa
 from embridge.stores.batch import Batch
 from embridge.stores.capabilities import Capabilities
 from embridge.stores.chroma.client import FORMS, collection_name, collection_of, connect, reading, storing
-from embridge.stores.chroma.collection import CAPABILITIES, NOTE, SCHEMA, SPACES, TEXTS, ChromaCollection
+from embridge.stores.chroma.collection import CAPABILITIES, SPACES, TEXTS, ChromaCollection
+from embridge.stores.json_collection import NOTE, recorded
 from embridge.stores.json_columns import JsonColumns, refusal
 from embridge.stores.store import Layout, Note, Store, Writer
 from embridge.stores.uri import Location
@@ -27,7 +28,7 @@ class ChromaWriter(Writer):
         self._largest = client.get_max_batch_size()
         self._columns = JsonColumns(layout.payload_schema, is_flat=True)
         self._texts = {c.name: TEXTS[c.name] for c in layout.payload_schema if c.name in TEXTS and is_text(c)}
-        self._schema = _schema(layout)
+        self._layout = layout
 
     def write(self, batch: Batch, note: str) -> None:
         rows = max(1, min(self._largest, _REQUEST_BYTES // (20 * batch.vectors.shape[1])))
@@ -47,7 +48,7 @@ class ChromaWriter(Writer):
 
     def finish(self, note: str) -> None:
         with storing(self._location):
-            self._collection.modify(metadata={NOTE: note, SCHEMA: self._schema})
+            self._collection.modify(metadata=recorded(self._layout, note))
 
 
 class ChromaStore(Store):
@@ -76,7 +77,7 @@ class ChromaStore(Store):
 
     def create(self, location: Location, layout: Layout) -> Writer:
         name = collection_name(location)
-        metadata = {NOTE: layout.note(layout.cursor), SCHEMA: _schema(layout)}
+        metadata = recorded(layout, layout.note(layout.cursor))
         configuration: Any = {"hnsw": {"space": SPACES[layout.space.metric]}}
         with storing(location):
             client = connect(location, may_create=True)
@@ -95,7 +96,3 @@ class ChromaStore(Store):
 def is_text(column: pa.Field) -> bool:
     """A column that is kept as the documents or URIs of rows."""
     return pa.types.is_string(column.type) or pa.types.is_large_string(column.type)
-
-
-def _schema(layout: Layout) -> str:
-    return JsonColumns(pa.schema([pa.field(layout.id_column, layout.id_type), *layout.payload_schema])).dumps()

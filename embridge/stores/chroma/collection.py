@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import bisect
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -16,12 +15,10 @@ from embridge.stores.batch import Batch
 from embridge.stores.capabilities import Capabilities
 from embridge.stores.chroma.client import collection_name, collection_of, connect, reading
 from embridge.stores.json_collection import JsonCollection
-from embridge.stores.json_columns import JsonColumns, Row
-from embridge.stores.store import Note, check_finished
+from embridge.stores.json_columns import Row
 from embridge.stores.uri import Location
 from embridge.types import DeclaredSpace, Metric, Space
 
-NOTE, SCHEMA = "embridge", "embridge_schema"  # keys in the metadata of a collection
 SPACES = {Metric.COSINE: "cosine", Metric.DOT: "ip", Metric.L2: "l2"}
 TEXTS = {"document": "documents", "uri": "uris"}  # columns that Chroma keeps beside the metadata of a row
 CAPABILITIES = Capabilities(keeps_order=False)
@@ -51,12 +48,7 @@ class ChromaCollection(JsonCollection):
         with reading(location):
             self._client = connect(location)
             self._collection = collection_of(self._client, location)
-            metadata = self._collection.metadata or {}
-            note = Note.loads(metadata.get(NOTE), self.path)
-            check_finished(note, self.name)
-            self._rows = self._count()
-            if not self._rows:
-                raise CollectionError.empty(self.name)
+            note, id_type = self._recall(self._collection.metadata or {}, is_flat=True)
             first = self._collection.get(limit=1, include=["embeddings"])["embeddings"]
             configuration = self._collection.configuration_json or {}
         known = note.columns if note else {}
@@ -65,19 +57,10 @@ class ChromaCollection(JsonCollection):
             if column != own:
                 raise CollectionError.no_column(self.name, column, [own], f"?{option}={own}")
         self.id_column, self.vector_column = known.get("id", "id"), known.get("vector", "vector")
-        self.id_type = pa.string()
-        if note is not None:
-            self.lineage, self._further = note.lineage, note.payload_spaces
-        if note is not None and (schema := metadata.get(SCHEMA)):
-            whole = JsonColumns.loads(schema, self.name, is_flat=True)
-            self.id_type = whole.schema.field(0).type
-            if "columns" not in location.options:
-                self.columns = replace(whole, schema=whole.schema.remove(0))
+        self.id_type = id_type or pa.string()
         index = configuration.get("hnsw") or configuration.get("spann") or {}
         metric = next((metric for metric, name in SPACES.items() if name == index.get("space", "l2")), None)
-        if metric is None:
-            raise CollectionError(f"{self.name} has the distance {index.get('space')!r}, which embridge does not know.")
-        self._declare(space, note.space if note else None, len(first[0]), metric)
+        self._settle(space, note, len(first[0]), metric, index.get("space"))
         self._sorted: list[str] | None = None
 
     def _count(self) -> int:

@@ -10,9 +10,10 @@ import pyarrow as pa
 from embridge.errors import OutputError
 from embridge.stores.batch import Batch
 from embridge.stores.capabilities import Capabilities
+from embridge.stores.json_collection import NOTE, recorded
 from embridge.stores.json_columns import JsonColumns, refusal
 from embridge.stores.qdrant.client import FORMS, collection_name, connect, models, point_of, reading, release, storing
-from embridge.stores.qdrant.collection import DISTANCES, NOTE, SCHEMA, QdrantCollection, capabilities_of, describe
+from embridge.stores.qdrant.collection import DISTANCES, QdrantCollection, capabilities_of, describe
 from embridge.stores.store import Layout, Note, Store, Writer
 from embridge.stores.uri import Location
 from embridge.types import DeclaredSpace, Metric, Space
@@ -75,8 +76,7 @@ class QdrantStore(Store):
         name = collection_name(location)
         datatype = models.Datatype.FLOAT16 if layout.dtype == "float16" else None
         params = models.VectorParams(size=layout.space.dim, distance=DISTANCES[layout.space.metric], datatype=datatype)
-        ids = pa.field(layout.id_column, layout.id_type)
-        metadata = {NOTE: layout.note(layout.cursor), SCHEMA: JsonColumns(pa.schema([ids, *layout.payload_schema])).dumps()}
+        metadata = recorded(layout, layout.note(layout.cursor))
         with storing(location):
             client = connect(location, may_create=True)
             client.create_collection(name, vectors_config={layout.vector_column: params}, metadata=metadata)

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -16,28 +14,21 @@ from embridge.stores.base import RowFilter
 from embridge.stores.batch import Batch
 from embridge.stores.capabilities import Capabilities
 from embridge.stores.json_collection import JsonCollection
-from embridge.stores.json_columns import JsonColumns, Row
+from embridge.stores.json_columns import Row
 from embridge.stores.qdrant.client import collection_name, connect, models, point_of, reading
-from embridge.stores.store import Note, check_finished
 from embridge.stores.uri import Location
 from embridge.types import DeclaredSpace, Metric, Space
 
-NOTE, SCHEMA = "embridge", "embridge_schema"  # keys in the metadata of a collection
 DISTANCES = {Metric.COSINE: models.Distance.COSINE, Metric.DOT: models.Distance.DOT, Metric.L2: models.Distance.EUCLID}
 _PAGE, _PAGE_BYTES = 1024, 4 << 20  # rows with vectors of one request, and their bytes as float32
 _ID_PAGE = 8192  # rows without vectors
 _SIGN = 1 << 63
 
 
-def capabilities_of(metric: Metric) -> Capabilities:
+def capabilities_of(metric: Metric | None) -> Capabilities:
     """Of a collection: under cosine, vectors are stored with unit length."""
-    return Capabilities(
-        keeps_lengths=metric != Metric.COSINE,
-        keeps_order=False,
-        supports_second_vector=True,
-        supports_alias=True,
-        dtypes=("float32", "float16"),
-    )
+    rest = {"dtypes": ("float32", "float16"), "supports_second_vector": True, "supports_alias": True}
+    return Capabilities(keeps_lengths=metric != Metric.COSINE, keeps_order=False, **rest)
 
 
 class QdrantCollection(JsonCollection):
@@ -56,25 +47,16 @@ class QdrantCollection(JsonCollection):
         self.path, self._location, self._name = location.uri, location, collection_name(location)
         with reading(location):
             info, metadata = describe(self._client, self._name, location)
-            note = Note.loads(metadata.get(NOTE), self.path)
-            check_finished(note, self.name)
-            self._rows = self._count()
-        if not self._rows:
-            raise CollectionError.empty(self.name)
+            note, id_type = self._recall(metadata)
         known = note.columns if note else {}
         vector, params = self._vector(info, location.column("vector", vector_column, known.get("vector", "")))
         self._using = vector or None
         self.vector_column = vector or "vector"
-        self.lineage = note.lineage if note else {}
         with reading(location):
-            self._identify(note, metadata.get(SCHEMA), location.column("id", id_column, ""))
+            self._identify(known.get("id", "id"), id_type, location.column("id", id_column, ""))
         metric = next((metric for metric, distance in DISTANCES.items() if distance == params.distance), None)
-        if metric is None:
-            raise CollectionError(f"{self.name} has the distance {params.distance.value}, which embridge does not know.")
         self.capabilities = capabilities_of(metric)
-        is_main = note is not None and note.columns["vector"] == vector
-        self._further = note.payload_spaces if note and is_main else {}
-        self._declare(space, note.space if note and is_main else None, params.size, metric, normalized=metric == Metric.COSINE)
+        self._settle(space, note, params.size, metric, params.distance.value)
 
     @property
     def _client(self) -> Any:
@@ -93,31 +75,24 @@ class QdrantCollection(JsonCollection):
             raise CollectionError(f"{self.name} holds several vectors a row under {name!r}; embridge reads one.")
         return name, vectors[name]
 
-    def _identify(self, note: Note | None, schema: str | None, field: str) -> None:
-        """Find what the ids are: a field of the payload, numbers, or the text of points' ids; and the recorded columns."""
-        whole = JsonColumns.loads(schema, self.name) if note is not None and schema else None
-        own = note.columns["id"] if note else "id"
-        self.id_column, self._id_field, self._is_signed = field or own, None, False
-        if whole is not None:
-            kind = whole.schema.field(0).type
-            if self._location.options.get("columns") != "inferred":
-                self.columns = replace(whole, schema=whole.schema.remove(0))
-            if not field or field == own:
-                self.id_type, self._is_signed = kind, pa.types.is_integer(kind)
-                self._id_field = None if self._is_signed else own
-        if whole is None or (field and field != own):
+    def _identify(self, own: str, recorded: pa.DataType | None, field: str) -> None:
+        """Find what the ids are: a field of the payload, numbers, or the text of points' ids."""
+        self.id_column = field or own
+        self._is_signed = False
+        if recorded is not None and self.id_column == own:
+            self.id_type, self._is_signed = recorded, pa.types.is_integer(recorded)
+            self._id_field = None if self._is_signed else own
+        else:
             self._id_field, self.columns = field or None, None
-            self.id_type = self._type_of_field(field) if field else self._type_of_points()
+            # All ids of points are numbers below 2^63 where none comes after them.
+            numbers = pa.string() if self._scroll(offset=_SIGN, limit=1)[0] else pa.int64()
+            self.id_type = self._type_of_field(field) if field else numbers
         self.seeks = self._id_field is None or self.columns is not None  # a field of somebody else does not say which point has it
         self.ignored = () if self._id_field is None else (self._id_field,)
 
     def _vectors(self, rows: list[Any] | np.ndarray, start: int, *, validate: bool) -> np.ndarray:
         values = super()._vectors(rows, start, validate=validate)
         return unit(values) if self.stated_space.metric == Metric.COSINE else values  # local mode keeps lengths on the disk
-
-    def _type_of_points(self) -> pa.DataType:
-        """int64 where all ids of points are numbers below 2^63, which one request says."""
-        return pa.string() if self._scroll(offset=_SIGN, limit=1)[0] else pa.int64()
 
     def _type_of_field(self, field: str) -> pa.DataType:
         value = (self._scroll(limit=1, with_payload=True)[0][0].payload or {}).get(field)
@@ -196,9 +171,7 @@ class QdrantCollection(JsonCollection):
         return self._read(batch_rows, row_filter=row_filter, first=point, **options)
 
     def _id_fields(self) -> bool | list[str]:
-        if self._id_field is None:
-            return False
-        return [self._id_field] if re.fullmatch(r"[\w-]+", self._id_field) else True  # else it would be a path into the payload
+        return False if self._id_field is None else [f'"{self._id_field}"']  # without quotes, a dot would lead into an object
 
     def _ids(self, records: Sequence[Any]) -> pa.Array:
         if self._id_field is not None:
