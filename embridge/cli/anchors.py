@@ -12,6 +12,7 @@ from embridge.cli.session import (
     Verb,
     check_outputs,
     columns,
+    open_beside,
     open_source,
     overwrite_option,
     seed_option,
@@ -43,20 +44,24 @@ def anchors() -> None:
     show_default=True,
     help="uniform: at random; kmeans: one row near each of n centers, to cover sparse regions too.",
 )
+@click.option("--queries", metavar="QS", help="Logged queries by SRC's model: take the rows that most of them reach.")
 @space_option
 @columns
 @seed_option
 @overwrite_option
 @verb()
 def sample(
-    session: Session, source: str, size: int, output: str, strategy: Any, space: str | None, seed: int, overwrite: bool,
-    **named: str | None,
+    session: Session, source: str, size: int, output: str, strategy: Any, queries: str | None, space: str | None, seed: int,
+    overwrite: bool, **named: str | None,
 ) -> None:  # fmt: skip
     """Choose which rows to re-encode with the new model.
+
+    With --queries, rows that logged queries have among their 100 nearest: those that `rollout` needs first.
 
     \b
     embridge anchors sample old.parquet -n 5000 -o ids.parquet
     embridge anchors sample old.parquet -n 2000 --strategy kmeans -o ids.parquet
+    embridge anchors sample old.parquet -n 1000 --queries queries-old.parquet -o ids.parquet
     """
     import embridge as eb
     from embridge.anchors import ids_at
@@ -64,15 +69,19 @@ def sample(
     from embridge.tables.ids import write_ids
 
     started = time.perf_counter()
-    check_outputs(output, overwrite=overwrite, inputs=[source])
+    given = [source, queries]
+    check_outputs(output, overwrite=overwrite, inputs=given)
     collection = open_source(source, space, **named)
+    logged = open_beside(queries, collection.space, **named) if queries else None
     with session.status("choosing rows"):
-        ids = ids_at(collection, eb.sample_rows(collection, size, strategy=strategy, seed=seed))
+        ids = ids_at(collection, eb.sample_rows(collection, size, strategy=strategy, queries=logged, seed=seed))
     collection.check_unchanged()
-    write_ids(output, ids, inputs=[source], overwrite=overwrite)
+    write_ids(output, ids, inputs=given, overwrite=overwrite)
     seconds = time.perf_counter() - started
     parameters = {"n": size, "strategy": strategy, "seed": seed}
     inputs, outputs = [Artifact.of_collection("source", collection)], [Artifact.of_file("ids", output)]
+    inputs += [Artifact.of_collection("source queries", logged)] if logged else []
+    strategy = "queries" if logged else strategy
     session.record(Run.of("anchors sample", inputs=inputs, outputs=outputs, parameters=parameters, seconds=seconds, rows=size))
     result = {"path": output, "ids": size, "rows": len(collection), "strategy": strategy, "seconds": seconds}
     session.emit(result, f"{output}: {size:,} of {len(collection):,} ids ({strategy})")

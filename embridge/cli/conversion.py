@@ -1,9 +1,9 @@
-"""Verbs on a whole collection and a map: convert, verify."""
+"""Verbs on a whole collection: convert, copy, verify."""
 
 from __future__ import annotations
 
 import time
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -18,6 +18,9 @@ from embridge.cli.session import (
     space_option,
     verb,
 )
+
+if TYPE_CHECKING:
+    from embridge.records import Conversion
 
 
 @click.command(cls=Verb)
@@ -75,12 +78,13 @@ def convert(
     embridge convert old.parquet map.safetensors old-in-new.parquet --confidence
     embridge convert old.parquet map.safetensors both.parquet --keep-old
     embridge convert old.faiss map.safetensors s3://bucket/old-in-new.parquet
+    embridge convert old.parquet map.safetensors lancedb:///data/lance#old-in-new
     """
     import embridge as eb
     from embridge.conversion.run import makes_folder
     from embridge.outputs import CONVERSION, Output
     from embridge.records import Artifact, Run
-    from embridge.stores.locations import beside, is_remote
+    from embridge.stores.locations import is_remote
 
     collection = open_source(source, space, id_column, vector_column)
     if not is_remote(output):
@@ -103,8 +107,72 @@ def convert(
     result |= {"rows_per_second": done.rows_per_second, "device": done.device, "skipped": done.skipped}
     result |= {"confidence": options["confidence"], "keep_old": options["keep_old"]}
     speed = f"{done.rows_per_second:,.0f} rows per second, {done.device}"
-    left_out = f"; {done.skipped:,} bad rows left out, listed in {beside(output, '.bad.parquet')}" if done.skipped else ""
-    session.emit(result, f"{output}: {done.rows:,} rows in {done.seconds:.1f} s ({speed}){left_out}")
+    session.emit(result, f"{output}: {done.rows:,} rows in {done.seconds:.1f} s ({speed}){left_out(done)}")
+
+
+def left_out(done: Conversion) -> str:
+    """What a conversion says about bad rows."""
+    from embridge.stores.locations import beside
+    from embridge.stores.uri import scheme_of
+
+    listed = "" if scheme_of(done.path) else f", listed in {beside(done.path, '.bad.parquet')}"
+    return f"; {done.skipped:,} bad rows left out{listed}" if done.skipped else ""
+
+
+@click.command(cls=Verb)
+@click.argument("source", metavar="SRC")
+@click.argument("output", metavar="DST")
+@space_option
+@columns
+@click.option(
+    "--dtype", type=click.Choice(["float32", "float16"]), default="float32", show_default=True, help="Type of the vectors in DST."
+)
+@click.option(
+    "--on-bad",
+    type=click.Choice(["stop", "skip"]),
+    default="stop",
+    show_default=True,
+    help="Rows without a usable vector or id: stop, or leave them out.",
+)
+@click.option("--resume", is_flag=True, help="Continue an interrupted run of the same source and options.")
+@click.option("--batch-rows", type=click.IntRange(1), help="Rows read at a time. [default: by free memory]")
+@overwrite_option
+@verb()
+def copy(
+    session: Session, source: str, output: str, space: str | None, id_column: str | None, vector_column: str | None, **options: Any
+) -> None:
+    """Copy a collection to another store. Ids, vectors, other columns and the space are kept; DST is complete or cannot be opened.
+
+    An interrupted run continues after the last id that DST has safely: the same command with --resume.
+
+    \b
+    embridge copy old.parquet lancedb:///data/lance#old
+    embridge copy lancedb:///data/lance#old old.parquet --overwrite
+    embridge copy "npy:///data/vectors.npy?ids=ids.parquet" old.parquet --space minilm
+    """
+    import embridge as eb
+    from embridge.conversion.run import makes_folder
+    from embridge.outputs import CONVERSION, Output
+    from embridge.records import Artifact, Run
+    from embridge.stores.locations import is_remote
+
+    collection = open_source(source, space, id_column, vector_column)
+    if not is_remote(output):
+        kind = Output(output, CONVERSION, folder=makes_folder(collection, output))
+        check_outputs(kind, overwrite=options["overwrite"], resume=options["resume"], inputs=[source])
+    try:
+        with session.progress("copying") as progress:
+            done = eb.copy(collection, output, progress=progress, **options)
+    except KeyboardInterrupt:
+        click.echo(f"Interrupted. Run the same command with --resume to continue {output}.", err=True)
+        raise SystemExit(130) from None
+    inputs, outputs = [Artifact.of_collection("source", collection)], [Artifact.of_collection("output", eb.open(output))]
+    parameters = {"dtype": options["dtype"], "on_bad": options["on_bad"], "skipped": done.skipped}
+    session.record(Run.of("copy", inputs=inputs, outputs=outputs, parameters=parameters, seconds=done.seconds, rows=done.rows))
+    result = {"path": done.path, "rows": done.rows, "seconds": done.seconds}
+    result |= {"rows_per_second": done.rows_per_second, "skipped": done.skipped}
+    speed = f"{done.rows_per_second:,.0f} rows per second"
+    session.emit(result, f"{output}: {done.rows:,} rows in {done.seconds:.1f} s ({speed}){left_out(done)}")
 
 
 @click.command(cls=Verb)

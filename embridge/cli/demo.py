@@ -16,11 +16,13 @@ if TYPE_CHECKING:
     from embridge.catalog import Catalog
     from embridge.maps import Map
     from embridge.records import Evaluation
+    from embridge.records.rollout import RolloutStatus
     from embridge.stores import Collection
 
 # Columns of the search results: the strategy, and its heading.
 _COLUMNS = {"keep-old": "old", "translate-documents": "translated", "blend": "blended", "re-encode": "native"}
 _EXAMPLES, _HITS = 6, 3
+_STEP, _STAGES = 400, 3  # rows of a step of the rollout, and its stages
 
 
 @dataclass(frozen=True)
@@ -50,8 +52,8 @@ def demo(session: Session, output: str) -> None:
     """Run all steps on real embeddings, in under a minute.
 
     3,000 WordNet glosses were encoded with MiniLM-L6; the team moves to MPNet and has re-encoded 1,000 of them. Fit a map,
-    measure it on the other 2,000, convert the collection, index it, search it with MPNet queries, and record everything. The
-    folder holds map, collection, indexes and catalog; running the demo again replaces them.
+    measure it on the other 2,000, convert the collection, index it, search it with MPNet queries, roll MPNet out step by step,
+    and record everything. The folder holds map, collection, indexes, rollout and catalog; running the demo again replaces them.
 
     \b
     embridge demo
@@ -70,12 +72,14 @@ def demo(session: Session, output: str) -> None:
     found = _evaluate(demo, translation)
     converted = _convert(demo, translation)
     examples = _search(demo, translation, converted)
+    stages = _roll_out(demo)
     seconds = time.perf_counter() - started
     best = catalog.sql("SELECT source_space, target_space, method, overlap, recall, benchmark FROM best_translator")
-    demo.say(f"\n4. Query the catalog: embridge catalog sql --catalog {catalog.path} 'FROM best_translator'")
+    demo.say(f"\n5. Query the catalog: embridge catalog sql --catalog {catalog.path} 'FROM best_translator'")
     demo.say("   " + table(best).replace("\n", "\n   "))
     files = ", ".join(sorted(os.listdir(folder)))
     result = {"folder": output, "seconds": seconds, "evaluation": found.to_dict(), "examples": examples}
+    result["rollout"] = [stage.to_dict() for stage in stages]
     session.emit(result, f"\nDone in {seconds:.0f} s; everything is in {output}/: {files}")
 
 
@@ -163,6 +167,54 @@ def _search(demo: _Demo, translation: Map, converted: Collection) -> list[dict[s
         examples.append({"query_id": query, "query": words[query], "hits": rows})
     demo.say(_text(examples))
     return examples
+
+
+def _roll_out(demo: _Demo) -> list[RolloutStatus]:
+    """Three stages of a rollout; the status of each."""
+    import numpy as np
+
+    import embridge as eb
+    from embridge.rollout.steps import discard
+    from embridge.tables.ids import read_ids
+    from embridge.tables.qrels import read_qrels
+
+    demo.say(f"\n4. Or roll the new model out: encode {_STEP} rows a step, and score every row by both of its vectors.")
+    clock, path, listed = time.perf_counter(), demo.path("rollout"), demo.path("next.parquet")
+    discard(Path(path))
+    ids, vectors = demo.new.read()
+    first = np.isin(np.arange(len(ids)), eb.sample_rows(demo.old, _STEP, queries=demo.old_queries))
+    queries, qrels = eb.match(demo.old_queries, demo.new_queries), read_qrels(eb.sample_path("qrels"))
+    with demo.session.status("rolling out"):
+        native = eb.MemoryCollection(ids[first], vectors[first], demo.new.space)
+        rollout = eb.Rollout.start(demo.old, native, path, queries=queries, qrels=qrels)
+        found = [rollout.status()]
+        while len(found) < _STAGES:
+            rollout.next(_STEP, listed, overwrite=True)
+            wanted = np.isin(ids, read_ids(listed))
+            rollout.add(eb.MemoryCollection(ids[wanted], vectors[wanted], demo.new.space))
+            found.append(rollout.status())
+    run = eb.Run.of(
+        "rollout",
+        inputs=[eb.Artifact.of_collection("source", demo.old), eb.Artifact.of_collection("native", demo.new)],
+        outputs=[eb.Artifact.of_collection("rollout", rollout.collection)],
+        parameters={"stages": _STAGES},
+        seconds=time.perf_counter() - clock,
+        rows=found[-1].rows,
+    )
+    demo.catalog.record(run)
+    demo.say("   " + table([_stage_row(status) for status in found]).replace("\n", "\n   "))
+    return found
+
+
+def _stage_row(status: RolloutStatus) -> dict[str, Any]:
+    """The figures of a stage, on queries that nothing was chosen on."""
+    return {
+        "rows encoded": f"{status.native:,}",
+        "recall@10: old model": status.keep_old.recall,
+        "both vectors": status.now.recall,
+        "forecast before": status.history[-1].forecast,
+        "new vectors alone": status.new_space.recall,
+    }
 
 
 def _index(demo: _Demo, collection: Collection, name: str) -> Any:

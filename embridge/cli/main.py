@@ -14,12 +14,14 @@ _VERBS = {
     "info": "collections",
     "encode": "collections",
     "convert": "conversion",
+    "copy": "conversion",
     "verify": "conversion",
     "anchors": "anchors",
     "fit": "fit",
     "evaluate": "evaluation",
     "merge": "merge",
     "plan": "plan",
+    "rollout": "rollout",
     "index": "search",
     "migrate": "migrate",
     "search": "search",
@@ -75,7 +77,9 @@ def main() -> None:
     embridge evaluate map.safetensors old.parquet new-sample.parquet
     embridge plan old.parquet new-sample.parquet          every strategy side by side
     embridge convert old.parquet map.safetensors old-in-new.parquet
+    embridge copy old.parquet lancedb:///data/lance#old     to another store
     embridge merge re-encoded.parquet old-in-new.parquet -o mixed.parquet
+    embridge rollout start old.parquet new-sample.parquet -o rollout   change encoders step by step
     embridge index old-in-new.parquet old-in-new.faiss --factory HNSW32
     embridge migrate old.faiss map.safetensors new.faiss  migrate an index without a rebuild
     embridge search old-in-new.faiss queries.parquet -k 10

@@ -178,11 +178,12 @@ def search(
     named = (id_column, vector_column)
     if looks_like_parquet(index_path):
         opened = open_source(index_path, index_space, *named)
-        searched, expected = Artifact.of_collection("collection", opened), (opened.old_side or opened).space
+        searched, old_side = Artifact.of_collection("collection", opened), opened.old_side
+        known, default = (None if old_side is None else old_side.space), eb.Fusion.default(has_bias=hubness is not None)
     else:
         opened = eb.open_index(index_path, space=index_space, external_lists=external_lists)
-        searched, expected = Artifact.of_index("index", opened), opened.old_space or opened.space
-    old_space = old_space or expected.name
+        searched, known, default = Artifact.of_index("index", opened), opened.old_space, opened.fusion or eb.Fusion()
+    old_space = old_space or (known or opened.space).name
     query_rows = open_source(queries, space, *named)
     translation = eb.load_map(via) if via else None
     old = _open_old(old_queries, old_space, *named) if old_queries else None
@@ -200,7 +201,10 @@ def search(
     inputs += [Artifact.of_map("map", via, translation)] if via and translation else []
     further = {"old queries": old, "reference queries": references, "old reference queries": old_references}
     inputs += [Artifact.of_collection(role, side) for role, side in further.items() if side is not None]
-    parameters: dict[str, Any] = {"k": k, "params": params, "weight": weight, "hubness": fused_hubness}
+    parameters: dict[str, Any] = {"k": k, "params": params}
+    if old is not None or known is not None:
+        used = default.changed(weight, fused_hubness)
+        parameters |= {"weight": used.weight, "hubness": str(used.hubness)}
     outputs = [Artifact.of_file("hits", output)] if output else []
     session.record(Run.of("search", inputs=inputs, outputs=outputs, parameters=parameters, seconds=seconds, rows=len(ids)))
     rows = [(query, *hits.row(i)) for i, query in enumerate(ids.tolist())]

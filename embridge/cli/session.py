@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from embridge.outputs import Output
     from embridge.records import Run
     from embridge.stores import Collection
+    from embridge.types import Space
 
 _CATALOG = "embridge.catalog"  # key of a context for the files of the catalog
 _PATIENCE = 1.0  # seconds before a progress bar is shown
@@ -124,6 +125,7 @@ def verb(*, catalog: bool = True) -> Callable[[Callable[..., None]], Callable[..
         def run(as_json: bool, quiet: bool, **options: Any) -> None:
             found = None
             _check_text(options)
+            options = _without_passwords(options)
             if catalog:
                 path, no_catalog = options.pop("catalog_path"), options.pop("no_catalog")
                 if not no_catalog:
@@ -159,6 +161,18 @@ def _check_text(options: dict[str, Any]) -> None:
     for text in _texts(options):
         if text.encode("utf-8", "replace").decode() != text:
             raise ParameterError(f"{text!r} is not valid UTF-8. Hint: rename the file.")
+
+
+def _without_passwords(options: dict[str, Any]) -> dict[str, Any]:
+    """The options, with URIs as they may be shown and recorded; opening them finds their passwords."""
+    if not any("://" in text for text in _texts(options)):
+        return options
+    from embridge.stores.uri import without_password
+
+    def plain(value: Any) -> Any:
+        return without_password(value) if isinstance(value, str) else value
+
+    return {name: tuple(map(plain, v)) if isinstance(v, tuple) else plain(v) for name, v in options.items()}
 
 
 def _check_apart(catalog: str, options: dict[str, Any]) -> None:
@@ -206,6 +220,16 @@ def open_source(path: str, space: str | None, id_column: str | None, vector_colu
 
     named = {} if path.endswith((".faiss", ".index")) else {"id_column": id_column, "vector_column": vector_column}
     return eb.open(path, space=space, **named)
+
+
+def open_beside(path: str, space: Space, id_column: str | None, vector_column: str | None) -> Collection:
+    """`open_source` of a file beside others: where it does not name its space, it has theirs."""
+    from embridge.errors import UndeclaredSpaceError
+
+    try:
+        return open_source(path, None, id_column, vector_column)
+    except UndeclaredSpaceError:
+        return open_source(path, f"{space.name}:{space.metric}", id_column, vector_column)
 
 
 def check_outputs(*outputs: str | Output, overwrite: bool, inputs: Sequence[str | None] = (), resume: bool = False) -> None:

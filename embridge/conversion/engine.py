@@ -10,6 +10,7 @@ from typing import Literal
 import numpy as np
 import torch
 
+from embridge.conversion.identity import Identity
 from embridge.errors import MapError, ParameterError
 from embridge.maps import KernelMap, Map
 
@@ -48,7 +49,7 @@ class TranslateOptions:
     validate: bool = True
     name: str = "The batch"
 
-    def check(self, translation: Map) -> None:
+    def check(self, translation: Map | Identity) -> None:
         """Check that the options are valid and that the map supports them.
 
         Raises

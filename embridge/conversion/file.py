@@ -10,14 +10,11 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 
-from embridge.conversion.engine import Engine
 from embridge.conversion.journal import Journal, bad_rows_of, discard, open_journal, rows_done
 from embridge.conversion.log import partial_path
-from embridge.conversion.pipeline import Bad, Group, row_groups, translate_groups
-from embridge.conversion.schedule import schedule
+from embridge.conversion.pipeline import Bad, Group, translate_rows
 from embridge.conversion.task import Task
 from embridge.conversion.verify import Sample, check_sample
-from embridge.device import free_memory
 from embridge.errors import BadIdsError, BadVectorsError, DiskFullError, MissingFileError, OutputError, OutputExistsError, n_rows
 from embridge.files import fingerprint, writing
 from embridge.records import Conversion
@@ -99,12 +96,12 @@ def check_bad_rows(path: Path) -> None:
 
 def _write_groups(task: Task, journal: Journal, sample: Sample) -> list[Bad]:
     """Write every row group that is not yet in the journal, and the footer; returns the rows left out."""
-    source, translation = task.source, task.translation
+    source = task.source
     writer = CollectionWriter(
         journal.file,
-        translation.target,
+        task.translation.target,
         source.id_type,
-        _payload_schema(task),
+        payload_schema(task),
         columns=(source.id_column, source.vector_column),
         lineage=task.lineage,
         dtype=task.options.dtype,
@@ -114,39 +111,25 @@ def _write_groups(task: Task, journal: Journal, sample: Sample) -> list[Bad]:
         metadata=source.metadata,
         payload_spaces=task.payload_spaces,
     )
-    held = schedule(
-        free_bytes=free_memory(),
-        group_rows=writer.group_rows,
-        dim_source=source.stated_space.dim,
-        dim_target=translation.target.dim,
-        itemsize=writer.dtype.itemsize,
-        devices=len(task.devices),
-        cuda_bytes=min(free_memory(device) for device in task.devices) if task.devices[0].type == "cuda" else 0,
-    )
-    options = replace(task.options, validate=False, name=source.name)
-    engines = [Engine(translation, device, held.chunk_rows, options) for device in task.devices]
-    group_rows = min(writer.group_rows, len(source))
-    buffers = [np.empty((group_rows, translation.target.dim), writer.dtype) for _ in range(held.buffers)]
     bad = bad_rows_of(journal.entries)
-    start = journal.entries[-1].read if journal.entries else 0
+    last = journal.entries[-1] if journal.entries else None
 
     def write(group: Group, vectors: np.ndarray) -> None:
         bad.extend(group.bad)
         if group.rows:
             sample.offer(writer.rows, group.parts[0])
-            parts = [_with_old(part, task) for part in group.parts] if task.keep_old else group.parts
+            parts = [with_old(part, task) for part in group.parts] if task.keep_old else group.parts
             metadata = writer.append(parts, vectors, group.errors)
-            journal.add(group.read, metadata, group.bad)
+            journal.add(group.read, metadata, group.bad, group.parts[-1].ids[-1].as_py() if source.seeks else None)
         if task.progress is not None:
             task.progress(group.read, len(source))
 
-    groups = row_groups(source, writer.group_rows, task.batch_rows or held.batch_rows, start=start, on_bad=task.on_bad)
-    translate_groups(groups, engines, buffers, write)
+    translate_rows(task, writer.group_rows, write, start=last.read if last else 0, after=last.after if last else None)
     writer.close()
     return bad
 
 
-def _payload_schema(task: Task) -> pa.Schema:
+def payload_schema(task: Task) -> pa.Schema:
     """The columns of the output beside ids and translated vectors: those of the source, and with `keep_old` its vectors."""
     schema = task.source.payload_schema
     if not task.keep_old:
@@ -155,12 +138,12 @@ def _payload_schema(task: Task) -> pa.Schema:
     return schema.append(pa.field(OLD_COLUMN, pa.list_(element, task.source.stated_space.dim), nullable=False))
 
 
-def _with_old(part: Batch, task: Task) -> Batch:
+def with_old(part: Batch, task: Task) -> Batch:
     """The rows of the source with their vectors as one more column of the payload."""
-    field = _payload_schema(task).field(OLD_COLUMN)
+    field = payload_schema(task).field(OLD_COLUMN)
     values = np.ascontiguousarray(part.vectors, np.dtype(task.source.vector_type))
     column = pa.FixedSizeListArray.from_arrays(pa.array(values.reshape(-1)), type=field.type)
-    return replace(part, payload=pa.record_batch([*part.payload.columns, column], schema=_payload_schema(task)))
+    return replace(part, payload=pa.record_batch([*part.payload.columns, column], schema=payload_schema(task)))
 
 
 def _check_sample(task: Task, path: Path, rows: int, sample: Sample) -> None:

@@ -49,9 +49,9 @@ class Journal:
     def __init__(self, target: Path, file: Checked, log: Lines, entries: list[Entry]) -> None:
         self.target, self.file, self._log, self.entries = target, file, log, entries
 
-    def add(self, read: int, group: Struct, bad: list[tuple[int, Any, str]]) -> None:
+    def add(self, read: int, group: Struct, bad: list[tuple[int, Any, str]], after: str | int | None = None) -> None:
         """Record the row group that ends at the end of the partial file as finished."""
-        entry = Entry(read, self.file.tell(), self.file.take(), group, bad)
+        entry = Entry(read, self.file.tell(), self.file.take(), group, bad, after)
         os.fdatasync(self.file.fileno())
         self._log.add(entry.dumps())
         self.entries.append(entry)

@@ -41,6 +41,8 @@ class Entry:
         Its metadata.
     bad : list of (position, id, reason)
         Rows of the source left out since the group before.
+    after : str or int, optional
+        Id of the last row, of a source that can be read from there on.
     """
 
     read: int
@@ -48,11 +50,13 @@ class Entry:
     checksum: int
     group: Struct
     bad: list[tuple[int, Any, str]]
+    after: str | int | None = None
 
     def dumps(self) -> dict[str, Any]:
         """As JSON."""
         group = base64.b64encode(thrift.dumps(self.group)).decode()
-        return {"read": self.read, "offset": self.offset, "checksum": self.checksum, "group": group, "bad": self.bad}
+        values = {"read": self.read, "offset": self.offset, "checksum": self.checksum, "group": group, "bad": self.bad}
+        return values if self.after is None else values | {"after": self.after}
 
 
 @dataclass(frozen=True)
@@ -196,5 +200,7 @@ def _continued(log: Log, values: dict[str, Any], mark: str, end: int) -> Log:
     if type(group[3][1]) is not int:
         raise ValueError("a row group has no row count")
     bad = [(int(row), i, str(reason)) for row, i, reason in values["bad"]]
-    entries = [*log.entries, Entry(numbers[0], numbers[1], numbers[2], group, bad)]
+    if not isinstance(after := values.get("after"), str | int | None):
+        raise ValueError("an id is neither text nor an integer")  # noqa: TRY004 (one type for all faults)
+    entries = [*log.entries, Entry(numbers[0], numbers[1], numbers[2], group, bad, after)]
     return replace(log, entries=entries, end=end, mark=mark)

@@ -8,7 +8,7 @@ import queue
 import threading
 from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, TypeVar
 
 import numpy as np
@@ -16,6 +16,10 @@ import pyarrow as pa
 
 from embridge.conversion.batch import translate_batch
 from embridge.conversion.engine import Engine
+from embridge.conversion.identity import CopyEngine, Identity
+from embridge.conversion.schedule import schedule
+from embridge.conversion.task import Task
+from embridge.device import free_memory
 from embridge.stores import Batch, Collection
 from embridge.stores.parquet.collection import ERROR_COLUMNS
 
@@ -53,10 +57,19 @@ class Group:
         return pa.table({"id": pa.chunked_array([part.ids for part in self.parts]), "vector": pa.chunked_array(lists)})
 
 
-def row_groups(source: Collection, group_rows: int, batch_rows: int, *, start: int = 0, on_bad: str = "stop") -> Iterator[Group]:
-    """Cut the rows of a collection, from position `start` on, into row groups of the output.
+def row_groups(
+    source: Collection,
+    group_rows: int,
+    batch_rows: int,
+    *,
+    start: int = 0,
+    after: str | int | None = None,
+    on_bad: str = "stop",
+) -> Iterator[Group]:
+    """Cut the rows of a collection, from position `start` or from the row after the id `after` on, into row groups of the output.
 
-    Groups depend on the rows alone, not on the batches they are read in. If only bad rows remain, the last group is empty.
+    With `after`, `start` is the position of the row behind it. Groups depend on the rows alone, not on the batches they are read
+    in. If only bad rows remain, the last group is empty.
 
     Raises
     ------
@@ -64,8 +77,13 @@ def row_groups(source: Collection, group_rows: int, batch_rows: int, *, start: i
         With ``stop``: rows that cannot be translated. With ``skip`` they are left out, and listed.
     """
     group = Group()
+    seen = start
     bad: list[Bad] = []
-    for batch in source.batches(batch_rows, payload=True, row_filter=lambda _, stop: stop > start, validate=on_bad != "skip"):
+    skipped, shift = (start, 0) if after is None else (0, start)  # after an id, positions count from the row behind it
+    options = {"payload": True, "row_filter": lambda _, stop: stop > skipped, "validate": on_bad != "skip", "after": after}
+    for batch in source.batches(batch_rows, **options):
+        batch = replace(batch, start=batch.start + shift)
+        seen = batch.start + len(batch)
         rows = np.arange(max(start - batch.start, 0), len(batch))
         if on_bad == "skip" and (reasons := source.unusable(batch)):
             bad += [(batch.start + row, batch.ids[row].as_py(), reasons[row]) for row in rows.tolist() if row in reasons]
@@ -81,7 +99,7 @@ def row_groups(source: Collection, group_rows: int, batch_rows: int, *, start: i
                 yield group
                 group = Group()
     if group.rows or bad:
-        group.read, group.bad = len(source), bad
+        group.read, group.bad = seen, bad
         yield group
 
 
@@ -125,7 +143,7 @@ def readahead(items: Iterator[Item], depth: int = 1) -> Generator[Item, None, No
 
 def translate_groups(
     groups: Iterator[Group],
-    engines: Sequence[Engine],
+    engines: Sequence[Engine | CopyEngine],
     buffers: Sequence[np.ndarray],
     write: Callable[[Group, np.ndarray], None],
 ) -> None:
@@ -136,7 +154,7 @@ def translate_groups(
     Parameters
     ----------
     groups : iterator of Group
-    engines : sequence of Engine
+    engines : sequence of Engine or CopyEngine
         One a device; their options name the source, and leave ids and vectors to its reader (``validate=False``).
     buffers : sequence of ndarray of shape (group_rows, dim_target)
         Memory that row groups are translated into; it is reused.
@@ -148,7 +166,7 @@ def translate_groups(
     BadVectorsError
         A row whose translation is zero where that is bad, or not finite.
     """
-    idle: queue.SimpleQueue[Engine] = queue.SimpleQueue()
+    idle: queue.SimpleQueue[Engine | CopyEngine] = queue.SimpleQueue()
     for engine in engines:
         idle.put(engine)
 
@@ -157,6 +175,9 @@ def translate_groups(
             return
         engine = idle.get()
         try:
+            if isinstance(engine, CopyEngine):
+                engine.run(group.parts, out)
+                return
             found = translate_batch(group.table(), engine, out=out)
         finally:
             idle.put(engine)
@@ -186,3 +207,33 @@ def translate_groups(
             for *_, done in pending:
                 done.cancel()
             raise
+
+
+def translate_rows(
+    task: Task, group_rows: int, write: Callable[[Group, np.ndarray], None], *, start: int = 0, after: str | int | None = None
+) -> None:
+    """Read, translate and write the rows of a task in groups of `group_rows`, from position `start` or after an id on.
+
+    Raises
+    ------
+    BadVectorsError, BadIdsError
+        Rows that cannot be translated.
+    """
+    source, target, dtype = task.source, task.translation.target, np.dtype(task.options.dtype)
+    held = schedule(
+        free_bytes=free_memory(),
+        group_rows=group_rows,
+        dim_source=source.stated_space.dim,
+        dim_target=target.dim,
+        itemsize=dtype.itemsize,
+        devices=len(task.devices),
+        cuda_bytes=min(free_memory(device) for device in task.devices) if task.devices[0].type == "cuda" else 0,
+    )
+    if isinstance(task.translation, Identity):
+        engines: Sequence[Engine | CopyEngine] = [CopyEngine(target, source.name)]
+    else:
+        options = replace(task.options, validate=False, name=source.name)
+        engines = [Engine(task.translation, device, held.chunk_rows, options) for device in task.devices]
+    buffers = [np.empty((min(group_rows, len(source)), target.dim), dtype) for _ in range(held.buffers)]
+    groups = row_groups(source, group_rows, task.batch_rows or held.batch_rows, start=start, after=after, on_bad=task.on_bad)
+    translate_groups(groups, engines, buffers, write)

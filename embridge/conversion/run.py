@@ -11,15 +11,18 @@ import torch
 from embridge.conversion.engine import Precision, TranslateOptions
 from embridge.conversion.file import convert_file, finished_file
 from embridge.conversion.folder import convert_folder, finished_folder
+from embridge.conversion.identity import Identity
 from embridge.conversion.remote import convert_remote
+from embridge.conversion.store import convert_store
 from embridge.conversion.task import OnBad, Progress, Task
-from embridge.errors import OutputExistsError
+from embridge.errors import OutputExistsError, ParameterError
 from embridge.maps import Map
 from embridge.outputs import CONVERSION, Output, claim
 from embridge.records import Conversion
 from embridge.stores import Collection, ParquetCollection, source_paths
 from embridge.stores.ids import check_unique
 from embridge.stores.locations import is_remote
+from embridge.stores.registry import store_of
 
 
 def convert(
@@ -54,7 +57,8 @@ def convert(
     path : str or path-like
         A Parquet file, local, ``s3://`` or ``gs://`` (staged in the temporary folder, then uploaded). A source of several
         files goes into a folder, file by file under the same names, unless the path ends in ``.parquet``. A folder has a manifest
-        (``_embridge.json``) of what embridge wrote into it.
+        (``_embridge.json``) of what embridge wrote into it. Or the URI of a collection in a store (``lancedb:///path#table``),
+        which cannot be opened before it is finished; bad rows that are left out are counted there, not listed.
     device : str, optional
         Default: all CUDA devices where there are any, else the CPU.
     dtype : {"float32", "float16"}
@@ -105,17 +109,63 @@ def convert(
     """
     options = TranslateOptions(dtype, precision, confidence, device)
     rest = {"compact": compact, "keep_old": keep_old, "overwrite": overwrite, "resume": resume, "progress": progress}
-    task = Task.of(source, translation, options, on_bad=on_bad, batch_rows=batch_rows, **rest)
-    name = os.fspath(path)
+    return convert_task(Task.of(source, translation, options, on_bad=on_bad, batch_rows=batch_rows, **rest), os.fspath(path))
+
+
+def copy(
+    source: Collection,
+    path: str | os.PathLike[str],
+    *,
+    dtype: str = "float32",
+    compact: bool = False,
+    on_bad: OnBad = "stop",
+    overwrite: bool = False,
+    resume: bool = False,
+    batch_rows: int | None = None,
+    progress: Progress | None = None,
+) -> Conversion:
+    """Copy a collection to another store: ids, vectors, payload and space are kept.
+
+    Parameters
+    ----------
+    source : Collection
+    path : str or path-like
+        A Parquet file or folder, or the URI of a collection in a store, as for `convert`.
+    dtype, compact, on_bad, overwrite, resume, batch_rows, progress
+        As for `convert`.
+
+    Returns
+    -------
+    Conversion
+        Its `map` is empty.
+
+    Raises
+    ------
+    EmbridgeError
+        As `convert`.
+    """
+    rest = {"compact": compact, "keep_old": False, "overwrite": overwrite, "resume": resume, "progress": progress}
+    options = TranslateOptions(dtype, device="cpu")
+    task = Task.of(source, Identity(source.space), options, on_bad=on_bad, batch_rows=batch_rows, **rest)
+    return convert_task(task, os.fspath(path))
+
+
+def convert_task(task: Task, name: str) -> Conversion:
+    """Convert into the store, object storage, folder or file that `name` is the name of."""
+    if store_of(name) is not None:
+        return convert_store(task, name)
+    if name.lower().endswith((".faiss", ".index")):
+        raise ParameterError(f"{name!r} is the name of a FAISS index, which `embridge index` builds. Hint: name a Parquet file.")
+    source = task.source
     is_folder = makes_folder(source, name)
     if is_remote(name):
         return convert_remote(task, name, is_folder=is_folder)
     finished, make = (finished_folder, convert_folder) if is_folder else (finished_file, convert_file)
     output = Output(name, CONVERSION, folder=is_folder)
-    with claim(output, inputs=source_paths(source), overwrite=overwrite, resume=resume) as [target]:
-        if resume and not overwrite and (found := finished(task, target)) is not None:
+    with claim(output, inputs=source_paths(source), overwrite=task.overwrite, resume=task.resume) as [target]:
+        if task.resume and not task.overwrite and (found := finished(task, target)) is not None:
             return replace(found, path=name)
-        if os.path.lexists(target) and not overwrite:
+        if os.path.lexists(target) and not task.overwrite:
             raise OutputExistsError.at(name)
         check_unique(source)
         return replace(make(task, Path(target)), path=name)

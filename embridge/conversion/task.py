@@ -10,9 +10,10 @@ from typing import Any, Literal
 import torch
 
 from embridge.conversion.engine import TranslateOptions
+from embridge.conversion.identity import Identity
 from embridge.conversion.log import FORMAT
 from embridge.device import resolve_devices
-from embridge.errors import CollectionError, EmbridgeError, ParameterError
+from embridge.errors import CollectionError, EmbridgeError, ParameterError, SpaceMismatchError
 from embridge.maps import Map
 from embridge.records import Conversion
 from embridge.stores import Collection, ParquetCollection
@@ -31,7 +32,7 @@ class Task:
     Attributes
     ----------
     source : Collection
-    translation : LinearMap or KernelMap
+    translation : LinearMap, KernelMap or Identity
     options : TranslateOptions
         Without `device`, which `devices` holds.
     devices : tuple of torch.device
@@ -49,7 +50,7 @@ class Task:
     """
 
     source: Collection
-    translation: Map
+    translation: Map | Identity
     options: TranslateOptions
     devices: tuple[torch.device, ...]
     compact: bool
@@ -64,7 +65,14 @@ class Task:
 
     @classmethod
     def of(
-        cls, source: Collection, translation: Map, options: TranslateOptions, *, on_bad: OnBad, batch_rows: int | None, **rest: Any
+        cls,
+        source: Collection,
+        translation: Map | Identity,
+        options: TranslateOptions,
+        *,
+        on_bad: OnBad,
+        batch_rows: int | None,
+        **rest: Any,
     ) -> Task:
         """Check that source, map and options fit together.
 
@@ -74,6 +82,12 @@ class Task:
         """
         if not translation.source.same_as(source.stated_space):
             raise space_mismatch("The map", translation.source, source.name, source.space)
+        is_copy = isinstance(translation, Identity)
+        if not is_copy and not source.capabilities.keeps_lengths and not translation.source.normalized:
+            raise SpaceMismatchError(
+                f"{source.name} holds vectors scaled to unit length, and the map was fitted on vectors of other lengths. "
+                "Hint: fit it on the vectors of this collection."
+            )
         options.check(translation)
         if on_bad not in ("stop", "skip"):
             raise ParameterError.must_be("on_bad", "one of stop, skip", on_bad)
@@ -107,7 +121,7 @@ class Task:
     @property
     def lineage(self) -> dict[str, str]:
         """Fingerprints of the inputs of the output."""
-        return {"source": self.origin, "map": self.translation.fingerprint}
+        return {"source": self.origin} | ({"map": self.translation.fingerprint} if self.translation.fingerprint else {})
 
     @property
     def plan(self) -> dict[str, Any]:

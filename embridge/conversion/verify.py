@@ -8,12 +8,14 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from embridge.arrays import unit
 from embridge.conversion.engine import Precision
+from embridge.conversion.identity import Identity
 from embridge.errors import VerificationError
 from embridge.maps import Map
 from embridge.maps.confidence import Confidence
 from embridge.stores import Batch, Collection, ParquetCollection, open_collection
-from embridge.stores.ids import check_unique
+from embridge.stores.ids import check_unique, match_rows
 from embridge.stores.locations import beside
 from embridge.stores.parquet.collection import ERROR_COLUMNS, OLD_COLUMN
 from embridge.stores.parquet.file import vectors_of
@@ -21,6 +23,7 @@ from embridge.tables.rejected import read_bad_rows
 from embridge.types import space_mismatch
 
 _SAMPLE_GROUPS, _SAMPLE_ROWS = 8, 64
+_BY_ID = 20_000  # rows that are recomputed of an output in another order
 # Of the longest vector: float32 products in another order differ by about 1e-6, a float16 is off by 5e-4 of its value.
 _TOLERANCES = {"float32": 1e-5, "float16": 2e-3, "tf32": 1e-2, "bfloat16": 5e-2}
 
@@ -70,7 +73,7 @@ def check_sample(
     path: str | os.PathLike[str],
     expected: int,
     sample: Sample,
-    translation: Map,
+    translation: Map | Identity,
     *,
     precision: Precision,
     coverage: float | None = None,
@@ -116,9 +119,11 @@ def verify(
     Parameters
     ----------
     path : str or path-like
-        A Parquet collection.
+        A Parquet collection, or the URI of a collection in a store. Where the store has an order of its own, ids are all compared,
+        and the vectors of 20,000 rows are recomputed.
     source : Collection, optional
-        What it was converted from. Rows of it that are not in the output must be listed in ``OUT.bad.parquet``.
+        What it was converted from. Rows of it that are not in the output must be listed in ``OUT.bad.parquet``; in a store, they
+        must be unusable.
     translation : LinearMap or KernelMap, optional
     precision : {"float32", "tf32", "bfloat16"}
         Precision of the conversion, for the tolerance.
@@ -137,7 +142,7 @@ def verify(
         The file itself is damaged.
     """
     made = open_collection(path)
-    lineage = made.lineage if isinstance(made, ParquetCollection) else {}
+    lineage = getattr(made, "lineage", {})
     for what, given in (("source", source and source.fingerprint()), ("map", translation and translation.fingerprint)):
         if given is not None and lineage.get(what) != given:
             raise _failed(str(path), f"its lineage names {what} {lineage.get(what)}, which is not {given}.")
@@ -148,12 +153,19 @@ def verify(
     if stated is not None and known is not None and known.fingerprint != stated["fingerprint"]:
         raise _failed(str(path), f"its errors were predicted by {stated['fingerprint']}, not by {known.fingerprint}.")
     check_unique(made)
-    for column in made.payload_spaces:
+    for column in made.payload_spaces if isinstance(made, ParquetCollection) else ():
         for _ in ParquetCollection(path, id_column=made.id_column, vector_column=column).batches():
             pass  # reading checks the values
+    if source is not None and not made.capabilities.keeps_order:
+        compared, worst = _compare_by_id(made, source, translation, str(path), precision)
+        for batch in made.batches():  # reading checks the values
+            if progress is not None:
+                progress(batch.start + len(batch), len(made))
+        return Verification(str(path), len(made), compared, worst)
     is_kept = source is not None and OLD_COLUMN in made.payload_spaces and OLD_COLUMN not in source.payload_schema.names
     rows, compared, worst = 0, 0, 0.0
-    theirs = None if source is None else _Rows(source, read_bad_rows(beside(os.fspath(path), ".bad.parquet")))
+    skipped = read_bad_rows(beside(os.fspath(path), ".bad.parquet")) if isinstance(made, ParquetCollection) else None
+    theirs = None if source is None else _Rows(source, skipped)
     for batch in made.batches(payload=stated is not None or is_kept):
         rows += len(batch)
         errors = None if stated is None else _errors(batch, str(path))
@@ -187,6 +199,26 @@ def _compare(found: np.ndarray, expected: np.ndarray, path: str, start: int, pre
         row = start + int(np.argmax(~(error <= tolerance)))
         raise _failed(path, f"the vector in row {row:,} is not the translation of the source's.")
     return float(error.max(initial=0.0))
+
+
+def _compare_by_id(
+    made: Collection, source: Collection, translation: Map | None, path: str, precision: Precision
+) -> tuple[int, float]:
+    """Compare an output that has an order of its own: all ids, and the vectors of up to 20,000 rows, evenly spread."""
+    rows, made_rows = match_rows(source, made)
+    if len(rows) != len(made):
+        raise _failed(path, f"{len(made) - len(rows):,} of its {len(made):,} rows are not in the source.")
+    if len(made) != len(source):
+        usable = sum(len(batch) - len(source.unusable(batch)) for batch in source.batches(validate=False))
+        if usable != len(made):
+            raise _failed(path, f"{usable - len(made):,} rows of the source are missing.")
+    if translation is None:
+        return 0, 0.0
+    chosen = np.unique(np.linspace(0, len(rows) - 1, min(len(rows), _BY_ID), dtype=np.int64))
+    expected = translation.apply(source.take(rows[chosen]))
+    order = np.argsort(made_rows[chosen])
+    expected = expected if made.capabilities.keeps_lengths else unit(expected)
+    return len(chosen), _compare(made.take(made_rows[chosen][order]), expected[order], path, 0, precision)
 
 
 def _compare_kept(found: Batch, vectors: np.ndarray, path: str) -> None:
@@ -223,10 +255,10 @@ def _compare_errors(
 
 
 class _Rows:
-    """The rows of a source that should be in the output, read in pieces."""
+    """The rows of a source that should be in the output, read in pieces: all but those `skipped`, or all that are usable."""
 
-    def __init__(self, source: Collection, skipped: np.ndarray) -> None:
-        self._batches = source.batches(validate=False)
+    def __init__(self, source: Collection, skipped: np.ndarray | None) -> None:
+        self._batches, self._source = source.batches(validate=False), source
         self._skipped = skipped
         self._dim = source.stated_space.dim
         self._held: list[tuple[list, np.ndarray]] = []
@@ -254,7 +286,10 @@ class _Rows:
             batch: Batch | None = next(self._batches, None)
             if batch is None:
                 return False
-            kept = np.flatnonzero(~np.isin(np.arange(batch.start, batch.start + len(batch)), self._skipped))
+            if self._skipped is None:
+                kept = np.delete(np.arange(len(batch)), list(self._source.unusable(batch)))
+            else:
+                kept = np.flatnonzero(~np.isin(np.arange(batch.start, batch.start + len(batch)), self._skipped))
             if len(kept):
                 self._held.append((batch.ids.take(kept).to_pylist(), batch.vectors[kept]))
         return True

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import os
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -174,7 +176,7 @@ def build_over(
     collection, metric = rows.collection, faiss.METRIC_L2 if rows.metric == Metric.L2 else faiss.METRIC_INNER_PRODUCT
     own_ids = collection.id_type == pa.int64() and not _has_empty_label(collection)
     try:
-        index = faiss.index_factory(rows.dim, factory, metric)
+        index = faiss.index_factory(rows.dim, _with_padding(factory, rows), metric)
         if index.metric_type != metric:
             raise FaissIndexError(
                 f"FAISS cannot build {factory!r}: it measures by L2 alone, and {collection.name} by {rows.metric}"
@@ -192,6 +194,16 @@ def build_over(
         raise FaissIndexError(f"FAISS cannot build {factory!r}: {faiss_reason(e)}") from e
     ids = None if own_ids else pa.chunked_array(held, collection.id_type).combine_chunks()
     return IndexFile(index, collection.space, ids, rows.lineage(), rows.notes())
+
+
+def _with_padding(factory: str, rows: PlainRows | FusedRows) -> str:
+    """The factory string with zeros in front where biases make the width one that product quantizers cannot divide."""
+    width = math.lcm(*(int(parts) for parts in re.findall(r"PQ(\d+)", factory)))
+    if not isinstance(rows, FusedRows) or rows.references is None or not width or rows.dim % width == 0:
+        return factory
+    if re.match(r"PCA|RR|ITQ|Pad|L2norm|OPQ\d+_", factory):  # sets the width itself
+        return factory
+    return f"Pad{-(-rows.dim // width) * width},{factory}"
 
 
 def _add_all(

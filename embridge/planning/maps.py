@@ -11,8 +11,8 @@ from embridge.evaluation.benchmark import Benchmark
 from embridge.evaluation.metrics import Qrels
 from embridge.evaluation.strategies import Maps, Refit
 from embridge.maps import KernelMap
-from embridge.records import FitRecord
-from embridge.translators import METHODS, Bridge, Kernel, Projection, QueryPairs, Ridge, Translator, fit
+from embridge.translators import Kernel, QueryPairs, fit
+from embridge.translators.again import same_method
 from embridge.translators.fitting import query_pairs
 
 _LEAST_QUERIES = 100  # of a half, to choose a map on
@@ -48,20 +48,6 @@ def fitted_maps(
     pairs = [_pairs(benchmark.queries.at(members[:_MOST_QUERIES]), qrels, seed, half) for half, members in enumerate(halves)]
     first, second = (_fit(train, pairs[1 - half], kernel, device) for half in (0, 1))
     return first, first if _same(first, second) else second
-
-
-def same_method(record: FitRecord, factor: float = 1.0) -> Translator:
-    """The method of an affine map with its parameters, alpha multiplied by `factor`."""
-    parameters = record.parameters
-    if record.method == "bridge":
-        return Bridge(
-            parameters["alpha"] * factor, parameters["shrinkage_target_weight"], mean_weight=parameters.get("mean_weight", 1.0)
-        )
-    if record.method == "ridge":
-        return Ridge(parameters["alpha"] * factor)
-    if record.method == "projection":
-        return Projection(parameters["alpha"] * factor, parameters["mean_weight"])
-    return METHODS[record.method]()
 
 
 def _pairs(queries: Anchors, qrels: Qrels | None, seed: int, half: int) -> QueryPairs:

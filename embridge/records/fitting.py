@@ -23,7 +23,7 @@ class Candidate:
     method : str
     parameters : dict
     score : float
-        Mean overlap@10 over queries, higher is better; recall@10 where judgments were used.
+        Mean overlap@10 over queries, higher is better.
     deficit_error : float or None
         Standard error of the paired difference to the best candidate's score, where methods were compared.
     """

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
@@ -9,11 +10,13 @@ from typing import ClassVar, Protocol
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from embridge.arrays import bad_rows, check_rows, not_unit
-from embridge.errors import BadIdsError, ChangedSourceError, CollectionError, EmbridgeError, ParameterError, UndeclaredSpaceError
+from embridge.errors import BadIdsError, ChangedSourceError, CollectionError, EmbridgeError, ParameterError
 from embridge.stores.batch import Batch, IdValues
-from embridge.types import DeclaredSpace, Metric, Provenance, Space, resolve_space
+from embridge.stores.capabilities import Capabilities
+from embridge.types import Metric, Provenance, Space
 
 BATCH_BYTES = 32 << 20  # of float32 vectors in a batch, by default
 
@@ -29,11 +32,15 @@ class Collection(ABC):
     Attributes
     ----------
     kind : str
-        ``parquet``, ``faiss`` or ``memory``.
+        ``parquet``, ``faiss``, ``memory``, or the scheme of a store.
     is_exact : bool
         Vectors come back as they were stored. Then they are checked to have unit length where the file or the caller says so.
+    capabilities : Capabilities
+        What its store does with its rows.
+    seeks : bool
+        It can be read from an id on without reading what is before it.
     path : str or None
-        Its path.
+        Its path, or its URI without a password.
     id_type : pyarrow.DataType
         string or int64.
     payload_schema : pyarrow.Schema
@@ -44,6 +51,8 @@ class Collection(ABC):
 
     kind: ClassVar[str]
     is_exact: ClassVar[bool] = False
+    capabilities: Capabilities = Capabilities(keeps_repeated_ids=True)
+    seeks: bool = False
     path: str | None
     id_type: pa.DataType
     payload_schema: pa.Schema
@@ -98,9 +107,31 @@ class Collection(ABC):
         `validate`, rows without a usable vector are NaN instead of an error. Without `vectors` they have no columns.
         """
 
+    def _read_after(self, after: str | int, batch_rows: int, *, row_filter: RowFilter | None, **options: bool) -> Iterator[Batch]:
+        """`_read` for the rows after the one with the id `after`. A store that can seek by id overrides it."""
+        start = self._position(after) + 1
+
+        def wanted(low: int, high: int) -> bool:
+            return high > start and (row_filter is None or row_filter(max(low - start, 0), high - start))
+
+        for batch in self._read(batch_rows, row_filter=wanted, **options):
+            rows = np.arange(max(start - batch.start, 0), len(batch))
+            if len(rows):
+                yield dataclasses.replace(part := batch.at(rows), start=part.start - start)
+
+    def _position(self, after: str | int) -> int:
+        """The position of the last row with an id."""
+        found = -1
+        for batch in self.id_reader():
+            places = np.flatnonzero(pc.equal(batch.column(0), pa.scalar(after, self.id_type)).fill_null(False).to_numpy(False))
+            found = int(batch.column(1)[int(places[-1])].as_py()) if len(places) else found
+        if found < 0:
+            raise ChangedSourceError.of(self.name, f"it has no row with the id {after!r} any more")
+        return found
+
     @abstractmethod
     def fingerprint(self) -> str:
-        """Content hash: 32 hexadecimal digits."""
+        """32 hexadecimal digits that differ wherever the content may differ: a content hash, or one of the version of a store."""
 
     def check_unchanged(self) -> None:  # noqa: B027 (most stores have nothing to check)
         """Check, after reading all rows, that the opened files are unchanged. In memory nothing can change.
@@ -110,6 +141,11 @@ class Collection(ABC):
         ChangedSourceError
             A file was overwritten, replaced, added or removed since the collection was opened.
         """
+
+    @property
+    def files(self) -> list[str]:
+        """Local files and folders that it is read from."""
+        return [] if self.path is None or "://" in self.path else [self.path]
 
     @property
     def name(self) -> str:
@@ -123,8 +159,9 @@ class Collection(ABC):
         payload: bool = False,
         row_filter: RowFilter | None = None,
         validate: bool = True,
+        after: str | int | None = None,
     ) -> Iterator[Batch]:
-        """Read all rows, in order, in batches of at most `batch_rows`.
+        """Read all rows, or those after a row, in order, in batches of at most `batch_rows`.
 
         Parameters
         ----------
@@ -136,9 +173,13 @@ class Collection(ABC):
             ``row_filter(start, stop)`` is true for wanted spans of rows; a store may skip other spans.
         validate : bool, default True
             False reads rows unchecked: no check of values and ids; missing and ragged vectors are NaN.
+        after : str or int, optional
+            Id of a row: only the rows after it are read, and positions count from the first of them.
 
         Raises
         ------
+        ChangedSourceError
+            No row has the id `after`, in a store that keeps an order of its own.
         BadVectorsError
             NaN or infinite values, zero vectors under cosine, missing or ragged vectors, rows without the unit length that the
             space states, with their ids.
@@ -150,7 +191,8 @@ class Collection(ABC):
         rows = self.default_batch_rows() if batch_rows is None else batch_rows
         if rows < 1:
             raise ParameterError.must_be("batch_rows", "at least 1", rows)
-        for batch in self._read(rows, payload=payload, vectors=True, row_filter=row_filter, validate=validate):
+        options = {"payload": payload, "vectors": True, "row_filter": row_filter, "validate": validate}
+        for batch in self._read(rows, **options) if after is None else self._read_after(after, rows, **options):
             if validate:
                 if batch.ids.null_count:
                     raise BadIdsError.null(self.name, batch.ids.null_count)
@@ -264,46 +306,3 @@ def check_content(source: _Source, content: str) -> None:
         raise ChangedSourceError.of(source.name, f"it cannot be read any more ({e})") from e
     if found != content:
         raise ChangedSourceError.of(source.name, "its content differs")
-
-
-def declare_space(
-    where: str,
-    declared: Space | DeclaredSpace | str | None,
-    known: Space | None,
-    dim: int,
-    metric: Metric | None,
-    *,
-    normalized: bool = False,
-) -> Space:
-    """The space of a file: from its metadata, checked against the declaration of the caller, else from its data.
-
-    Parameters
-    ----------
-    where : str
-        How messages call the file.
-    declared : Space, DeclaredSpace or str, optional
-        The declaration of the caller.
-    known : Space, optional
-        The space in the file's metadata.
-    dim : int
-        Width of its vectors.
-    metric : Metric, optional
-        Metric given by the format (a FAISS index has one); None is cosine, unless declared otherwise.
-    normalized : bool, default False
-        Used where neither the file nor a `Space` states it: True only where all rows were checked to have unit length
-        (`embridge.arrays.all_unit`).
-
-    Raises
-    ------
-    UndeclaredSpaceError
-        Neither the file nor the caller names the space.
-    SpaceMismatchError, CollectionError
-        The caller contradicts the file, or the file contradicts its own vectors.
-    """
-    found = known or Space("?", dim, metric or Metric.COSINE, normalized)
-    space = resolve_space(where, declared, found, is_known=known is not None)
-    if space is None:
-        raise UndeclaredSpaceError.of(where)
-    if known is not None and known.dim != dim:
-        raise CollectionError(f"The metadata of {where} state {known.dim} dimensions, but its vectors have {dim} values.")
-    return space

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import math
 import os
+from collections.abc import Mapping
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.parquet as pq
 
 from embridge.errors import CollectionError
+from embridge.files import whole_or_absent
 from embridge.tables.scan import ids_of, scan
 
 
@@ -43,3 +46,11 @@ def read_graded_qrels(path: str | os.PathLike[str]) -> dict[Any, dict[Any, float
                 graded = found.setdefault(query, {})
                 graded[document] = max(float(score), graded.get(document, 0.0))
     return found
+
+
+def write_qrels(path: str | os.PathLike[str], qrels: Mapping[Any, Mapping[Any, float]]) -> None:
+    """Write judgments with grades as a table of ``query_id``, ``doc_id`` and ``score``, as `read_graded_qrels` reads it."""
+    rows = [(query, document, float(grade)) for query, graded in qrels.items() for document, grade in graded.items()]
+    columns = dict(zip(("query_id", "doc_id", "score"), map(list, zip(*rows, strict=True)), strict=True))
+    with whole_or_absent(path) as temporary:
+        pq.write_table(pa.table(columns), temporary)

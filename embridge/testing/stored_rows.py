@@ -8,7 +8,9 @@ from typing import Any, ClassVar
 import numpy as np
 import pytest
 
+from embridge.arrays import unit
 from embridge.stores.base import Collection
+from embridge.stores.capabilities import Capabilities
 from embridge.types import Metric, Space
 
 N, DIM = 100, 8  # more rows than one batch, fewer than one default batch
@@ -16,16 +18,14 @@ Make = Callable[..., Collection]
 
 
 class StoredRows:
-    """Rows to store, and the capabilities of a store, which subclasses override.
+    """Rows to store, and what a store does with them, which subclasses override.
 
     Attributes
     ----------
-    id_kinds : tuple of str
-        Types of ids that the store keeps: ``string``, ``int64``.
+    capabilities : Capabilities
+        What the store does with rows.
     has_payload : bool
         Other columns are kept.
-    keeps_order : bool
-        Rows are read in the order in which they were written; False where the store has another order.
     keeps_bad_values : bool
         NaN, infinite values and zero vectors can be stored.
     is_reproducible : bool
@@ -34,9 +34,8 @@ class StoredRows:
         Largest error of a value of about 1; 0 where vectors are returned unchanged.
     """
 
-    id_kinds: ClassVar[tuple[str, ...]] = ("string", "int64")
+    capabilities: ClassVar[Capabilities] = Capabilities(keeps_repeated_ids=True)
     has_payload: ClassVar[bool] = True
-    keeps_order: ClassVar[bool] = True
     keeps_bad_values: ClassVar[bool] = True
     is_reproducible: ClassVar[bool] = True
     tolerance: ClassVar[float] = 0.0
@@ -53,25 +52,26 @@ class StoredRows:
     def pytest_generate_tests(cls, metafunc: pytest.Metafunc) -> None:
         """Run a test with the argument `id_kind` once for each kind."""
         if "id_kind" in metafunc.fixturenames:
-            metafunc.parametrize("id_kind", cls.id_kinds)
+            metafunc.parametrize("id_kind", cls.capabilities.id_types)
 
     def ids(self, kind: str | None = None, n: int = N) -> list[Any]:
         """Ids in random order."""
         numbers = np.random.default_rng(7).permutation(n).tolist()
-        return [f"row-{i}" for i in numbers] if (kind or self.id_kinds[0]) == "string" else numbers
+        return [f"row-{i}" for i in numbers] if (kind or self.capabilities.id_types[0]) == "string" else numbers
 
     def vectors(self, n: int = N) -> np.ndarray:
-        """Values that float16 holds exactly, so that a store of any float type returns them."""
-        return np.random.default_rng(3).normal(size=(n, DIM)).astype(np.float16).astype(np.float32)
+        """Values that float16 holds exactly, so that a store of any float type returns them; of unit length where it scales."""
+        rows = np.random.default_rng(3).normal(size=(n, DIM)).astype(np.float16).astype(np.float32)
+        return rows if self.capabilities.keeps_lengths else unit(rows)
 
     def space(self, metric: Metric = Metric.COSINE) -> Space:
         """The space of the vectors."""
-        return Space("conformance", DIM, metric)
+        return Space("conformance", DIM, metric, normalized=not self.capabilities.keeps_lengths and metric == Metric.COSINE)
 
     def expected(self, collection: Collection, ids: list[Any], vectors: np.ndarray) -> tuple[list[Any], np.ndarray]:
         """The rows in the order that the store reads them in."""
         found = [i for b in collection.id_reader() for i in b.column(0).to_pylist()]
-        if self.keeps_order:
+        if self.capabilities.keeps_order:
             assert found == ids
         assert sorted(found) == sorted(ids)
         place = {i: at for at, i in enumerate(ids)}

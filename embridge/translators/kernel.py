@@ -21,10 +21,9 @@ from embridge.records import Candidate, FitRecord
 from embridge.translators.base import total
 from embridge.translators.bridge import Bridge
 from embridge.translators.rigid import Isometry
-from embridge.translators.scoring import HeldOutRows, Role, as_role
+from embridge.translators.scoring import HeldOutRows, QueryPairs, Role, as_role, overlap_of_queries
 from embridge.types import Space
 
-SHARE = 0.5  # s
 PENALTIES = (0.03, 0.1, 0.3, 1.0, 3.0, 100.0)  # with the last one the kernel has almost no effect
 _CHUNK = 4096
 _CHOSEN_ON = 1500  # rows: the ratio of two variances does not depend on their number
@@ -55,12 +54,10 @@ class Kernel:
         Largest number of landmarks.
     penalty : float, optional
         Variance of the noise over that of the kernel term; above 0. Default: chosen on three folds of at most 1,500 anchors.
-    alpha : float, optional
+    alpha, shrinkage_target_weight : float, optional
         As in `Bridge`; default: chosen on folds.
-    shrinkage_target_weight : float, default 0.5
-        s, as in `Bridge`. Documents as stand-in queries do not determine it; on real queries 0.5 was the best or close to it.
     role : {"documents", "queries", "decode"}, default "documents"
-        Role that alpha is chosen for. The penalty is chosen for documents, whatever the role.
+        Role that these are chosen for. The penalty is chosen for documents, whatever the role.
     seed : int, default 0
         Seed of the sample of landmarks.
     mean_weight : float, default 1
@@ -74,7 +71,7 @@ class Kernel:
         landmarks: int = 5000,
         penalty: float | None = None,
         alpha: float | None = None,
-        shrinkage_target_weight: float = SHARE,
+        shrinkage_target_weight: float | None = None,
         role: Role = "documents",
         seed: int = 0,
         mean_weight: float = 1.0,
@@ -110,7 +107,7 @@ class Kernel:
         ParameterError
             A parameter out of its range.
         TooFewAnchorsError
-            Fewer than two, or too few for folds where alpha is to be chosen.
+            Fewer than two, or too few for folds where alpha or s is to be chosen.
         """
         started = time.perf_counter()
         for name, value in (("landmarks", self.landmarks), ("penalty", self.penalty)):
@@ -121,17 +118,17 @@ class Kernel:
         role = as_role(self.role)
         if self.alpha is not None and not 0 < self.alpha < np.inf:
             raise ParameterError.must_be("alpha", "above 0 and finite", self.alpha)
-        if not 0 <= self.shrinkage_target_weight <= 1:
+        if self.shrinkage_target_weight is not None and not 0 <= self.shrinkage_target_weight <= 1:
             raise ParameterError.must_be("shrinkage_target_weight", "in [0, 1]", self.shrinkage_target_weight)
         if len(anchors) < 2:
             raise TooFewAnchorsError.for_method(self.name, 2, len(anchors))
         alpha, s = self.alpha, self.shrinkage_target_weight
         candidates: tuple[Candidate, ...] = ()
         if moments is None:
-            moments = anchors.folds(device=device) if alpha is None else anchors.moments(device, full=False)
-        if alpha is None:
-            chosen = Bridge(None, s, role).fit(anchors, device=device, moments=moments).record
-            alpha, candidates = chosen.parameters["alpha"], chosen.candidates
+            moments = anchors.folds(device=device) if alpha is None or s is None else anchors.moments(device, full=False)
+        if alpha is None or s is None:
+            chosen = Bridge(alpha, s, role).fit(anchors, device=device, moments=moments).record
+            alpha, s, candidates = chosen.parameters["alpha"], chosen.parameters["shrinkage_target_weight"], chosen.candidates
         place, penalty = resolve_device(device), self.penalty
         if penalty is None:
             scores = self._scores(anchors, alpha, s, place)
@@ -159,17 +156,21 @@ class Kernel:
         affine = LinearMap(weight.T, self.mean_weight * mean_y - mean_x @ weight, anchors.source, anchors.target, record, hashes)
         return KernelMap(affine, problem.landmarks.cpu().numpy(), features, problem.gamma)
 
-    def contest(self, anchors: Anchors, device: str | torch.device | None) -> tuple[float | None, tuple[Candidate, ...]]:
+    def contest(
+        self, anchors: Anchors, device: str | torch.device | None, queries: QueryPairs | None = None
+    ) -> tuple[float | None, tuple[Candidate, ...]]:
         """The best penalty, or None where its gain over the largest penalty is within one standard error on folds.
+
+        With `queries` penalties are compared on them (overlap), else on stand-ins.
 
         Raises
         ------
         ParameterError
-            alpha is not given.
+            alpha or s is not given.
         """
-        if self.alpha is None:
-            raise ParameterError("Penalties are compared at one alpha. Hint: give it.")
-        scores = self._scores(anchors, self.alpha, self.shrinkage_target_weight, resolve_device(device))
+        if self.alpha is None or self.shrinkage_target_weight is None:
+            raise ParameterError("Penalties are compared at one alpha and one s. Hint: give both.")
+        scores = self._scores(anchors, self.alpha, self.shrinkage_target_weight, resolve_device(device), queries)
         best = int(np.argmax(scores.mean(axis=1)))
         gains = scores[best] - scores[-1]
         is_better = gains.mean() > gains.std(ddof=1) / np.sqrt(len(gains)) and best < len(PENALTIES) - 1
@@ -180,20 +181,23 @@ class Kernel:
             Candidate(self.name, {"penalty": value}, float(score.mean())) for value, score in zip(PENALTIES, scores, strict=True)
         )
 
-    def _scores(self, anchors: Anchors, alpha: float, s: float, place: torch.device) -> np.ndarray:
-        """Scores of every penalty on folds (see `HeldOutRows`), shape (penalties, units)."""
+    def _scores(
+        self, anchors: Anchors, alpha: float, s: float, place: torch.device, queries: QueryPairs | None = None
+    ) -> np.ndarray:
+        """Scores of every penalty on folds (see `HeldOutRows` and `overlap_of_queries`), shape (penalties, units)."""
         rows, role = anchors.sample(_CHOSEN_ON, self.seed), as_role(self.role)
         fold = np.random.default_rng(self.seed).permutation(len(rows)) % _FOLDS
-        units: list[list[np.ndarray]] = [[] for _ in PENALTIES]
+        translated = np.empty((len(PENALTIES), *rows.y.shape), np.float32)
+        units = []
         for number in range(_FOLDS):
-            train, test = rows.at(fold != number), rows.at(fold == number)
+            train, out = rows.at(fold != number), fold == number
             problem = _Problem.of(train.moments(place, full=False), alpha, s, train.x, place)
-            mean_y = problem.mean_y.cpu().numpy()
-            held_out = HeldOutRows.of(test.y, mean_y, role, test.target)
-            for i, centered in enumerate(problem.translations(train, test.x, PENALTIES)):
-                translated = centered + self.mean_weight * problem.mean_y
-                units[i].append(held_out.scores(translated.to(torch.float32).cpu().numpy()))
-        return np.array([np.concatenate(one) for one in units])
+            for i, centered in enumerate(problem.translations(train, rows.x[out], PENALTIES)):
+                translated[i, out] = (centered + self.mean_weight * problem.mean_y).to(torch.float32).cpu().numpy()
+            if queries is None:
+                held_out = HeldOutRows.of(rows.y[out], problem.mean_y.cpu().numpy(), role, rows.target)
+                units.append(np.array([held_out.scores(translated[i, out]) for i in range(len(PENALTIES))]))
+        return np.concatenate(units, axis=1) if queries is None else overlap_of_queries(queries, rows.y, translated, rows.target)
 
     def __repr__(self) -> str:
         values = ", ".join(f"{k}={v!r}" for k, v in vars(self).items())

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Literal, get_args
 
@@ -44,6 +44,10 @@ class QueryPairs:
     def reversed(self) -> QueryPairs:
         """The same queries with source and target exchanged."""
         return QueryPairs(self.y, self.x, self.relevant)
+
+    def at(self, some: slice) -> QueryPairs:
+        """Some of the queries."""
+        return QueryPairs(self.x[some], self.y[some], self.relevant[some])
 
 
 def as_role(role: str) -> Role:
@@ -139,7 +143,7 @@ def fold_scores(methods: Sequence[Translator], folds: FoldMoments, role: Role, *
     left = np.arange(len(methods))
     for number, part in enumerate(folds.parts):
         moments, (x, y) = folds.without(number), folds.samples[number]
-        some = [methods[i] for i in left]
+        some = [methods[i] for i in left.tolist()]
         if role == "queries":
             found = _projection_scores(some, moments, x, y)
         else:
@@ -161,7 +165,7 @@ def deficits_to_best(scores: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
     The best is one that was scored on all units.
     """
-    differences = scores[np.argmax(np.nan_to_num(scores.mean(axis=1), nan=-np.inf))] - scores
+    differences = scores[int(np.argmax(np.nan_to_num(scores.mean(axis=1), nan=-np.inf)))] - scores
     units = np.isfinite(differences).sum(axis=1)
     return np.nanmean(differences, axis=1), np.nanstd(differences, axis=1, ddof=1) / np.sqrt(units)
 
@@ -202,42 +206,81 @@ def real_scores(methods: Sequence[Translator], folds: FoldMoments, role: Role, q
     """Scores of methods on real queries that rank the sampled rows of all folds, each row by a map that was not fitted on it.
 
     For ``documents`` the rows are translated; for ``queries`` they stay native, and the query is projected once for each fold. Over
-    rows that it was fitted on, the map that overfits most would win.
+    rows that it was fitted on, the map that overfits most would win. A method whose overlap on the first queries is far below the
+    best (see `FAR`) is not scored on the others: NaN.
     """
-    source, target = folds.parts[0].source, folds.parts[0].target
-    left = [folds.without(number) for number in range(len(folds.parts))]
-    queries_x, queries_y = queries.x[:_MOST_QUERIES], queries.y[:_MOST_QUERIES]
-    own, metric = (queries_x, source.metric) if role == "queries" else (queries_y, target.metric)
-    rows = np.concatenate([sample[0 if role == "queries" else 1] for sample in folds.samples])
-    k = list_size(len(rows))
-    truth = top_k(own, rows, k, metric).ids
-    relevant = _positions(queries.relevant[:_MOST_QUERIES], folds)
-    overlaps, recalls = [], []
-    for method in methods:
-        if role == "queries":
-            best = _projected(method, left, folds, queries_x, k)
-        else:
-            pairs = zip(left, folds.samples, strict=True)
-            searched = np.concatenate([method.translate(moments, x) for moments, (x, _) in pairs])
-            best = top_k(queries_y, unit(searched) if target.normalized else searched, k, target.metric).ids
-        overlaps.append(overlap(best, truth))
-        recalls.append(_recall(best, relevant))
-    return QueryScores(np.array(overlaps), np.array(recalls))
+    search = _Search.of(folds, role)
+    first = search.scores(methods, queries.at(slice(_STAND_INS)))
+    deficits, errors = deficits_to_best(first.overlap)
+    kept = np.flatnonzero(deficits <= FAR * errors)
+    more = queries.at(slice(_STAND_INS, _MOST_QUERIES))
+    if not len(more.x):
+        return first
+    found = search.scores([methods[i] for i in kept.tolist()], more)
+    parts = []
+    for before, after in ((first.overlap, found.overlap), (first.recall, found.recall)):
+        added = np.full((len(methods), after.shape[1]), np.nan)
+        added[kept] = after
+        parts.append(np.concatenate([before, added], axis=1))
+    return QueryScores(*parts)
 
 
-def _projected(method: Translator, left: Sequence[Moments], folds: FoldMoments, queries: np.ndarray, k: int) -> np.ndarray:
-    """The k nearest native rows of all folds, searched in each by the queries as projected without it."""
-    start, ids, scores = 0, [], []
-    for moments, (_, y) in zip(left, folds.samples, strict=True):
-        vectors = method.translate(moments, queries)
-        # Else the scores of different folds would not be comparable.
-        vectors = unit(vectors) if is_cosine(moments.target) else vectors
-        hits = top_k(vectors, y, min(k, len(y)), moments.target.metric)
-        ids.append(hits.ids + start)
-        scores.append(hits.scores)
-        start += len(y)
-    order = np.argsort(-np.concatenate(scores, axis=1), axis=1, kind="stable")[:, :k]
-    return np.take_along_axis(np.concatenate(ids, axis=1), order, axis=1)
+def overlap_of_queries(queries: QueryPairs, y: np.ndarray, translations: Iterable[np.ndarray], target: Space) -> np.ndarray:
+    """Overlap@k of queries' neighbors among each translation of some rows with those among native ones.
+
+    Shape (translations, n_queries).
+    """
+    own, k = queries.y[:_MOST_QUERIES], list_size(len(y))
+    truth = top_k(own, y, k, target.metric).ids
+    return np.array([overlap(_nearest(own, rows, k, target), truth) for rows in translations])
+
+
+def _nearest(queries: np.ndarray, translated: np.ndarray, k: int, target: Space) -> np.ndarray:
+    return top_k(queries, unit(translated) if target.normalized else translated, k, target.metric).ids
+
+
+@dataclass(frozen=True, eq=False)
+class _Search:
+    """The sampled rows of all folds, each searched by or for a map that was fitted without its fold."""
+
+    folds: FoldMoments
+    left: tuple[Moments, ...]
+    role: Role
+
+    @classmethod
+    def of(cls, folds: FoldMoments, role: Role) -> _Search:
+        return cls(folds, tuple(folds.without(number) for number in range(len(folds.parts))), role)
+
+    def scores(self, methods: Sequence[Translator], queries: QueryPairs) -> QueryScores:
+        """Scores on these queries."""
+        side = 0 if self.role == "queries" else 1
+        rows = np.concatenate([sample[side] for sample in self.folds.samples])
+        k = list_size(len(rows))
+        own, space = ((queries.x, self.left[0].source), (queries.y, self.left[0].target))[side]
+        truth = top_k(own, rows, k, space.metric).ids
+        relevant = _positions(queries.relevant, self.folds)
+        search = self._by_projections if self.role == "queries" else self._of_translations
+        found = [search(method, own, k) for method in methods]
+        recalls = [_recall(ids, relevant) for ids in found]
+        return QueryScores(np.array([overlap(ids, truth) for ids in found]), np.array(recalls))
+
+    def _of_translations(self, method: Translator, queries: np.ndarray, k: int) -> np.ndarray:
+        pairs = zip(self.left, self.folds.samples, strict=True)
+        rows = np.concatenate([method.translate(moments, x) for moments, (x, _) in pairs])
+        return _nearest(queries, rows, k, self.left[0].target)
+
+    def _by_projections(self, method: Translator, queries: np.ndarray, k: int) -> np.ndarray:
+        start, ids, scores = 0, [], []
+        for moments, (_, y) in zip(self.left, self.folds.samples, strict=True):
+            vectors = method.translate(moments, queries)
+            # Else the scores of different folds would not be comparable.
+            vectors = unit(vectors) if is_cosine(moments.target) else vectors
+            hits = top_k(vectors, y, min(k, len(y)), moments.target.metric)
+            ids.append(hits.ids + start)
+            scores.append(hits.scores)
+            start += len(y)
+        order = np.argsort(-np.concatenate(scores, axis=1), axis=1, kind="stable")[:, :k]
+        return np.take_along_axis(np.concatenate(ids, axis=1), order, axis=1)
 
 
 def _positions(relevant: Sequence[np.ndarray], folds: FoldMoments) -> list[np.ndarray]:

@@ -17,7 +17,7 @@ from embridge.maps import KernelMap, Map
 from embridge.records import Candidate
 from embridge.translators.base import Solution, Translator, total
 from embridge.translators.bridge import Bridge, Ridge
-from embridge.translators.kernel import SHARE, Kernel
+from embridge.translators.kernel import Kernel
 from embridge.translators.paper import Ortho
 from embridge.translators.projection import Projection
 from embridge.translators.rigid import Isometry, Rotation
@@ -62,8 +62,8 @@ class Auto:
     there, those whose recall is below the best by more than two standard errors are excluded. Of the others the one with the
     highest overlap is chosen: overlap is based on ten rows per query, recall on one or two.
 
-    For documents, with rows available and without `keep_affine`, `Kernel` is chosen if its gain over the largest penalty on folds
-    is above one standard error. Its s is 0.5, which stand-ins cannot improve on either, its alpha the best for that s.
+    For documents, with rows available and without `keep_affine`, `Kernel` is chosen if its gain over the largest penalty on folds,
+    for `queries` where given, is above one standard error. It takes alpha and s of the affine choice without queries.
 
     Parameters
     ----------
@@ -107,10 +107,14 @@ class Auto:
             return chooser.fit(anchors, device=device)
         folds = anchors.folds(device=device)
         affine = chooser.fit(anchors, device=device, moments=folds)
-        scored = [c for c in affine.record.candidates if c.parameters.get("shrinkage_target_weight") == SHARE]
-        linear = max(scored, key=lambda c: c.score).parameters
-        kernel = Kernel(alpha=linear["alpha"], mean_weight=_mean_weight(total(folds)))
-        penalty, candidates = kernel.contest(anchors, device)
+        # Real queries prefer more shrinkage than a kernel needs.
+        standing = affine if self.queries is None else _AutoAffine(role, None).fit(anchors, device=device, moments=folds)
+        linear = standing.record.parameters
+        if "alpha" not in linear:  # a map without parameters: the next best
+            linear = max((c for c in standing.record.candidates if "alpha" in c.parameters), key=lambda c: c.score).parameters
+        share, weight = linear.get("shrinkage_target_weight", 0.0), linear.get("mean_weight", 1.0)
+        kernel = Kernel(alpha=linear["alpha"], shrinkage_target_weight=share, mean_weight=weight)
+        penalty, candidates = kernel.contest(anchors, device, self.queries)
         record = replace(affine.record, candidates=affine.record.candidates + candidates)
         if penalty is None:
             return replace(affine, record=record)
@@ -152,14 +156,16 @@ class _AutoAffine(Translator):
             target = data.parts[0].target
             chosen, errors = _prefer(scores, methods, [_simplicity(method, self.role, target) for method in methods])
         else:
-            chosen, scores, errors = _among_the_best(real_scores(methods, data, self.role, self.queries))
+            found = real_scores(methods, data, self.role, self.queries)
+            chosen, scores = _among_the_best(found), found.overlap
+            errors = deficits_to_best(scores)[1]
         candidates = tuple(
             Candidate(method.name, _parameters(method), float(score), float(error))
             for method, score, error in zip(methods, comparable_means(scores), errors, strict=True)
         )
-        found = methods[chosen].solve(total(data))
+        solution = methods[chosen].solve(total(data))
         chosen_by = "documents" if self.queries is None else "queries"
-        return replace(found, candidates=candidates, method=methods[chosen].name, role=self.role, chosen_by=chosen_by)
+        return replace(solution, candidates=candidates, method=methods[chosen].name, role=self.role, chosen_by=chosen_by)
 
 
 def candidates_for(role: Role, moments: Moments, *, real: bool) -> list[Translator]:
@@ -214,13 +220,14 @@ def _simplicity(method: Translator, role: Role, target: Space) -> float:
     return -share if role == "documents" and is_cosine(target) else share
 
 
-def _among_the_best(found: QueryScores) -> tuple[int, np.ndarray, np.ndarray]:
-    """The choice by real queries, with scores and their errors (see `Auto`)."""
-    scores = found.recall if found.recall.shape[1] >= _LEAST_JUDGED else found.overlap
-    deficits, errors = deficits_to_best(scores)
-    within = deficits <= _CLEARLY * errors
+def _among_the_best(found: QueryScores) -> int:
+    """The choice by real queries (see `Auto`)."""
     overlaps = found.overlap.mean(axis=1)
-    return int(np.flatnonzero(within)[np.argmax(overlaps[within])]), scores, errors
+    possible = np.flatnonzero(np.isfinite(overlaps))
+    if found.recall.shape[1] >= _LEAST_JUDGED:
+        deficits, errors = deficits_to_best(found.recall[possible])
+        possible = possible[deficits <= _CLEARLY * errors]
+    return int(possible[np.argmax(overlaps[possible])])
 
 
 def one_standard_error(scores: np.ndarray) -> tuple[int, np.ndarray]:

@@ -1,6 +1,6 @@
 """`make bench`: ratios measured in one run, each case in a process of its own, printed as a table and written as JSON.
 
-`python -m tests.benchmarks [--only query kernel fit convert quality] [--rows ...] [--anchors ...] [--repeat 3] [--folder DIR]
+`python -m tests.benchmarks [--only query kernel fit convert quality fused] [--rows ...] [--anchors ...] [--repeat 3] [--folder DIR]
 [--out FILE]`; 10,000,000 rows on request.
 """
 
@@ -17,10 +17,10 @@ import sys
 import tempfile
 from pathlib import Path
 
-from tests.benchmarks import quality
+from tests.benchmarks import fused, quality
 
 WIDTHS = ((384, 768), (1024, 1024))
-PARTS = ("query", "kernel", "fit", "convert", "quality")
+PARTS = ("query", "kernel", "fit", "convert", "quality", "fused")
 
 
 def case(name: str, folder: Path, *arguments: object) -> dict[str, float]:
@@ -129,6 +129,10 @@ def main() -> None:
             report["quality"] = quality.run(quality.arguments([]))
         elif "quality" in options.only:
             print(f"quality: left out, since {quality.DATA} is not there", flush=True)
+        if "fused" in options.only and quality.DATA.is_dir():
+            report["fused"] = fused.show(quality.DATA)
+        elif "fused" in options.only:
+            print(f"fused: left out, since {quality.DATA} is not there", flush=True)
         options.out.write_text(json.dumps(report, indent=2) + "\n")
         print(f"written to {options.out}")
     finally:

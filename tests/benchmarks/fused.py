@@ -1,7 +1,8 @@
 """Fused indexes against the exact fused ranking and a plain index: `python -m tests.benchmarks.fused` prints Markdown.
 
 The first 5,000 rows of wordnet (MiniLM-L6 -> MPNet) are anchors of a `bridge` map; the other 15,000 are translated and indexed. The
-first 1,000 queries search, one thread, all indexes in turn; the others are reference queries of hubness correction.
+first 1,000 queries search, one thread, all indexes in turn (CPU time, median); the others are reference queries of hubness
+correction.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -23,11 +25,11 @@ from embridge.indexes.fusion import Hubness
 from tests.benchmarks.quality import DATA, PAIRS, Pair
 
 K, ANCHORS, QUERIES, WEIGHTS = 10, 5000, 1000, (0.25, 0.5)
-FACTORIES = (
+FACTORIES = (  # of a plain and a fused index, and search parameters
     ("HNSW32", "HNSW32", "efSearch=64"),
     ("IVF128,Flat", "IVF128,Flat", "nprobe=16"),
-    ("IVF128,PQ96", "IVF128,PQ96", "nprobe=16"),  # equal bytes a row
-    ("IVF128,PQ96", "IVF128,PQ144", "nprobe=16"),  # equal width of a part
+    ("IVF128,PQ96np", "IVF128,PQ96np", "nprobe=16"),  # equal bytes a row
+    ("IVF128,PQ96np", "IVF128,PQ144np", "nprobe=16"),  # equal width of a part
 )
 
 
@@ -40,17 +42,26 @@ def main() -> None:
     if options.resident:
         print(_resident(options.resident))
         return
-    print("\n".join(run(options.data, options.repeat)))
+    show(options.data, options.repeat)
 
 
-def run(data: Path, repeat: int = 5) -> list[str]:
-    """Tables in Markdown."""
+def show(data: Path, repeat: int = 5) -> list[str]:
+    """Print the lines as they are measured, and return them."""
+    lines = []
+    for line in run(data, repeat):
+        print(line, flush=True)
+        lines.append(line)
+    return lines
+
+
+def run(data: Path, repeat: int = 5) -> Iterator[str]:
+    """Lines of a table in Markdown, as they are measured."""
     faiss.omp_set_num_threads(1)
     with tempfile.TemporaryDirectory(prefix="embridge-bench-") as folder:
-        return _run(Path(folder), Pair.read(data, *PAIRS["wordnet MiniLM -> MPNet"]), repeat)
+        yield from _run(Path(folder), Pair.read(data, *PAIRS["wordnet MiniLM -> MPNet"]), repeat)
 
 
-def _run(folder: Path, pair: Pair, repeat: int) -> list[str]:
+def _run(folder: Path, pair: Pair, repeat: int) -> Iterator[str]:
     old, new = pair.spaces
     translation = eb.fit(pair.anchors(ANCHORS), "bridge")
     source = eb.MemoryCollection(pair.ids[ANCHORS:], pair.x[ANCHORS:].astype(np.float16), old)
@@ -64,16 +75,18 @@ def _run(folder: Path, pair: Pair, repeat: int) -> list[str]:
         "old_hubness": eb.MemoryCollection(pair.query_ids[others], pair.query_x[others], old),
     }
     sizes = " and ".join(f"{(folder / name).stat().st_size / 1e6:.0f}" for name in ("plain.parquet", "both.parquet"))
-    lines = [f"collection with one and with both vectors: {sizes} MB", ""]
-    lines += ["| index | weight, correction | overlap@10 with exact | us a query | against plain | file, MB | in memory, MB |"]
-    lines += ["|---|---|---|---|---|---|---|"]
+    yield f"collection with one and with both vectors: {sizes} MB"
+    yield ""
+    yield "| index | weight, correction | overlap@10 with exact | us a query | against plain | file, MB | in memory, MB |"
+    yield "|---|---|---|---|---|---|---|"
     truth: dict[object, np.ndarray] = {}
     for number, (plain_factory, fused_factory, parameters) in enumerate(FACTORIES):
         paths = {name: folder / f"{number}-{name}.faiss" for name in ("plain", "fused", "fused, biased")}
+        factories = (plain_factory, fused_factory, fused_factory)
+        given = ({}, {"fuse": old_rows}, {"fuse": old_rows, **references})
         indexes = {
-            "plain": eb.build_index(rows, paths["plain"], plain_factory),
-            "fused": eb.build_index(rows, paths["fused"], fused_factory, fuse=old_rows),
-            "fused, biased": eb.build_index(rows, paths["fused, biased"], fused_factory, fuse=old_rows, **references),
+            name: eb.build_index(rows, path, factory, **options)
+            for (name, path), factory, options in zip(paths.items(), factories, given, strict=True)
         }
         cases = [("plain", None, Hubness.NONE), *(("fused", w, Hubness.NONE) for w in WEIGHTS)]
         cases += [("fused, biased", w, h) for w in WEIGHTS for h in (Hubness.NONE, Hubness.BOTH)]
@@ -82,9 +95,9 @@ def _run(folder: Path, pair: Pair, repeat: int) -> list[str]:
         found = {}
         for _ in range(repeat):
             for case in cases:
-                started = time.perf_counter()
+                started = time.process_time()
                 found[case] = indexes[case[0]].search(**options[case]).ids
-                times[case].append((time.perf_counter() - started) / QUERIES * 1e6)
+                times[case].append((time.process_time() - started) / QUERIES * 1e6)
         plain_time = statistics.median(times[cases[0]])
         for case in cases:
             name, weight, hubness = case
@@ -96,11 +109,11 @@ def _run(folder: Path, pair: Pair, repeat: int) -> list[str]:
             share = np.mean([len(set(a) & set(b)) for a, b in zip(found[case].tolist(), truth[key].tolist(), strict=True)]) / K
             size = sum(p.stat().st_size for p in folder.glob(f"{paths[name].name}*")) / 1e6
             what = "" if weight is None else f"{weight}, {hubness}"
-            lines.append(
+            resident = _resident_of(paths[name])
+            yield (
                 f"| {name} {factory}, {parameters} | {what} | {share:.3f} | {took:.0f} | {took / plain_time:.2f} | {size:.1f} | "
-                f"{_resident_of(paths[name]):.0f} |"
+                f"{resident:.0f} |"
             )
-    return lines
 
 
 def _options(case: tuple[str, float | None, Hubness], queries: dict[str, np.ndarray], parameters: str) -> dict[str, Any]:

@@ -9,18 +9,21 @@ others.
 from __future__ import annotations
 
 import argparse
+import functools
 import json
 import time
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow.parquet as pq
 
 import embridge as eb
 from embridge.anchors import Anchors
+from embridge.anchors.moments import Moments
 from embridge.maps import LinearMap
 from embridge.neighbors import overlap, top_k
 from embridge.records import AnchorRecord
@@ -36,11 +39,13 @@ PAIRS = {
 }
 ANCHORS = (300, 1000, 5000)
 ROLES = ("documents", "queries", "decode")
+CENTERED = "centered Procrustes"
+PLAIN = (CENTERED, "rotation", "isometry", "affine", "linear", "l-ortho", "ortho")
 K = 10
 _TRAINED, _TESTED = 4000, 2000
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Pair:
     """Rows and queries of two encoders in one order, with judgments (a document id for each query) and labels."""
 
@@ -80,79 +85,99 @@ def _read(path: Path) -> tuple[np.ndarray, np.ndarray]:
     return np.asarray(ids), np.asarray(vectors, np.float32)
 
 
-def centred_procrustes(anchors: Anchors, **_: object) -> LinearMap:
+def centered_procrustes(moments: Moments) -> LinearMap:
     """Orthogonal Procrustes between centered sides, as other tools have it: no scale, the mean of the target added."""
-    found = METHODS["isometry"]().solve(anchors.moments(full=False))
+    found = METHODS["isometry"]().solve(moments)
     weight = found.weight / found.parameters["scale"]
-    intercept = anchors.y.mean(0) - anchors.x.mean(0) @ weight
-    return LinearMap(weight.T, intercept, anchors.source, anchors.target)
+    return LinearMap(weight.T, moments.mean_y - moments.mean_x @ weight, moments.source, moments.target)
 
 
-def methods(role: str, queries: QueryPairs) -> dict[str, Callable[[Anchors], eb.LinearMap | eb.KernelMap]]:
-    """What is compared for a role; `auto` last."""
-    names = ["rotation", "isometry", "affine", "linear", "l-ortho", "ortho", "ridge", "bridge"]
-    names += {"documents": ["kernel"], "queries": ["projection"], "decode": []}[role]
-    found = {"centered Procrustes": centred_procrustes}
-    found |= {name: lambda anchors, name=name: eb.fit(anchors, name, role=role) for name in names}
-    if role == "documents":
-        found["auto, affine"] = lambda anchors: eb.fit(anchors, role=role, keep_affine=True)
-    found["auto"] = lambda anchors: eb.fit(anchors, role=role)
-    if role != "decode":
-        found["auto, queries"] = lambda anchors: eb.fit(anchors, role=role, keep_affine=role != "documents", queries=queries)
-    return found
+class Fits:
+    """Maps from the first n rows of a pair: moments are taken once, and maps that no role changes are fitted once."""
+
+    def __init__(self, pair: Pair, n: int) -> None:
+        self.anchors = pair.anchors(n)
+        self.folds = self.anchors.folds(full=True)
+        self._plain: dict[str, eb.LinearMap] = {}
+
+    def plain(self, name: str) -> eb.LinearMap:
+        """A map without parameters to choose."""
+        if name not in self._plain:
+            total = self.folds.total()
+            self._plain[name] = centered_procrustes(total) if name == CENTERED else METHODS[name]().fit(total)
+        return self._plain[name]
+
+    def by(self, role: str, queries: QueryPairs | None) -> dict[str, Callable[[], eb.LinearMap | eb.KernelMap]]:
+        """What is compared for a role; `auto` last."""
+        anchors, folds = self.anchors, self.folds
+        found: dict[str, Callable[[], eb.LinearMap | eb.KernelMap]] = {
+            name: functools.partial(self.plain, name) for name in (*PLAIN, *(["projection"] if role == "queries" else []))
+        }
+        found |= {name: functools.partial(eb.fit, folds, name, role=role) for name in ("ridge", "bridge")}
+        if role == "documents":
+            found["kernel"] = functools.partial(eb.fit, anchors, "kernel", role=role)
+            found["auto, affine"] = functools.partial(eb.fit, folds, role=role)
+        found["auto"] = functools.partial(eb.fit, anchors, role=role)
+        if queries is not None:
+            found["auto, queries"] = functools.partial(eb.fit, anchors, role=role, queries=queries)
+        return found
 
 
-def retrieval(pair: Pair, n: int, role: str, rows: int, most: int, only: list[str] | None) -> dict[str, dict[str, float]]:
+def retrieval(pair: Pair, fits: Fits, role: str, o: argparse.Namespace) -> dict[str, dict[str, Any]]:
     """Overlap@10 and recall@10 of every method, with the standard errors of their differences to `auto`."""
+    n = len(fits.anchors)
     half = hash_ids(pair.query_ids, "half", 0) % np.uint64(2) == 0
-    corpus = slice(n, n + rows)
+    corpus = slice(n, n + o.rows)
     place = {i: row for row, i in enumerate(pair.ids[corpus].tolist())}
     wanted = [np.array([place[i] for i in documents.tolist() if i in place], np.int64) for documents in pair.relevant]
-    scored = [i for i in np.flatnonzero(~half) if len(wanted[i])][:most]
-    given = np.flatnonzero(half)
-    pairs = QueryPairs(pair.query_x[given], pair.query_y[given], tuple(pair.relevant[i] for i in given))
+    reported = [i for i in np.flatnonzero(~half) if len(wanted[i])][: o.queries]
+    chosen_by = np.flatnonzero(half)
+    pairs = QueryPairs(pair.query_x[chosen_by], pair.query_y[chosen_by], tuple(pair.relevant[i] for i in chosen_by))
     x, y, own = pair.x[corpus], pair.y[corpus], pair.query_y if role == "documents" else pair.query_x
-    truth = top_k(own[scored], y if role == "documents" else x, K).ids
-    relevant = np.stack([wanted[i][:1] for i in scored])  # one document a query in these data
-    found: dict[str, dict[str, float]] = {}
+    truth = top_k(own[reported], y if role == "documents" else x, K).ids
+    relevant = np.stack([wanted[i][:1] for i in reported])  # one document a query in these data
+    found: dict[str, dict[str, Any]] = {}
     units: dict[str, tuple[np.ndarray, np.ndarray]] = {}
-    for name, fit in methods(role, pairs).items():
-        if only and name not in only:
+    for name, fit in fits.by(role, pairs).items():
+        if o.methods and name not in o.methods:
             continue
         started = time.perf_counter()
-        fitted = fit(pair.anchors(n))
+        fitted = fit()
         seconds = time.perf_counter() - started
-        queries, documents = (own[scored], fitted.apply(x)) if role == "documents" else (fitted.apply(own[scored]), y)
+        queries, documents = (own[reported], fitted.apply(x)) if role == "documents" else (fitted.apply(own[reported]), y)
         ids = top_k(queries, documents, K).ids
         units[name] = overlap(ids, truth), (ids == relevant).any(1).astype(float)
-        found[name] = {"overlap": float(units[name][0].mean()), "recall": float(units[name][1].mean()), "seconds": seconds}
-        found[name] |= {"chosen": _chosen(fitted)} if name.startswith("auto") else {}
-        for number, measure in enumerate(("overlap", "recall")):
-            if "auto" in units:
-                for other in found:
-                    difference = units[other][number] - units["auto"][number]
-                    found[other][f"{measure} error"] = float(difference.std(ddof=1) / len(difference) ** 0.5)
+        found[name] = {"overlap": float(units[name][0].mean()), "recall": float(units[name][1].mean())}
+        found[name] |= {"seconds": seconds, "chosen": _chosen(fitted)} if name.startswith("auto") else {}
+    for number, measure in enumerate(("overlap", "recall")):
+        for other in found if "auto" in units else ():
+            difference = units[other][number] - units["auto"][number]
+            found[other][f"{measure} error"] = float(difference.std(ddof=1) / len(difference) ** 0.5)
     return found
 
 
-def accuracy(pair: Pair, n: int, only: list[str] | None) -> dict[str, dict[str, float]]:
-    """Accuracy of a linear SVM of the target on translated rows of the source, by every method."""
+@functools.cache
+def classifier(pair: Pair):
+    """A linear SVM of the target, on rows before the last 2,000."""
     from sklearn.svm import LinearSVC
 
-    trained, tested = (
-        slice(-_TRAINED - _TESTED, -_TESTED) if len(pair.ids) > n + 6000 else slice(0, -_TESTED),
-        slice(-_TESTED, None),
-    )
-    n = min(n, len(pair.ids) - _TESTED)
+    trained = slice(-_TRAINED - _TESTED, -_TESTED)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        model = LinearSVC(random_state=0, max_iter=200).fit(pair.y[trained], pair.labels[trained])
-    found = {"native": {"accuracy": float((model.predict(pair.y[tested]) == pair.labels[tested]).mean())}}
-    for name, fit in methods("decode", QueryPairs(pair.x, pair.y)).items():
+        return LinearSVC(random_state=0, max_iter=200).fit(pair.y[trained], pair.labels[trained])
+
+
+def accuracy(pair: Pair, fits: Fits, only: list[str] | None) -> dict[str, dict[str, Any]]:
+    """Accuracy of a linear SVM of the target on translated rows of the source, by every method."""
+    model, tested = classifier(pair), slice(-_TESTED, None)
+    found: dict[str, dict[str, Any]] = {
+        "native": {"accuracy": float(np.mean(model.predict(pair.y[tested]) == pair.labels[tested]))}
+    }
+    for name, fit in fits.by("decode", None).items():
         if only and name not in only:
             continue
-        fitted = fit(pair.anchors(n))
-        right = float((model.predict(fitted.apply(pair.x[tested])) == pair.labels[tested]).mean())
+        fitted = fit()
+        right = float(np.mean(model.predict(fitted.apply(pair.x[tested])) == pair.labels[tested]))
         found[name] = {"accuracy": right} | ({"chosen": _chosen(fitted)} if name == "auto" else {})
     return found
 
@@ -170,13 +195,16 @@ def run(o: argparse.Namespace) -> list[dict]:
     for name in o.pairs:
         pair = Pair.read(o.data, *PAIRS[name])
         for n in o.anchors:
+            fits = Fits(pair, n)
             for role in o.roles:
-                measured = (accuracy, (pair, n, o.methods)), (retrieval, (pair, n, role, o.rows, o.queries, o.methods))
-                measure, arguments = measured[role != "decode"]
-                cells = measure(*arguments)
+                # Decoders are tested on the last rows.
+                decoded = fits if n <= len(pair.ids) - _TESTED else Fits(pair, len(pair.ids) - _TESTED)
+                cells = accuracy(pair, decoded, o.methods) if role == "decode" else retrieval(pair, fits, role, o)
                 found = [{"pair": name, "anchors": n, "role": role, "method": method} | cell for method, cell in cells.items()]
                 print(table(found), flush=True)
                 records += found
+                if o.out:
+                    o.out.write_text(json.dumps(records, indent=2) + "\n")
     return records
 
 
@@ -205,22 +233,17 @@ def arguments(given: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m tests.benchmarks.quality", description=__doc__)
     parser.add_argument("--pairs", nargs="+", choices=PAIRS, default=list(PAIRS))
     parser.add_argument("--anchors", type=int, nargs="+", default=list(ANCHORS))
-    parser.add_argument(
-        "--roles", nargs="+", choices=("documents", "queries", "decode"), default=["documents", "queries", "decode"]
-    )
+    parser.add_argument("--roles", nargs="+", choices=ROLES, default=list(ROLES))
     parser.add_argument("--methods", nargs="+", help="some of the methods")
-    parser.add_argument("--rows", type=int, default=15_000, help="of the corpus that is searched")
-    parser.add_argument("--queries", type=int, default=2500, help="at most, of the half that is reported")
+    parser.add_argument("--rows", type=int, default=8000, help="of the corpus that is searched")
+    parser.add_argument("--queries", type=int, default=1500, help="at most, of the half that is reported")
     parser.add_argument("--data", type=Path, default=DATA)
     parser.add_argument("--out", type=Path, help="a JSON file to write")
     return parser.parse_args(given)
 
 
 def main() -> None:
-    o = arguments()
-    records = run(o)
-    if o.out:
-        o.out.write_text(json.dumps(records, indent=2) + "\n")
+    run(arguments())
 
 
 if __name__ == "__main__":

@@ -310,5 +310,7 @@ def test_demo_runs_every_step(tmp_path):
     made = Catalog(tmp_path / "play" / "embridge.duckdb")
     assert made.sql("SELECT shared, anchors, held_out FROM anchor_set") == [{"shared": 3000, "anchors": 1000, "held_out": 2000}]
     runs = made.sql("SELECT verb FROM run ORDER BY id")
-    assert [row["verb"] for row in runs] == ["fit", "evaluate", "convert", "index", "index", "index"]
+    assert [row["verb"] for row in runs] == ["fit", "evaluate", "convert", "index", "index", "index", "rollout"]
+    assert [stage["native"] for stage in found["rollout"]] == [400, 800, 1200]
+    assert all(stage["now"]["recall"] > stage["keep_old"]["recall"] for stage in found["rollout"])
     assert run_json("catalog lineage play/old-in-new.faiss --catalog play/embridge.duckdb --json", cwd=tmp_path)[0]["depth"] == 1

@@ -1,6 +1,7 @@
 """Fused indexes, and the exact fused search: the ranking is that of the formula, whatever the weight and the correction."""
 
 import json
+import os
 
 import faiss
 import numpy as np
@@ -240,6 +241,29 @@ def test_nothing_is_written_of_sides_that_do_not_fit(tmp_path, change, error, me
     with pytest.raises(error, match=message):
         eb.build_index(options.pop("collection"), tmp_path / "a.faiss", "Flat", **options)
     assert [path.name for path in tmp_path.iterdir() if not path.name.endswith(".lock")] == []
+
+
+@pytest.mark.parametrize("factory", ["IVF4,PQ4x4np", "PQ4x4np", "OPQ4_16,IVF4,PQ4x4np"])
+def test_product_quantizers_take_rows_with_biases(fused, factory):
+    """16 dimensions and two biases: 4 divides only the former."""
+    index = fused(factory)
+    assert len(eb.open_index(index.path)) == N
+    shares = []
+    for hubness in ("none", "both"):
+        found = index.search(QY, K, old_queries=QX, hubness=hubness, parameters="nprobe=4" if "IVF" in factory else "").ids.tolist()
+        best = IDS[by_formula(0.5, hubness)[0]].tolist()
+        shares.append(np.mean([len(set(a) & set(b)) for a, b in zip(found, best, strict=True)]) / K)
+    assert min(shares) > 0.2  # far above chance, 0.03
+
+
+def test_padding_may_be_larger_than_the_file(tmp_path):
+    """FAISS limits a transform by its matrix, though padding holds none: 402 x 408 values here, and few bytes a row."""
+    n, old, new = 600, Space("old", 200), Space("new", 200)
+    x, y = vectors(n, 200, 1), vectors(n, 200, 2)
+    references = {"hubness": memory(y[:20], new), "old_hubness": memory(x[:20], old)}
+    index = eb.build_index(memory(y, new), tmp_path / "a.faiss", "PQ8x4np", fuse=memory(x, old), **references)
+    assert os.path.getsize(index.path) < 402 * 408 * 4
+    assert index.search(y[:20], 1, old_queries=x[:20]).ids.shape == (20, 1)
 
 
 def test_a_factory_that_scales_rows_is_refused(fused):

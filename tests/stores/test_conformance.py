@@ -11,12 +11,15 @@ import pyarrow.parquet as pq
 import pytest
 
 from embridge.stores import MemoryCollection, ParquetCollection
+from embridge.stores.capabilities import Capabilities
 from embridge.stores.faiss import file as faiss_file
 from embridge.stores.faiss.collection import FaissCollection
 from embridge.stores.faiss.file import IndexFile, write_index_file
 from embridge.stores.parquet.writer import write_collection
 from embridge.testing.stores import CollectionConformance
 from embridge.types import Metric
+
+IN_OTHER_ORDER = Capabilities(keeps_repeated_ids=True, keeps_order=False)
 
 # Layouts: each writes one table below a folder and returns the path to open.
 
@@ -127,14 +130,14 @@ class TestHNSW(FaissConformance):
 
 class TestIVF(FaissConformance):
     factory = "IVF4,Flat"
-    keeps_order = False
+    capabilities = IN_OTHER_ORDER
     keeps_bad_values = False
 
 
 class TestIVFWithLabels(FaissConformance):
     factory = "IVF4,Flat"
     bare_ids = True
-    keeps_order = False
+    capabilities = IN_OTHER_ORDER
     keeps_bad_values = False
 
 
@@ -153,7 +156,7 @@ class TestIDMapOverHNSW(FaissConformance):
 class TestIDMapOverIVF(FaissConformance):
     factory = "IDMap2,IVF4,Flat"
     bare_ids = True
-    keeps_order = False
+    capabilities = IN_OTHER_ORDER
     keeps_bad_values = False
 
 
@@ -163,7 +166,7 @@ class TestSQfp16(FaissConformance):
 
 class TestIVFOfSQfp16(FaissConformance):
     factory = "IVF4,SQfp16"  # residuals to a centroid, which fp16 does not hold exactly
-    keeps_order = False
+    capabilities = IN_OTHER_ORDER
     keeps_bad_values = False
     tolerance = 2e-3
 
@@ -179,7 +182,7 @@ class TestBehindPCA(BehindRotation):
 
 class TestBehindPCAWithIVF(BehindRotation):
     factory = "PCA8,IVF4,Flat"
-    keeps_order = False
+    capabilities = IN_OTHER_ORDER
 
 
 class TestBehindOPQ(BehindRotation):

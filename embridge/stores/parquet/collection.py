@@ -20,10 +20,12 @@ from embridge.errors import (
     CollectionError,
     ParameterError,
 )
-from embridge.stores.base import Collection, RowFilter, declare_space
+from embridge.stores.base import Collection, RowFilter
 from embridge.stores.batch import Batch, cast_column
+from embridge.stores.declared import declare_space
 from embridge.stores.filesystems import shown
 from embridge.stores.id_types import id_type_of, normalize_ids
+from embridge.stores.locations import is_remote
 from embridge.stores.memory import empty_payload
 from embridge.stores.parquet.file import ParquetFile, ParquetFiles, row_lengths, vectors_of
 from embridge.stores.parquet.metadata import (
@@ -250,6 +252,10 @@ class ParquetCollection(Collection):
     def is_many(self) -> bool:
         """True for a folder or a glob, whatever the number of files."""
         return self._files.base is not None
+
+    @property
+    def files(self) -> list[str]:
+        return [] if is_remote(self._files.path) else [self._files.path, *self.paths]
 
     @property
     def paths(self) -> list[str]:

@@ -155,8 +155,8 @@ def test_an_upload_that_fails_leaves_no_object_and_is_done_again(remote, monkeyp
     assert remote.names() == sorted([*before, *begun])
     assert listing(remote.staging)
     translated = []
-    original = file.translate_groups
-    monkeypatch.setattr(file, "translate_groups", lambda *a, **k: translated.append(1) or original(*a, **k))
+    original = file.translate_rows
+    monkeypatch.setattr(file, "translate_rows", lambda *a, **k: translated.append(1) or original(*a, **k))
     eb.convert(collection, map_between(), target, resume=True)
     if source != "shards":
         assert translated == []  # it was made already

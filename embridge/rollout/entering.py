@@ -1,0 +1,153 @@
+"""What enters a rollout is checked here, before anything is written: native rows and logged queries."""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+
+from embridge.anchors import Anchors, ids_at, match
+from embridge.arrays import norms
+from embridge.errors import BadIdsError, BadVectorsError, ParameterError, SpaceMismatchError
+from embridge.rollout.stage import NativeRows, Stage, scaled
+from embridge.stores.base import Collection
+from embridge.stores.ids import check_unique, match_rows
+from embridge.types import Space, space_mismatch
+
+Judgments = Mapping[Any, Sequence[Any] | Mapping[Any, float]]
+_SAME = 1e-2  # relative distance up to which two vectors are the same: float16 rounds by less
+
+
+def check_space(what: str, expected: Space, found: Collection) -> None:
+    """Refuse vectors of another space or metric.
+
+    Raises
+    ------
+    SpaceMismatchError
+    """
+    if not found.space.same_as(expected):
+        raise space_mismatch(what, expected, found.name, found.space)
+    if found.space.metric != expected.metric:
+        raise SpaceMismatchError.contradiction(found.name, "metric", str(expected.metric), str(found.space.metric))
+
+
+def match_all(old: Collection, native: Collection) -> tuple[np.ndarray, Anchors]:
+    """Positions in `old` of all rows of `native`, and their vectors of both spaces.
+
+    Raises
+    ------
+    BadIdsError
+        A row of `native` is not in `old`, or an id occurs twice on either side.
+    """
+    check_unique(native)
+    rows, native_rows = match_rows(old, native)
+    if len(native_rows) < len(native):
+        unknown = np.setdiff1d(np.arange(len(native)), native_rows)
+        raise BadIdsError(
+            f"{len(unknown):,} of {len(native):,} ids of {native.name} are not in {old.name}, such as "
+            f"{ids_at(native, unknown[:3]).tolist()!r:.200}. Hint: leave these rows out."
+        )
+    return rows, match(old, native)
+
+
+def entering_rows(stage: Stage, native: Collection) -> tuple[NativeRows, int]:
+    """The rows of `native` that are not native in the stage, and the number of those that are, with the same vector.
+
+    Raises
+    ------
+    SpaceMismatchError, BadIdsError
+    BadVectorsError
+        A row is native already with another vector.
+    """
+    check_space("The rollout", stage.new.space, native)
+    rows, found = match_all(stage.old, native)
+    found = replace(found, y=scaled(found.y, native.space, stage.new.space))
+    known = np.flatnonzero(stage.native[rows])
+    others: list[Any] = []
+    for place, present in stage.new.select(rows[known]):
+        differ = norms(present - np.asarray(found.y[known[place]], np.float32)) > _SAME * norms(present)
+        others += found.ids[known[place]][differ].tolist()
+    if others:
+        raise BadVectorsError.rows(native.name, "another vector than the rollout has, in which they are native already", others)
+    if len(known):
+        fresh = np.delete(np.arange(len(rows)), known)
+        rows, found = rows[fresh], found.at(fresh)
+    return NativeRows(rows, found), len(known)
+
+
+def entering_queries(stage: Stage, queries: Anchors) -> tuple[Anchors, int]:
+    """All logged queries with the new ones among `queries`, and the number of these.
+
+    Raises
+    ------
+    SpaceMismatchError
+    BadVectorsError
+        A query is known already with another vector.
+    """
+    check_query_spaces(queries, stage.old.space, stage.new.space)
+    known = stage.queries
+    if known is None:
+        return queries, len(queries)
+    place = {query: n for n, query in enumerate(known.ids.tolist())}
+    at = np.array([place.get(query, -1) for query in queries.ids.tolist()], np.int64)
+    mine = at >= 0
+    for present, given in ((known.x, queries.x), (known.y, queries.y)):
+        present, given = present[at[mine]], np.asarray(given)[mine]
+        other = norms(present - given) > _SAME * norms(present)
+        if other.any():
+            raise BadVectorsError.rows(
+                "The file of queries", "another vector than the rollout has", queries.ids[mine][other].tolist()
+            )
+    fresh = queries.at(~mine)
+    if known.ids.dtype != fresh.ids.dtype and len(fresh):
+        raise BadIdsError.kinds_differ("the logged queries", str(known.ids.dtype), "the new ones", str(fresh.ids.dtype))
+    ids, x, y = (np.concatenate(pair) for pair in ((known.ids, fresh.ids), (known.x, fresh.x), (known.y, fresh.y)))
+    return replace(known, ids=ids, x=x, y=y), len(fresh)
+
+
+def check_query_spaces(queries: Anchors, old: Space, new: Space) -> None:
+    """Refuse queries of other spaces than those of a rollout.
+
+    Raises
+    ------
+    SpaceMismatchError
+    """
+    for expected, found in ((old, queries.source), (new, queries.target)):
+        if not found.same_as(expected):
+            raise space_mismatch("The rollout", expected, "the file of queries", found)
+
+
+def check_whole(name: str, value: Any, least: int) -> int:
+    """A whole number of at least `least`.
+
+    Raises
+    ------
+    ParameterError
+    """
+    try:
+        found = operator.index(value)
+    except TypeError:
+        raise ParameterError.must_be(name, "a whole number", value) from None
+    if found < least:
+        raise ParameterError.must_be(name, f"at least {least}", value)
+    return found
+
+
+def as_graded(qrels: Judgments | None) -> dict[Any, dict[Any, float]]:
+    """Judgments with grades above zero; documents named in a sequence have grade 1.
+
+    Raises
+    ------
+    ParameterError
+        A grade is infinite.
+    """
+    found = {}
+    for query, named in (qrels or {}).items():
+        grades = named if isinstance(named, Mapping) else dict.fromkeys(named, 1.0)
+        found[query] = {document: float(grade) for document, grade in grades.items() if grade is not None and grade > 0}
+        if np.inf in found[query].values():
+            raise ParameterError.must_be(f"the grades of query {query!r}", "finite numbers", np.inf)
+    return found

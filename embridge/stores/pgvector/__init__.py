@@ -1,0 +1,144 @@
+"""The store ``postgresql://``: tables of PostgreSQL with vector columns of pgvector."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+
+import pyarrow as pa
+
+from embridge.errors import BadIdsError, DiskFullError, EmbridgeError, MissingDependencyError, OutputError
+from embridge.stores.batch import Batch
+from embridge.stores.capabilities import Capabilities
+from embridge.stores.parquet.file import vectors_of
+from embridge.stores.store import Layout, Note, Store, Writer
+from embridge.stores.uri import Location
+from embridge.types import DeclaredSpace, Metric, Space
+
+try:
+    import psycopg
+except ImportError as error:
+    raise MissingDependencyError.of("psycopg", "postgresql://", "pgvector") from error
+
+from psycopg import sql
+
+from embridge.stores.pgvector.collection import CAPABILITIES, PgCollection, columns_of, connect, note_of, table_of, translated
+from embridge.stores.pgvector.columns import to_wire, type_for
+
+
+class PgWriter(Writer):
+    """Copies rows in, in one transaction with the note that counts them."""
+
+    def __init__(self, location: Location, layout: Layout) -> None:
+        self._location, self._layout, self._table = location, layout, table_of(location)
+        self._spaces = layout.payload_spaces
+        self._vectors = "halfvec" if layout.dtype == "float16" else "vector"
+        with translated(location):
+            self._connection = connect(location)
+
+    def create(self) -> None:
+        """Create the table. Ids of text are ordered by code point, so that their index serves the order of reading."""
+        layout = self._layout
+        key = "bigint" if pa.types.is_integer(layout.id_type) else 'text COLLATE "C"'
+        columns = [
+            sql.SQL("{} {} PRIMARY KEY").format(sql.Identifier(layout.id_column), sql.SQL(key)),
+            sql.SQL("{} {}({}) NOT NULL").format(
+                sql.Identifier(layout.vector_column), sql.SQL(self._vectors), sql.Literal(layout.space.dim)
+            ),
+        ]
+        columns += [
+            sql.SQL("{} {}").format(sql.Identifier(field.name), sql.SQL(self._type(field))) for field in layout.payload_schema
+        ]
+        with _writing(self._location), self._connection.transaction():
+            self._connection.execute("CREATE EXTENSION IF NOT EXISTS vector")
+            self._connection.execute(sql.SQL("CREATE TABLE {} ({})").format(self._table, sql.SQL(", ").join(columns)))
+            self._put(layout.note(layout.cursor))
+
+    def write(self, batch: Batch, note: str) -> None:
+        layout = self._layout
+        names = [layout.id_column, layout.vector_column, *layout.payload_schema.names]
+        kinds = ["int8" if pa.types.is_integer(layout.id_type) else "text", "bytea"]
+        kinds += ["bytea" if f.name in self._spaces else str(type_for(f.type)).partition("(")[0] for f in layout.payload_schema]
+        columns = [batch.ids.to_pylist(), to_wire(batch.vectors, self._vectors)]
+        for field, column in zip(layout.payload_schema, batch.payload.columns, strict=True):
+            if field.name in self._spaces:
+                dim = self._spaces[field.name].dim
+                columns.append(to_wire(vectors_of(column, dim, self._location.uri, 0, validate=True), "vector"))
+            else:
+                columns.append(column.to_pylist())
+        query = sql.SQL("COPY {} ({}) FROM STDIN (FORMAT BINARY)").format(
+            self._table, sql.SQL(", ").join(map(sql.Identifier, names))
+        )
+        with _writing(self._location), self._connection.transaction():
+            with self._connection.cursor() as cursor, cursor.copy(query) as copy:
+                copy.set_types(kinds)
+                for row in zip(*columns, strict=True):
+                    copy.write_row(row)
+            self._put(note)
+
+    def _type(self, field: pa.Field) -> str:
+        """The type of a payload column; vectors of a space of their own are vectors of PostgreSQL."""
+        space = self._spaces.get(field.name)
+        return str(type_for(field.type)) if space is None else f"vector({space.dim})"
+
+    def finish(self, note: str) -> None:
+        with _writing(self._location):
+            self._put(note)
+
+    def _put(self, note: str) -> None:
+        column = sql.Identifier(self._layout.vector_column)
+        self._connection.execute(sql.SQL("COMMENT ON COLUMN {}.{} IS {}").format(self._table, column, sql.Literal(note)))
+
+    def close(self) -> None:
+        self._connection.close()
+
+
+class PgStore(Store):
+    """PostgreSQL with pgvector."""
+
+    form = "postgresql://user@host/db?table=docs&id=id&vector=embedding"
+
+    def open(
+        self, location: Location, *, space: Space | DeclaredSpace | str | None, id_column: str | None, vector_column: str | None
+    ) -> PgCollection:
+        return PgCollection(location, space=space, id_column=id_column, vector_column=vector_column)
+
+    def capabilities(self, metric: Metric) -> Capabilities:
+        return CAPABILITIES
+
+    def refuses(self, field: pa.Field) -> str | None:
+        return None if type_for(field.type) else "PostgreSQL has no type that keeps its values"
+
+    def note(self, location: Location) -> Note | None:
+        with translated(location), contextlib.closing(connect(location)) as connection:
+            return note_of(columns_of(connection, location), location)[1]
+
+    def create(self, location: Location, layout: Layout) -> Writer:
+        writer = PgWriter(location, layout)
+        try:
+            writer.create()
+        except BaseException:
+            writer.close()
+            raise
+        return writer
+
+    def resume(self, location: Location, layout: Layout) -> Writer:
+        return PgWriter(location, layout)
+
+    def drop(self, location: Location) -> None:
+        with translated(location), contextlib.closing(connect(location)) as connection:
+            connection.execute(sql.SQL("DROP TABLE {}").format(table_of(location)))
+
+
+@contextlib.contextmanager
+def _writing(location: Location) -> Iterator[None]:
+    try:
+        yield
+    except EmbridgeError:
+        raise
+    except psycopg.errors.UniqueViolation as e:
+        raise BadIdsError(f"{location.uri!r} would hold ids more than once: {e.diag.message_detail}") from e
+    except psycopg.errors.DiskFull as e:
+        raise DiskFullError(f"The disk of {location.uri!r} is full. Hint: free some and run again with --resume.") from e
+    except (psycopg.Error, OSError, ValueError, OverflowError) as e:
+        raise OutputError(f"{location.uri!r} cannot be written: {str(e).strip().splitlines()[0]}") from e

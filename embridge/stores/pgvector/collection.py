@@ -1,0 +1,234 @@
+"""Rows of a table with a vector column, read in one snapshot, in the order of their ids."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import itertools
+import weakref
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import psycopg
+import pyarrow as pa
+from psycopg import sql
+
+from embridge.arrays import as_vectors
+from embridge.errors import (
+    BadIdsError,
+    BadVectorsError,
+    ChangedSourceError,
+    CollectionError,
+    EmbridgeError,
+    MissingFileError,
+    ParameterError,
+    UnreadableFileError,
+)
+from embridge.stores.arrow import ArrowCollection
+from embridge.stores.capabilities import Capabilities
+from embridge.stores.pgvector.columns import VECTORS, Column
+from embridge.stores.store import Note, check_finished
+from embridge.stores.uri import Location
+from embridge.types import DeclaredSpace, Hits, Metric, Space
+
+CAPABILITIES = Capabilities(
+    keeps_order=False,
+    keeps_repeated_ids=True,
+    has_snapshot=True,
+    supports_second_vector=True,
+    dtypes=("float32", "float16"),
+)
+_OPTIONS = ("table", "schema", "id", "vector")
+_BEGIN = "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY"
+_OPERATORS = {Metric.COSINE: "<=>", Metric.DOT: "<#>", Metric.L2: "<->"}
+_CLASSES = {"cosine": Metric.COSINE, "ip": Metric.DOT, "l2": Metric.L2}
+_TEXT = ("text", "varchar", "bpchar", "name", "citext", "uuid")  # types of ids that are read as text
+
+
+class PgCollection(ArrowCollection):
+    """Rows of a table: ``postgresql://user@host/db?table=docs&id=id&vector=embedding``.
+
+    All readings see the snapshot of its opening, in ascending order of ids (of text by code point). Ids are text, integers, or
+    UUIDs, which become their text.
+    """
+
+    kind = "postgresql"
+    capabilities = CAPABILITIES
+    seeks = opens_further = True
+
+    def __init__(
+        self,
+        location: Location,
+        *,
+        space: Space | DeclaredSpace | str | None = None,
+        id_column: str | None = None,
+        vector_column: str | None = None,
+    ) -> None:
+        self.path, self._location, self._table = location.uri, location, table_of(location)
+        with translated(location):
+            held = connect(location)
+            self._release = weakref.finalize(self, held.close)
+            held.execute(_BEGIN)
+            self._snapshot: str = one(held, "SELECT pg_export_snapshot()")[0]
+            self._held = held
+            known = columns_of(held, location)
+            column, note = note_of(known, location)
+            check_finished(note, self.name)
+            named = note.columns if note else {}
+            vectors = [c.name for c in known if c.kind in VECTORS]
+            default = column or (vectors[0] if len(vectors) == 1 else "vector")
+            name = location.column("vector", vector_column, default)
+            self._columns = {c.name: c for c in known}
+            metric = _index_metric(held, location, name)
+            self._rows = one(held, sql.SQL("SELECT count(*) FROM {}").format(self._table))[0]
+        columns = location.column("id", id_column, named.get("id", "id")), name
+        schema = pa.schema([(c.name, self._arrow(c, columns)) for c in known])
+        self._describe(schema, columns, space, note=note, metric=metric)
+
+    def _arrow(self, column: Column, columns: tuple[str, str]) -> pa.DataType:
+        if column.name == columns[0] and column.kind not in _TEXT and column.kind not in ("int2", "int4", "int8"):
+            raise BadIdsError.kind(f"Column {column.name!r} of {self.name}", column.kind)
+        if column.name == columns[1] and column.kind not in VECTORS:
+            raise BadVectorsError(f"Column {column.name!r} of {self.name} is {column.kind}, not one of {', '.join(VECTORS)}.")
+        return column.arrow
+
+    def _record_batches(self, columns: list[str], batch_rows: int, after: str | int | None = None) -> Iterator[pa.RecordBatch]:
+        chosen = [self._columns[name] for name in columns]
+        where, order = sql.SQL(""), self._order()
+        if after is not None:
+            kind = "uuid" if self._columns[self.id_column].kind == "uuid" else "text" if isinstance(after, str) else "int8"
+            value = sql.SQL("{}::{}").format(sql.Literal(after), sql.SQL(kind))
+            where = sql.SQL(" WHERE {} > {}").format(order, value)
+        query = sql.SQL("COPY (SELECT {} FROM {}{} ORDER BY {}) TO STDOUT (FORMAT BINARY)").format(
+            sql.SQL(", ").join(c.query for c in chosen), self._table, where, order
+        )
+        with translated(self._location), self._reader() as reader, reader.cursor() as cursor, cursor.copy(query) as copy:
+            copy.set_types([c.wire for c in chosen])
+            rows = copy.rows()
+            while part := list(itertools.islice(rows, batch_rows)):
+                yield pa.record_batch([c.array(v) for c, v in zip(chosen, zip(*part, strict=True), strict=True)], names=columns)
+
+    def _order(self) -> sql.Composable:
+        """The expression that orders rows: text by code point, as Arrow and DuckDB do."""
+        name = sql.Identifier(self.id_column)
+        kind = self._columns[self.id_column].kind
+        return sql.SQL('{}::text COLLATE "C"').format(name) if kind in _TEXT and kind != "uuid" else name
+
+    @contextlib.contextmanager
+    def _reader(self) -> Iterator[psycopg.Connection[Any]]:
+        """A connection that sees the snapshot."""
+        with contextlib.closing(connect(self._location)) as reader:
+            reader.execute(_BEGIN)
+            try:
+                reader.execute(sql.SQL("SET TRANSACTION SNAPSHOT {}").format(sql.Literal(self._snapshot)))
+            except psycopg.Error as e:
+                reason = f"its snapshot was lost with the connection that held it ({_fact(e)})"
+                raise ChangedSourceError.of(self.name, reason) from e
+            yield reader
+
+    def __len__(self) -> int:
+        return self._rows
+
+    def fingerprint(self) -> str:
+        """Of the versions of all rows: PostgreSQL gives a changed row another transaction and place."""
+        with translated(self._location), self._reader() as reader:
+            name = self._table.as_string(reader)
+            kind, oid = one(reader, "SELECT relkind, oid FROM pg_class WHERE oid = %s::regclass", name)
+            row = "ctid::text, xmin::text, tableoid::text" if kind in ("r", "p", "m") else "t::text"
+            query = "SELECT count(*), sum(hashtextextended(concat_ws(' ', {}), 0)), current_database() FROM {} t"
+            found = one(reader, sql.SQL(query).format(sql.SQL(row), self._table))
+        return hashlib.blake2b(repr((oid, found)).encode(), digest_size=16).hexdigest()
+
+    def search(self, queries: np.ndarray, k: int = 10) -> Hits:
+        """The k nearest rows, through the table's index where PostgreSQL uses it (see `Searchable`)."""
+        metric, column = self.stated_space.metric, self._columns[self.vector_column]
+        rows = as_vectors(queries, self.stated_space.dim, "queries")
+        is_text = pa.types.is_string(self.id_type)
+        ids = np.full((len(rows), k), None if is_text else -1, object)
+        scores = np.full((len(rows), k), -np.inf, np.float32)
+        query = sql.SQL("SELECT {}, {} {} %s::{} AS d FROM {} WHERE {} IS NOT NULL ORDER BY d LIMIT {}").format(
+            self._columns[self.id_column].query, name := sql.Identifier(column.name), sql.SQL(_OPERATORS[metric]),
+            sql.SQL(column.kind), self._table, name, sql.Literal(k),
+        )  # fmt: skip
+        with translated(self._location), self._reader() as reader:
+            reader.execute(f"SET LOCAL hnsw.ef_search = {min(max(k, 40), 1000)}")
+            reader.execute("SET LOCAL hnsw.iterative_scan = strict_order")
+            for i, row in enumerate(rows):
+                found = reader.execute(query, [str(row.tolist())]).fetchall()
+                ids[i, : len(found)] = [hit[0] for hit in found]
+                distances = np.array([hit[1] for hit in found])
+                scores[i, : len(found)] = {Metric.COSINE: 1 - distances, Metric.DOT: -distances, Metric.L2: -(distances**2)}[metric]
+        return Hits(ids if is_text else ids.astype(np.int64), scores)
+
+
+def connect(location: Location) -> psycopg.Connection[Any]:
+    """A connection; credentials that the URI does not have come from the environment and the files of libpq."""
+    known = [option.keyword.decode() for option in psycopg.pq.Conninfo.get_defaults()]
+    location.check_options(*_OPTIONS, *known)
+    others = {name: value for name, value in location.options.items() if name not in _OPTIONS}
+    place = {"host": location.host, "port": location.port, "user": location.user, "password": location.password}
+    place |= {"dbname": location.path.strip("/")}
+    found = psycopg.connect(**{name: value for name, value in place.items() if value} | others, autocommit=True)
+    found.execute("SET TIME ZONE 'UTC'")
+    return found
+
+
+def table_of(location: Location) -> sql.Identifier:
+    """The table that a URI names, quoted."""
+    if not location.options.get("table"):
+        raise ParameterError(f"{location.uri!r} names no table. Hint: postgresql://user@host/db?table=docs&id=id&vector=embedding.")
+    schema = location.options.get("schema")
+    return sql.Identifier(*([schema] if schema else []), location.options["table"])
+
+
+def columns_of(connection: psycopg.Connection[Any], location: Location) -> list[Column]:
+    """The columns of the table."""
+    query = (
+        "SELECT a.attname, t.typname, a.atttypmod, col_description(a.attrelid, a.attnum) FROM pg_attribute a "
+        "JOIN pg_type t ON t.oid = a.atttypid WHERE a.attrelid = %s::regclass AND a.attnum > 0 AND NOT a.attisdropped "
+        "ORDER BY a.attnum"
+    )
+    return [Column(*row) for row in connection.execute(query, [table_of(location).as_string(connection)])]
+
+
+def note_of(columns: list[Column], location: Location) -> tuple[str | None, Note | None]:
+    """The vector column whose comment is a note of embridge, and the note."""
+    notes = ((column.name, Note.loads(column.comment, location.uri)) for column in columns)
+    return next((pair for pair in notes if pair[1] is not None), (None, None))
+
+
+def one(connection: psycopg.Connection[Any], query: Any, *values: Any) -> Any:
+    """The one row of a query."""
+    return connection.execute(query, values or None).fetchone()
+
+
+def _index_metric(connection: psycopg.Connection[Any], location: Location, column: str) -> Metric | None:
+    """The metric of an index over the column; None where there is none."""
+    query = (
+        "SELECT o.opcname FROM pg_index i JOIN pg_attribute a ON a.attrelid = i.indrelid AND a.attnum = ANY(i.indkey) "
+        "JOIN pg_opclass o ON o.oid = i.indclass[0] WHERE i.indrelid = %s::regclass AND a.attname = %s AND i.indisvalid"
+    )
+    for (name,) in connection.execute(query, [table_of(location).as_string(connection), column]).fetchall():
+        if (metric := name.removesuffix("_ops").rpartition("_")[2]) in _CLASSES:
+            return _CLASSES[metric]
+    return None
+
+
+@contextlib.contextmanager
+def translated(location: Location) -> Iterator[None]:
+    """Turn errors of the driver into errors of embridge."""
+    try:
+        yield
+    except EmbridgeError:
+        raise
+    except (psycopg.errors.UndefinedTable, psycopg.errors.InvalidSchemaName) as e:
+        raise MissingFileError(f"There is no table {location.options.get('table')!r} at {location.uri!r}.") from e
+    except psycopg.ProgrammingError as e:
+        raise CollectionError(f"{location.uri!r} cannot be used: {_fact(e)}") from e
+    except (psycopg.Error, OSError) as e:
+        raise UnreadableFileError(f"{location.uri!r} cannot be reached or read: {_fact(e)}") from e
+
+
+def _fact(error: Exception) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0]

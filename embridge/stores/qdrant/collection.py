@@ -1,0 +1,215 @@
+"""Reading and searching a collection of Qdrant."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from embridge.arrays import unit
+from embridge.errors import BadIdsError, CollectionError, MissingFileError
+from embridge.stores.base import RowFilter
+from embridge.stores.batch import Batch
+from embridge.stores.capabilities import Capabilities
+from embridge.stores.json_collection import JsonCollection
+from embridge.stores.json_columns import Row
+from embridge.stores.qdrant.client import collection_name, connect, models, point_of, reading
+from embridge.stores.uri import Location
+from embridge.types import DeclaredSpace, Metric, Space
+
+DISTANCES = {Metric.COSINE: models.Distance.COSINE, Metric.DOT: models.Distance.DOT, Metric.L2: models.Distance.EUCLID}
+_PAGE, _PAGE_BYTES = 1024, 4 << 20  # rows with vectors of one request, and their bytes as float32
+_ID_PAGE = 8192  # rows without vectors
+_SIGN = 1 << 63
+
+
+def capabilities_of(metric: Metric | None) -> Capabilities:
+    """Of a collection: under cosine, vectors are stored with unit length."""
+    rest = {"dtypes": ("float32", "float16"), "supports_second_vector": True, "supports_alias": True}
+    return Capabilities(keeps_lengths=metric != Metric.COSINE, keeps_order=False, **rest)
+
+
+class QdrantCollection(JsonCollection):
+    """Points of a collection in the order of their ids: numbers, then UUIDs."""
+
+    kind = "qdrant"
+
+    def __init__(
+        self,
+        location: Location,
+        *,
+        space: Space | DeclaredSpace | str | None = None,
+        id_column: str | None = None,
+        vector_column: str | None = None,
+    ) -> None:
+        self.path, self._location, self._name = location.uri, location, collection_name(location)
+        with reading(location):
+            info, metadata = describe(self._client, self._name, location)
+            note, id_type = self._recall(metadata)
+        known = note.columns if note else {}
+        vector, params = self._vector(info, location.column("vector", vector_column, known.get("vector", "")))
+        self._using = vector or None
+        self.vector_column = vector or "vector"
+        with reading(location):
+            self._identify(known.get("id", "id"), id_type, location.column("id", id_column, ""))
+        metric = next((metric for metric, distance in DISTANCES.items() if distance == params.distance), None)
+        self.capabilities = capabilities_of(metric)
+        self._settle(space, note, params.size, metric, params.distance.value)
+
+    @property
+    def _client(self) -> Any:
+        self._held = connect(self._location)  # clients are closed once nobody holds them
+        return self._held
+
+    def _vector(self, info: Any, named: str) -> tuple[str, Any]:
+        """Name and parameters of the vector; the unnamed one has the name ''."""
+        found = info.config.params.vectors or {}
+        vectors = found if isinstance(found, dict) else {"": found}
+        name = named or (next(iter(vectors)) if len(vectors) == 1 else "")
+        if name not in vectors:
+            names = ", ".join(repr(other) for other in vectors if other) or "none with a name"
+            raise CollectionError(f"{self.name} has no vector {name!r}. Vectors: {names}. Hint: write ?vector=NAME in its URI.")
+        if vectors[name].multivector_config is not None:
+            raise CollectionError(f"{self.name} holds several vectors a row under {name!r}; embridge reads one.")
+        return name, vectors[name]
+
+    def _identify(self, own: str, recorded: pa.DataType | None, field: str) -> None:
+        """Find what the ids are: a field of the payload, numbers, or the text of points' ids."""
+        self.id_column = field or own
+        self._is_signed = False
+        if recorded is not None and self.id_column == own:
+            self.id_type, self._is_signed = recorded, pa.types.is_integer(recorded)
+            self._id_field = None if self._is_signed else own
+        else:
+            self._id_field, self.columns = field or None, None
+            # All ids of points are numbers below 2^63 where none comes after them.
+            numbers = pa.string() if self._scroll(offset=_SIGN, limit=1)[0] else pa.int64()
+            self.id_type = self._type_of_field(field) if field else numbers
+        self.seeks = self._id_field is None or self.columns is not None  # a field of somebody else does not say which point has it
+        self.ignored = () if self._id_field is None else (self._id_field,)
+
+    def _vectors(self, rows: list[Any] | np.ndarray, start: int, *, validate: bool) -> np.ndarray:
+        values = super()._vectors(rows, start, validate=validate)
+        return unit(values) if self.stated_space.metric == Metric.COSINE else values  # local mode keeps lengths on the disk
+
+    def _type_of_field(self, field: str) -> pa.DataType:
+        value = (self._scroll(limit=1, with_payload=True)[0][0].payload or {}).get(field)
+        if isinstance(value, bool) or not isinstance(value, (int, str)):
+            raise BadIdsError.kind(f"The field {field!r} of {self.name}", type(value).__name__)
+        return pa.int64() if isinstance(value, int) else pa.string()
+
+    def _scroll(self, **options: Any) -> tuple[list[Any], Any]:
+        return self._client.scroll(self._name, **{"with_payload": False, "with_vectors": False} | options)
+
+    def _pages(self, rows: int, offset: Any = None, **options: Any) -> Iterator[list[Any]]:
+        while True:
+            with reading(self._location):
+                records, offset = self._scroll(limit=rows, offset=offset, **options)
+            if records:
+                yield records
+            if offset is None:
+                return
+
+    def _count(self) -> int:
+        with reading(self._location):
+            return self._client.count(self._name, exact=True).count
+
+    def _keys(self) -> Iterator[list[Any]]:
+        return ([record.id for record in records] for records in self._pages(_ID_PAGE))
+
+    def _fields(self) -> Iterator[list[Row]]:
+        return ([record.payload or {} for record in records] for records in self._pages(_PAGE, with_payload=True))
+
+    def _fetch(self, keys: list[Any]) -> dict[Any, tuple[Sequence[float] | None, Row]]:
+        with reading(self._location):
+            records = self._client.retrieve(self._name, keys, with_payload=True, with_vectors=self._wanted(True))
+        return {record.id: (self._vector_of(record), record.payload or {}) for record in records}
+
+    def _wanted(self, vectors: bool) -> bool | list[str]:
+        return [self._using] if vectors and self._using else vectors
+
+    def _vector_of(self, record: Any) -> Any:
+        return record.vector.get(self._using or "") if isinstance(record.vector, dict) else record.vector
+
+    def _read(
+        self,
+        batch_rows: int,
+        *,
+        payload: bool,
+        vectors: bool,
+        row_filter: RowFilter | None,
+        validate: bool,
+        first: str | int | None = None,
+    ) -> Iterator[Batch]:
+        page = min(batch_rows, max(1, min(_PAGE, _PAGE_BYTES // (4 * self.stated_space.dim))) if vectors else _ID_PAGE)
+        fields = True if payload else self._id_fields()
+        start, offset = 0, first
+        while True:
+            stop = max(start + 1, min(start + page, self._rows))
+            is_wanted = row_filter is None or row_filter(start, stop)
+            options = {"with_payload": fields, "with_vectors": self._wanted(vectors)} if is_wanted else {}
+            with reading(self._location):
+                records, offset = self._scroll(limit=page, offset=offset, **options)
+            if records and first is not None and not start and records[0].id == first:
+                records = records[1:]
+            if records and is_wanted:
+                rows = [record.payload or {} for record in records] if payload else None
+                found = [self._vector_of(record) for record in records] if vectors else None
+                yield self._batch(start, self._ids(records), found, rows, validate=validate)
+            start += len(records)
+            if offset is None:
+                return
+
+    def _read_after(self, after: str | int, batch_rows: int, *, row_filter: RowFilter | None, **options: bool) -> Iterator[Batch]:
+        if not self.seeks:
+            return super()._read_after(after, batch_rows, row_filter=row_filter, **options)
+        is_number = self._id_field is None and isinstance(after, str) and after.isdigit()
+        is_point = self._id_field is None and isinstance(after, str)
+        point = int(after) if is_number else after if is_point else point_of(after)
+        return self._read(batch_rows, row_filter=row_filter, first=point, **options)
+
+    def _id_fields(self) -> bool | list[str]:
+        return False if self._id_field is None else [f'"{self._id_field}"']  # without quotes, a dot would lead into an object
+
+    def _ids(self, records: Sequence[Any]) -> pa.Array:
+        if self._id_field is not None:
+            values = [(record.payload or {}).get(self._id_field) for record in records]
+        elif pa.types.is_integer(self.id_type):
+            values = [self._number(record.id) for record in records]
+        else:
+            values = [str(record.id) for record in records]
+        try:
+            return pa.array(values, self.id_type)
+        except (pa.ArrowException, TypeError, OverflowError) as e:
+            raise BadIdsError(f"{self.name} has ids that are not all {self.id_type}: {str(e).splitlines()[0]}") from None
+
+    def _number(self, point: Any) -> Any:
+        """The id of a point with a number; text, which is refused then, if it is none of int64."""
+        if self._is_signed and isinstance(point, int) and point >= _SIGN:
+            return point - 2 * _SIGN
+        return point
+
+    def _nearest(self, queries: np.ndarray, k: int) -> list[tuple[pa.Array, np.ndarray]]:
+        rest = {"using": self._using, "limit": k, "with_payload": self._id_fields()}
+        with reading(self._location):
+            requests = [models.QueryRequest(query=row, **rest) for row in queries.tolist()]
+            found = [response.points for response in self._client.query_batch_points(self._name, requests)]
+        scores = [np.array([point.score for point in points], np.float32) for points in found]
+        scores = [-(held**2) for held in scores] if self.stated_space.metric == Metric.L2 else scores
+        return [(self._ids(points), held) for points, held in zip(found, scores, strict=True)]
+
+
+def describe(client: Any, name: str, location: Location) -> tuple[Any, dict[str, Any]]:
+    """What Qdrant says about a collection, and its metadata.
+
+    Raises
+    ------
+    MissingFileError
+        There is none.
+    """
+    if not client.collection_exists(name):
+        raise MissingFileError(f"There is no collection {name!r} at {location.uri!r}.")
+    info = client.get_collection(name)
+    return info, getattr(info.config, "metadata", None) or {}

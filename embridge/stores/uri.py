@@ -1,0 +1,127 @@
+"""URIs of collections: ``scheme://user@host:port/path?option=value#part``. Passwords in them are neither shown nor stored."""
+
+from __future__ import annotations
+
+import logging
+import re
+from dataclasses import dataclass, field
+from urllib.parse import parse_qsl, unquote, urlsplit
+
+from embridge.errors import ParameterError
+
+_LOG = logging.getLogger("embridge")
+_SECRETS: dict[str, str] = {}  # by URI without its password, so that this URI opens the same collection in this process
+_SECRET_OPTIONS = ("password", "passwd", "api_key", "apikey", "api-key", "token", "secret", "sslpassword")
+_USER = re.compile(r"^(?P<start>[a-zA-Z][\w+.-]*://)(?P<user>[^/?#:@]*)(?::(?P<password>[^/?#]*))?@")
+_OPTION = re.compile(rf"(?<=[?&])(?:{'|'.join(_SECRET_OPTIONS)})=([^&#]*)&?", re.IGNORECASE)
+_FILES = ("file", "s3", "gs", "gcs")  # of Parquet, whose credentials pyarrow reads
+
+
+@dataclass(frozen=True)
+class Location:
+    """Where a collection is.
+
+    Attributes
+    ----------
+    uri : str
+        Without a password; it opens the same collection again in this process.
+    scheme : str
+    path : str
+        Decoded; for a local store the path of a file or folder.
+    host, user : str, optional
+    port : int, optional
+    part : str
+        After ``#``: a table or collection inside `path`.
+    options : dict of str to str
+        After ``?``.
+    password : str, optional
+        A password, or an API key, that was given in the URI.
+    """
+
+    uri: str
+    scheme: str
+    path: str
+    host: str | None = None
+    port: int | None = None
+    user: str | None = None
+    part: str = ""
+    options: dict[str, str] = field(default_factory=dict)
+    password: str | None = field(default=None, repr=False)
+
+    @classmethod
+    def parse(cls, uri: str) -> Location:
+        """Parse a URI. A password in it is kept apart, with a warning.
+
+        Raises
+        ------
+        ParameterError
+            It is not a URI, or an option is repeated or has no value.
+        """
+        plain = without_password(uri)
+        try:
+            url = urlsplit(plain)
+            host, port = url.hostname, url.port
+            pairs = parse_qsl(url.query, keep_blank_values=True, strict_parsing=bool(url.query))
+        except ValueError as e:
+            raise ParameterError(f"{plain!r} is not a URI: {e}.") from None
+        options = dict(pairs)
+        if len(options) < len(pairs):
+            raise ParameterError(f"{plain!r} repeats an option. Options: {', '.join(name for name, _ in pairs)}.")
+        user = None if url.username is None else unquote(url.username)
+        place = {"host": host, "port": port, "user": user, "part": unquote(url.fragment), "options": options}
+        return cls(plain, url.scheme, unquote(url.path), **place, password=_SECRETS.get(plain))
+
+    def check_options(self, *known: str) -> None:
+        """Refuse options that the store does not have.
+
+        Raises
+        ------
+        ParameterError
+        """
+        if other := next((name for name in self.options if name not in known), None):
+            raise ParameterError(f"{self.uri!r} has an unknown option {other!r}. Options: {', '.join(known)}.")
+
+    def column(self, option: str, given: str | None, default: str) -> str:
+        """The name of a column: the URI's option, the caller's, or the default.
+
+        Raises
+        ------
+        ParameterError
+            The URI and the caller name different columns.
+        """
+        named = self.options.get(option)
+        if named is not None and given is not None and named != given:
+            raise ParameterError(f"{self.uri!r} names the column {named!r} ({option}=), but {given!r} was given. Hint: name one.")
+        return named or given or default
+
+
+def scheme_of(path: str) -> str | None:
+    """The scheme of a URI; None for paths, and for the locations of Parquet files (``file``, ``s3``, ``gs``)."""
+    scheme, mark, _ = path.partition("://")
+    return scheme if mark and re.fullmatch(r"[a-zA-Z][\w+.-]*", scheme) and scheme not in _FILES else None
+
+
+def without_password(path: str) -> str:
+    """The URI of a store without its password or API key, which is kept in memory; other paths as they are.
+
+    All that is shown, recorded or written is this.
+    """
+    if scheme_of(path) is None:
+        return path
+    plain, secrets = path, []
+    if (user := _USER.match(plain)) and user["password"] is not None:
+        secrets += [unquote(user["password"])] if user["password"] else []
+        kept = f"{user['user']}@" if user["user"] else ""
+        plain = f"{user['start']}{kept}{plain[user.end() :]}"
+    base, mark, part = plain.partition("#")
+    secrets += [unquote(found[1]) for found in _OPTION.finditer(base)]
+    plain = _OPTION.sub("", base).rstrip("?&") + mark + part
+    if secrets:
+        if plain not in _SECRETS:
+            _LOG.warning(
+                "%r was given with a password, which others may see in the list of processes or in a shell history. Hint: use the "
+                "environment or the files of its driver (PGPASSWORD, ~/.pgpass, QDRANT_API_KEY).",
+                plain,
+            )
+        _SECRETS[plain] = secrets[-1]
+    return plain
