@@ -142,7 +142,9 @@ class CandidateSearch:
                 scores = [queries[some] @ side.T for queries, side in zip((self._old, self._new), held, strict=True)]
                 own = None if exclude is None else torch.tensor(exclude[some])
                 found = self._kept(_excluded(ids, scores[0], own), *scores, *bias)
-                self._blocks[number] = self._kept(*(torch.cat(pair, 1) for pair in zip(before, found, strict=True)))
+                if before[0].shape[1]:
+                    found = self._kept(*(torch.cat(pair, 1) for pair in zip(before, found, strict=True)))
+                self._blocks[number] = found
 
     def candidates(self) -> Candidates:
         """The candidates so far."""
