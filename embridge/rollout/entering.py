@@ -64,19 +64,18 @@ def entering_rows(stage: Stage, native: Collection) -> tuple[NativeRows, int]:
     """
     check_space("The rollout", stage.new.space, native)
     rows, found = match_all(stage.old, native)
-    vectors = scaled(found.y, native.space, stage.new.space)
-    is_known = stage.native[rows]
-    if is_known.any():
-        present, given = stage.new.take(rows[is_known]), vectors[is_known]
-        other = norms(present - given) > _SAME * norms(present)
-        if other.any():
-            raise BadVectorsError.rows(
-                native.name,
-                "another vector than the rollout has, in which they are native already",
-                found.ids[is_known][other].tolist(),
-            )
-    fresh = replace(found.at(~is_known), y=vectors[~is_known])
-    return NativeRows(rows[~is_known], fresh.y, fresh), int(is_known.sum())
+    found = replace(found, y=scaled(found.y, native.space, stage.new.space))
+    known = np.flatnonzero(stage.native[rows])
+    others: list[Any] = []
+    for place, present in stage.new.select(rows[known]):
+        differ = norms(present - np.asarray(found.y[known[place]], np.float32)) > _SAME * norms(present)
+        others += found.ids[known[place]][differ].tolist()
+    if others:
+        raise BadVectorsError.rows(native.name, "another vector than the rollout has, in which they are native already", others)
+    if len(known):
+        fresh = np.delete(np.arange(len(rows)), known)
+        rows, found = rows[fresh], found.at(fresh)
+    return NativeRows(rows, found), len(known)
 
 
 def entering_queries(stage: Stage, queries: Anchors) -> tuple[Anchors, int]:

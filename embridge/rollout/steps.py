@@ -21,7 +21,7 @@ from typing import Any, TypeVar
 import numpy as np
 
 from embridge.errors import EmbridgeError, InterruptedOutputError, MissingFileError, OutputError, UnreadableFileError
-from embridge.files import sync_folder, whole_or_absent, writing
+from embridge.files import fingerprint, sync_folder, whole_or_absent, writing
 from embridge.folders import MANIFEST, check_own_folder, entries, read_manifest, write_manifest
 from embridge.outputs import Output, claim
 from embridge.records.rollout import RolloutStatus
@@ -47,7 +47,7 @@ class State:
     folder : str
         The folder of the present stage.
     lineage : dict of str to str
-        Fingerprints of the collections that the rollout was started with.
+        Fingerprints of the collections and queries that the rollout was started with.
     factory : str
         FAISS factory string of the index; empty where there is none.
     seed : int
@@ -62,6 +62,11 @@ class State:
     seed: int
     status: RolloutStatus
     listed: str = ""
+
+    def is_start_of(self, lineage: dict[str, str], factory: str, seed: int) -> bool:
+        """True for stage 0 of a rollout with these inputs: a start that was repeated after an interruption has nothing to do."""
+        known = (self.status.stage, self.lineage, self.factory, self.seed)
+        return known == (0, lineage, factory, seed)
 
     def dumps(self) -> bytes:
         """As JSON with a checksum, the same bytes for the same content."""
@@ -127,8 +132,8 @@ def reading(root: Path, read: Callable[[State, Path], _Found]) -> _Found:
     raise UnreadableFileError(f"{str(root)!r} changes repeatedly while it is read. Hint: try later.")
 
 
-def check_stage(folder: Path) -> None:
-    """Check that all files of a stage are there with their sizes; their content is checked by their readers.
+def check_stage(folder: Path, *, content: bool = False) -> None:
+    """Check that all files of a stage are there with their sizes, and with `content` with their fingerprints.
 
     Raises
     ------
@@ -137,10 +142,12 @@ def check_stage(folder: Path) -> None:
     manifest = read_manifest(folder) if folder.is_dir() else None
     if manifest is None:
         raise UnreadableFileError.foreign(str(folder), "the stage of a rollout", MANIFEST)
-    for name, (size, _) in manifest.files.items():
+    for name, (size, mark) in manifest.files.items():
         path = folder / name
         if path.is_symlink() or not path.is_file() or path.stat().st_size != size:
             raise UnreadableFileError(f"{str(path)!r} is missing or has another size than it was written with.")
+        if content and fingerprint(path) != mark:
+            raise UnreadableFileError.altered(str(path))
 
 
 @contextlib.contextmanager
@@ -157,7 +164,7 @@ def step(root: Path, *outputs: Output, inputs: list[str], overwrite: bool = Fals
         if outputs:
             stack.enter_context(claim(*outputs, inputs=[*inputs, str(root)], overwrite=overwrite))
         state = read_state(root)
-        check_stage(root / state.folder)
+        check_stage(root / state.folder, content=True)
         with writing(root):
             clear(root, state)
             make_folder(root / WORKING)

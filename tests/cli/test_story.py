@@ -98,6 +98,8 @@ def test_evaluate_reports_every_strategy(story):
         "project-queries-adjoint",
         "blend",
         "re-encode",
+        "fuse",
+        "fuse-projected",
     ]
     assert all(len(s["overlap_ci"]) == 2 and s["overlap_ci"][0] <= s["overlap"] <= s["overlap_ci"][1] for s in found["strategies"])
     opened = {name: eb.open(folder / f"{name}.parquet") for name in ("old", "new", "qo", "qn")}

@@ -1,6 +1,7 @@
 """Fused indexes, and the exact fused search: the ranking is that of the formula, whatever the weight and the correction."""
 
 import json
+import os
 
 import faiss
 import numpy as np
@@ -253,6 +254,16 @@ def test_product_quantizers_take_rows_with_biases(fused, factory):
         best = IDS[by_formula(0.5, hubness)[0]].tolist()
         shares.append(np.mean([len(set(a) & set(b)) for a, b in zip(found, best, strict=True)]) / K)
     assert min(shares) > 0.2  # far above chance, 0.03
+
+
+def test_padding_may_be_larger_than_the_file(tmp_path):
+    """FAISS limits a transform by its matrix, though padding holds none: 402 x 408 values here, and few bytes a row."""
+    n, old, new = 600, Space("old", 200), Space("new", 200)
+    x, y = vectors(n, 200, 1), vectors(n, 200, 2)
+    references = {"hubness": memory(y[:20], new), "old_hubness": memory(x[:20], old)}
+    index = eb.build_index(memory(y, new), tmp_path / "a.faiss", "PQ8x4np", fuse=memory(x, old), **references)
+    assert os.path.getsize(index.path) < 402 * 408 * 4
+    assert index.search(y[:20], 1, old_queries=x[:20]).ids.shape == (20, 1)
 
 
 def test_a_factory_that_scales_rows_is_refused(fused):

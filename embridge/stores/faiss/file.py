@@ -34,7 +34,9 @@ from embridge.stores.faiss.sidecars import (
 )
 
 _Read = TypeVar("_Read")
-_TABLE_BYTES = 2 << 30
+# Bytes beyond the size of the file, by the text of FAISS's error. The tables of IVFPQ are computed while reading, from lists and
+# codebooks in the file. A transform without a matrix (Pad) is limited by the matrix that it would have.
+_SPARE = {"precomputed_table": 2 << 30, "d_in * d_out": 64 << 20}
 _MAPPED_FROM = (
     64 << 20
 )  # smaller files are loaded: mapping is not faster, and FAISS crashes where a mapped file ends within its header
@@ -150,16 +152,16 @@ def _check_labels(path: str, index: Any, sidecars: Sidecars) -> None:
 
 
 def _read(path: str, flags: int) -> Any:
-    size = os.path.getsize(path)
-    try:
-        with _limited(size):
-            return faiss.read_index(path, flags)
-    except RuntimeError as e:
-        # The tables of IVFPQ are computed while reading, from lists and codebooks in the file: use FAISS's own limit for them.
-        if "precomputed_table" not in str(e):
-            raise
-        with _limited(size + _TABLE_BYTES):
-            return faiss.read_index(path, flags)
+    limit, spare = os.path.getsize(path), dict(_SPARE)
+    while True:
+        try:
+            with _limited(limit):
+                return faiss.read_index(path, flags)
+        except RuntimeError as e:
+            reason = next((text for text in spare if text in str(e)), None)
+            if reason is None:
+                raise
+            limit += spare.pop(reason)
 
 
 @contextlib.contextmanager
