@@ -193,7 +193,7 @@ def test_a_copy_that_is_killed_again_and_again_is_complete_in_the_end(source, pl
     with pytest.raises(InterruptedOutputError, match="--resume continues it"):
         eb.copy(eb.open(source), to)
     with pytest.raises(InterruptedOutputError, match="other inputs or options"):
-        eb.copy(eb.open(source), to, dtype="float16", resume=True)
+        eb.copy(eb.open(source), to, compact=True, resume=True)
     eb.copy(eb.open(source), to, resume=True)
     copied = eb.open(to)
     assert by_id(copied) == by_id(eb.open(source))
