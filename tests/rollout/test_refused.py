@@ -97,6 +97,15 @@ def test_queries_that_do_not_belong_change_nothing(world, rollout):
         eb.Rollout.start(world.old, world.new(np.arange(200)), "x", queries=world.queries, qrels={7: ["d0001"]})
     with pytest.raises(ParameterError, match=r"None of the 1 documents .*'nowhere'"):
         eb.Rollout.start(world.old, world.new(np.arange(200)), "x", queries=world.queries, qrels={"q1": ["nowhere"]})
+    for judgments, error, message in (
+        ({1: [2]}, ParameterError, "of any of the 400 logged queries"),
+        ({"q1": [2]}, ParameterError, "None of the 1 documents"),
+        ({"q1": {"d0001": 0.0}}, ParameterError, "none has a grade above 0"),
+        ({"q1": ["d0001", 2]}, BadIdsError, "strings and integers as ids of documents"),
+        ({"q1": ["d0001"], 1: ["d0001"]}, BadIdsError, "strings and integers as ids of queries"),
+    ):
+        with pytest.raises(error, match=message):
+            rollout.queries(world.queries, qrels=judgments)
     assert content(rollout) == before
 
 
