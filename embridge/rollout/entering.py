@@ -88,7 +88,7 @@ def entering_queries(stage: Stage, queries: Anchors) -> tuple[Anchors, int]:
     BadVectorsError
         A query is known already with another vector.
     """
-    check_query_spaces(queries, stage.old.space, stage.new.space)
+    queries = own_queries(queries, stage.old.space, stage.new.space)
     known = stage.queries
     if known is None:
         return queries, len(queries)
@@ -110,8 +110,8 @@ def entering_queries(stage: Stage, queries: Anchors) -> tuple[Anchors, int]:
     return replace(known, ids=ids, x=x, y=y), len(fresh)
 
 
-def check_query_spaces(queries: Anchors, old: Space, new: Space) -> None:
-    """Refuse queries of other spaces than those of a rollout.
+def own_queries(queries: Anchors, old: Space, new: Space) -> Anchors:
+    """Queries as a rollout stores them: `scaled`, as rows are; those of other spaces are refused.
 
     Raises
     ------
@@ -120,6 +120,7 @@ def check_query_spaces(queries: Anchors, old: Space, new: Space) -> None:
     for expected, found in ((old, queries.source), (new, queries.target)):
         if not found.same_as(expected):
             raise space_mismatch("The rollout", expected, "the file of queries", found)
+    return replace(queries, x=scaled(queries.x, queries.source, old), y=scaled(queries.y, queries.target, new))
 
 
 def check_whole(name: str, value: Any, least: int) -> int:
