@@ -87,7 +87,7 @@ def entering_queries(stage: Stage, queries: Anchors) -> tuple[Anchors, int]:
     BadVectorsError
         A query is known already with another vector.
     """
-    check_query_spaces(queries, stage.old.space, stage.new.space)
+    queries = own_queries(queries, stage.old.space, stage.new.space)
     known = stage.queries
     if known is None:
         return queries, len(queries)
@@ -99,17 +99,18 @@ def entering_queries(stage: Stage, queries: Anchors) -> tuple[Anchors, int]:
         other = norms(present - given) > _SAME * norms(present)
         if other.any():
             raise BadVectorsError.rows(
-                "The file of queries", "another vector than the rollout has", queries.ids[mine][other].tolist()
+                "The file of queries", "another vector than in the rollout", queries.ids[mine][other].tolist()
             )
     fresh = queries.at(~mine)
     if known.ids.dtype != fresh.ids.dtype and len(fresh):
-        raise BadIdsError.kinds_differ("the logged queries", str(known.ids.dtype), "the new ones", str(fresh.ids.dtype))
+        kind, other = ("string" if ids.dtype == object else str(ids.dtype) for ids in (known.ids, fresh.ids))
+        raise BadIdsError.kinds_differ("the logged queries", kind, "the new ones", other)
     ids, x, y = (np.concatenate(pair) for pair in ((known.ids, fresh.ids), (known.x, fresh.x), (known.y, fresh.y)))
     return replace(known, ids=ids, x=x, y=y), len(fresh)
 
 
-def check_query_spaces(queries: Anchors, old: Space, new: Space) -> None:
-    """Refuse queries of other spaces than those of a rollout.
+def own_queries(queries: Anchors, old: Space, new: Space) -> Anchors:
+    """Queries as a rollout stores them: `scaled`, as rows are; those of other spaces are refused.
 
     Raises
     ------
@@ -118,6 +119,7 @@ def check_query_spaces(queries: Anchors, old: Space, new: Space) -> None:
     for expected, found in ((old, queries.source), (new, queries.target)):
         if not found.same_as(expected):
             raise space_mismatch("The rollout", expected, "the file of queries", found)
+    return replace(queries, x=scaled(queries.x, queries.source, old), y=scaled(queries.y, queries.target, new))
 
 
 def check_whole(name: str, value: Any, least: int) -> int:
@@ -142,12 +144,22 @@ def as_graded(qrels: Judgments | None) -> dict[Any, dict[Any, float]]:
     Raises
     ------
     ParameterError
-        A grade is infinite.
+        A grade is infinite, or none is above zero.
+    BadIdsError
+        Ids of queries, or of documents, are of both kinds, strings and integers.
     """
+    if qrels is None:
+        return {}
     found = {}
-    for query, named in (qrels or {}).items():
+    for query, named in qrels.items():
         grades = named if isinstance(named, Mapping) else dict.fromkeys(named, 1.0)
         found[query] = {document: float(grade) for document, grade in grades.items() if grade is not None and grade > 0}
         if np.inf in found[query].values():
             raise ParameterError.must_be(f"the grades of query {query!r}", "finite numbers", np.inf)
+    documents = {document for grades in found.values() for document in grades}
+    if not documents:
+        raise ParameterError("The judgments (qrels) name no relevant document: none has a grade above 0.")
+    for what, ids in (("queries", found), ("documents", documents)):
+        if len({isinstance(one, str) for one in ids}) > 1:
+            raise BadIdsError(f"The judgments (qrels) have strings and integers as ids of {what}. Hint: use one kind.")
     return found

@@ -202,7 +202,7 @@ def write_queries(path: Path, queries: Anchors) -> None:
 
 
 def scaled(vectors: np.ndarray, own: Space, target: Space) -> np.ndarray:
-    """Native vectors as a stage stores them: scaled where only the other rows of a cosine space have unit length."""
+    """Vectors as a stage stores them: scaled to unit length where rows of a cosine space have it and these do not."""
     if target.normalized and not own.normalized and target.metric == Metric.COSINE:
         return unit(vectors)
     return np.asarray(vectors, np.float32)

@@ -17,7 +17,7 @@ from embridge.files import sync_folder, writing
 from embridge.indexes.fusion import check_fusible
 from embridge.outputs import Output, claim
 from embridge.records.rollout import RolloutStage, RolloutStep
-from embridge.rollout.entering import check_query_spaces, match_all
+from embridge.rollout.entering import match_all, own_queries
 from embridge.rollout.maps import fit_first
 from embridge.rollout.quality import check_judgments
 from embridge.rollout.stage import OLD_VECTOR, PROVENANCE, NativeRows, Stage, write_queries, write_rows
@@ -54,7 +54,7 @@ def start(
         if (found := read_state(root) if (root / STATE).is_file() else None) and found.is_start_of(lineage, factory, seed):
             return RolloutStep(str(root), "start", found.status.native, found.status, time.perf_counter() - started)
         building = check_new(root)
-        _check(old, sample, queries, qrels)
+        queries = _checked(old, sample, queries, qrels)
         with writing(root):
             make_folder(building)
             make_folder(building / WORKING)
@@ -74,7 +74,8 @@ def start(
     return RolloutStep(str(root), "start", state.status.native, state.status, seconds, map="fitted", method=method, index=index)
 
 
-def _check(old: Collection, sample: Collection, queries: Anchors | None, qrels: dict[Any, dict[Any, float]]) -> None:
+def _checked(old: Collection, sample: Collection, queries: Anchors | None, qrels: dict[Any, dict[Any, float]]) -> Anchors | None:
+    """Refuse what is not the beginning of a rollout; returns the queries as it stores them."""
     check_fusible(old.space, sample.space)
     if old.space.same_as(sample.space):
         raise SpaceMismatchError(
@@ -88,9 +89,10 @@ def _check(old: Collection, sample: Collection, queries: Anchors | None, qrels: 
     if qrels and queries is None:
         raise ParameterError("Judgments need queries. Hint: --queries QS QT (queries=).")
     if queries is not None:
-        check_query_spaces(queries, old.space, sample.space)
+        queries = own_queries(queries, old.space, sample.space)
         if qrels:
             check_judgments(queries, qrels, old)
+    return queries
 
 
 def _mark(queries: Anchors | None, qrels: dict[Any, dict[Any, float]]) -> str:

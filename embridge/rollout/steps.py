@@ -31,6 +31,7 @@ COLLECTION, MAP, QUERIES_MAP, MOMENTS = "collection.parquet", "map.safetensors",
 QUERIES, QRELS, REACH, INDEX = "queries.parquet", "qrels.parquet", "reach.npy", "index.faiss"
 INDEX_FILES = (INDEX, f"{INDEX}.json", f"{INDEX}.ids.parquet")
 FILES = (COLLECTION, MAP, QUERIES_MAP, MOMENTS, QUERIES, QRELS, REACH, *INDEX_FILES, MANIFEST)
+_NAMED_BY = (COLLECTION, QUERIES, QRELS, REACH)
 _STAGE, _LISTED = "stage-", "listed-"
 _FORMAT = "embridge.rollout.1"
 _LARGEST = 16 << 20  # bytes of state.json
@@ -240,7 +241,8 @@ def read_listed(root: Path, state: State) -> np.ndarray:
 def seal(working: Path, stage: int, lineage: dict[str, str]) -> str:
     """Finish a stage: write its manifest, and give the folder its name; returns the name.
 
-    The name is a hash of everything but the index, whose construction is parallel, so that the same steps give the same name.
+    The name is a hash of rows, queries and counts, so that the same steps give the same name: an index is built in parallel, and
+    safetensors writes its metadata in any order. Every step changes one of the hashed files.
     """
     names = [name for name in FILES if name != MANIFEST and (working / name).exists()]
     write_manifest(working, names, lineage)
@@ -249,7 +251,7 @@ def seal(working: Path, stage: int, lineage: dict[str, str]) -> str:
         raise OutputError(f"{str(working)!r} was removed while it was written.")
     digest = hashlib.blake2b(digest_size=4)
     for name in names:
-        if name not in INDEX_FILES:
+        if name in _NAMED_BY:
             digest.update(f"{name} {manifest.files[name]}".encode())
     return f"stage-{stage:03d}-{digest.hexdigest()}"
 

@@ -165,8 +165,8 @@ def add_queries(
 ) -> tuple[State, RolloutStep]:
     """Write the same stage with more logged queries."""
     judged = {query: {**stage.qrels.get(query, {}), **qrels.get(query, {})} for query in (*stage.qrels, *qrels)}
-    if judged:
-        check_judgments(queries, judged, stage.new)
+    if qrels:
+        check_judgments(queries, qrels, stage.new)
     copy(stage.folder, working, (COLLECTION, MAP, MOMENTS))
     write_queries(working / QUERIES, queries)
     if judged:

@@ -160,7 +160,8 @@ from embridge.stores.registry import store_of
 
 place, source, to, calls, late = sys.argv[1], sys.argv[2], sys.argv[3], int(sys.argv[4]), sys.argv[5] == "late"
 store.rows_of_group = lambda *_: 60
-writer = {"npy": "NpyWriter", "lancedb": "LanceWriter", "postgresql": "PgWriter", "qdrant": "QdrantWriter", "chroma": "ChromaWriter"}[place]
+writers = {"npy": "Npy", "lancedb": "Lance", "postgresql": "Pg", "qdrant": "Qdrant", "chroma": "Chroma"}
+writer = writers[place] + "Writer"
 modules = {"npy": "npy.writer", "postgresql": "pgvector"}
 module = __import__("embridge.stores." + modules.get(place, place), fromlist=[writer])
 kind = getattr(module, writer)
@@ -192,7 +193,7 @@ def test_a_copy_that_is_killed_again_and_again_is_complete_in_the_end(source, pl
     with pytest.raises(InterruptedOutputError, match="--resume continues it"):
         eb.copy(eb.open(source), to)
     with pytest.raises(InterruptedOutputError, match="other inputs or options"):
-        eb.copy(eb.open(source), to, dtype="float16", resume=True)
+        eb.copy(eb.open(source), to, compact=True, resume=True)
     eb.copy(eb.open(source), to, resume=True)
     copied = eb.open(to)
     assert by_id(copied) == by_id(eb.open(source))

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -81,6 +82,18 @@ def test_rows_of_other_lengths_are_scaled_where_only_directions_count(world, rol
     assert rollout.search(world.query_sides[1], 3)[1].ids.shape == (400, 3)
 
 
+def test_queries_of_other_lengths_are_those_of_unit_length(world, tmp_path):
+    """Vectors far from the center: the map of queries has an intercept, which belongs to unit length."""
+    far = replace(world, **{name: unit(getattr(world, name) + 0.5) for name in ("x", "y", "qx", "qy")})
+    longer = [
+        eb.MemoryCollection(side.read()[0], 5 * side.read()[1], Space(side.space.name, side.space.dim)) for side in far.query_sides
+    ]
+    same, other = far.start(tmp_path / "unit"), far.start(tmp_path / "longer", queries=eb.match(*longer))
+    assert other.status() == same.status()
+    assert np.abs(other.search(longer[1])[1].scores - same.search(far.query_sides[1])[1].scores).max() < 1e-5
+    other.queries(far.queries)  # known already
+
+
 def test_queries_that_do_not_belong_change_nothing(world, rollout):
     before = content(rollout)
     with pytest.raises(SpaceMismatchError, match="'old'"):
@@ -97,6 +110,15 @@ def test_queries_that_do_not_belong_change_nothing(world, rollout):
         eb.Rollout.start(world.old, world.new(np.arange(200)), "x", queries=world.queries, qrels={7: ["d0001"]})
     with pytest.raises(ParameterError, match=r"None of the 1 documents .*'nowhere'"):
         eb.Rollout.start(world.old, world.new(np.arange(200)), "x", queries=world.queries, qrels={"q1": ["nowhere"]})
+    for judgments, error, message in (
+        ({1: [2]}, ParameterError, "of any of the 400 logged queries"),
+        ({"q1": [2]}, ParameterError, "None of the 1 documents"),
+        ({"q1": {"d0001": 0.0}}, ParameterError, "none has a grade above 0"),
+        ({"q1": ["d0001", 2]}, BadIdsError, "strings and integers as ids of documents"),
+        ({"q1": ["d0001"], 1: ["d0001"]}, BadIdsError, "strings and integers as ids of queries"),
+    ):
+        with pytest.raises(error, match=message):
+            rollout.queries(world.queries, qrels=judgments)
     assert content(rollout) == before
 
 
