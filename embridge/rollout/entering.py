@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from embridge.anchors import Anchors, ids_at, match
-from embridge.arrays import norms
+from embridge.arrays import norms, unit
 from embridge.errors import BadIdsError, BadVectorsError, ParameterError, SpaceMismatchError
 from embridge.rollout.stage import NativeRows, Stage, scaled
 from embridge.stores.base import Collection
@@ -41,6 +41,8 @@ def match_all(old: Collection, native: Collection) -> tuple[np.ndarray, Anchors]
     ------
     BadIdsError
         A row of `native` is not in `old`, or an id occurs twice on either side.
+    BadVectorsError
+        A row of `native` has its old vector.
     """
     check_unique(native)
     rows, native_rows = match_rows(old, native)
@@ -50,7 +52,24 @@ def match_all(old: Collection, native: Collection) -> tuple[np.ndarray, Anchors]
             f"{len(unknown):,} of {len(native):,} ids of {native.name} are not in {old.name}, such as "
             f"{ids_at(native, unknown[:3]).tolist()!r:.200}. Hint: leave these rows out."
         )
-    return rows, match(old, native)
+    found = match(old, native)
+    _check_differ(native.name, found)
+    return rows, found
+
+
+def _check_differ(name: str, pairs: Anchors) -> None:
+    """Refuse vectors of the old model in the place of those of the new one, where both have one width."""
+    if pairs.x.shape == pairs.y.shape:
+        same = _are_same(unit(pairs.x), unit(pairs.y))
+        if same.any():
+            raise BadVectorsError.rows(
+                name, "the vector of the old model in the place of that of the new one", pairs.ids[same].tolist()
+            )
+
+
+def _are_same(present: np.ndarray, given: np.ndarray) -> np.ndarray:
+    """Which vectors are the same but for rounding, shape (n,), bool."""
+    return norms(present - given) <= _SAME * norms(present)
 
 
 def entering_rows(stage: Stage, native: Collection) -> tuple[NativeRows, int]:
@@ -68,7 +87,7 @@ def entering_rows(stage: Stage, native: Collection) -> tuple[NativeRows, int]:
     known = np.flatnonzero(stage.native[rows])
     others: list[Any] = []
     for place, present in stage.new.select(rows[known]):
-        differ = norms(present - np.asarray(found.y[known[place]], np.float32)) > _SAME * norms(present)
+        differ = ~_are_same(present, np.asarray(found.y[known[place]], np.float32))
         others += found.ids[known[place]][differ].tolist()
     if others:
         raise BadVectorsError.rows(native.name, "another vector than the rollout has, in which they are native already", others)
@@ -95,8 +114,7 @@ def entering_queries(stage: Stage, queries: Anchors) -> tuple[Anchors, int]:
     at = np.array([place.get(query, -1) for query in queries.ids.tolist()], np.int64)
     mine = at >= 0
     for present, given in ((known.x, queries.x), (known.y, queries.y)):
-        present, given = present[at[mine]], np.asarray(given)[mine]
-        other = norms(present - given) > _SAME * norms(present)
+        other = ~_are_same(present[at[mine]], np.asarray(given)[mine])
         if other.any():
             raise BadVectorsError.rows(
                 "The file of queries", "another vector than in the rollout", queries.ids[mine][other].tolist()
@@ -119,6 +137,7 @@ def own_queries(queries: Anchors, old: Space, new: Space) -> Anchors:
     for expected, found in ((old, queries.source), (new, queries.target)):
         if not found.same_as(expected):
             raise space_mismatch("The rollout", expected, "the file of queries", found)
+    _check_differ("The file of queries", queries)
     return replace(queries, x=scaled(queries.x, queries.source, old), y=scaled(queries.y, queries.target, new))
 
 

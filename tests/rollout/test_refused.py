@@ -122,6 +122,24 @@ def test_queries_that_do_not_belong_change_nothing(world, rollout):
     assert content(rollout) == before
 
 
+def test_vectors_of_the_old_model_are_not_native(world, tmp_path):
+    """Two encoders of one width: nothing but the vectors tells their files apart."""
+    twin, space = eb.match(*world.query_sides), Space("new", OLD.dim, normalized=True)
+    queries = replace(twin, y=twin.x, target=space)
+    old_as_new = eb.MemoryCollection(world.ids, 2 * world.x, Space("new", OLD.dim))
+    with pytest.raises(BadVectorsError, match="600 rows with the vector of the old model"):
+        eb.Rollout.start(world.old, old_as_new, tmp_path / "rollout")
+    y = unit(world.y[:, : OLD.dim])
+    made = eb.Rollout.start(world.old, eb.MemoryCollection(world.ids[:200], y[:200], space), tmp_path / "rollout")
+    before = content(made)
+    mixed = np.concatenate([y[200:210], world.x[210:212]])
+    with pytest.raises(BadVectorsError, match="2 rows with the vector of the old model"):
+        made.add(eb.MemoryCollection(world.ids[200:212], mixed, space))
+    with pytest.raises(BadVectorsError, match="400 rows with the vector of the old model"):
+        made.queries(queries)
+    assert content(made) == before
+
+
 def test_what_cannot_be_started_leaves_nothing(world, tmp_path):
     sample = world.new(np.arange(200))
     euclidean = eb.MemoryCollection(world.ids, world.x, Space("old", OLD.dim, "l2"))
