@@ -18,6 +18,7 @@ WITH_BLOCKS = [page for page in PAGES if BLOCK.search(page.read_text())]
 LINK = re.compile(r"(?<!!)\[[^\]]*\]\(([^)#\s]+)(?:#[^)]*)?\)")
 EXPECTED = {
     "README.md": {"old-in-new.parquet", "converted.faiss", "hits.parquet", "blended.parquet", "embridge.duckdb"},
+    "docs/guides/chroma.md": {"chroma", "old-in-new.parquet"},
     "docs/guides/convert.md": {"big.parquet", "with-errors.parquet"},
     "docs/guides/decoders.md": {"head.safetensors", "labels.parquet", "labels-again.parquet"},
     "docs/guides/evaluate.md": {"by-query.parquet", "plan.html", "next.parquet"},
@@ -31,6 +32,7 @@ EXPECTED = {
         "python.faiss",
     },
     "docs/guides/merge.md": {"mixed.parquet", "mixed.faiss", "mixed-hits.parquet"},
+    "docs/guides/qdrant.md": {"qdrant", "back.parquet"},
     "docs/guides/rollout.md": {"rollout", "hits.parquet", "both-hits.parquet", "new.parquet"},
     "docs/guides/search.md": {"projected.parquet", "blended.parquet", "projected-by-reverse-map.parquet"},
     "docs/guides/stores.md": {"lance", "vectors.npy", "vectors.npy.ids.parquet", "back.parquet"},

@@ -19,7 +19,7 @@ from embridge.indexes.fusion import Fusion, Hubness
 
 WEIGHTS = tuple(step / 10 for step in range(11))
 LEAST_QUERIES = 50  # to choose on; with fewer the old model is kept
-_QUERIES, _ROWS = 256, 16384  # scored at a time: 16 MiB
+_QUERIES, _ROWS = 128, 16384  # scored at a time: 8 MiB
 _EMPTY = (-1, 0, 0, 0, 0)  # of each part of the candidates
 # The nearest rows by each of these are candidates: together they hold nearly all of the nearest rows by any other fusion.
 _COLLECTED = (Fusion(0.0), Fusion(0.5), Fusion(1.0))
@@ -142,7 +142,9 @@ class CandidateSearch:
                 scores = [queries[some] @ side.T for queries, side in zip((self._old, self._new), held, strict=True)]
                 own = None if exclude is None else torch.tensor(exclude[some])
                 found = self._kept(_excluded(ids, scores[0], own), *scores, *bias)
-                self._blocks[number] = self._kept(*(torch.cat(pair, 1) for pair in zip(before, found, strict=True)))
+                if before[0].shape[1]:
+                    found = self._kept(*(torch.cat(pair, 1) for pair in zip(before, found, strict=True)))
+                self._blocks[number] = found
 
     def candidates(self) -> Candidates:
         """The candidates so far."""

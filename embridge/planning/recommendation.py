@@ -25,11 +25,13 @@ def recommend(
     old encoder.
 
     ``old-encoder-gone``: of those that need neither the old model nor texts. ``both-encoders``: of those that encode no row and
-    whose interval against ``keep-old`` is above zero; ``keep-old`` where there is none. ``texts-available``: where re-encoding
-    everything is not better than keeping (a single comparison), the same; else the strategy that encodes fewest
-    rows (within 1 % of them) of all whose interval is above zero and that recover 80 % of the gain of re-encoding. That share
-    is used as measured, without a margin. ``budget``, where one is given: of those that encode no more rows and whose interval is
-    above zero, the one that encodes fewest of all that cannot be distinguished from the best; ``keep-old`` where there is none.
+    whose interval against ``keep-old`` is above zero; ``keep-old`` where there is none. ``texts-available``: the strategy that
+    encodes fewest rows (within 1 % of them) of all whose interval is above zero and that recover 80 % of the gain of re-encoding.
+    That share is used as measured, without a margin. Where re-encoding everything is not better than keeping (a single
+    comparison), a fusion may still be: then the one that encodes fewest rows of all whose interval is above zero and that cannot
+    be distinguished from the best, or that of ``both-encoders`` if it encodes no row. ``budget``, where one is
+    given: of those that encode no more rows and whose interval is above zero, the one that encodes fewest of all that cannot be
+    distinguished from the best; ``keep-old`` where there is none.
 
     Without judgments no fusion is recommended: overlap counts the old model's neighbors, which it keeps, as errors.
 
@@ -101,12 +103,19 @@ class _Table:
 
     def texts_available(self, otherwise: Recommendation) -> Recommendation:
         strategies, gains, full = self.strategies, self.gains, self.full
+        others = [i for i in range(len(strategies)) if i != self.keep]
+        known, gap = _together(gains, others), gains[full].mean()
         if strategies[full].gain_ci[0] <= 0:
             worse = "worse than the old model" if strategies[full].gain_ci[1] < 0 else "not measurably better"
             why = f"Re-encoding everything is {worse}: {self._against(full, strategies[full].gain_ci)}."
-            return Recommendation(otherwise.strategy, why)
-        others = [i for i in range(len(strategies)) if i != self.keep]
-        known, gap = _together(gains, others), gains[full].mean()
+            proven = [i for i in others if known[i][0] > 0 and (i in self.free or strategies[i].weight is not None)]
+            i, remark = self._simplest(proven, cheapest=True) if proven else (full, "")
+            if not proven or not strategies[i].encodes:
+                return Recommendation(otherwise.strategy, why)
+            encoded = f"{strategies[i].encodes:,} of {strategies[full].encodes:,} rows encoded"
+            return Recommendation(
+                self._title(i), f"{why} With {encoded}, {self._title(i)} has {self._against(i, known[i], len(known))}.{remark}"
+            )
         shares = gains.mean(axis=1) / gap
         enough = [i for i in others if shares[i] >= ENOUGH and known[i][0] > 0] or [full]
         total = strategies[full].encodes

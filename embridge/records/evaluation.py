@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from embridge.records.quality import ConfidenceCheck
 from embridge.records.queries import QrelsCoverage, query_notes
 from embridge.records.rows import Row, columns_of
-from embridge.records.text import aligned, cell
+from embridge.records.text import aligned, cell, fusion_text
 
 if TYPE_CHECKING:
     import numpy as np
@@ -248,6 +248,7 @@ def _strategy_lines(found: Evaluation) -> list[str]:
         ("MRR", [s.mrr for s in found.strategies]),
         (f"nDCG@{found.k}", [s.ndcg for s in found.strategies]),
         (f"in top {max(100, found.k)}", [s.candidate_recall for s in found.strategies]),
+        ("weight, hubness", [fusion_text(s.weight, s.correction) for s in found.strategies]),
     ]
     return aligned([(name, values) for name, values in columns if any(v is not None for v in values)])
 

@@ -10,7 +10,7 @@ from embridge.records.curves import CurvePoint, LazyDepth, LearningCurve, curve_
 from embridge.records.evaluation import StrategyScore
 from embridge.records.queries import QrelsCoverage, query_notes
 from embridge.records.rows import Row, columns_of
-from embridge.records.text import aligned
+from embridge.records.text import aligned, fusion_text
 from embridge.types import Space
 
 FEW_QUERIES = 100  # below which means have an error of 0.1 or more, and the best strategy is mostly random
@@ -288,6 +288,8 @@ def _strategy_lines(k: int, strategies: Sequence[CostedScore]) -> list[str]:
         ("recovered", ["-" if s.recovered is None else f"{s.recovered:.0%}" for s in strategies]),
         ("encodes", [f"{s.encodes:,}" for s in strategies]),
     ]
+    if any(s.weight is not None for s in strategies):
+        columns.append(("weight, hubness", [fusion_text(s.weight, s.correction) for s in strategies]))
     if first.seconds is not None:
         columns.append(("time", [f"{s.seconds:,.0f} s" for s in strategies]))
     if first.cost is not None:

@@ -21,3 +21,8 @@ def cell(value: Any) -> str:
     if isinstance(value, tuple):
         return f"[{value[0]:.3f}, {value[1]:.3f}]"
     return "" if value is None else f"{value:.3f}" if isinstance(value, float) else str(value)
+
+
+def fusion_text(weight: float | None, correction: str | None) -> str | None:
+    """Weight and hubness correction of a fusion; None where there is none."""
+    return None if weight is None else f"{weight:g}, {correction}"

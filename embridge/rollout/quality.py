@@ -60,7 +60,7 @@ class Logged:
         used = queries.sample(MOST_QUERIES, seed)
         half = (hash_ids(used.ids, "half", seed) % np.uint64(2)).astype(np.int64)
         wanted = {document for query in used.ids.tolist() for document in qrels.get(query, ())}
-        ids, places = _found(rows, wanted)
+        ids, places = found_rows(rows, wanted)
         relevant = [places[found] for found in relevance(ids, used.ids, qrels)[0]]
         return cls(used, half, relevant)
 
@@ -74,7 +74,7 @@ class Logged:
         return [self.relevant[m] for m in members.tolist()]
 
 
-def _found(rows: Collection, wanted: set[Any]) -> tuple[np.ndarray, np.ndarray]:
+def found_rows(rows: Collection, wanted: set[Any]) -> tuple[np.ndarray, np.ndarray]:
     """Ids of the rows that are wanted, and their positions."""
     ids, places = [], []
     if wanted:
@@ -99,7 +99,7 @@ def check_judgments(queries: Anchors, qrels: dict[Any, dict[Any, float]], rows: 
             f"The judgments (qrels) of {len(qrels):,} queries name no relevant document of any of the {len(queries):,} logged "
             "queries. Hint: check whether both have their ids as strings or as integers."
         )
-    if not len(_found(rows, wanted)[0]):
+    if not len(found_rows(rows, wanted)[0]):
         raise ParameterError(
             f"None of the {len(wanted):,} documents that the judgments (qrels) name, such as {min(wanted, key=str)!r}, is a row of "
             f"{rows.name}. Hint: check whether both have their ids as strings or as integers."

@@ -92,6 +92,8 @@ class Rollout:
     ) -> Rollout:
         """Start a rollout: fit the maps, translate all rows but those of the sample, and measure stage 0.
 
+        A start that is repeated with the same inputs, before rows were added, has nothing to do.
+
         Parameters
         ----------
         old : Collection
@@ -161,6 +163,7 @@ class Rollout:
         again : bool, default False
             Rows that were listed before, and are not native yet, may be listed again.
         overwrite : bool, default False
+            Replace the file. Rows of a list that is replaced, and are not native yet, may be listed again.
 
         Raises
         ------

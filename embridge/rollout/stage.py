@@ -124,19 +124,17 @@ class NativeRows:
     ----------
     rows : ndarray of int64, shape (n,)
         Sorted positions.
-    vectors : ndarray of shape (n, dim_target)
     anchors : Anchors
-        The same rows in both spaces.
+        The rows in both spaces.
     """
 
     rows: np.ndarray
-    vectors: np.ndarray
     anchors: Anchors
 
     def sampled(self, stage: Stage, count: int, *, held_out: bool, seed: int) -> Anchors:
         """At most `count` of all native rows, these included, that maps are fitted on, or that are held out."""
         before = stage.anchors(stage.native_sample(count, held_out=held_out, seed=seed))
-        mine = self.anchors.at(is_held_out(self.anchors.ids, seed) == held_out)
+        mine = self.anchors.at(is_held_out(self.anchors.ids, seed) == held_out).sample(count, seed)
         ids, x, y = (np.concatenate([getattr(part, name) for part in (before, mine)]) for name in ("ids", "x", "y"))
         return replace(before, ids=ids, x=x, y=y).sample(count, seed) if len(ids) else before
 
@@ -144,8 +142,7 @@ class NativeRows:
         """Overwrite vectors and flags of a batch that begins at `start`."""
         low, high = np.searchsorted(self.rows, (start, start + len(vectors)))
         places = self.rows[low:high] - start
-        values = self.vectors[low:high]
-        vectors[places], native[places] = values, True
+        vectors[places], native[places] = self.anchors.y[low:high], True
 
 
 def write_rows(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import time
 from dataclasses import replace
@@ -20,7 +21,20 @@ from embridge.rollout.entering import match_all, own_queries
 from embridge.rollout.maps import fit_first
 from embridge.rollout.quality import check_judgments
 from embridge.rollout.stage import OLD_VECTOR, PROVENANCE, NativeRows, Stage, write_queries, write_rows
-from embridge.rollout.steps import COLLECTION, QRELS, QUERIES, WORKING, State, check_new, commit, discard, make_folder, seal
+from embridge.rollout.steps import (
+    COLLECTION,
+    QRELS,
+    QUERIES,
+    STATE,
+    WORKING,
+    State,
+    check_new,
+    commit,
+    discard,
+    make_folder,
+    read_state,
+    seal,
+)
 from embridge.rollout.write import write_index, write_measured
 from embridge.stores import source_paths
 from embridge.stores.base import Collection, check_content
@@ -35,14 +49,17 @@ def start(
     """Write a rollout in a hidden folder beside `root`, which gets its name when it is whole (see `Rollout.start`)."""
     started = time.perf_counter()
     with claim(Output(root, folder=True), inputs=source_paths(old, sample), resume=True):
+        contents = [(side, side.fingerprint()) for side in (old, sample)]
+        lineage = {"source": contents[0][1], "native": contents[1][1], "queries": _mark(queries, qrels)}
+        if (found := read_state(root) if (root / STATE).is_file() else None) and found.is_start_of(lineage, factory, seed):
+            return RolloutStep(str(root), "start", found.status.native, found.status, time.perf_counter() - started)
         building = check_new(root)
         queries = _checked(old, sample, queries, qrels)
-        contents = [(side, side.fingerprint()) for side in (old, sample)]
         with writing(root):
             make_folder(building)
             make_folder(building / WORKING)
         try:
-            state, method = _first_stage(building / WORKING, old, sample, queries, qrels, factory, seed)
+            state, method = _first_stage(building / WORKING, old, sample, queries, qrels, factory, seed, lineage)
             for side, content in contents:
                 check_content(side, content)
             commit(building, building / WORKING, state)
@@ -78,15 +95,24 @@ def _checked(old: Collection, sample: Collection, queries: Anchors | None, qrels
     return queries
 
 
+def _mark(queries: Anchors | None, qrels: dict[Any, dict[Any, float]]) -> str:
+    """Content hash of queries and judgments; empty without."""
+    if queries is None:
+        return ""
+    digest = hashlib.blake2b(repr([queries.ids.tolist(), qrels]).encode(), digest_size=16)
+    for side in (queries.x, queries.y):
+        digest.update(np.ascontiguousarray(side).tobytes())
+    return digest.hexdigest()
+
+
 def _first_stage(
     working: Path, old: Collection, sample: Collection, queries: Anchors | None, qrels: dict[Any, dict[Any, float]], factory: str,
-    seed: int,
+    seed: int, lineage: dict[str, str],
 ) -> tuple[State, str]:  # fmt: skip
     rows, anchors = match_all(old, sample)
     maps = fit_first(anchors, queries, qrels, seed)
     maps.write(working)
-    lineage = {"source": old.fingerprint(), "native": sample.fingerprint()}
-    entering = NativeRows(rows, np.asarray(anchors.y, np.float32), anchors)
+    entering = NativeRows(rows, anchors)
     write_rows(
         working / COLLECTION,
         old,

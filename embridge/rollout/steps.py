@@ -21,7 +21,7 @@ from typing import Any, TypeVar
 import numpy as np
 
 from embridge.errors import EmbridgeError, InterruptedOutputError, MissingFileError, OutputError, UnreadableFileError
-from embridge.files import sync_folder, whole_or_absent, writing
+from embridge.files import fingerprint, sync_folder, whole_or_absent, writing
 from embridge.folders import MANIFEST, check_own_folder, entries, read_manifest, write_manifest
 from embridge.outputs import Output, claim
 from embridge.records.rollout import RolloutStatus
@@ -31,6 +31,7 @@ COLLECTION, MAP, QUERIES_MAP, MOMENTS = "collection.parquet", "map.safetensors",
 QUERIES, QRELS, REACH, INDEX = "queries.parquet", "qrels.parquet", "reach.npy", "index.faiss"
 INDEX_FILES = (INDEX, f"{INDEX}.json", f"{INDEX}.ids.parquet")
 FILES = (COLLECTION, MAP, QUERIES_MAP, MOMENTS, QUERIES, QRELS, REACH, *INDEX_FILES, MANIFEST)
+_NAMED_BY = (COLLECTION, QUERIES, QRELS, REACH)
 _STAGE, _LISTED = "stage-", "listed-"
 _FORMAT = "embridge.rollout.1"
 _LARGEST = 16 << 20  # bytes of state.json
@@ -47,7 +48,7 @@ class State:
     folder : str
         The folder of the present stage.
     lineage : dict of str to str
-        Fingerprints of the collections that the rollout was started with.
+        Fingerprints of the collections and queries that the rollout was started with.
     factory : str
         FAISS factory string of the index; empty where there is none.
     seed : int
@@ -62,6 +63,11 @@ class State:
     seed: int
     status: RolloutStatus
     listed: str = ""
+
+    def is_start_of(self, lineage: dict[str, str], factory: str, seed: int) -> bool:
+        """True for stage 0 of a rollout with these inputs: a start that was repeated after an interruption has nothing to do."""
+        known = (self.status.stage, self.lineage, self.factory, self.seed)
+        return known == (0, lineage, factory, seed)
 
     def dumps(self) -> bytes:
         """As JSON with a checksum, the same bytes for the same content."""
@@ -127,8 +133,8 @@ def reading(root: Path, read: Callable[[State, Path], _Found]) -> _Found:
     raise UnreadableFileError(f"{str(root)!r} changes repeatedly while it is read. Hint: try later.")
 
 
-def check_stage(folder: Path) -> None:
-    """Check that all files of a stage are there with their sizes; their content is checked by their readers.
+def check_stage(folder: Path, *, content: bool = False) -> None:
+    """Check that all files of a stage are there with their sizes, and with `content` with their fingerprints.
 
     Raises
     ------
@@ -137,10 +143,12 @@ def check_stage(folder: Path) -> None:
     manifest = read_manifest(folder) if folder.is_dir() else None
     if manifest is None:
         raise UnreadableFileError.foreign(str(folder), "the stage of a rollout", MANIFEST)
-    for name, (size, _) in manifest.files.items():
+    for name, (size, mark) in manifest.files.items():
         path = folder / name
         if path.is_symlink() or not path.is_file() or path.stat().st_size != size:
             raise UnreadableFileError(f"{str(path)!r} is missing or has another size than it was written with.")
+        if content and fingerprint(path) != mark:
+            raise UnreadableFileError.altered(str(path))
 
 
 @contextlib.contextmanager
@@ -157,7 +165,7 @@ def step(root: Path, *outputs: Output, inputs: list[str], overwrite: bool = Fals
         if outputs:
             stack.enter_context(claim(*outputs, inputs=[*inputs, str(root)], overwrite=overwrite))
         state = read_state(root)
-        check_stage(root / state.folder)
+        check_stage(root / state.folder, content=True)
         with writing(root):
             clear(root, state)
             make_folder(root / WORKING)
@@ -233,7 +241,8 @@ def read_listed(root: Path, state: State) -> np.ndarray:
 def seal(working: Path, stage: int, lineage: dict[str, str]) -> str:
     """Finish a stage: write its manifest, and give the folder its name; returns the name.
 
-    The name is a hash of everything but the index, whose construction is parallel, so that the same steps give the same name.
+    The name is a hash of rows, queries and counts, so that the same steps give the same name: an index is built in parallel, and
+    safetensors writes its metadata in any order. Every step changes one of the hashed files.
     """
     names = [name for name in FILES if name != MANIFEST and (working / name).exists()]
     write_manifest(working, names, lineage)
@@ -242,7 +251,7 @@ def seal(working: Path, stage: int, lineage: dict[str, str]) -> str:
         raise OutputError(f"{str(working)!r} was removed while it was written.")
     digest = hashlib.blake2b(digest_size=4)
     for name in names:
-        if name not in INDEX_FILES:
+        if name in _NAMED_BY:
             digest.update(f"{name} {manifest.files[name]}".encode())
     return f"stage-{stage:03d}-{digest.hexdigest()}"
 

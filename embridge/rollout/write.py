@@ -10,7 +10,7 @@ import numpy as np
 
 from embridge.anchors import Anchors, ids_at
 from embridge.anchors.fold_moments import FoldMoments
-from embridge.errors import ParameterError
+from embridge.errors import EmbridgeError, ParameterError
 from embridge.files import whole_or_absent
 from embridge.indexes.build import build_index
 from embridge.indexes.fusion import Fusion, Hubness
@@ -20,7 +20,7 @@ from embridge.records.rollout import RolloutStage, RolloutStatus, RolloutStep
 from embridge.rollout.figures import measure
 from embridge.rollout.forecast import expected, order_of, reached
 from embridge.rollout.maps import MOST_HELD_OUT, MOST_KERNEL, Maps, fit_projection, refit
-from embridge.rollout.quality import CHOOSING, REPORTED, Logged, check_judgments, reference_rows
+from embridge.rollout.quality import CHOOSING, REPORTED, Logged, check_judgments, found_rows, reference_rows
 from embridge.rollout.stage import NativeRows, Stage, is_held_out, write_queries, write_rows
 from embridge.rollout.steps import (
     COLLECTION,
@@ -37,7 +37,7 @@ from embridge.rollout.steps import (
     write_listed,
 )
 from embridge.stores import MemoryCollection
-from embridge.tables.ids import write_order
+from embridge.tables.ids import read_ids, write_order
 from embridge.tables.qrels import write_qrels
 from embridge.tensors import write_tensors
 
@@ -89,6 +89,8 @@ def references_of(stage: Stage, seed: int) -> tuple[MemoryCollection | None, Mem
 def list_rows(state: State, stage: Stage, root: Path, n: int, path: Path, *, again: bool) -> tuple[State, int]:
     """Write the ids of at most n rows that come next to `path`; returns the state with these rows as listed, and their number.
 
+    Rows of a list that is replaced count as not listed: else they would be lost.
+
     Raises
     ------
     ParameterError
@@ -96,7 +98,8 @@ def list_rows(state: State, stage: Stage, root: Path, n: int, path: Path, *, aga
     """
     left, listed, status = ~stage.native, read_listed(root, state), state.status
     if not again:
-        left[listed] = False
+        replaced = _rows_in(path, stage) if path.exists() else listed[:0]
+        left[np.setdiff1d(listed, replaced)] = False
     rows = order_of(stage.reach, left)[:n]
     if not len(rows):
         raise ParameterError(
@@ -110,6 +113,15 @@ def list_rows(state: State, stage: Stage, root: Path, n: int, path: Path, *, aga
     with whole_or_absent(path) as temporary:
         write_order(temporary, ids, stage.reach[CHOOSING][rows])
     return replace(state, listed=name, status=replace(status, handed=len(both))), len(rows)
+
+
+def _rows_in(path: Path, stage: Stage) -> np.ndarray:
+    """Positions of the rows in a list of ids; none where it is no such list."""
+    try:
+        wanted = set(read_ids(path).tolist())
+    except EmbridgeError:
+        return np.empty(0, np.int64)
+    return found_rows(stage.new, wanted)[1]
 
 
 def add_native(state: State, stage: Stage, working: Path, entering: NativeRows, done: RolloutStep) -> tuple[State, RolloutStep]:

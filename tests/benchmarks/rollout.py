@@ -104,7 +104,7 @@ class Journey:
             command = [sys.executable, "-m", "embridge.cli.main", "rollout", *words, "--no-catalog", "--json"]
             process = subprocess.Popen(command, cwd=self.folder, stdout=subprocess.DEVNULL)
             if self.killed < self.options.kills and self.moments.random() < 0.8:
-                time.sleep(self.moments.expovariate(1 / 20))
+                time.sleep(self.moments.expovariate(1 / 8))
                 if process.poll() is None:
                     process.kill()
                     process.wait()
@@ -122,10 +122,11 @@ class Journey:
 
 
 def content(rollout: Path) -> dict[str, str]:
-    """Checksums of the state and of the collection."""
+    """Checksums of the state and of the collection, and the fingerprints of what the collection was made of."""
     state = json.loads((rollout / "state.json").read_text())
-    collection = (rollout / state["folder"] / "collection.parquet").read_bytes()
-    return {"state": state["checksum"], "collection": hashlib.blake2b(collection, digest_size=16).hexdigest()}
+    path = rollout / state["folder"] / "collection.parquet"
+    lineage = json.loads(pq.read_schema(path).metadata[b"embridge.lineage"])
+    return {"state": state["checksum"], "collection": hashlib.blake2b(path.read_bytes(), digest_size=16).hexdigest(), **lineage}
 
 
 def evaluated(folder: Path, status: dict[str, object], name: str = "rollout") -> float:

@@ -78,7 +78,7 @@ def test_an_evaluation_is_recorded_strategy_by_strategy(path):
         "run": 1, "translator": "f1", "strategy": "translate-documents", "k": 10, "queries": 20, "corpus": 30, "judged": 7,
         "overlap": 0.5, "overlap_low": 0.4, "overlap_high": 0.6, "recall": 0.25, "mrr": 0.125, "mean_cosine": 0.9,
         "relative_residual": 0.4, "candidate_recall": None, "recall_low": None, "recall_high": None, "mrr_low": None,
-        "mrr_high": None, "ndcg": None, "ndcg_low": None, "ndcg_high": None,
+        "mrr_high": None, "ndcg": None, "ndcg_low": None, "ndcg_high": None, "weight": None, "correction": None,
     }  # fmt: skip
     assert (first["strategy"], first["recall"], first["mrr"]) == ("keep-old", None, None)
 

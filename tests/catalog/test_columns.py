@@ -43,7 +43,7 @@ def path(tmp_path):
 def full_records():
     """One record of each kind with every part that it can have, and the fields that no table keeps."""
     edges = (0.1, 0.2)
-    strategy = StrategyScore("blend", 0.5, edges, 0.3, 0.2, 0.9, edges, edges, 0.2, edges)
+    strategy = StrategyScore("fuse", 0.5, edges, 0.3, 0.2, 0.9, edges, edges, 0.2, edges, 0.6, "both")
     label = LabelScore("noun", "blend", 12, 0.5, edges, 3, 0.4, edges, 0.1, edges, 0.3, edges)
     size = CorpusSize("blend", 30, 0.5, edges, forecast=False)
     evaluation = Evaluation(
@@ -65,7 +65,8 @@ def full_records():
         (Run.of("evaluate", result=evaluation), {"confidence", "per_query", "qrels", "own_rows", "weight", "reverse_map"}),
         (
             Run.of("plan", result=plan),
-            {"weight", "source", "target", "norms", "labels", "unlabelled", "lazy_depths", "qrels", "own_rows"},
+            {"weight", "source", "target", "norms", "labels", "unlabelled", "lazy_depths", "qrels", "own_rows"}
+            | {"curve", "curve_projected", "isotropy"},
         ),
         (Run.of("convert", result=Conversion("o.parquet", 100, 2.0, "cpu", "c-old", "f1", "c-out", 3)), set()),
         (Run.of("migrate", result=move), {"source_space", "space"}),

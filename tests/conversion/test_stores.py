@@ -4,6 +4,7 @@ import signal
 import subprocess
 import sys
 import uuid
+from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
@@ -23,11 +24,18 @@ from embridge.errors import (
     ParameterError,
     VerificationError,
 )
+from tests.stores.support import memory_folder
 from tests.support import run, run_json
 
 pytest.importorskip("lancedb")
 N = 500
-PLACES = {"npy": "npy://{}/a.npy", "lancedb": "lancedb://{}/l#a", "parquet": "{}/a.parquet", "qdrant": "qdrant://{}/q#a"}
+PLACES = {
+    "npy": "npy://{}/a.npy",
+    "lancedb": "lancedb://{}/l#a",
+    "parquet": "{}/a.parquet",
+    "qdrant": "qdrant://{}/q#a",
+    "chroma": "chroma://{}/c#rows",
+}
 
 
 @pytest.fixture
@@ -60,11 +68,13 @@ def place(tmp_path, request):
     def new(kind):
         if kind == "postgresql":
             return request.getfixturevalue("new_table")()
-        folder = tmp_path / uuid.uuid4().hex
+        folder = (in_memory if kind in ("qdrant", "chroma") else tmp_path) / uuid.uuid4().hex
         folder.mkdir()
         return PLACES[kind].format(folder)
 
-    return new
+    with memory_folder() as path:
+        in_memory = Path(path)
+        yield new
 
 
 def by_id(collection):
@@ -113,7 +123,7 @@ def test_a_conversion_between_stores_equals_apply(source, translation, place, on
         eb.verify(to, source=eb.open(start), translation=translation.then(translation.inverse()).then(translation))
 
 
-@pytest.mark.parametrize("kind", ["npy", "lancedb", "postgresql", "qdrant"])
+@pytest.mark.parametrize("kind", ["npy", "lancedb", "postgresql", "qdrant", "chroma"])
 def test_verify_finds_rows_that_are_missing_or_wrong(source, translation, place, kind, rows, monkeypatch):
     ids, x, _ = rows
     eb.convert(eb.open(source), translation, to := place(kind))
@@ -150,7 +160,8 @@ from embridge.stores.registry import store_of
 
 place, source, to, calls, late = sys.argv[1], sys.argv[2], sys.argv[3], int(sys.argv[4]), sys.argv[5] == "late"
 store.rows_of_group = lambda *_: 60
-writer = {"npy": "NpyWriter", "lancedb": "LanceWriter", "postgresql": "PgWriter", "qdrant": "QdrantWriter"}[place]
+writers = {"npy": "Npy", "lancedb": "Lance", "postgresql": "Pg", "qdrant": "Qdrant", "chroma": "Chroma"}
+writer = writers[place] + "Writer"
 modules = {"npy": "npy.writer", "postgresql": "pgvector"}
 module = __import__("embridge.stores." + modules.get(place, place), fromlist=[writer])
 kind = getattr(module, writer)
@@ -171,7 +182,7 @@ eb.copy(eb.open(source), to, resume=True)
 
 
 @pytest.mark.parametrize("late", ["late", "between"])
-@pytest.mark.parametrize("kind", ["npy", "lancedb", "postgresql", "qdrant"])
+@pytest.mark.parametrize("kind", ["npy", "lancedb", "postgresql", "qdrant", "chroma"])
 def test_a_copy_that_is_killed_again_and_again_is_complete_in_the_end(source, place, kind, late):
     to = place(kind)
     for calls in (1, 2):
@@ -182,7 +193,7 @@ def test_a_copy_that_is_killed_again_and_again_is_complete_in_the_end(source, pl
     with pytest.raises(InterruptedOutputError, match="--resume continues it"):
         eb.copy(eb.open(source), to)
     with pytest.raises(InterruptedOutputError, match="other inputs or options"):
-        eb.copy(eb.open(source), to, dtype="float16", resume=True)
+        eb.copy(eb.open(source), to, compact=True, resume=True)
     eb.copy(eb.open(source), to, resume=True)
     copied = eb.open(to)
     assert by_id(copied) == by_id(eb.open(source))
@@ -190,7 +201,7 @@ def test_a_copy_that_is_killed_again_and_again_is_complete_in_the_end(source, pl
     assert (again.rows, again.fingerprint) == (N, copied.fingerprint())
 
 
-@pytest.mark.parametrize("kind", ["postgresql", "qdrant"])
+@pytest.mark.parametrize("kind", ["postgresql", "qdrant", "chroma"])
 def test_a_file_that_was_killed_is_continued_after_the_last_id(source, place, kind, tmp_path, monkeypatch):
     table = pq.read_table(source)
     eb.copy(eb.open(source), start := place(kind))
@@ -206,10 +217,10 @@ def test_a_file_that_was_killed_is_continued_after_the_last_id(source, place, ki
     monkeypatch.setattr("embridge.stores.parquet.writer.GROUP_BYTES", 24 * 60)
     read = []
     kind = type(eb.open(start))
-    plain = kind._record_batches
-    monkeypatch.setattr(kind, "_record_batches", lambda self, *a: read.append(a[2:]) or plain(self, *a))
+    plain = kind._read_after
+    monkeypatch.setattr(kind, "_read_after", lambda self, after, *a, **rest: read.append(after) or plain(self, after, *a, **rest))
     eb.copy(eb.open(start), out, resume=True)
-    assert [r for r in read if r != (None,)] == [(eb.open(out).read()[0][239],)]
+    assert read == [eb.open(out).read()[0][239]]
     assert by_id(eb.open(out)) == by_id(eb.open(source))
     assert len(table) == N
 

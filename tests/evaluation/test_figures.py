@@ -260,9 +260,10 @@ def test_the_difference_to_another_map_is_paired_by_query(data):
     alone, other = (eb.evaluate(m, rows, queries=query_pairs, qrels=qrels, k=5) for m in (good, worse))
     assert found.strategies == alone.strategies
     assert found.against == worse.fingerprint
-    assert {d.strategy for d in found.differences} == {"translate-documents", "project-queries-adjoint", "blend"}
+    names = {"translate-documents", "project-queries-adjoint", "blend", "fuse", "fuse-projected"}
+    assert {d.strategy for d in found.differences} == names
     named = {"overlap": "overlap", "recall": "recall", "mrr": "reciprocal_rank", "ndcg": "ndcg"}
-    assert len(found.differences) == 3 * len(named)
+    assert len(found.differences) == len(names) * len(named)
     for d in found.differences:
         gain = alone.per_query.figures[d.strategy][named[d.metric]] - other.per_query.figures[d.strategy][named[d.metric]]
         gain = gain[~np.isnan(gain)]

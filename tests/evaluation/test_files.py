@@ -32,7 +32,7 @@ def test_per_query_figures_in_a_file_can_be_queried_in_sql(data, tmp_path):
     }
     assert duckdb.sql(f"SELECT DISTINCT label FROM '{path}' ORDER BY 1").fetchall() == [("1",), ("a",), (None,)]
     write_per_query(path, eb.evaluate(good, rows, k=5).per_query, overwrite=True)
-    assert duckdb.sql(f"SELECT count(*), count(label), count(ndcg) FROM '{path}'").fetchall() == [(400 * 5, 0, 0)]
+    assert duckdb.sql(f"SELECT count(*), count(label), count(ndcg) FROM '{path}'").fetchall() == [(400 * 7, 0, 0)]
 
 
 def test_graded_judgments_are_read(tmp_path):
@@ -91,7 +91,7 @@ def test_the_command_line_reports_all_figures(files):
     assert catalog.sql("SELECT count(*) AS n FROM evaluation_label") == [{"n": len(found["by_label"])}]
     assert catalog.sql("SELECT count(*) AS n FROM evaluation_size") == [{"n": len(found["sizes"])}]
     assert catalog.sql("SELECT count(*) AS n, min(other) AS other FROM evaluation_difference") == [
-        {"n": 3, "other": found["against"]}
+        {"n": 5, "other": found["against"]}
     ]
     assert {row["from_path"].rpartition("/")[2] for row in catalog.lineage("queries.parquet")} == {
         "one.safetensors", "two.safetensors", "old.parquet", "new.parquet", "labels.parquet",

@@ -185,6 +185,8 @@ def test_an_evaluation_measures_it(planted, make_space):
         "blend+hubness",
         "re-encode",
         "re-encode+hubness",
+        "fuse",
+        "fuse-projected",
     ]
     truth = unit(y) @ unit(y).T
     scores = corrected(y, translation.apply(x), REFS_NEW, Metric.COSINE)

@@ -22,7 +22,7 @@ from embridge.types import Metric, Space
 PERCENTS = [0, 1, 5, 10, 20, 35, 50, 100]
 
 
-def views(noise_old=1.2, noise_new=0.6, *, rows=900, queries=300, seed=0, metric=Metric.COSINE, common=0.0):
+def views(noise_old=1.2, noise_new=0.6, *, rows=900, queries=180, seed=0, metric=Metric.COSINE, common=0.0):
     """``rows, queries, qrels``: two noisy views of hidden positions; a query is near its relevant row."""
     rng = np.random.default_rng(seed)
     hidden = rng.normal(size=(rows, 10))
@@ -66,7 +66,7 @@ def test_the_curve_has_the_figures_of_the_strategies(planned):
             assert (point.weight, point.hubness, point.encodes) == (named.weight, named.correction, named.encodes)
             assert named.needs_texts == (point.encodes > 0)
     assert planned.curve[-1].recall > planned.curve[0].recall
-    assert planned.curve[-1].weight > planned.curve[0].weight
+    assert planned.curve[-1].weight >= planned.curve[0].weight
 
 
 def test_the_curve_in_json_and_in_the_text(planned):
@@ -186,7 +186,7 @@ def test_bad_budgets(options, message):
 
 def test_the_command_line_takes_a_budget():
     names = [str(eb.sample_path(n)) for n in ("minilm", "mpnet")]
-    arguments = ["plan", *names, "--anchors", "2600", "--max-queries", "50", "--no-catalog", "--json"]
+    arguments = ["plan", *names, "--anchors", "400", "--max-queries", "50", "--no-catalog", "--json"]
     done = CliRunner().invoke(main, [*arguments, "--price", "0.1", "--budget-money", "10"])
     assert done.exit_code == 0, done.output
     found = json.loads(done.stdout)

@@ -19,6 +19,7 @@ OF = {
     "re-encode-20%": (200, 1000, False, True),
     "lazy-re-encode": (600, 1000, False, True),
     "re-encode": (1000, 1000, False, True),
+    "progressive-20%": (200, 1000, True, True),
 }
 
 
@@ -28,7 +29,7 @@ def strategy(title, gains, interval=(0.0, 0.0)):
     return CostedScore(
         name=name, hubness=bool(flag), overlap=0.5, overlap_ci=(0.4, 0.6), candidate_recall=0.9, recall=0.5, recall_ci=(0.4, 0.6),
         mrr=0.3, gain=float(gains.mean()), gain_ci=interval, recovered=None, rows_changed=changed, encodes=encodes, seconds=None,
-        cost=None, needs_old_encoder=old, needs_texts=texts,
+        cost=None, needs_old_encoder=old, needs_texts=texts, weight=0.5 if name.startswith("progressive") else None,
     )  # fmt: skip
 
 
@@ -171,3 +172,27 @@ def test_one_query_proves_nothing():
     found = recommended({"blend": np.array([0.5]), "re-encode": np.array([1.0])}, full=(1.0, 1.0))
     assert found["both-encoders"].strategy == "keep-old"
     assert found["texts-available"].strategy == "re-encode"
+
+
+def test_where_re_encoding_is_worse_progressive_migration_may_still_be_better():
+    rng = np.random.default_rng(5)
+    table = {"re-encode": rng.normal(-0.2, 0.3, 400), "blend": rng.normal(0.0, 0.3, 400)}
+    table["progressive-20%"] = rng.normal(0.1, 0.3, 400)
+    found = recommended(table, full=(-0.23, -0.17))["texts-available"]
+    assert found.strategy == "progressive-20%"
+    assert found.reason.startswith("Re-encoding everything is worse than the old model")
+    assert "With 200 of 1,000 rows encoded, progressive-20% has recall +0." in found.reason
+    free = recommended(table | {"blend": table["progressive-20%"] + 0.01}, full=(-0.23, -0.17))
+    assert free["texts-available"].strategy == free["both-encoders"].strategy == "blend"
+
+
+@pytest.mark.parametrize(("budget", "chosen"), [(199, "blend"), (200, "progressive-20%"), (1000, "progressive-20%")])
+def test_a_budget_buys_the_cheapest_of_the_best(budget, chosen):
+    rng = np.random.default_rng(5)
+    table = {"keep-old": np.zeros(400), "re-encode": rng.normal(0.3, 0.3, 400), "blend": rng.normal(0.1, 0.1, 400)}
+    table["progressive-20%"] = table["re-encode"] + rng.normal(0.0, 0.1, 400)
+    rows = [strategy(title, gains) for title, gains in table.items()]
+    found = recommend(rows, np.array(list(table.values())), judged=True, budget=budget)["budget"]
+    assert found.strategy == chosen
+    without = recommend(rows, np.array(list(table.values())), judged=False, budget=budget)["budget"]
+    assert not without.strategy.startswith("progressive")  # overlap is no measure for it

@@ -54,7 +54,7 @@ def test_the_table_has_the_figures_of_the_plan(real, show):
         "cells: [...tr.querySelectorAll('td')].map(td => td.textContent.trim()), "
         "values: [...tr.querySelectorAll('data')].map(d => Number(d.value))}))"
     )
-    assert len(rows) == len(plan["strategies"]) == 24
+    assert len(rows) == len(plan["strategies"]) == 42
     for row, s in zip(rows, plan["strategies"], strict=True):
         assert row["title"] == s["name"] + ("+hubness" if s["hubness"] else "")
         names = ("recall", "gain", "recovered", "overlap", "candidate_recall", "mrr", "rows_changed", "encodes", "seconds", "cost")

@@ -62,19 +62,20 @@ def test_drawing_opens_no_window():
 
 @pytest.mark.parametrize("given", ["no labels", "none known", "L2", "few anchors", "an older plan"])
 def test_what_a_plan_does_not_have_is_said(given, hostile, show, tmp_path):
-    plan, shown = hostile[0], 3
+    plan, shown = hostile[0], 4
     if given == "no labels":
         plan, said = replace(plan, labels=(), unlabelled=None), "No labels were given"
     elif given == "none known":
         plan, said = replace(plan, labels=(), unlabelled=400), "None of the 400 queries has a label"
     elif given == "L2":
-        plan, said = eb.plan(planted_anchors(120, 5, 9, noise=0.4), anchors=60), "No labels were given"
+        plan, said, shown = eb.plan(planted_anchors(120, 5, 9, noise=0.4), anchors=60), "No labels were given", 3
         assert not any(s.hubness for s in plan.strategies)
         assert [n.name for n in plan.norms] == ["source", "target", "translation"]
     elif given == "few anchors":
-        plan, said, shown = replace(plan, learning_curve=LearningCurve((9,), (0.2,), (), (), ())), "too few points", 4
+        plan, said, shown = replace(plan, learning_curve=LearningCurve((9,), (0.2,), (), (), ())), "too few points", 5
     else:
-        plan, said, shown = replace(plan, source=None, target=None, norms=(), labels=(), unlabelled=None), "No labels were given", 2
+        none = {"norms": (), "labels": (), "unlabelled": None, "curve": (), "curve_projected": (), "isotropy": ()}
+        plan, said, shown = replace(plan, source=None, target=None, **none), "No labels were given", 2
     page = show(written(plan, tmp_path))
     assert said in page.locator("body").inner_text()
     assert page.locator("figure svg").count() == shown

@@ -190,7 +190,7 @@ def test_few_queries_choose_nothing(world, tmp_path, count):
 
 def test_a_translation_without_direction_is_refused(world, tmp_path):
     nothing = eb.LinearMap(np.zeros((NEW.dim, OLD.dim)), np.zeros(NEW.dim), OLD, NEW)
-    entering = NativeRows(np.arange(0), world.y[:0], world.queries.at(np.arange(0)))
+    entering = NativeRows(np.arange(0), world.queries.at(np.arange(0)))
     with pytest.raises(BadVectorsError, match="The translation has 600 rows with a zero vector"):
         write_rows(tmp_path / "x.parquet", world.old, nothing, entering, before=None, retranslate=True, lineage={})
     assert list(tmp_path.iterdir()) == []
@@ -199,8 +199,14 @@ def test_a_translation_without_direction_is_refused(world, tmp_path):
 def test_a_folder_that_exists_is_not_replaced(world, rollout, tmp_path):
     before = content(rollout)
     with pytest.raises(InterruptedOutputError, match="exists already"):
-        world.start(rollout.path)
+        world.start(rollout.path, 201)
+    with pytest.raises(InterruptedOutputError, match="exists already"):
+        world.start(rollout.path, qrels=None)
+    assert world.start(rollout.path).status() == rollout.status()  # the same start again
     assert content(rollout) == before
+    rollout.add(world.new(np.arange(200, 210)))
+    with pytest.raises(InterruptedOutputError, match="exists already"):
+        world.start(rollout.path)
     (tmp_path / "file").write_text("mine")
     with pytest.raises(OutputExistsError, match="is a file"):
         world.start(tmp_path / "file")
@@ -235,6 +241,12 @@ def test_a_damaged_rollout_is_reported(world, rollout, tmp_path):
         rollout.status()
     path.write_text(state)
     stage = tmp_path / "rollout" / json.loads(state)["folder"]
+    counts = (stage / "reach.npy").read_bytes()
+    for damaged in (b"\0" * len(counts), counts[:-1] + bytes([counts[-1] ^ 1])):
+        (stage / "reach.npy").write_bytes(damaged)
+        with pytest.raises(UnreadableFileError, match=r"reach.npy' was altered"):
+            rollout.next(5, tmp_path / "ids.parquet")
+    (stage / "reach.npy").write_bytes(counts)
     (stage / "collection.parquet").write_bytes((stage / "collection.parquet").read_bytes()[:-10])
     with pytest.raises(UnreadableFileError, match="missing or has another size"):
         rollout.search(world.query_sides[1])

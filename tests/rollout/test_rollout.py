@@ -120,6 +120,9 @@ def test_rows_are_listed_by_reach_and_never_twice(world, rollout, tmp_path):
     assert np.abs(listed - counts[world.places([*one, *two])]).max() <= 3  # candidates are those of three weights
     left = np.setdiff1d(np.arange(200, ROWS), world.places([*one, *two]))
     assert listed.min() >= counts[left].max() - 3
+    again = rollout.next(50, tmp_path / "1.parquet", overwrite=True)
+    assert read_ids(tmp_path / "1.parquet") == one  # of a list that is replaced no row is lost
+    assert (again.rows, rollout.status().handed) == (50, 120)
     rollout.next(10_000, tmp_path / "3.parquet")
     with pytest.raises(eb.EmbridgeError, match="No row is left to list: 200 of 600 are native and 400 are listed already"):
         rollout.next(1, tmp_path / "4.parquet")

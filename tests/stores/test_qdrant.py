@@ -1,53 +1,78 @@
-"""Qdrant: the conformance suite on qdrant-client's local mode and on Qdrant's own engine, and what is particular to points."""
+"""Qdrant: the conformance suite on the local mode of its client and on its own engine, and what is particular to it."""
 
+import json
 import subprocess
 import sys
 import uuid
+from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 import pytest
 
 import embridge as eb
-from embridge.errors import BadIdsError, BadVectorsError, CollectionError, MissingFileError, ParameterError, UnreadableFileError
-from embridge.stores.capabilities import Capabilities
+from embridge.arrays import unit
+from embridge.errors import (
+    BadIdsError,
+    BadVectorsError,
+    ChangedSourceError,
+    CollectionError,
+    MissingFileError,
+    OutputError,
+    ParameterError,
+    UnreadableFileError,
+)
 from embridge.stores.uri import Location
-from embridge.testing.writers import StoreConformance, batch_of
-from embridge.types import Metric
+from embridge.testing.writers import StoreConformance, write
+from embridge.types import Metric, Space
 
 qdrant_client = pytest.importorskip("qdrant_client")
+pytest.importorskip("qdrant_edge")
 from qdrant_client import models  # noqa: E402
 
-from embridge.stores import qdrant  # noqa: E402
-from embridge.stores.qdrant import collection as reading  # noqa: E402
-from embridge.stores.qdrant.points import point_id  # noqa: E402
+from embridge.stores.qdrant import capabilities_of  # noqa: E402
+from embridge.stores.qdrant.client import connect, point_of  # noqa: E402
+from tests.stores.qdrant_server import QdrantServer  # noqa: E402
+from tests.stores.support import memory_folder  # noqa: E402
 
 pytestmark = pytest.mark.qdrant
-DOC_1 = "5d4120a9-2512-5ca3-aec5-4bdbd7a2f620"  # the point of "doc-1" in every version
-ROWS = np.random.default_rng(2).normal(size=(60, 4)).astype(np.float32)
+ROWS = np.random.default_rng(2).normal(size=(600, 4)).astype(np.float32)
+UNHELD = (pa.field("bytes", pa.binary()), pa.field("pairs", pa.map_(pa.string(), pa.int64())), pa.field("span", pa.duration("s")))
+PAYLOAD = StoreConformance.payload | {
+    "kind": pa.array(["a", "b"] * 50).dictionary_encode(),
+    "pair": pa.array([{"x": i, "y": [str(i), None]} for i in range(100)]),
+    "small": pa.array([None, 0.1] * 50, pa.float32()),
+    "large": pa.array([2**64 - 1 - i for i in range(100)], pa.uint64()),
+    "day": pa.array(list(range(100)), pa.int32()).cast(pa.date32()),
+    "price": pa.array(["1.50", None] * 50).cast(pa.decimal128(9, 2)),
+}
 
 
-class TestQdrantLocalMode(StoreConformance):
-    capabilities = Capabilities(
-        keeps_lengths=False, keeps_order=False, supports_second_vector=True, supports_alias=True, dtypes=("float32", "float16")
-    )
-    keeps_bad_values = False
-    is_reproducible = False  # a reopened folder scales vectors again, and differs in the last bits
-    tolerance = 1e-6  # vectors are scaled once more
-    unheld = (
-        pa.field("raw", pa.binary()),
-        pa.field("at", pa.timestamp("us")),
-        pa.field("large", pa.uint64()),
-        pa.field("pairs", pa.list_(pa.struct([("d", pa.decimal128(5, 2))]))),
-    )
-    payload = StoreConformance.payload | {
-        "small": pa.array(range(100), pa.uint8()),
-        "pair": pa.array([{"x": i, "y": [str(i)]} for i in range(100)]),
-    }
+@pytest.fixture(scope="module")
+def server():
+    with memory_folder() as folder, QdrantServer(Path(folder)) as server:
+        yield server
 
-    @pytest.fixture
-    def new_uri(self, tmp_path):
-        return lambda: f"qdrant://{tmp_path}#t{uuid.uuid4().hex}"
+
+@pytest.fixture
+def uri(server):
+    """Of a collection that does not exist, on a server that is as it should be."""
+    server.api_key = server.broken = server.before = None
+    server.keeps_metadata = True
+    return f"qdrant://127.0.0.1:{server.port}/t{uuid.uuid4().hex}"
+
+
+def client_of(uri):
+    location = Location.parse(uri)
+    return connect(location, may_create=True), (location.path.strip("/") if location.host else location.part)
+
+
+class _Qdrant(StoreConformance):
+    capabilities = capabilities_of(Metric.COSINE)
+    keeps_bad_values = False  # Qdrant refuses them, and scales to unit length
+    tolerance = 1e-6
+    unheld = UNHELD
+    payload = PAYLOAD
 
     def lose_the_next_note(self, writer, monkeypatch):
         def stop(note):
@@ -56,111 +81,307 @@ class TestQdrantLocalMode(StoreConformance):
         monkeypatch.setattr(writer, "finish", stop)
 
     def add(self, uri, ids, vectors):
-        location = Location.parse(uri)
-        store = qdrant.QdrantStore()
-        layout = self.layout(cursor=None)
-        store.resume(location, layout).write(batch_of(ids, vectors), layout.note(None))
+        client, name = client_of(uri)
+        points = models.Batch(
+            ids=[point_of(i) for i in ids], vectors={"vector": vectors.tolist()}, payloads=[{"id": i} for i in ids]
+        )
+        client.upsert(name, points)
 
 
-class TestQdrantEngine(TestQdrantLocalMode):
-    is_reproducible = True
-
-    @pytest.fixture(autouse=True)
-    def engine(self, tmp_path, monkeypatch):
-        pytest.importorskip("qdrant_edge")
-        from tests.stores.edge import EdgeClient
-
-        client = EdgeClient(tmp_path)
-        for module in (qdrant, reading):
-            monkeypatch.setattr(module, "client_of", lambda location: location.check_options("id", "vector") or client)
+class TestLocalMode(_Qdrant):
+    @pytest.fixture
+    def new_uri(self):
+        with memory_folder() as folder:
+            yield lambda: f"qdrant://{folder}/db#t{uuid.uuid4().hex}"
 
 
-@pytest.fixture
-def client(tmp_path):
-    return reading.client_of(Location.parse(f"qdrant://{tmp_path}#docs"))
+class TestEngine(_Qdrant):
+    @pytest.fixture
+    def new_uri(self, uri):
+        return lambda: f"{uri}{uuid.uuid4().hex}"
 
 
-def add(client, points, **vectors):
-    params = vectors or models.VectorParams(size=4, distance=models.Distance.DOT)
-    client.create_collection("docs", vectors_config=params)
-    client.upsert("docs", [models.PointStruct(**point) for point in points])
+def create(uri, vectors, points):
+    """A collection that embridge did not make."""
+    client, name = client_of(uri)
+    client.create_collection(name, vectors_config=vectors)
+    for start in range(0, len(points), 100):
+        client.upsert(name, points[start : start + 100])
+    return client, name
 
 
-def test_a_foreign_collection_is_read_as_it_stands(client, tmp_path):
-    points = [{"id": 7 * i % 60, "vector": ROWS[i].tolist(), "payload": {"text": f"t{i}", "n": i}} for i in range(60)]
-    add(client, [p for p in points if p["id"] not in (1,)])
-    found = eb.open(f"qdrant://{tmp_path}#docs", space="minilm")
-    assert found.space == eb.Space("minilm", 4, Metric.DOT)
+def test_a_foreign_collection_is_read_as_it_stands(uri):
+    points = [models.PointStruct(id=i, vector=v.tolist(), payload={"text": f"t{i}", "n": i}) for i, v in enumerate(ROWS)]
+    points[5].payload = {"text": None, "tags": ["a"], "deep": {"x": 1}, "mixed": 1}
+    points[6].payload |= {"mixed": "one", "deep": {"y": 2.5}, "empty": {}}
+    create(uri, models.VectorParams(size=4, distance=models.Distance.DOT), points)
+    found = eb.open(uri, space="minilm")
+    assert found.space == Space("minilm", 4, Metric.DOT)
     ids, vectors = found.read()
-    assert ids.tolist() == [i for i in range(60) if i != 1]
-    np.testing.assert_array_equal(vectors, [p["vector"] for p in sorted(points, key=lambda p: p["id"]) if p["id"] != 1])
-    assert found.payload_schema == pa.schema([("text", pa.string()), ("n", pa.int64())])
-    keyed = eb.open(f"qdrant://{tmp_path}?id=text#docs", space="minilm")
-    assert set(keyed.read()[0].tolist()) == {p["payload"]["text"] for p in points if p["id"] != 1}
-    some = keyed.read()[0].tolist()
-    assert [i for b in keyed.batches(after=some[10]) for i in b.ids.to_pylist()] == some[11:]
+    assert ids.tolist() == list(range(600))
+    np.testing.assert_array_equal(vectors, ROWS)
+    fields = {"deep": pa.struct([("x", pa.int64()), ("y", pa.float64())]), "empty": pa.string(), "mixed": pa.string()}
+    fields |= {"n": pa.int64(), "tags": pa.list_(pa.string()), "text": pa.string()}
+    assert {column.name: column.type for column in found.payload_schema} == fields
+    rows = next(found.batches(20, payload=True)).payload.to_pylist()
+    nothing = dict.fromkeys(fields)
+    assert rows[4:7] == [
+        nothing | {"text": "t4", "n": 4},
+        nothing | {"tags": ["a"], "deep": {"x": 1, "y": None}, "mixed": "1"},
+        nothing | {"text": "t6", "n": 6, "deep": {"x": None, "y": 2.5}, "mixed": '"one"', "empty": "{}"},
+    ]
+    assert found.search(ROWS[:3], 1).ids.dtype == np.int64
+    by_text = eb.open(f"{uri}?id=n", space="minilm")
+    with pytest.raises(BadIdsError, match="1 row without an id"):
+        by_text.read()
 
 
-def test_named_and_missing_vectors(client, tmp_path):
-    a, b = (models.VectorParams(size=n, distance=models.Distance.EUCLID) for n in (2, 3))
-    add(client, [{"id": 1, "vector": {"a": [1, 2], "b": [1, 2, 3]}}, {"id": 2, "vector": {"a": [3, 4]}}], a=a, b=b)
-    assert eb.open(f"qdrant://{tmp_path}?vector=a#docs", space="x").read()[1].tolist() == [[1, 2], [3, 4]]
-    other = eb.open(f"qdrant://{tmp_path}#docs", space="x", vector_column="b")
-    assert other.space == eb.Space("x", 3, Metric.L2)
-    with pytest.raises(BadVectorsError, match=r"1 row without a vector \(null\)"):
-        other.read()
-    with pytest.raises(CollectionError, match=r"has no column 'vector'. Columns: a, b"):
-        eb.open(f"qdrant://{tmp_path}#docs", space="x")
-
-
-def test_ids_of_several_types_and_beyond_int64_are_refused(client, tmp_path):
-    add(client, [{"id": 1, "vector": [1.0] * 4}, {"id": str(uuid.uuid4()), "vector": [1.0] * 4}])
-    with pytest.raises(BadIdsError, match="several types"):
-        eb.open(f"qdrant://{tmp_path}#docs", space="x").read()
-    client.delete_collection("docs")
-    add(client, [{"id": (1 << 63) + 1, "vector": [1.0] * 4}])
-    with pytest.raises(BadIdsError, match="beyond int64"):
-        eb.open(f"qdrant://{tmp_path}#docs", space="x").read()
-
-
-def test_payload_that_is_not_uniform_is_refused_or_read_as_text(client, tmp_path, monkeypatch):
-    monkeypatch.setattr(reading, "_PAGE", 2)
-    add(client, [{"id": i, "vector": [1.0] * 4, "payload": {"a": 1} if i < 3 else {"b": 1}} for i in range(5)])
-    with pytest.raises(CollectionError, match="payload 'b' that its first points lack"):
-        list(eb.open(f"qdrant://{tmp_path}#docs", space="x").batches(payload=True))
-    client.delete_collection("docs")
-    add(client, [{"id": i, "vector": [1.0] * 4, "payload": {"a": 1 if i < 3 else "one"}} for i in range(5)])
-    with pytest.raises(CollectionError, match=r"payload 'a' of .* is int64 in its first points"):
-        list(eb.open(f"qdrant://{tmp_path}#docs", space="x").batches(payload=True))
-    text = eb.open(f"qdrant://{tmp_path}?payload=json#docs", space="x")
-    assert [v for b in text.batches(payload=True) for v in b.payload.column(0).to_pylist()][-1] == '{"a": "one"}'
-
-
-def test_under_cosine_lengths_are_not_kept_and_maps_of_raw_vectors_are_refused(client, tmp_path, planted, make_space):
+def test_under_cosine_vectors_have_unit_length_and_a_map_of_others_is_refused(uri, tmp_path, planted, make_space):
     ids, x, y, _ = planted(p=4)
     old, new = (eb.MemoryCollection(ids, v, make_space(n, v.shape[1])) for n, v in (("old", x), ("new", y)))
-    eb.copy(old, f"qdrant://{tmp_path}#docs")
-    stored = eb.open(f"qdrant://{tmp_path}#docs")
+    eb.copy(old, uri)
+    stored = eb.open(uri)
     assert stored.space == make_space("old", 4, normalized=True)
     assert not stored.capabilities.keeps_lengths
+    order = {i: n for n, i in enumerate(ids.tolist())}
+    np.testing.assert_allclose(stored.read()[1], unit(x)[[order[i] for i in stored.read()[0]]], atol=1e-6)
     with pytest.raises(eb.EmbridgeError, match="scaled to unit length, and the map was fitted on vectors of other lengths"):
         eb.convert(stored, eb.fit(eb.match(old, new), "ridge", alpha=0.1), tmp_path / "out.parquet")
     fitted = eb.fit(eb.match(stored, new), "ridge", alpha=0.1)
     assert eb.convert(stored, fitted, tmp_path / "out.parquet").rows == len(ids)
+    assert eb.convert(stored, fitted, f"{uri}2").rows == len(ids)
 
 
-def test_points_of_texts_are_stable():
-    assert point_id("doc-1") == DOC_1 != point_id("doc-2")
-    assert point_id("6f0f7c1e-5f0a-5d0c-9c40-0f5a8a1f6a3e") == "6f0f7c1e-5f0a-5d0c-9c40-0f5a8a1f6a3e"
-    assert point_id("6F0F7C1E-5F0A-5D0C-9C40-0F5A8A1F6A3E") != "6f0f7c1e-5f0a-5d0c-9c40-0f5a8a1f6a3e"
-    with pytest.raises(BadIdsError, match="no negative ids, such as -3"):
-        point_id(-3)
+def test_named_vectors(uri):
+    kinds = {"old": models.VectorParams(size=4, distance=models.Distance.EUCLID)}
+    kinds |= {"new": models.VectorParams(size=2, distance=models.Distance.DOT)}
+    points = [models.PointStruct(id=i, vector={"old": v.tolist(), "new": v[:2].tolist()}) for i, v in enumerate(ROWS)]
+    del points[3].vector["new"]
+    create(uri, kinds, points)
+    assert eb.open(f"{uri}?vector=old", space="a").space == Space("a", 4, Metric.L2)
+    np.testing.assert_array_equal(eb.open(f"{uri}?vector=old", space="a").read()[1], ROWS)
+    new = eb.open(f"{uri}?vector=new", space="b")
+    with pytest.raises(BadVectorsError, match=r"1 row without a vector \(null\), the first at row 3"):
+        new.read()
+    assert eb.summarize(new).bad_rows == 1
+    with pytest.raises(CollectionError, match=r"no vector ''\. Vectors: 'old', 'new'"):
+        eb.open(uri, space="a")
+    with pytest.raises(CollectionError, match="no vector 'x'"):
+        eb.open(f"{uri}?vector=x", space="a")
+    with pytest.raises(ParameterError, match="name one"):
+        eb.open(f"{uri}?vector=old", space="a", vector_column="new")
 
 
-@pytest.mark.parametrize("uri", ["qdrant://{0}", "qdrant://{0}/nothing#docs", "qdrant://127.0.0.1:1/docs", "qdrant://127.0.0.1:1"])
-def test_places_that_do_not_exist_are_errors(tmp_path, uri):
-    with pytest.raises((ParameterError, MissingFileError, UnreadableFileError)):
-        eb.open(uri.format(tmp_path), space="a")
+@pytest.mark.parametrize("distance", ["Manhattan"])
+def test_a_distance_without_a_metric_is_refused(uri, distance):
+    create(uri, models.VectorParams(size=4, distance=distance), [models.PointStruct(id=1, vector=[1, 2, 3, 4])])
+    with pytest.raises(CollectionError, match=f"has the distance '{distance}'"):
+        eb.open(uri, space="a")
+
+
+def test_ids_of_points_are_numbers_or_text(uri):
+    kind = models.VectorParams(size=4, distance=models.Distance.DOT)
+    some = str(uuid.uuid4())
+    points = [models.PointStruct(id=i, vector=[1, 2, 3, 4]) for i in (7, 2**63 - 1, 2**63, 2**64 - 1, some)]
+    create(f"{uri}n", kind, points[:2])
+    create(f"{uri}m", kind, points)
+    numbers, mixed = eb.open(f"{uri}n", space="a"), eb.open(f"{uri}m", space="a")
+    assert numbers.read()[0].tolist() == [7, 2**63 - 1]
+    expected = ["7", str(2**63 - 1), str(2**63), str(2**64 - 1), some]
+    assert mixed.read()[0].tolist() == expected
+    for place, i in enumerate(expected):
+        assert [x for b in mixed.batches(2, after=i) for x in b.ids.to_pylist()] == expected[place + 1 :]
+    client_of(f"{uri}n")[0].upsert(client_of(f"{uri}n")[1], points[2:])
+    with pytest.raises(BadIdsError, match="not all int64"):
+        numbers.read()
+
+
+def test_ids_of_every_kind_come_back(uri):
+    numbers = [-1, -(2**63), 2**63 - 1, 0, 12345]
+    write(f"{uri}n", numbers, ROWS[:5], Space("a", 4))
+    found = eb.open(f"{uri}n")
+    assert sorted(found.read()[0].tolist()) == sorted(numbers)
+    for i in numbers:
+        assert found.search(ROWS[[numbers.index(i)]], 1).ids.item() == i
+    version5 = str(uuid.uuid5(uuid.NAMESPACE_URL, "x"))
+    texts = [str(uuid.UUID(int=5)), version5, "x", "", "7", version5.upper(), "é" * 300, str(uuid.UUID(int=5)).upper()]
+    texts = list(dict.fromkeys(texts))
+    write(f"{uri}t", texts, ROWS[: len(texts)], Space("a", 4))
+    found = eb.open(f"{uri}t")
+    assert sorted(found.read()[0].tolist()) == sorted(texts)
+    order = found.read()[0].tolist()
+    for place, i in enumerate(order):
+        assert [x for b in found.batches(2, after=i) for x in b.ids.to_pylist()] == order[place + 1 :]
+    client, name = client_of(f"{uri}t")
+    assert client.retrieve(name, [texts[0]])[0].payload == {"id": texts[0]}
+
+
+def test_another_field_can_be_the_id(uri):
+    points = [models.PointStruct(id=i, vector=v.tolist(), payload={"doc.key": f"d{i}", "n": i}) for i, v in enumerate(ROWS)]
+    create(uri, models.VectorParams(size=4, distance=models.Distance.DOT), points)
+    found = eb.open(f"{uri}?id=doc.key", space="a")
+    assert found.read()[0].tolist() == [f"d{i}" for i in range(600)]
+    assert found.payload_schema.names == ["n"]
+    assert found.search(ROWS[:2], 1).ids.shape == (2, 1)
+    assert [x for b in found.batches(100, after="d597") for x in b.ids.to_pylist()] == ["d598", "d599"]
+    with pytest.raises(BadIdsError, match="field 'nothing'"):
+        eb.open(f"{uri}?id=nothing", space="a")
+
+
+def test_rows_that_are_deleted_and_inserted_while_reading_are_noticed(uri, server):
+    write(uri, list(range(600)), ROWS, Space("a", 4, Metric.DOT))
+    client, name = client_of(uri)
+    found = eb.open(uri)
+    content = found.fingerprint()
+    batches = found.batches(100)
+    seen = next(batches).ids.to_pylist()
+    client.delete(name, models.PointIdsList(points=[5, 250]))
+    client.upsert(name, [models.PointStruct(id=i, vector={"vector": [1, 2, 3, 4]}) for i in (1000, 1001)])
+    seen += [i for b in batches for i in b.ids.to_pylist()]
+    assert seen == [*range(250), *range(251, 600), 1000, 1001]  # no other row is left out or read twice
+    found.check_unchanged()  # as many as before
+    assert found.fingerprint() != content
+    client.delete(name, models.PointIdsList(points=[6]))
+    with pytest.raises(ChangedSourceError, match="had 600 rows, and has 599"):
+        found.check_unchanged()
+
+
+def test_fields_that_other_programs_add_are_not_lost(uri):
+    write(uri, ["a", "b"], ROWS[:2], Space("s", 4), {"n": pa.array([1, 2])})
+    client, name = client_of(uri)
+    point = models.PointStruct(id=point_of("c"), vector={"vector": [1, 2, 3, 4]}, payload={"id": "c", "n": 1.5, "language": "en"})
+    client.upsert(name, [point])
+    with pytest.raises(CollectionError, match=r"field 'language' that was not there.*columns=inferred"):
+        list(eb.open(uri).batches(payload=True))
+    found = eb.open(f"{uri}?columns=inferred")
+    rows = [row for b in found.batches(payload=True) for row in b.payload.to_pylist()]
+    assert sorted(rows, key=str) == sorted(
+        [{"language": None, "n": 1.0}, {"language": None, "n": 2.0}, {"language": "en", "n": 1.5}], key=str
+    )
+    client.delete(name, models.PointIdsList(points=[point.id]))
+    client.upsert(name, [replace_payload(point, {"id": "c", "n": "one"})])
+    with pytest.raises(CollectionError, match="field 'n' with values that are not int64"):
+        list(eb.open(uri).batches(payload=True))
+
+
+def replace_payload(point, payload):
+    return point.model_copy(update={"payload": payload})
+
+
+def test_values_that_json_has_not_come_back(uri):
+    floats = pa.array([float("nan"), float("inf"), -float("inf"), None, 0.1])
+    lists = pa.array([[1.5, float("nan")], [], None, [None], [float("-inf")]])
+    write(uri, list(range(5)), ROWS[:5], Space("s", 4), {"x": floats, "y": lists})
+    found = next(eb.open(uri).batches(payload=True)).payload.to_pydict()
+    assert repr(found) == repr({"x": floats.to_pylist(), "y": lists.to_pylist()})
+
+
+def test_the_api_key_is_sent_and_not_shown(uri, server, monkeypatch, caplog):
+    write(uri, ["a", "b"], ROWS[:2], Space("s", 4))
+    server.api_key = "hunter2"
+    plain = f"{uri}?https=false"
+    with pytest.raises(UnreadableFileError, match=r"refuses access \(403\). Hint: set QDRANT_API_KEY"):
+        eb.open(plain)
+    monkeypatch.setenv("QDRANT_API_KEY", "wrong")
+    with pytest.raises(UnreadableFileError) as e:
+        eb.open(plain)
+    assert "wrong" not in str(e.value)
+    monkeypatch.setenv("QDRANT_API_KEY", "hunter2")
+    assert len(eb.open(plain)) == 2
+    monkeypatch.delenv("QDRANT_API_KEY")
+    found = eb.open(f"{plain}&api_key=hunter2")
+    assert len(found) == 2
+    assert "hunter2" not in f"{found!r} {found.path} {found.name} {caplog.text}"
+    assert "was given with a password" in caplog.text
+
+
+def test_a_dropped_connection_is_an_error(uri, server):
+    write(uri, list(range(600)), ROWS, Space("a", 4))
+    found = eb.open(uri)
+    batches = found.batches(100)
+    next(batches)
+    server.broken = 2
+    with pytest.raises(UnreadableFileError, match=r"cannot be read: .*Hint: is a Qdrant server running at 127.0.0.1"):
+        list(batches)
+    with pytest.raises(OutputError, match="cannot be written"):
+        write(f"{uri}2", list(range(600)), ROWS, Space("a", 4))
+    with pytest.raises(UnreadableFileError):
+        eb.open(uri)
+
+
+@pytest.mark.parametrize(
+    ("text", "error", "reason"),
+    [
+        ("qdrant://127.0.0.1:1/docs", UnreadableFileError, "Connection refused.*running at 127.0.0.1:1"),
+        ("qdrant://localhost", ParameterError, "does not name a collection"),
+        ("qdrant://localhost/a/b", ParameterError, "does not name a collection"),
+        ("qdrant://localhost/a#b", ParameterError, "does not name a collection"),
+        ("qdrant:///nowhere", ParameterError, "does not name a collection"),
+        ("qdrant:///nowhere#docs", MissingFileError, "nowhere"),
+        ("qdrant://localhost/a?https=maybe", ParameterError, "https must be true or false"),
+        ("qdrant://localhost/a?columns=all", ParameterError, "columns must be inferred"),
+    ],
+)
+def test_wrong_addresses_are_errors(text, error, reason):
+    with pytest.raises(error, match=reason):
+        eb.open(text, space="a")
+
+
+def test_a_missing_or_empty_collection_is_an_error(uri):
+    create(f"{uri}empty", models.VectorParams(size=4, distance="Dot"), [])
+    with pytest.raises(CollectionError, match="holds no rows"):
+        eb.open(f"{uri}empty", space="a")
+    with pytest.raises(MissingFileError, match="There is no collection"):
+        eb.open(uri, space="a")
+
+
+def test_another_width_is_an_error(uri):
+    create(uri, models.VectorParams(size=4, distance="Dot"), [models.PointStruct(id=1, vector=[1, 2, 3, 4])])
+    with pytest.raises(eb.EmbridgeError, match="dim"):
+        eb.open(uri, space=Space("a", 5, Metric.DOT))
+    with pytest.raises(OutputError, match="already exists"):
+        write(uri, [1], np.ones((1, 5), np.float32), Space("a", 5))
+
+
+def test_a_server_without_metadata_is_not_written(uri, server):
+    server.keeps_metadata = False
+    with pytest.raises(OutputError, match=r"Qdrant 1\.16 or newer"):
+        write(uri, ["a"], ROWS[:1], Space("s", 4))
+    with pytest.raises(MissingFileError):
+        eb.open(uri)
+
+
+@pytest.mark.filterwarnings("ignore")  # the client leaves the lock file open when it finds it locked
+def test_a_folder_in_use_by_another_process_is_an_error(tmp_path):
+    path = str(tmp_path / "db")
+    text = f"qdrant://{path}#docs"
+    write(text, ["a", "b"], ROWS[:2], Space("s", 4))
+    code = (
+        f"from qdrant_client import QdrantClient; c = QdrantClient(path={path!r}); print('ready', flush=True); input(); c.close()"
+    )
+    with subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as other:
+        assert other.stdout.readline() == "ready\n"
+        with pytest.raises(UnreadableFileError, match="already accessed by another instance"):
+            eb.open(text)
+        other.communicate("\n")
+    assert len(eb.open(text)) == 2
+
+
+def test_nothing_is_printed_when_the_interpreter_ends(tmp_path):
+    text = f"qdrant://{tmp_path}/db#docs"
+    write(text, ["a", "b"], ROWS[:2], Space("s", 4))
+    code = f"import embridge as eb; c = eb.open({text!r}); print(len(c))"
+    done = subprocess.run([sys.executable, "-W", "error", "-c", code], capture_output=True, text=True, check=False)
+    assert (done.stdout, done.stderr) == ("2\n", "")
+
+
+def test_a_damaged_note_is_an_error(uri):
+    write(uri, ["a", "b"], ROWS[:2], Space("s", 4))
+    client, name = client_of(uri)
+    for key, value in (("embridge_schema", "???"), ("embridge", json.dumps({"embridge": 1}))):
+        client.update_collection(name, metadata={key: value})
+        with pytest.raises(CollectionError, match="damaged"):
+            eb.open(uri)
 
 
 def test_without_the_package_the_error_names_the_extra():

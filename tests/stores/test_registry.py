@@ -68,7 +68,7 @@ def test_a_store_of_another_package_is_opened_by_library_and_verbs(install):
 
 
 def test_embridges_own_stores_are_registered_the_same_way():
-    assert {"npy", "lancedb"} <= {entry.name for entry in entry_points(group="embridge.stores")}
+    assert {"npy", "lancedb", "postgresql", "qdrant", "chroma"} <= {entry.name for entry in entry_points(group="embridge.stores")}
 
 
 @pytest.mark.parametrize(

@@ -1,92 +1,60 @@
-"""The store ``qdrant://``: collections of a Qdrant server, or of a local folder of qdrant-client."""
+"""The store ``qdrant://``: collections of a Qdrant server, or of the local mode of its client."""
 
 from __future__ import annotations
 
-import base64
-import os
-from dataclasses import replace
+from typing import Any
 
+import numpy as np
 import pyarrow as pa
 
-from embridge.errors import MissingDependencyError, MissingFileError
+from embridge.errors import OutputError
 from embridge.stores.batch import Batch
 from embridge.stores.capabilities import Capabilities
+from embridge.stores.json_collection import NOTE, recorded
+from embridge.stores.json_columns import JsonColumns, refusal
+from embridge.stores.qdrant.client import FORMS, collection_name, connect, models, point_of, reading, release, storing
+from embridge.stores.qdrant.collection import DISTANCES, QdrantCollection, capabilities_of, describe
 from embridge.stores.store import Layout, Note, Store, Writer
 from embridge.stores.uri import Location
 from embridge.types import DeclaredSpace, Metric, Space
 
-try:
-    from qdrant_client import models
-except ImportError as error:
-    raise MissingDependencyError.of("qdrant-client", "qdrant://", "qdrant") from error
-
-from embridge.stores.qdrant.collection import (
-    CAPABILITIES,
-    DISTANCES,
-    NOTE,
-    SCHEMA,
-    QdrantCollection,
-    check_there,
-    client_of,
-    collection_name,
-    translated,
-)
-from embridge.stores.qdrant.points import point_id, refuses
-
-_VALUES = 1 << 20  # of vectors in one request, which Qdrant limits to 32 MB of JSON
+_REQUEST_ROWS, _REQUEST_BYTES = 512, 4 << 20  # of vectors as JSON; a server takes 32 MiB
 
 
 class QdrantWriter(Writer):
-    """Upserts points, then the note. Text ids that are no UUIDs are kept in the payload, under the name of their column."""
+    """Upserts points, and then puts the note into the metadata of the collection."""
 
-    def __init__(self, location: Location, layout: Layout) -> None:
-        self._location, self._layout, self._collection = location, layout, collection_name(location)
-        with translated(location, writing=True):
-            self._client = client_of(location)
-
-    def create(self) -> None:
-        """Create the collection."""
-        layout = self._layout
-        params = models.VectorParams(
-            size=layout.space.dim,
-            distance=DISTANCES[layout.space.metric],
-            datatype=models.Datatype.FLOAT16 if layout.dtype == "float16" else None,
-        )
-        name = self._location.options.get("vector")
-        schema = pa.schema([pa.field(layout.id_column, layout.id_type), *layout.payload_schema])
-        metadata = {NOTE: layout.note(layout.cursor), SCHEMA: base64.b64encode(schema.serialize()).decode()}
-        with translated(self._location, writing=True):
-            self._client.create_collection(self._collection, vectors_config={name: params} if name else params, metadata=metadata)
+    def __init__(self, location: Location, layout: Layout, client: Any) -> None:
+        self._location, self._layout, self._client = location, layout, client
+        self._name = collection_name(location)
+        self._columns = JsonColumns(layout.payload_schema)
 
     def write(self, batch: Batch, note: str) -> None:
-        ids = batch.ids.to_pylist()
-        points = [point_id(i) for i in ids]
-        payloads = batch.payload.to_pylist() if batch.payload.num_columns else [{} for _ in ids]
-        for payload, point, given in zip(payloads, points, ids, strict=True):
-            if point != given:
-                payload[self._layout.id_column] = given
-        rows = max(1, _VALUES // batch.vectors.shape[1])
-        name = self._location.options.get("vector")
-        with translated(self._location, writing=True):
-            for start in range(0, len(ids), rows):
-                part = slice(start, start + rows)
-                vectors = batch.vectors[part].tolist()
-                self._client.upsert(
-                    self._collection,
-                    models.Batch(ids=points[part], vectors={name: vectors} if name else vectors, payloads=payloads[part]),
-                    wait=True,
-                )
+        rows = max(1, min(_REQUEST_ROWS, _REQUEST_BYTES // (20 * batch.vectors.shape[1])))
+        for start in range(0, len(batch), rows):
+            part = slice(start, start + rows)
+            ids = batch.ids[part].to_pylist()
+            fields = self._columns.encode(batch.payload.slice(start, rows))
+            if pa.types.is_string(self._layout.id_type):
+                fields = [{self._layout.id_column: value} | row for value, row in zip(ids, fields, strict=True)]
+            vectors = {self._layout.vector_column: np.asarray(batch.vectors[part], np.float32).tolist()}
+            points = models.Batch(ids=[point_of(value) for value in ids], vectors=vectors, payloads=fields)
+            with storing(self._location):
+                self._client.upsert(self._name, points, wait=True)
         self.finish(note)
 
     def finish(self, note: str) -> None:
-        with translated(self._location, writing=True):
-            self._client.update_collection(self._collection, metadata={NOTE: note})
+        with storing(self._location):
+            self._client.update_collection(self._name, metadata={NOTE: note})
+
+    def close(self) -> None:
+        release(self._location)
 
 
 class QdrantStore(Store):
     """Qdrant."""
 
-    form = "qdrant://host:6333/collection?vector=name"
+    form = FORMS
 
     def open(
         self, location: Location, *, space: Space | DeclaredSpace | str | None, id_column: str | None, vector_column: str | None
@@ -94,28 +62,35 @@ class QdrantStore(Store):
         return QdrantCollection(location, space=space, id_column=id_column, vector_column=vector_column)
 
     def capabilities(self, metric: Metric) -> Capabilities:
-        return replace(CAPABILITIES, keeps_lengths=metric != Metric.COSINE)
+        return capabilities_of(metric)
 
     def refuses(self, field: pa.Field) -> str | None:
-        return refuses(field.type)
+        return refusal(field.type)
 
     def note(self, location: Location) -> Note | None:
-        with translated(location):
-            if not location.host and not os.path.isdir(location.path):
-                raise MissingFileError.at(location.path)
-            client = client_of(location)
-            check_there(client, location)
-            metadata = client.get_collection(collection_name(location)).config.metadata or {}
-            return Note.loads(metadata.get(NOTE), location.uri)
+        name = collection_name(location)
+        with reading(location):
+            return Note.loads(describe(connect(location), name, location)[1].get(NOTE), location.uri)
 
     def create(self, location: Location, layout: Layout) -> Writer:
-        writer = QdrantWriter(location, layout)
-        writer.create()
-        return writer
+        name = collection_name(location)
+        datatype = models.Datatype.FLOAT16 if layout.dtype == "float16" else None
+        params = models.VectorParams(size=layout.space.dim, distance=DISTANCES[layout.space.metric], datatype=datatype)
+        metadata = recorded(layout, layout.note(layout.cursor))
+        with storing(location):
+            client = connect(location, may_create=True)
+            client.create_collection(name, vectors_config={layout.vector_column: params}, metadata=metadata)
+            if NOTE not in describe(client, name, location)[1]:
+                client.delete_collection(name)
+                raise OutputError(
+                    f"{location.uri!r} keeps no metadata of collections. Hint: embridge writes to Qdrant 1.16 or newer."
+                )
+        return QdrantWriter(location, layout, client)
 
     def resume(self, location: Location, layout: Layout) -> Writer:
-        return QdrantWriter(location, layout)
+        with reading(location):
+            return QdrantWriter(location, layout, connect(location))
 
     def drop(self, location: Location) -> None:
-        with translated(location, writing=True):
-            client_of(location).delete_collection(collection_name(location))
+        with storing(location):
+            connect(location).delete_collection(collection_name(location))

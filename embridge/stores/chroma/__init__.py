@@ -1,0 +1,98 @@
+"""The store ``chroma://``: collections of Chroma in a folder or on a server."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from embridge.stores.batch import Batch
+from embridge.stores.capabilities import Capabilities
+from embridge.stores.chroma.client import FORMS, collection_name, collection_of, connect, reading, storing
+from embridge.stores.chroma.collection import CAPABILITIES, SPACES, TEXTS, ChromaCollection
+from embridge.stores.json_collection import NOTE, recorded
+from embridge.stores.json_columns import JsonColumns, refusal
+from embridge.stores.store import Layout, Note, Store, Writer
+from embridge.stores.uri import Location
+from embridge.types import DeclaredSpace, Metric, Space
+
+_REQUEST_BYTES = 16 << 20  # of vectors as JSON; a server takes 40 MiB
+
+
+class ChromaWriter(Writer):
+    """Upserts rows, and then replaces the metadata of the collection."""
+
+    def __init__(self, location: Location, layout: Layout, client: Any) -> None:
+        self._location, self._client, self._collection = location, client, collection_of(client, location)
+        self._largest = client.get_max_batch_size()
+        self._columns = JsonColumns(layout.payload_schema, is_flat=True)
+        self._texts = {c.name: TEXTS[c.name] for c in layout.payload_schema if c.name in TEXTS and is_text(c)}
+        self._layout = layout
+
+    def write(self, batch: Batch, note: str) -> None:
+        rows = max(1, min(self._largest, _REQUEST_BYTES // (20 * batch.vectors.shape[1])))
+        for start in range(0, len(batch), rows):
+            part = slice(start, start + rows)
+            fields = [
+                {name: value for name, value in row.items() if value is not None}
+                for row in self._columns.encode(batch.payload.slice(start, rows))
+            ]
+            texts = {name: [row.pop(column, None) for row in fields] for column, name in self._texts.items()}
+            texts = {name: values for name, values in texts.items() if any(value is not None for value in values)}
+            metadata = {"metadatas": [row or None for row in fields]} if any(fields) else {}
+            vectors = np.ascontiguousarray(batch.vectors[part], np.float32)
+            with storing(self._location):
+                self._collection.upsert(ids=list(map(str, batch.ids[part].to_pylist())), embeddings=vectors, **metadata, **texts)
+        self.finish(note)
+
+    def finish(self, note: str) -> None:
+        with storing(self._location):
+            self._collection.modify(metadata=recorded(self._layout, note))
+
+
+class ChromaStore(Store):
+    """Chroma."""
+
+    form = FORMS
+
+    def open(
+        self, location: Location, *, space: Space | DeclaredSpace | str | None, id_column: str | None, vector_column: str | None
+    ) -> ChromaCollection:
+        return ChromaCollection(location, space=space, id_column=id_column, vector_column=vector_column)
+
+    def capabilities(self, metric: Metric) -> Capabilities:
+        return CAPABILITIES
+
+    def refuses(self, field: pa.Field) -> str | None:
+        if not field.name or field.name.startswith(("#", "$", "chroma:")):
+            return "Chroma keeps such names for itself, or has none"
+        return refusal(field.type)
+
+    def note(self, location: Location) -> Note | None:
+        collection_name(location)
+        with reading(location):
+            found = collection_of(connect(location), location)
+            return Note.loads((found.metadata or {}).get(NOTE), location.uri)
+
+    def create(self, location: Location, layout: Layout) -> Writer:
+        name = collection_name(location)
+        metadata = recorded(layout, layout.note(layout.cursor))
+        configuration: Any = {"hnsw": {"space": SPACES[layout.space.metric]}}
+        with storing(location):
+            client = connect(location, may_create=True)
+            client.create_collection(name, configuration=configuration, metadata=metadata, embedding_function=None)
+            return ChromaWriter(location, layout, client)
+
+    def resume(self, location: Location, layout: Layout) -> Writer:
+        with reading(location):
+            return ChromaWriter(location, layout, connect(location))
+
+    def drop(self, location: Location) -> None:
+        with storing(location):
+            connect(location).delete_collection(collection_name(location))
+
+
+def is_text(column: pa.Field) -> bool:
+    """A column that is kept as the documents or URIs of rows."""
+    return pa.types.is_string(column.type) or pa.types.is_large_string(column.type)

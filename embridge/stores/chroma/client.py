@@ -1,0 +1,77 @@
+"""Connections to Chroma: a folder, or a server; errors."""
+
+from __future__ import annotations
+
+import os
+from contextlib import AbstractContextManager
+from typing import Any
+
+from embridge.errors import MissingDependencyError, MissingFileError
+from embridge.stores import databases
+from embridge.stores.databases import collection_in
+from embridge.stores.uri import Location
+
+try:
+    import chromadb
+    from chromadb.errors import ChromaAuthError, NotFoundError
+except ImportError as error:
+    raise MissingDependencyError.of("chromadb", "chroma://", "chroma") from error
+
+PORT = 8000
+FORMS = "chroma:///folder#collection, or chroma://host:8000/collection for a server"
+
+
+def collection_name(location: Location) -> str:
+    """The collection that a URI names (see `collection_in`)."""
+    return collection_in(location, FORMS, "tenant", "database", "id", "vector")
+
+
+def connect(location: Location, *, may_create: bool = False) -> Any:
+    """A client. The token of a server is the URI's or that of CHROMA_API_KEY, sent as ``x-chroma-token``.
+
+    Raises
+    ------
+    MissingFileError
+        There is no such folder.
+    """
+    place = {name: location.options[name] for name in ("tenant", "database") if name in location.options}
+    if not location.host:
+        folder = os.path.realpath(location.path)
+        if not may_create and not os.path.isfile(os.path.join(folder, "chroma.sqlite3")):  # the client would create it
+            raise MissingFileError.at(location.path)
+        return chromadb.PersistentClient(folder, **place)
+    key = location.password or os.environ.get("CHROMA_API_KEY")
+    headers = {"x-chroma-token": key} if key else None
+    https = location.options.get("https") == "true"
+    return chromadb.HttpClient(location.host, location.port or PORT, ssl=https, headers=headers, **place)
+
+
+def collection_of(client: Any, location: Location) -> Any:
+    """A collection.
+
+    Raises
+    ------
+    MissingFileError
+        There is none.
+    """
+    name = collection_name(location)
+    try:
+        return client.get_collection(name, embedding_function=None)
+    except NotFoundError as e:
+        raise MissingFileError(f"There is no collection {name!r} at {location.uri!r}.") from e
+
+
+def reading(location: Location) -> AbstractContextManager[None]:
+    """See `embridge.stores.databases.reading`."""
+    return databases.reading(location, "Chroma", PORT, _reason)
+
+
+def storing(location: Location) -> AbstractContextManager[None]:
+    """See `embridge.stores.databases.storing`."""
+    return databases.storing(location, "Chroma", PORT, _reason)
+
+
+def _reason(error: Exception) -> str | None:
+    if isinstance(error, ChromaAuthError):
+        return "the server refuses access. Hint: set CHROMA_API_KEY, or the client's CHROMA_CLIENT_AUTH_PROVIDER and _CREDENTIALS."
+    return None
