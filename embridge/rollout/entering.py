@@ -18,6 +18,7 @@ from embridge.stores.ids import check_unique, match_rows
 from embridge.types import Space, space_mismatch
 
 Judgments = Mapping[Any, Sequence[Any] | Mapping[Any, float]]
+_BLOCK = 8192  # rows compared at once
 _SAME = 1e-2  # relative distance up to which two vectors are the same: float16 rounds by less
 
 
@@ -60,11 +61,12 @@ def match_all(old: Collection, native: Collection) -> tuple[np.ndarray, Anchors]
 def _check_differ(name: str, pairs: Anchors) -> None:
     """Refuse vectors of the old model in the place of those of the new one, where both have one width."""
     if pairs.x.shape == pairs.y.shape:
-        same = _are_same(unit(pairs.x), unit(pairs.y))
-        if same.any():
-            raise BadVectorsError.rows(
-                name, "the vector of the old model in the place of that of the new one", pairs.ids[same].tolist()
-            )
+        same: list[Any] = []
+        for start in range(0, len(pairs), _BLOCK):
+            some = slice(start, start + _BLOCK)
+            same += pairs.ids[some][_are_same(unit(pairs.x[some]), unit(pairs.y[some]))].tolist()
+        if same:
+            raise BadVectorsError.rows(name, "the vector of the old model in the place of that of the new one", same)
 
 
 def _are_same(present: np.ndarray, given: np.ndarray) -> np.ndarray:
@@ -90,7 +92,7 @@ def entering_rows(stage: Stage, native: Collection) -> tuple[NativeRows, int]:
         differ = ~_are_same(present, np.asarray(found.y[known[place]], np.float32))
         others += found.ids[known[place]][differ].tolist()
     if others:
-        raise BadVectorsError.rows(native.name, "another vector than the rollout has, in which they are native already", others)
+        raise BadVectorsError.rows(native.name, "another vector than in the rollout, where it is native already", others)
     if len(known):
         fresh = np.delete(np.arange(len(rows)), known)
         rows, found = rows[fresh], found.at(fresh)
