@@ -10,8 +10,8 @@ from embridge.anchors import Anchors
 from embridge.evaluation.benchmark import Benchmark
 from embridge.maps import LinearMap
 from embridge.neighbors import overlap
-from embridge.planning.maps import same_method
 from embridge.records import LearningCurve
+from embridge.translators.again import same_method
 
 _SHARES = (1 / 16, 1 / 8, 1 / 4, 1 / 2, 1)
 _QUERIES = 1000

@@ -15,8 +15,9 @@ from embridge.evaluation.runner import Runner
 from embridge.evaluation.strategies import FUSE, RE_ENCODE, progressive
 from embridge.indexes.fusion import Fusion, Hubness
 from embridge.neighbors import top_k
-from embridge.planning.maps import fitted_maps, same_method
+from embridge.planning.maps import fitted_maps
 from embridge.translators import METHODS
+from embridge.translators.again import same_method
 from embridge.types import Metric, Space
 
 PERCENTS = [0, 1, 5, 10, 20, 35, 50, 100]
