@@ -99,12 +99,14 @@ class Journey:
         self.verb("add", "rollout", native.name)
 
     def verb(self, *words: str, made: Path | None = None) -> None:
-        """Run a verb until it ends; while kills are left it is killed at a random moment, and called again."""
+        """Run a verb until it ends; while kills are left it is killed at a random moment, at most four times, and called again."""
+        attempt = 0
         while True:
+            attempt += 1
             command = [sys.executable, "-m", "embridge.cli.main", "rollout", *words, "--no-catalog", "--json"]
             process = subprocess.Popen(command, cwd=self.folder, stdout=subprocess.DEVNULL)
-            if self.killed < self.options.kills and self.moments.random() < 0.8:
-                time.sleep(self.moments.expovariate(1 / 8))
+            if self.killed < self.options.kills and attempt <= 4:
+                time.sleep(self.moments.uniform(0, 8))
                 if process.poll() is None:
                     process.kill()
                     process.wait()
