@@ -38,6 +38,7 @@ from embridge.types import Space
 _ALPHAS = (0.03, 0.1, 0.3, 1.0, 3.0, 10.0)
 _SHARES = (0.5, 0.75, 1.0)
 _MEAN = 1.5  # weight of the target's mean for documents where it is most of each row
+_LEAST_ROWS = 500  # to compare translations by: of fewer rows the ten nearest to a query are not near
 _LEAST_JUDGED = 100  # queries with a relevant row among the anchors, to exclude methods by recall
 _CLEARLY = 2.0  # standard errors
 _ROUNDING = 2e-3  # of overlap: equal maps differ by a tie here and there
@@ -58,7 +59,8 @@ class Auto:
     for ``documents`` where only directions matter, and those with the largest (isometry-like) for ``decode`` and L2, and those
     with the largest alpha (isometry-like too) for ``queries``; of these the best is chosen.
 
-    With `queries` candidates are compared on them, over the anchors (`real_scores`). Where at least 100 of them have a relevant row
+    With `queries` candidates are compared on them, over the anchors (`real_scores`); for documents and decoders not with fewer than
+    500 anchors, where the ten nearest of all rows are not near. Where at least 100 of them have a relevant row
     there, those whose recall is below the best by more than two standard errors are excluded. Of the others the one with the
     highest overlap is chosen: overlap is based on ten rows per query, recall on one or two.
 
@@ -108,13 +110,14 @@ class Auto:
         folds = anchors.folds(device=device)
         affine = chooser.fit(anchors, device=device, moments=folds)
         # Real queries prefer more shrinkage than a kernel needs.
-        standing = affine if self.queries is None else _AutoAffine(role, None).fit(anchors, device=device, moments=folds)
+        queries = self.queries if affine.record.chosen_by == "queries" else None
+        standing = affine if queries is None else _AutoAffine(role, None).fit(anchors, device=device, moments=folds)
         linear = standing.record.parameters
         if "alpha" not in linear:  # a map without parameters: the next best
             linear = max((c for c in standing.record.candidates if "alpha" in c.parameters), key=lambda c: c.score).parameters
         share, weight = linear.get("shrinkage_target_weight", 0.0), linear.get("mean_weight", 1.0)
         kernel = Kernel(alpha=linear["alpha"], shrinkage_target_weight=share, mean_weight=weight)
-        penalty, candidates = kernel.contest(anchors, device, self.queries)
+        penalty, candidates = kernel.contest(anchors, device, queries)
         record = replace(affine.record, candidates=affine.record.candidates + candidates)
         if penalty is None:
             return replace(affine, record=record)
@@ -150,13 +153,15 @@ class _AutoAffine(Translator):
     def solve(self, data: Moments | FoldMoments) -> Solution:
         if not isinstance(data, FoldMoments):
             raise ParameterError("'auto' chooses on folds, which one set of moments does not have.")
-        methods = candidates_for(self.role, total(data), real=self.queries is not None)
-        if self.queries is None:
+        enough = self.role == "queries" or sum(len(x) for x, _ in data.samples) >= _LEAST_ROWS
+        queries = self.queries if enough else None
+        methods = candidates_for(self.role, total(data), real=queries is not None)
+        if queries is None:
             scores = fold_scores(methods, data, self.role, behind=FAR)
             target = data.parts[0].target
             chosen, errors = _prefer(scores, methods, [_simplicity(method, self.role, target) for method in methods])
         else:
-            found = real_scores(methods, data, self.role, self.queries)
+            found = real_scores(methods, data, self.role, queries)
             chosen, scores = _among_the_best(found), found.overlap
             errors = deficits_to_best(scores)[1]
         candidates = tuple(
@@ -164,7 +169,7 @@ class _AutoAffine(Translator):
             for method, score, error in zip(methods, comparable_means(scores), errors, strict=True)
         )
         solution = methods[chosen].solve(total(data))
-        chosen_by = "documents" if self.queries is None else "queries"
+        chosen_by = "documents" if queries is None else "queries"
         return replace(solution, candidates=candidates, method=methods[chosen].name, role=self.role, chosen_by=chosen_by)
 
 

@@ -133,8 +133,11 @@ def test_the_record_says_what_was_compared_and_by_what(role):
     chosen = [c for c in record.candidates if c.method == record.method and c.parameters.items() <= known.items()]
     best = max(record.candidates, key=lambda c: c.score)
     assert best.score - chosen[0].score <= chosen[0].deficit_error + 1e-12
-    by_queries = fit(anchors, role=role, keep_affine=True, queries=QueryPairs(queries.x, queries.y)).record
-    assert (by_queries.role, by_queries.chosen_by) == (role, "queries")
+    pairs = QueryPairs(queries.x, queries.y)
+    by_queries = fit(anchors, role=role, keep_affine=True, queries=pairs).record
+    # Over a few hundred rows the ten nearest to a query are not near: translations are not compared there.
+    assert (by_queries.role, by_queries.chosen_by) == (role, "queries" if role == "queries" else "documents")
+    assert fit(text(600, 12, 16), role=role, keep_affine=True, queries=pairs).record.chosen_by == "queries"
 
 
 def test_search_is_another_word_for_documents():
