@@ -2,6 +2,7 @@
 
 Examples
 --------
+>>> from embridge.stores.capabilities import Capabilities
 >>> class TestMine(CollectionConformance):
 ...     capabilities = Capabilities(id_types=("string",))
 ...
