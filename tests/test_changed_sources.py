@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import numpy as np
@@ -107,10 +108,10 @@ def test_a_source_that_changes_while_it_is_read_makes_no_output(verb, change):
 def test_of_two_writers_of_one_output_one_is_refused(verb):
     """The second begins while the first is at work, and neither by chance."""
     _, run = VERBS[verb]
-    refused = []
+    refused, first = [], threading.Lock()  # files of a folder report from threads of their own
 
     def progress(done, of):
-        if not refused:
+        if first.acquire(blocking=False):
             for options in ({}, {"overwrite": True}):
                 with pytest.raises(InterruptedOutputError, match="Another process is writing 'out") as caught:
                     run(**options)
