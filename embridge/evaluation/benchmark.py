@@ -164,17 +164,26 @@ class Benchmark:
         other = self.queries.at(np.flatnonzero(self.half != half)[:REFERENCES])
         return References(other.y, other.x)
 
-    def rerank(self, found: np.ndarray, depth: int) -> np.ndarray:
-        """The first `depth` candidates of each query, ranked again by their native vectors, then the others unchanged."""
-        out, metric = found.copy(), self.corpus.target.metric
+    def native_scores(self, found: np.ndarray) -> np.ndarray:
+        """Scores of candidates by their native vectors, shape of `found`."""
+        out, metric = np.empty(found.shape), self.corpus.target.metric
         queries = unit(self.queries.y) if metric == Metric.COSINE else self.queries.y
         for start in range(0, len(found), _RERANKED):
-            ids = found[start : start + _RERANKED, :depth]
-            vectors, rows = queries[start : start + _RERANKED, None].astype(np.float64), self.corpus.y[ids]
+            part = slice(start, start + _RERANKED)
+            vectors, rows = queries[part, None].astype(np.float64), self.corpus.y[found[part]]
             if metric == Metric.COSINE:
                 rows = unit(rows.reshape(-1, rows.shape[-1])).reshape(rows.shape)
-            scores = -np.square(rows - vectors).sum(-1) if metric == Metric.L2 else (rows * vectors).sum(-1)
-            out[start : start + _RERANKED, :depth] = np.take_along_axis(ids, np.argsort(-scores, axis=1, kind="stable"), 1)
+            out[part] = -np.square(rows - vectors).sum(-1) if metric == Metric.L2 else (rows * vectors).sum(-1)
+        return out
+
+    def rerank(self, found: np.ndarray, depth: int, scores: np.ndarray | None = None) -> np.ndarray:
+        """The first `depth` candidates of each query, ranked again by their native vectors, then the others unchanged.
+
+        `scores` are those of `native_scores`, where they are known.
+        """
+        out, first = found.copy(), found[:, :depth]
+        known = self.native_scores(first) if scores is None else scores[:, :depth]
+        out[:, :depth] = np.take_along_axis(first, np.argsort(-known, axis=1, kind="stable"), 1)
         return out
 
 

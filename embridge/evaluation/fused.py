@@ -16,7 +16,7 @@ import numpy as np
 from embridge.anchors.moments import Moments
 from embridge.arrays import unit
 from embridge.evaluation.benchmark import References
-from embridge.evaluation.fusion import Candidates, CandidateSearch, choose_fusion
+from embridge.evaluation.fusion import Candidates, CandidateSearch, best_fusion, fusion_scores
 from embridge.evaluation.metrics import by_hits
 from embridge.evaluation.rows import held, translate
 from embridge.evaluation.strategies import FUSE, Queries, Refit, Rows, Strategy
@@ -35,6 +35,7 @@ class FusedSearch:
         self._members = [np.flatnonzero(self._benchmark.half == half) for half in (0, 1)]
         self._old: dict[tuple[Queries, int], tuple[np.ndarray, np.ndarray]] = {}
         self._orders: dict[tuple[Queries, int], np.ndarray] = {}
+        self._native_bias: dict[int, np.ndarray] = {}
         self._moments: dict[tuple[Queries, int], tuple[int, Moments]] = {}
 
     def run(self, strategy: Strategy) -> tuple[np.ndarray, Fusion]:
@@ -48,20 +49,23 @@ class FusedSearch:
         """
         benchmark, depth = self._benchmark, self._benchmark.depth
         candidates = [self._candidates(strategy, half) for half in (0, 1)]
+        hubness = self._corrections(strategy.queries)
+        tables = [self._scores(candidates[half], strategy.queries, half) for half in (0, 1)]
         if strategy.rows == Rows.TRANSLATED:
             for half in (0, 1):
-                self._orders[strategy.queries, 1 - half] = self._order(candidates[half], strategy.queries, half)
+                chosen = best_fusion(tables[half], hubness)
+                self._orders[strategy.queries, 1 - half] = self._order(candidates[half], chosen)
         found = np.empty((len(benchmark.queries), depth), np.int64)
         for half in (0, 1):
-            chosen = self._choose(candidates[1 - half], strategy.queries, self._members[1 - half])
-            found[self._members[half]] = candidates[half].ranked(chosen, depth)
-        both = Candidates.joined(candidates)
-        return found, self._choose(both, strategy.queries, np.concatenate(self._members))
+            found[self._members[half]] = candidates[half].ranked(best_fusion(tables[1 - half], hubness), depth)
+        return found, best_fusion(np.concatenate(tables, axis=1), hubness)
 
-    def _choose(self, candidates: Candidates, queries: Queries, members: np.ndarray) -> Fusion:
+    def _scores(self, candidates: Candidates, queries: Queries, half: int) -> np.ndarray:
+        """Scores of every fusion on the queries of a half."""
         benchmark = self._benchmark
         relevant = benchmark.relevant if benchmark.judged.any() else benchmark.truth
-        return choose_fusion(candidates, [relevant[member] for member in members], benchmark.k, self._corrections(queries))
+        chosen = [relevant[member] for member in self._members[half]]
+        return fusion_scores(candidates, chosen, benchmark.k, self._corrections(queries))
 
     def _corrections(self, queries: Queries) -> tuple[Hubness, ...]:
         """Rows as queries would be their own references, and references by the old model may be unknown."""
@@ -79,7 +83,7 @@ class FusedSearch:
         queries, old_bias = self._old[strategy.queries, half]
         biases = None
         if len(self._corrections(strategy.queries)) > 1:
-            biases = old_bias, bias(new_rows, benchmark.references_for(half).y) / 2
+            biases = old_bias, self._new_bias(strategy, half, new_rows)
         search = CandidateSearch(queries, unit(benchmark.queries.y[members]), benchmark.depth, corrected=biases is not None)
         search.offer(self._old_rows, new_rows, np.arange(len(new_rows)), biases, benchmark.exclude[members])
         return search.candidates()
@@ -97,18 +101,35 @@ class FusedSearch:
             return queries, np.zeros(len(self._old_rows), np.float32)
         return queries, bias(self._old_rows, self._runner.made(kind, references, half)) / 2
 
+    def _new_bias(self, strategy: Strategy, half: int, rows: np.ndarray) -> np.ndarray:
+        references = self._benchmark.references_for(half).y
+        if strategy.rows != Rows.PROGRESSIVE:
+            return bias(rows, references) / 2
+        if half not in self._native_bias:
+            native = held(self._benchmark.corpus.y, self._benchmark.corpus.target.metric)
+            self._native_bias[half] = bias(native, references) / 2
+        rest, found = self._left(strategy, half), self._native_bias[half].copy()
+        found[rest] = bias(rows[rest], references) / 2
+        return found
+
     def _new_rows(self, strategy: Strategy, half: int) -> np.ndarray:
+        """The new vectors that queries of a half search."""
         if strategy.rows != Rows.PROGRESSIVE:
             return self._runner.rows(strategy.rows, half)
-        corpus, refit = self._benchmark.corpus, self._runner.maps[half].refit
-        count = strategy.encodes(len(corpus))
-        if count == len(corpus) or refit is None:
+        corpus, refit, rest = self._benchmark.corpus, self._runner.maps[half].refit, self._left(strategy, half)
+        if refit is None or not len(rest):
             return corpus.y
-        chosen = self._order_for(strategy.queries, half)[:count]
-        moments = self._moments_with(strategy.queries, half, refit, chosen)
-        rows = translate(refit.method.fit(moments), corpus.x)
-        rows[chosen] = corpus.y[chosen]
+        chosen = self._order_for(strategy.queries, half)[: strategy.encodes(len(corpus))]
+        fitted = refit.method.fit(self._moments_with(strategy.queries, half, refit, chosen))
+        rows = np.array(corpus.y, np.float32)
+        rows[rest] = translate(fitted, corpus.x[rest])
         return rows
+
+    def _left(self, strategy: Strategy, half: int) -> np.ndarray:
+        """Rows that are not re-encoded."""
+        rows = len(self._benchmark.corpus)
+        count = strategy.encodes(rows)
+        return self._order_for(strategy.queries, half)[count:] if count < rows else np.empty(0, np.int64)
 
     def _moments_with(self, queries: Queries, half: int, refit: Refit, chosen: np.ndarray) -> Moments:
         """Moments of the anchors and of the chosen rows; those of an earlier stage are continued."""
@@ -128,9 +149,9 @@ class FusedSearch:
         if (queries, half) not in self._orders:
             other = 1 - half
             candidates = self._candidates(replace(FUSE, queries=queries), other)
-            self._orders[queries, half] = self._order(candidates, queries, other)
+            chosen = best_fusion(self._scores(candidates, queries, other), self._corrections(queries))
+            self._orders[queries, half] = self._order(candidates, chosen)
         return self._orders[queries, half]
 
-    def _order(self, candidates: Candidates, queries: Queries, half: int) -> np.ndarray:
-        chosen = self._choose(candidates, queries, self._members[half])
-        return by_hits(candidates.ranked(chosen, self._benchmark.depth), len(self._benchmark.corpus))[0]
+    def _order(self, candidates: Candidates, fusion: Fusion) -> np.ndarray:
+        return by_hits(candidates.ranked(fusion, self._benchmark.depth), len(self._benchmark.corpus))[0]

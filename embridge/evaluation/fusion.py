@@ -200,21 +200,35 @@ def choose_fusion(
     Fusion
         Use it for other queries than these.
     """
+    return best_fusion(fusion_scores(candidates, relevant, k, hubness), hubness)
+
+
+def fusion_scores(candidates: Candidates, relevant: Sequence[np.ndarray], k: int, hubness: Sequence[Hubness]) -> np.ndarray:
+    """Scores of the old side alone and then of every weight with every correction, by counted query (see `choose_fusion`).
+
+    Returns
+    -------
+    ndarray of shape (1 + 11 * corrections, n_counted)
+    """
     counted = np.array([place for place, rows in enumerate(relevant) if len(rows)], np.int64)
-    if len(counted) < LEAST_QUERIES:
-        return Fusion(0.0)
     used = candidates.at(counted)
     shares = torch.from_numpy(used.shares([rows for rows in relevant if len(rows)]))
-    old = _recall(used, shares, Fusion(0.0), k)
-    best, gain, score = Fusion(0.0), np.zeros(len(old)), float(old.mean())
-    for correction in hubness:
-        fusions = [Fusion(weight, correction) for weight in WEIGHTS]
-        table = np.stack([_recall(used, shares, fusion, k) for fusion in fusions])
-        means = _smoothed(table.mean(axis=1))
-        place = int(np.argmax(means))
-        if means[place] > score:
-            best, gain, score = fusions[place], table[place] - old, float(means[place])
-    return best if gain.mean() > gain.std(ddof=1) / np.sqrt(len(gain)) else Fusion(0.0)
+    return np.stack([_recall(used, shares, fusion, k) for fusion in _fusions(hubness)])
+
+
+def best_fusion(scores: np.ndarray, hubness: Sequence[Hubness]) -> Fusion:
+    """The choice of `choose_fusion` by the scores of `fusion_scores`."""
+    fusions, old = _fusions(hubness), scores[0]
+    if len(old) < LEAST_QUERIES:
+        return fusions[0]
+    means = np.concatenate([scores[:1].mean(axis=1), *map(_smoothed, scores[1:].mean(axis=1).reshape(len(hubness), -1))])
+    best = int(np.argmax(means))
+    gain = scores[best] - old
+    return fusions[best] if gain.mean() > gain.std(ddof=1) / np.sqrt(len(gain)) else fusions[0]
+
+
+def _fusions(hubness: Sequence[Hubness]) -> list[Fusion]:
+    return [Fusion(0.0), *(Fusion(weight, correction) for correction in hubness for weight in WEIGHTS)]
 
 
 def _recall(candidates: Candidates, shares: torch.Tensor, fusion: Fusion, k: int) -> np.ndarray:

@@ -43,6 +43,7 @@ class Runner:
         self._weight = weight
         self._translated: dict[tuple[Rows, int], np.ndarray] = {}
         self._candidates: dict[tuple[Queries, Rows, bool], np.ndarray] = {}
+        self._native: dict[tuple[str, bool], np.ndarray] = {}
         self._fused = FusedSearch(self)
 
     def available(self, strategies: tuple[Strategy, ...]) -> list[Strategy]:
@@ -68,7 +69,7 @@ class Runner:
         encodes = strategy.encodes(rows)
         if strategy.lazy:
             encodes = len(np.unique(found))
-            found = self.benchmark.rerank(found, found.shape[1])
+            found = self.benchmark.rerank(found, found.shape[1], self._native_scores(strategy, found, hubness=hubness))
         changed = 0 if strategy.rows == Rows.OLD else rows
         return StrategyRun(strategy, hubness, self.benchmark.scores(found), encodes, changed, fusion)
 
@@ -80,7 +81,8 @@ class Runner:
         found, rows = self.found(strategy, hubness=hubness), len(self.benchmark.corpus)
         depths = [depth for depth in LAZY_DEPTHS if self.benchmark.k <= depth < found.shape[1]]
         for depth in (*depths, found.shape[1]):
-            scores = self.benchmark.scores(self.benchmark.rerank(found, depth))
+            known = self._native_scores(strategy, found, hubness=hubness)
+            scores = self.benchmark.scores(self.benchmark.rerank(found, depth, known))
             changed = 0 if strategy.rows == Rows.OLD else rows
             yield depth, StrategyRun(strategy, hubness, scores, len(np.unique(found[:, :depth])), changed)
 
@@ -189,6 +191,13 @@ class Runner:
     def _references(self, kind: Queries, half: int) -> np.ndarray:
         """Reference queries in the searched space. For the blend they are projected: those of the old model may be unknown."""
         return self.made(Queries.ADJOINT if kind == Queries.BLENDED else kind, self.benchmark.references_for(half), half)
+
+    def _native_scores(self, strategy: Strategy, found: np.ndarray, *, hubness: bool) -> np.ndarray:
+        """Native scores of the candidates of a lazy strategy, computed once."""
+        key = (strategy.name, hubness)
+        if key not in self._native:
+            self._native[key] = self.benchmark.native_scores(found)
+        return self._native[key]
 
     def _mixed(self, strategy: Strategy, half: int) -> np.ndarray:
         """Translated rows; those found by most queries of the other half are re-encoded."""

@@ -16,7 +16,7 @@ from embridge.translators.again import same_method
 from embridge.translators.fitting import query_pairs
 
 _LEAST_QUERIES = 100  # of a half, to choose a map on
-_MOST_QUERIES = 600
+_MOST_QUERIES = 400
 
 
 def fitted_maps(
@@ -30,7 +30,7 @@ def fitted_maps(
     benchmark : Benchmark
     qrels : mapping, optional
     real : bool
-        Its queries are not rows of the collection: `auto` compares methods on them, for a half on at most 600 of the other. With
+        Its queries are not rows of the collection: `auto` compares methods on them, for a half on at most 400 of the other. With
         fewer than 100 in a half, or without, it compares methods on the anchors, and both halves have the same maps.
     seed : int
     device : str

@@ -92,11 +92,11 @@ def test_evaluate_and_plan_agree_on_every_name_they_share(pair, p, q, metric, ju
 def test_maps_for_one_half_are_chosen_on_the_other(pair):
     """Each figure of a plan is that of `evaluate` with the maps of the query's half, and these do not depend on it."""
     rows, queries, qrels = pair()
-    train, halves = rows.sample(600), []
+    train = rows.sample(520)  # enough to compare methods on real queries
     benchmark = Benchmark.of(rows.without(train.hashes()), queries, K, qrels=qrels)
     maps = fitted_maps(train, benchmark, qrels, real=True, seed=0, device="cpu")
     assert maps[0].translation.record.chosen_by == "queries"
-    planned = eb.plan(rows, queries=queries, qrels=qrels, anchors=600, k=K)
+    planned = eb.plan(rows, queries=queries, qrels=qrels, anchors=520, k=K)
     found = [eb.evaluate(m.translation, rows, queries=queries, qrels=qrels, reverse_map=m.reverse, k=K).per_query for m in maps]
     for name in ("keep-old", "translate-documents", "project-queries", "project-queries-adjoint", "blend"):
         halves = [found[half].figures[name]["overlap"][benchmark.half == half] for half in (0, 1)]
