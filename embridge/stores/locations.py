@@ -218,11 +218,6 @@ def beside(path: str, suffix: str) -> str:
     return f"{base.rstrip('/')}{suffix}{mark}{query}"
 
 
-def same_place(one: str, other: str) -> bool:
-    """True where two remote paths are the same object."""
-    return one.partition("://")[0] == other.partition("://")[0] and inner_path(one) == inner_path(other)
-
-
 def inner_path(path: str) -> str:
     """A path within its file system: for ``s3://``, bucket and key."""
     return resolve(path)[1]

@@ -27,12 +27,6 @@ def store_of(path: str) -> Store | None:
     return None if scheme is None else _load(scheme, without_password(path))
 
 
-def is_store(path: str) -> bool:
-    """True for the URI of a registered store."""
-    scheme = scheme_of(path)
-    return scheme is not None and bool(_entries(scheme))
-
-
 def _entries(scheme: str) -> list[EntryPoint]:
     return list(entry_points(group=GROUP, name=scheme))
 

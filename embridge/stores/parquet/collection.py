@@ -4,25 +4,22 @@ from __future__ import annotations
 
 import collections
 import copy
-import functools
 import os
 from collections.abc import Iterator
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 
-from embridge.arrays import all_unit
 from embridge.errors import (
     BadIdsError,
     BadVectorsError,
     CollectionError,
     ParameterError,
 )
-from embridge.stores.base import Collection, RowFilter
+from embridge.stores.base import RowFilter
 from embridge.stores.batch import Batch, cast_column
-from embridge.stores.declared import declare_space
+from embridge.stores.declared import DeclaredCollection
 from embridge.stores.filesystems import shown
 from embridge.stores.id_types import id_type_of, normalize_ids
 from embridge.stores.locations import is_remote
@@ -40,7 +37,7 @@ from embridge.stores.parquet.metadata import (
     space_key,
 )
 from embridge.stores.parquet.spaces import common_provenance, known_space, payload_spaces
-from embridge.types import DeclaredSpace, Metric, Space
+from embridge.types import DeclaredSpace, Space
 
 __all__ = [
     "COLUMNS_KEY",
@@ -57,7 +54,7 @@ ERROR_COLUMNS = ("predicted_error", "error_bound")  # columns that a conversion 
 OLD_COLUMN = "old_vector"  # the column of a conversion that keeps the old vectors
 
 
-class ParquetCollection(Collection):
+class ParquetCollection(DeclaredCollection):
     """Rows of one or many Parquet files.
 
     Parameters
@@ -81,7 +78,6 @@ class ParquetCollection(Collection):
     """
 
     kind = "parquet"
-    is_exact = True
 
     def __init__(
         self,
@@ -120,19 +116,7 @@ class ParquetCollection(Collection):
             raise CollectionError.empty(self.name)
         known = known_space(self._files.files, self.name, self.vector_column, is_declared=space is not None)
         dim = widths[0] if widths else self._width()
-        self._stated = declare_space(self.name, space, known, dim, None)
-        self._is_settled = known is not None or isinstance(space, Space)
-
-    @functools.cached_property
-    def space(self) -> Space:
-        if self._is_settled:
-            return self._stated
-        parts = (batch.vectors for batch in self.batches(validate=False))
-        return replace(self._stated, normalized=all_unit(parts, zero_is_bad=self._stated.metric == Metric.COSINE))
-
-    @property
-    def stated_space(self) -> Space:
-        return self._stated
+        self._declare(space, known, dim, None)
 
     @property
     def name(self) -> str:
