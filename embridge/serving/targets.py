@@ -78,7 +78,7 @@ class Search:
         if self.strategy == FUSED:
             old = {"via": self.via} if self.old_queries is None else {"old_queries": self.old_queries}
             return {**old, "weight": self.weight, "hubness": self.hubness}
-        return {"hubness": self.hubness or "none"}
+        return {"hubness": "none"}
 
 
 class Target:
@@ -217,8 +217,6 @@ class Target:
         return blend(search.old_queries, projected, 0.5 if search.weight is None else search.weight, self.rows_space.metric)
 
     def _plain(self, search: Search) -> Hits:
-        if search.hubness is not None:
-            raise ParameterError(f"hubness belongs to a fused search, and {self.name!r} has vectors of one space only.")
         options: dict[str, Any] = {}
         if search.strategy != OWN:
             options["via"] = search.via
