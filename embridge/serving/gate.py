@@ -138,7 +138,7 @@ class _Exchange:
 
 def _too_large(limit: int) -> Problem:
     """The error for a body beyond the limit."""
-    return Problem(413, "body__too_large", f"The body is larger than {limit:,} bytes.", headers={"Connection": "close"})
+    return Problem(413, "body_too_large", f"The body is larger than {limit:,} bytes.", headers={"Connection": "close"})
 
 
 __all__ = ["OPEN", "ROWS", "Gate"]
