@@ -32,15 +32,9 @@ def own_map(world, tmp_path):
     return shutil.copy(world.path("queries.safetensors"), tmp_path / "queries.safetensors")
 
 
-def other_map(world, path, **spaces):
-    """Another map into the same space, put in place of the file at once."""
-    made = eb.LinearMap(
-        2 * world.queries.coef,
-        world.queries.intercept,
-        spaces.get("source", NEW),
-        spaces.get("target", OLD),
-        FitRecord("given", role="queries"),
-    )
+def other_map(world, path, target=OLD):
+    """Another map from the same space, put in place of the file at once."""
+    made = eb.LinearMap(2 * world.queries.coef, world.queries.intercept, NEW, target, FitRecord("given", role="queries"))
     made.save(path.parent / "other.tmp", overwrite=True)
     os.replace(path.parent / "other.tmp", path)
     return made
