@@ -16,7 +16,7 @@ from embridge.serving.options import ServeOptions
 from embridge.serving.problems import Problem
 
 if TYPE_CHECKING:
-    from starlette.types import ASGIApp, Message, Receive, Scope, Send
+    from starlette.types import Message, Receive, Scope, Send
 
 ROWS = "embridge.rows"  # key of a scope for the number of vectors or texts of a request
 _ID = re.compile(r"[A-Za-z0-9._:-]{1,128}")
@@ -30,12 +30,13 @@ class Gate:
 
     Attributes
     ----------
+    application : Application
     draining : bool
         The service shuts down: ``/readyz`` says so, and connections are closed after their response.
     """
 
-    def __init__(self, app: ASGIApp, options: ServeOptions, metrics: Metrics) -> None:
-        self._app, self._options, self._metrics = app, options, metrics
+    def __init__(self, app: Any, options: ServeOptions, metrics: Metrics) -> None:
+        self.application, self._options, self._metrics = app, options, metrics
         self._key = None if options.api_key is None else options.api_key.encode()
         self._in_flight = 0
         self.draining = False
@@ -43,7 +44,7 @@ class Gate:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Handle one request; other kinds of scope belong to the application."""
         if scope["type"] != "http":
-            await self._app(scope, receive, send)
+            await self.application(scope, receive, send)
             return
         exchange = _Exchange(scope, receive, send, self._options.max_body, closes=self.draining)
         started = time.perf_counter()
@@ -61,7 +62,7 @@ class Gate:
         try:
             self._admit(exchange, busy=busy)
             async with asyncio.timeout(self._options.timeout):
-                await self._app(exchange.scope, exchange.receive, exchange.send)
+                await self.application(exchange.scope, exchange.receive, exchange.send)
         except Problem as problem:
             await exchange.answer(problem)
         except TimeoutError:

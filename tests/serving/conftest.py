@@ -1,11 +1,9 @@
 """Fixtures: a world to serve, an upstream of the new model, and applications in this process."""
 
 import pytest
+from starlette.testclient import TestClient
 
-pytest.importorskip("fastapi")
-pytest.importorskip("uvicorn")
-starlette_testclient = pytest.importorskip("starlette.testclient")
-
+from embridge.serving.app import create_app
 from embridge.serving.options import ServeOptions
 from tests.serving.support import running_upstream
 from tests.serving.world import World
@@ -27,13 +25,11 @@ def client_of(world, tmp_path):
     """``client_of(maps=..., indexes=..., ...)``: a client of an application in this process."""
     opened = []
 
-    def make(*maps, raises=True, **options):
-        from embridge.serving.app import create_app
-
+    def make(*maps, **options):
         paths = tuple(world.path(f"{name}.safetensors") for name in maps)
         catalog = str(tmp_path / "catalog.duckdb")
         gate = create_app(ServeOptions(maps=paths, **{"catalog": catalog} | options))
-        client = starlette_testclient.TestClient(gate, raise_server_exceptions=raises)
+        client = TestClient(gate)
         opened.append(client)
         return client.__enter__()
 

@@ -1,4 +1,4 @@
-"""Long proofs of `embridge serve`: ``python -m tests.torture.service fuzz [--requests 5000]``, ``... soak [--minutes 10] [--clients 8]``.
+"""Long proofs of `embridge serve`: ``python -m tests.torture.service fuzz --requests 5000``, ``... soak --minutes 10 --clients 8``.
 
 `fuzz` lets schemathesis generate requests from the served OpenAPI document: no status 5xx and none that the document does not name,
 bodies and headers as documented. `soak` keeps clients busy with all kinds of requests: no error, every vector as `map.apply` gives

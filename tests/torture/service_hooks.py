@@ -1,4 +1,4 @@
-"""Hooks of schemathesis for the service of `tests.serving.world`: valid requests get names and widths that lead past the first checks.
+"""Hooks of schemathesis for the service of `tests.serving.world`: names and widths that lead past the first checks.
 
 A document cannot say how wide a vector is or what a map is called, so nearly all generated requests would end there. Two of three
 valid ones are completed; the others, and all that are meant to be invalid, stay as they were generated.
