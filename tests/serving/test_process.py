@@ -294,3 +294,16 @@ def test_a_missing_package_is_named_with_its_install_command(module, monkeypatch
     done = support.run("serve", "map.safetensors")
     assert (done.exit_code, done.stderr.count("\n")) == (1, 1)
     assert "pip install 'embridge[serve]'" in done.stderr
+
+
+def test_the_examples_have_the_options_of_the_verb(started):
+    examples = support.ROOT / "docs/examples"
+    run("--config", examples / "serve.toml")
+    [options] = started
+    assert options.maps == ("queries=/srv/embridge/queries.safetensors",)
+    unit = (examples / "embridge.service").read_text()
+    stop = float(re.search(r"TimeoutStopSec=(\d+)", unit)[1])
+    assert stop > options.drain + options.timeout
+    for text in (unit, (examples / "Dockerfile").read_text()):
+        for name in re.findall(r"EMBRIDGE_SERVE_(\w+)", text):
+            assert name == "CONFIG" or hasattr(options, name.lower()), name
