@@ -11,7 +11,8 @@ HEAD = """# HTTP
 
 What [`embridge serve`](../guides/serve.md) answers to. This page is made of the OpenAPI document that the service has at
 `/openapi.json`. With an API key every route but `/`, `/healthz`, `/readyz` and `/openapi.json` needs the header
-`Authorization: Bearer KEY`, and answers 401 without it. Every answer has the header `X-Request-ID`: that of the request, or a new one.
+`Authorization: Bearer KEY`, and answers 401 without it. Every answer has the header `X-Request-ID`: that of the request, or
+a new one.
 """
 
 

@@ -229,7 +229,9 @@ def test_options_come_from_the_command_line_then_the_environment_then_a_file(sta
     monkeypatch.setenv("EMBRIDGE_SERVE_API_KEY", "of the environment")
     monkeypatch.setenv("EMBRIDGE_SERVE_MAPS", "b.safetensors d=c.safetensors")
     run()
+    monkeypatch.setenv("EMBRIDGE_SERVE_INDEX", "x.faiss y=y.faiss")
     run("--max-rows", "3", "e.safetensors")
+    assert started[-1].indexes == ("x.faiss", "y=y.faiss")
     assert [one.maps for one in started] == [("a.safetensors",), ("b.safetensors", "d=c.safetensors"), ("e.safetensors",)]
     assert [one.max_rows for one in started] == [1, 2, 3]
     assert [one.api_key for one in started] == ["of the file", "of the environment", "of the environment"]
@@ -301,6 +303,7 @@ def test_the_examples_have_the_options_of_the_verb(started):
     run("--config", examples / "serve.toml")
     [options] = started
     assert options.maps == ("queries=/srv/embridge/queries.safetensors",)
+    assert options.indexes == ("docs=/srv/embridge/docs.faiss",)
     unit = (examples / "embridge.service").read_text()
     stop = float(re.search(r"TimeoutStopSec=(\d+)", unit)[1])
     assert stop > options.drain + options.timeout
