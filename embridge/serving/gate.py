@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from starlette.types import Message, Receive, Scope, Send
 
 ROWS = "embridge.rows"  # key of a scope for the number of vectors or texts of a request
+_METHODS = ("GET", "POST")  # as labels of metrics; a client can invent any number of others
 _ID = re.compile(r"[A-Za-z0-9._:-]{1,128}")
 _PROBES = ("/healthz", "/readyz")
 OPEN = ("/", "/openapi.json", *_PROBES)  # without a key: they show nothing of maps or vectors
@@ -94,7 +95,7 @@ class Gate:
         scope = exchange.scope
         route, method = getattr(scope.get("route"), "path", "unmatched"), scope["method"]
         rows, status = scope.get(ROWS, 0), exchange.status
-        self._metrics.requests.labels(route, method if route != "unmatched" else "", status).inc()
+        self._metrics.requests.labels(route, method if method in _METHODS else "other", status).inc()
         self._metrics.seconds.labels(route).observe(seconds)
         if rows:
             self._metrics.rows.labels(route).inc(rows)

@@ -187,6 +187,8 @@ def test_metrics_count_requests_rows_and_maps(client_of, world):
     client.post("/v1/translate", json={"vectors": []})
     for path in ("/a", "/b"):
         client.get(path)
+    for method in ("INVENTED", "PUT"):
+        client.request(method, "/v1/maps")
     found = samples(client)
 
     def of(name, **labels):
@@ -194,7 +196,8 @@ def test_metrics_count_requests_rows_and_maps(client_of, world):
 
     assert of("embridge_requests_total", route="/v1/translate", method="POST", status="200") == 1
     assert of("embridge_requests_total", route="/v1/translate", method="POST", status="400") == 1
-    assert of("embridge_requests_total", route="unmatched", method="", status="404") == 2
+    assert of("embridge_requests_total", route="unmatched", method="GET", status="404") == 2
+    assert of("embridge_requests_total", route="/v1/maps", method="other", status="405") == 2
     assert of("embridge_rows_total", route="/v1/translate") == 5
     assert of("embridge_request_seconds_count", route="/v1/translate") == 2
     assert of("embridge_in_flight") == 0
