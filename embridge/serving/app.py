@@ -16,6 +16,7 @@ from pydantic.json_schema import models_json_schema
 from starlette.exceptions import HTTPException
 
 from embridge import __version__
+from embridge.errors import EmbridgeError
 from embridge.serving import comparing, embedding, facts, schemas, searching, translating
 from embridge.serving.gate import OPEN, Gate
 from embridge.serving.options import ServeOptions
@@ -148,6 +149,10 @@ async def _on_problem(_: Request, error: Any) -> Response:
     return error.response()
 
 
+async def _on_library(_: Request, error: Any) -> Response:
+    return Problem.of(error).response()
+
+
 async def _on_http(_: Request, error: Any) -> Response:
     codes = {404: "not_found", 405: "method_not_allowed"}
     return Problem(
@@ -167,6 +172,7 @@ async def _on_fault(request: Request, _: Any) -> Response:
 
 _HANDLERS: dict[Any, Any] = {
     Problem: _on_problem,
+    EmbridgeError: _on_library,
     HTTPException: _on_http,
     RequestValidationError: _on_validation,
     Exception: _on_fault,
