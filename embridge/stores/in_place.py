@@ -213,7 +213,11 @@ class InPlace(ABC):
 
     @abstractmethod
     def new_rows(self, note: MigrationNote) -> Collection | None:
-        """The rows that have a new vector, with it; None where there are none."""
+        """The rows that have a new vector, with it; None where there are none.
+
+        A store that reads both vectors of a row at once gives the old one as the only column of the payload, under its name
+        (`MigrationNote.old_name`); else they are matched by id.
+        """
 
     def without_vector(self, note: MigrationNote) -> int:
         """Rows that have neither an old nor a new vector; they stay as they are."""

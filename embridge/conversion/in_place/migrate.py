@@ -99,10 +99,11 @@ def migrate_in_place(
         remarks = _fill(change, note, task, is_new=note is wanted, largest=store.capabilities(note.new.metric).largest_batch)
         rows, skipped = _count(change.new_rows(note)), _count(change.old_rows(note, missing=True))
         empty = change.without_vector(note)
-    seconds = time.perf_counter() - started
+    after = open_old(uri, chosen).fingerprint()
     return InPlaceMigration(
-        uri, note.mode, "ready", note.into, note.old, note.new, rows, skipped, empty, seconds, tuple(remarks), mark, note.map
-    )
+        uri, note.mode, "ready", note.into, note.old, note.new, rows, skipped, empty, time.perf_counter() - started,
+        tuple(remarks), mark, note.map, after,
+    )  # fmt: skip
 
 
 def _fill(change: InPlace, note: MigrationNote, task: Task, *, is_new: bool, largest: int | None) -> list[str]:

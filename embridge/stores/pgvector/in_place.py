@@ -17,7 +17,7 @@ from embridge.stores.pgvector.checks import check_table, dependents
 from embridge.stores.pgvector.collection import columns_of, connect, migration_of, one, table_of, translated, writing
 from embridge.stores.pgvector.columns import Column, to_wire
 from embridge.stores.pgvector.indexes import build_indexes
-from embridge.stores.pgvector.live import LiveRows
+from embridge.stores.pgvector.live import VERSION, LiveRows
 from embridge.stores.uri import Location
 
 _LOCK_TIMEOUT = "10s"  # for a lock that keeps readers out: they would queue behind it
@@ -67,21 +67,23 @@ class PgInPlace(InPlace):
         where = sql.SQL("{} IS NOT NULL").format(sql.Identifier(note.old_name))
         if missing:
             where = sql.SQL("{} AND {} IS NULL").format(where, sql.Identifier(note.new_name))
-        return self._rows(note, note.old_name, where)
+        return self._rows(note, note.old_name, where, VERSION.name)
 
     def new_rows(self, note: MigrationNote) -> LiveRows | None:
-        return self._rows(note, note.new_name, sql.SQL("{} IS NOT NULL").format(sql.Identifier(note.new_name)))
+        where = sql.SQL("{} IS NOT NULL").format(sql.Identifier(note.new_name))
+        return self._rows(note, note.new_name, where, note.old_name)
 
     def without_vector(self, note: MigrationNote) -> int:
         return self._count(note, sql.SQL("{} IS NULL AND {} IS NULL"))
 
-    def _rows(self, note: MigrationNote, column: str, where: sql.Composable) -> LiveRows | None:
+    def _rows(self, note: MigrationNote, column: str, where: sql.Composable, other: str) -> LiveRows | None:
         space = note.space_of(column)
         assert space is not None  # noqa: S101
         with translated(self._location):
-            columns = self._columns()
+            columns = self._columns() | {VERSION.name: VERSION}
             count = one(self._connection, sql.SQL("SELECT count(*) FROM {} WHERE {}").format(self._table, where))[0]
-        return LiveRows(self._location, columns[note.id_column], columns[column], space, where, count) if count else None
+        read = columns[note.id_column], columns[column], columns[other]
+        return LiveRows(self._location, read, space, where, count) if count else None
 
     def _count(self, note: MigrationNote, where: sql.SQL) -> int:
         """Rows for which a condition on the old and the new vector holds."""

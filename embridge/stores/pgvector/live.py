@@ -21,19 +21,21 @@ VERSION = Column("xmin", "int8", -1)  # the transaction that wrote the row, whic
 class LiveRows(ArrowCollection):
     """Ids and one vector column of the rows that a condition holds for, batch by batch in the order of the index over the ids.
 
-    The payload is the version of each row, by which a writer notices that it was changed since.
+    The payload is one other column, such as the `VERSION` of each row, by which a writer notices that it was changed since.
     """
 
     kind = "postgresql"
     capabilities = replace(CAPABILITIES, has_snapshot=False)
     seeks = True
 
-    def __init__(self, location: Location, key: Column, vectors: Column, space: Space, where: sql.Composable, rows: int) -> None:
+    def __init__(
+        self, location: Location, columns: tuple[Column, Column, Column], space: Space, where: sql.Composable, rows: int
+    ) -> None:
         self.path, self._location, self._table = location.uri, location, table_of(location)
         self._where, self._rows = where, rows
-        self._columns = {column.name: column for column in (key, vectors, VERSION)}
+        self._columns = {column.name: column for column in columns}
         schema = pa.schema([(column.name, column.arrow) for column in self._columns.values()])
-        self._describe(schema, (key.name, vectors.name), space, known=space)
+        self._describe(schema, (columns[0].name, columns[1].name), space, known=space)
 
     def __len__(self) -> int:
         return self._rows
