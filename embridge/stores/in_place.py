@@ -190,7 +190,10 @@ class InPlace(ABC):
 
     @abstractmethod
     def start(self, note: MigrationNote) -> None:
-        """Make room for the new vectors (without an index) and keep the note, at once where the store has transactions."""
+        """Make room for the new vectors (without an index) unless it is there, and keep the note.
+
+        At once where the store has transactions. It is called when a migration begins, and when it is resumed.
+        """
 
     @abstractmethod
     def old_rows(self, note: MigrationNote, *, missing: bool = False) -> Collection | None:

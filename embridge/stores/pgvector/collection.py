@@ -215,16 +215,17 @@ def note_of(columns: list[Column], location: Location) -> tuple[str | None, Note
     return next((pair for pair in notes if pair[1] is not None), (None, None))
 
 
-def migration_of(columns: list[Column], location: Location) -> MigrationNote | None:
-    """The note of a migration in place: of the one under way, else of the last one that is finished."""
+def migration_of(columns: list[Column], location: Location, vector: str | None) -> MigrationNote | None:
+    """The note of a migration in place, of a vector column where one is named: of one under way, else of one that is finished."""
     notes = [note for column in columns if (note := MigrationNote.loads(column.comment, location.uri))]
+    notes = [note for note in notes if vector in (None, note.name, note.into, note.aside)]
     return min(notes, key=lambda note: note.stage == "finished", default=None)
 
 
 def _named(columns: list[Column], location: Location, vector_column: str | None) -> tuple[Note | None, str]:
     """The note that describes the vector column to open, and its name."""
     column, note = note_of(columns, location)
-    migration = migration_of(columns, location)
+    migration = migration_of(columns, location, location.options.get("vector", vector_column))
     vectors = [c.name for c in columns if c.kind in VECTORS]
     default = migration.name if migration else column or (vectors[0] if len(vectors) == 1 else "vector")
     name = location.column("vector", vector_column, default)
