@@ -9,7 +9,7 @@ import numpy as np
 import pyarrow as pa
 
 from embridge.arrays import unit
-from embridge.errors import BadIdsError, CollectionError, MissingFileError
+from embridge.errors import BadIdsError, CollectionError, InterruptedOutputError, MissingFileError
 from embridge.stores.base import RowFilter
 from embridge.stores.batch import Batch
 from embridge.stores.capabilities import Capabilities
@@ -88,12 +88,22 @@ class QdrantCollection(JsonCollection):
         return name, vectors[name]
 
     def _migrated(self, note: Note | None, migrations: list[MigrationNote]) -> Note | None:
-        """The note of embridge as migrations in place left it for the vector."""
+        """The note of embridge as migrations in place left it for the vector.
+
+        Raises
+        ------
+        InterruptedOutputError
+            The collection is the shadow of another, and lacks rows of it.
+        """
         for found in migrations:
             if found.mode == "column":
                 space = found.space_of(self.vector_column)
+            elif found.into != real_name(self._client, self._name):
+                space = found.old
+            elif found.stage == "filling":
+                raise InterruptedOutputError(f"{self.name} is the unfinished shadow of {found.name!r}. Hint: open {found.name!r}.")
             else:
-                space = found.new if found.into == real_name(self._client, self._name) else found.old
+                space = found.new
             if space is not None:
                 columns = {"id": self.id_column, "vector": self.vector_column}
                 return Note(space, columns, {}, payload_spaces=note.payload_spaces if note else {})

@@ -136,8 +136,8 @@ class QdrantInPlace(InPlace):
         vectors = vectors_of(info)
         if note.name not in vectors:
             raise CollectionError(
-                f"{self._location.uri!r} has a vector without a name. With a named one beside it, points come back in another form, "
-                "and local mode takes no more vectors without a name. Hint: --mode shadow, for an alias of the collection."
+                f"{self._location.uri!r} has a vector without a name. With a named one beside it, points come back in another "
+                "form, and local mode takes no more vectors without a name. Hint: --mode shadow, for an alias of the collection."
             )
         if note.into in vectors or note.into in (info.config.params.sparse_vectors or {}):
             raise OutputExistsError(f"{self._location.uri!r} has a vector {note.into!r} already. Hint: --into another name.")
@@ -266,9 +266,10 @@ class QdrantInPlace(InPlace):
         if note.mode == "shadow":
             return remarks
         now, before = (note.into, note.name) if note.is_live else (note.name, note.into)
+        space = note.new if note.is_live else note.old
         return [
-            f"Qdrant cannot rename vectors, so only the note of embridge says that {now!r} is in use: applications must search with "
-            f"using={now!r} in place of {before!r}, and write vectors of {(note.new if note.is_live else note.old).name!r} there."
+            f"Qdrant cannot rename vectors, so only the note of embridge says that {now!r} is in use: applications must search "
+            f"with using={now!r} in place of {before!r}, and write vectors of {space.name!r} there."
         ]
 
     def drop(self, note: MigrationNote) -> None:

@@ -9,9 +9,11 @@ from typing import Any
 
 import pyarrow as pa
 
+from embridge.stores.in_place import MigrationNote
 from embridge.stores.json_columns import JsonColumns, Row
 from embridge.stores.qdrant.client import models
 from embridge.stores.qdrant.collection import QdrantCollection
+from embridge.stores.store import Note
 from embridge.stores.uri import Location
 from embridge.types import Space
 
@@ -43,6 +45,9 @@ class LiveRows(QdrantCollection):
         self._condition: Any = None
         super().__init__(location, space=space, vector_column=vector)
         self._condition, self._rows, self.columns = condition, rows, JsonColumns(pa.schema([]))
+
+    def _migrated(self, note: Note | None, migrations: list[MigrationNote]) -> Note | None:
+        return None  # the space is given, and a shadow is read while it is filled
 
     def fingerprint(self) -> str:
         """None: these rows have no one state."""
