@@ -32,8 +32,8 @@ class InPlaceMigration:
         Of this run.
     remarks : tuple of str
         The index that was built, and what to know before the cutover.
-    source, map : str
-        Fingerprints of the collection before this run, and of the map.
+    source, map, fingerprint : str
+        Fingerprints of the collection before this run, of the map, and of the collection after it.
     """
 
     path: str
@@ -49,6 +49,7 @@ class InPlaceMigration:
     remarks: tuple[str, ...]
     source: str
     map: str
+    fingerprint: str
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values."""

@@ -190,7 +190,10 @@ class InPlace(ABC):
 
     @abstractmethod
     def start(self, note: MigrationNote) -> None:
-        """Make room for the new vectors (without an index) and keep the note, at once where the store has transactions."""
+        """Make room for the new vectors (without an index) unless it is there, and keep the note.
+
+        At once where the store has transactions. It is called when a migration begins, and when it is resumed.
+        """
 
     @abstractmethod
     def old_rows(self, note: MigrationNote, *, missing: bool = False) -> Collection | None:
@@ -213,7 +216,11 @@ class InPlace(ABC):
 
     @abstractmethod
     def new_rows(self, note: MigrationNote) -> Collection | None:
-        """The rows that have a new vector, with it; None where there are none."""
+        """The rows that have a new vector, with it; None where there are none.
+
+        A store that reads both vectors of a row at once gives the old one as the only column of the payload, under its name
+        (`MigrationNote.old_name`); else they are matched by id.
+        """
 
     def without_vector(self, note: MigrationNote) -> int:
         """Rows that have neither an old nor a new vector; they stay as they are."""

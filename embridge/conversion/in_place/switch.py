@@ -40,7 +40,7 @@ def cutover(uri: str) -> Swap:
             )
         missing = 0
         if note.stage == "ready":
-            missing, bad = _missing(change, note)
+            missing, bad = count_missing(change, note)
             if missing > bad:
                 raise CollectionError(
                     f"{uri!r} has {n_rows(missing - bad)} without a new vector, which were added or changed since they were "
@@ -119,7 +119,7 @@ def _note(change: InPlace, uri: str) -> MigrationNote:
     return note
 
 
-def _missing(change: InPlace, note: MigrationNote) -> tuple[int, int]:
+def count_missing(change: InPlace, note: MigrationNote) -> tuple[int, int]:
     """Rows without a new vector, and how many of them cannot have one."""
     source = change.old_rows(note, missing=True)
     if source is None:
