@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import collections
 from abc import abstractmethod
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from typing import Any, ClassVar
 
@@ -144,6 +144,13 @@ class ArrowCollection(DeclaredCollection):
         if payload and self.payload_schema.names:
             others = pa.record_batch([batch.column(name) for name in self.payload_schema.names], schema=self.payload_schema)
         return Batch(start, ids, values, others)
+
+    def _gathered(self, found: Iterable[pa.RecordBatch]) -> Batch:
+        """Batches of ids and vectors as one, for `_fetch`."""
+        parts = [self._batch(0, part, payload=False, vectors=True, validate=False) for part in found]
+        ids = pa.chunked_array([part.ids for part in parts], self.id_type).combine_chunks()
+        none = np.empty((0, self._stated.dim), np.float32)
+        return Batch(0, ids, np.concatenate([none, *(part.vectors for part in parts)]), empty_payload(len(ids)))
 
     def _check_values(self, batch: pa.RecordBatch, start: int) -> None:
         for name, column in zip(batch.schema.names, batch.columns, strict=True):

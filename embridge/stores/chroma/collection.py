@@ -33,7 +33,7 @@ class ChromaCollection(JsonCollection):
 
     kind = "chroma"
     capabilities = CAPABILITIES
-    seeks = True
+    seeks = fetches = True
 
     def __init__(
         self,
@@ -90,8 +90,12 @@ class ChromaCollection(JsonCollection):
     def _fields(self) -> Iterator[list[Row]]:
         return ([row for _, row in self._rows_of(keys, vectors=False)] for keys in self._keys())
 
-    def _fetch(self, keys: list[Any]) -> dict[Any, tuple[Sequence[float] | None, Row]]:
+    def _by_key(self, keys: list[Any]) -> dict[Any, tuple[Sequence[float] | None, Row]]:
         return dict(zip(keys, self._rows_of(keys), strict=True))
+
+    def _fetch(self, ids: pa.Array) -> Batch:
+        keys = list(map(str, ids.to_pylist()))
+        return self._batch(0, ids, [vector for vector, _ in self._rows_of(keys, payload=False)], None, validate=False)
 
     def _rows_of(self, keys: list[str], *, vectors: bool = True, payload: bool = True) -> list[tuple[Any, Row]]:
         """Vectors and fields of rows, in the order of `keys`.
