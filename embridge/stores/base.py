@@ -135,7 +135,7 @@ class Collection(ABC):
         return found
 
     def _fetch(self, ids: pa.Array) -> Batch:
-        """The rows that have one of a few thousand `ids`, in any order, unchecked and without payload. For a store that `fetches`."""
+        """The rows with one of a few thousand `ids`, in any order, unchecked and without payload; for a store that `fetches`."""
         raise NotImplementedError
 
     @abstractmethod

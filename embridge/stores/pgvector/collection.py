@@ -14,7 +14,7 @@ import psycopg
 import pyarrow as pa
 from psycopg import sql
 
-from embridge.arrays import as_vectors
+from embridge.arrays import UNIT_TOLERANCE, as_vectors
 from embridge.errors import (
     BadIdsError,
     BadVectorsError,
@@ -141,6 +141,18 @@ class PgCollection(ArrowCollection):
 
     def __len__(self) -> int:
         return self._rows
+
+    def _is_unit(self, *, zero_is_bad: bool) -> bool:
+        column = self._columns[self.vector_column]
+        length = sql.SQL("vector_norm" if column.kind == "vector" else "l2_norm")
+        query = sql.SQL("SELECT bool_and(abs(length - 1) < {}) FROM (SELECT {}({}) AS length, {} AS v FROM {}) t WHERE {}").format(
+            sql.Literal(UNIT_TOLERANCE), length, name := sql.Identifier(column.name), name, self._table,
+            sql.SQL("vector_dims(v) = {} AND length >= {}").format(
+                sql.Literal(self._stated.dim), sql.SQL("1e-38" if zero_is_bad else "0")
+            ),
+        )  # fmt: skip
+        with translated(self._location), self._reader() as reader:
+            return bool(one(reader, query)[0])
 
     def fingerprint(self) -> str:
         """Of the versions of all rows: PostgreSQL gives a changed row another transaction and place."""
