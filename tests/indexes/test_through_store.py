@@ -152,8 +152,8 @@ def _close(hits, words, option, folder):
     return all(a["ids"] == b["ids"] and np.allclose(a["scores"], b["scores"], atol=1e-5) for a, b in zip(hits, exact, strict=True))
 
 
-def test_options_that_do_not_belong_together_are_refused(both, place):
-    found, exact = both("lancedb")
+def test_options_that_do_not_belong_together_are_refused(both):
+    found, _ = both("lancedb")
     old, new = queries()
     with pytest.raises(ParameterError, match="needs queries of 'old' too"):
         eb.search(found, new)
