@@ -14,6 +14,7 @@ from embridge.arrays import unit
 from embridge.errors import NoSharedIdsError, ParameterError, SpaceMismatchError, TooFewAnchorsError, first_few
 from embridge.records import AnchorRecord
 from embridge.stores.base import Collection
+from embridge.stores.fetching import ids_at
 from embridge.stores.ids import hash_ids, match_rows
 from embridge.types import Space
 
@@ -198,17 +199,6 @@ def match(source: Collection, target: Collection, *, known: np.ndarray | None = 
     ids = ids_at(source, source_rows) if ids is None else ids
     record = AnchorRecord(source.fingerprint(), target.fingerprint(), len(ids), len(ids), 0, 0.0, 0)
     return Anchors(ids, x, y, source.space, target.space, record)
-
-
-def ids_at(collection: Collection, rows: np.ndarray) -> np.ndarray:
-    """Ids of the rows at `rows` (sorted positions): int64, or object where ids are strings."""
-    ids = np.empty(len(rows), np.int64 if str(collection.id_type) == "int64" else object)
-    for batch in collection.id_reader():
-        start = batch.column(1)[0].as_py() if len(batch) else 0
-        low, high = np.searchsorted(rows, (start, start + len(batch)))
-        if low < high:
-            ids[low:high] = batch.column(0).take(rows[low:high] - start).to_numpy(zero_copy_only=False)
-    return ids
 
 
 def _first_ids(collection: Collection) -> list[str | int]:
