@@ -158,7 +158,7 @@ def _convert_all(task: Task, files: Files, target: Path, log: Log, lines: Lines)
         Place(name, part, os.fspath(partial / name), os.fspath(sides / f"{number}.parquet"))
         for number, (name, part) in enumerate(files)
     ]
-    return convert_places(task, places, earlier, work, log.files, add)
+    return convert_places(task, places, earlier, work, log.files, add, may_be_empty=True)
 
 
 def _sides(target: Path) -> Path:

@@ -49,6 +49,8 @@ class Unit:
         Where the output and the list of its bad rows go: paths or URIs.
     folder : str or None
         The working folder of attempts; None where the output is remote.
+    may_be_empty : bool
+        The output may have no rows.
     """
 
     name: str
@@ -56,6 +58,7 @@ class Unit:
     target: str
     bad: str
     folder: str | None
+    may_be_empty: bool
 
 
 @dataclass(frozen=True)
@@ -85,7 +88,7 @@ def convert_unit(unit: Unit, translation: Map) -> tuple[Conversion, str]:
     with attempt(unit.folder) as folder:
         made, side = folder / "output.parquet", folder / "bad.parquet"
         check_room(task, made)
-        done = make_file(task, made, side, may_be_empty=True)
+        done = make_file(task, made, side, may_be_empty=unit.may_be_empty)
         mark = mark_of(made, side)
         if unit.folder is None:
             if side.exists():
@@ -130,9 +133,7 @@ def convert_file_on_ray(task: Task, target: Path) -> Conversion:
         try:
             with append_to(target, log) as lines:
                 earlier = known_file(task, partial, Path(place.bad), place.name, log.files)
-                [done] = convert_places(task, [place], [earlier], work, log.files, lines.add_file)
-            if not done.rows:
-                raise BadVectorsError.none_left(task.source.name, len(task.source))
+                [done] = convert_places(task, [place], [earlier], work, log.files, lines.add_file, may_be_empty=False)
             task.check_source()
         except ChangedSourceError:
             _discard(target)
@@ -161,6 +162,8 @@ def convert_places(
     work: Path | None,
     known: Mapping[str, str],
     keep: Callable[[str, str], None],
+    *,
+    may_be_empty: bool,
 ) -> list[Conversion]:
     """Convert files as tasks; their records, in order.
 
@@ -177,6 +180,8 @@ def convert_places(
         Marks of finished spans by name, from the journal.
     keep : callable
         Receives the name and the mark of each file and span that is finished now.
+    may_be_empty : bool
+        A file may have no rows.
 
     Raises
     ------
@@ -185,7 +190,7 @@ def convert_places(
     """
     assert task.backend is not None  # noqa: S101 (the caller looked)
     done = list(earlier)
-    plans = {n: _units(task, n, place, work) for n, place in enumerate(places) if done[n] is None}
+    plans = {n: _units(task, n, place, work, may_be_empty=may_be_empty) for n, place in enumerate(places) if done[n] is None}
     kept = {unit.name: len(unit.task.source) for units in plans.values() for unit in units if _is_known(unit, known)}
     waiting = {n: {unit.name for unit in units} - set(kept) for n, units in plans.items()}
     todo = [(n, unit) for n, units in plans.items() for unit in units if unit.name not in kept]
@@ -220,18 +225,18 @@ def convert_places(
     return cast(list[Conversion], done)
 
 
-def _units(task: Task, number: int, place: Place, work: Path | None) -> list[Unit]:
+def _units(task: Task, number: int, place: Place, work: Path | None, *, may_be_empty: bool) -> list[Unit]:
     """The tasks that make a file: one, or one a span of row groups."""
     part, folder = place.part, None if work is None else os.fspath(work)
     bare = replace(task, source=part, translation=None, progress=None, resume=False, overwrite=False, content="")
     cuts = [0, len(part)] if work is None or task.on_bad == "skip" else _cuts(task, part)
     if work is None or len(cuts) == 2:
-        return [Unit(place.name, bare, place.target, place.bad, folder)]
+        return [Unit(place.name, bare, place.target, place.bad, folder, may_be_empty)]
     found = []
     for start, stop in itertools.pairwise(cuts):
         path = os.fspath(work / f"{number}-{start}-{stop}.parquet")
         span = replace(bare, source=part.rows(start, stop))
-        found.append(Unit(f"{place.name}#{start}-{stop}", span, path, f"{path}.bad", folder))
+        found.append(Unit(f"{place.name}#{start}-{stop}", span, path, f"{path}.bad", folder, may_be_empty))
     return found
 
 

@@ -20,12 +20,11 @@ from embridge.errors import (
     CollectionError,
     EmbridgeError,
     MissingFileError,
-    ParameterError,
     UnreadableFileError,
     n_rows,
 )
 from embridge.stores.base import RowFilter
-from embridge.stores.filesystems import shown
+from embridge.stores.filesystems import check_no_secret, shown
 from embridge.stores.locations import file_identity, find_files, fingerprint_files, is_remote, left_out_message
 from embridge.stores.parquet import thrift
 
@@ -211,11 +210,7 @@ class ParquetFiles:
         """
         if not is_remote(self._given):
             return self.path if "://" in self.path else os.path.abspath(self.path)
-        if shown(self._given) != self._given:
-            raise ParameterError(
-                f"{shown(self._given)!r} names credentials, which are not sent to other machines. Hint: leave them out, and set "
-                "AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY on every node, or give the nodes a role."
-            )
+        check_no_secret(self._given)
         scheme, _, query = self._given.partition("://")[0], *self._given.partition("?")[1:]
         return self.path if self.path == self._given else f"{scheme}://{quote(self.path)}{'?' if query else ''}{query}"
 
