@@ -15,7 +15,6 @@ import pyarrow as pa
 from embridge.errors import (
     BadIdsError,
     BadVectorsError,
-    ChangedSourceError,
     CollectionError,
     ParameterError,
 )
@@ -193,16 +192,6 @@ class ParquetCollection(DeclaredCollection):
 
     def __len__(self) -> int:
         return len(self._files) if self._span is None else self._span[1] - self._span[0]
-
-    def __getstate__(self) -> dict[str, Any]:
-        """What another process needs to open the same files: no open file, no row and no secret."""
-        return vars(self) | {"_files": (self._files.location, [file.stamp for file in self._files.files])}
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        location, stamps = state["_files"]
-        vars(self).update(state | {"_files": ParquetFiles(location), "path": location})
-        if [file.stamp for file in self._files.files] != stamps:
-            raise ChangedSourceError.of(self.name, "other files are there, or their size or time differs")
 
     def rows(self, start: int, stop: int) -> ParquetCollection:
         """The rows from `start` to `stop`, of the same files, as a collection; its fingerprint is that of the files."""

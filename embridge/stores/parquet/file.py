@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import copy
 import logging
 import os
 from collections.abc import Iterator
@@ -195,9 +194,19 @@ class ParquetFiles:
 
     def one(self, file: ParquetFile) -> ParquetFiles:
         """The same with one of its files."""
-        part = copy.copy(self)
-        part.path, part.base, part.files, part._fingerprint = file.path, None, [file], None
+        part = object.__new__(ParquetFiles)
+        vars(part).update(vars(self) | {"path": file.path, "base": None, "files": [file], "_fingerprint": None})
         return part
+
+    def __getstate__(self) -> tuple[str, list[tuple[object, object]]]:
+        """What another process needs to open the same files: no open file, no row and no secret."""
+        return self.location, [file.stamp for file in self.files]
+
+    def __setstate__(self, state: tuple[str, list[tuple[object, object]]]) -> None:
+        location, stamps = state
+        self.__init__(location)
+        if [file.stamp for file in self.files] != stamps:
+            raise ChangedSourceError.of(repr(shown(location)), "other files are there, or their size or time differs")
 
     @property
     def location(self) -> str:
