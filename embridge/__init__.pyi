@@ -44,6 +44,7 @@ from embridge.migration.migrate import migrate as migrate
 from embridge.neighbors import top_k as top_k
 from embridge.planning import plan as plan
 from embridge.planning import rows_to_reencode as rows_to_reencode
+from embridge.ray import RayBackend as RayBackend
 from embridge.records import Artifact as Artifact
 from embridge.records import DecoderEvaluation as DecoderEvaluation
 from embridge.records import Decoding as Decoding
