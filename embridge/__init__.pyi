@@ -59,6 +59,8 @@ from embridge.records.in_place import Swap as Swap
 from embridge.reporting import write_report as write_report
 from embridge.rollout import Rollout as Rollout
 from embridge.samples import sample_path as sample_path
+from embridge.serving import ServeOptions as ServeOptions
+from embridge.serving import serve as serve
 from embridge.stores import Collection as Collection
 from embridge.stores import MemoryCollection as MemoryCollection
 from embridge.stores import open_collection

@@ -140,7 +140,7 @@ def encode(
         wanted = None if only is None else table.chosen(only)
         # Tasks find their devices on their nodes; here the model only states its prompts.
         place = resolve_device(device if ray is None else "cpu")
-        encoder = _load(model, place)
+        encoder = load_encoder(model, place)
         chosen = _prompt(encoder, model, prompt, prompt_name)
         plan = {
             "texts": table.fingerprint(),
@@ -282,7 +282,16 @@ def encoder_of(collection: Collection) -> dict[str, Any]:
     return read_object(pq.read_schema(collection.path), ENCODER_KEY, collection.name) or {}
 
 
-def _load(model: str, device: torch.device) -> SentenceTransformer:
+def load_encoder(model: str, device: torch.device) -> SentenceTransformer:
+    """A sentence-transformers model, by name or path.
+
+    Raises
+    ------
+    MissingDependencyError
+        sentence-transformers is not installed.
+    ParameterError
+        There is no such model.
+    """
     try:
         from sentence_transformers import SentenceTransformer
     except ImportError as e:

@@ -212,8 +212,9 @@ def verify(
     translation = eb.load_map(map_path) if map_path else None
     with session.progress("verifying") as progress:
         found = eb.verify(
-            output, source=collection, translation=translation, precision=precision, sample=sample, backend=backend, progress=progress
-        )
+            output, source=collection, translation=translation, precision=precision, sample=sample, backend=backend,
+            progress=progress,
+        )  # fmt: skip
     seconds = time.perf_counter() - started
     inputs = [Artifact.of_collection("output", eb.open(output))]
     inputs += [Artifact.of_collection("source", collection)] if collection else []
