@@ -27,6 +27,7 @@ _VERBS = {
     "search": "search",
     "decode": "decode",
     "decoder": "decode",
+    "sql": "sql",
     "catalog": "catalog",
     "doctor": "doctor",
 }
