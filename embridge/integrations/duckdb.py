@@ -14,7 +14,7 @@ import pyarrow as pa
 
 from embridge.arrays import bad_rows
 from embridge.catalog import Catalog, query
-from embridge.errors import BadVectorsError, ParameterError, n_rows
+from embridge.errors import BadVectorsError, ParameterError, SpaceMismatchError, n_rows
 from embridge.integrations.spaces import as_map
 from embridge.maps.loading import Map
 from embridge.maps.queries import project_queries
@@ -75,6 +75,13 @@ def register(
     if not callable(getattr(connection, "create_function", None)):
         raise ParameterError.must_be("connection", "a DuckDB connection", connection)
     into = translation.target if into is None else into
+    if not isinstance(into, Space):
+        raise ParameterError.must_be("into", "a Space", into)
+    if not (into.same_as(translation.source) or into.same_as(translation.target)):
+        raise SpaceMismatchError(
+            f"The map translates {translation.source.name!r} ({translation.source.dim}) -> {translation.target.name!r} "
+            f"({translation.target.dim}), so vectors cannot arrive in {into.name!r} ({into.dim})."
+        )
     source = translation.target if into.same_as(translation.source) else translation.source
     project_queries(np.empty((0, source.dim), np.float32), translation, into)  # fails where there is no way to project
     function = _KEPT.setdefault((name, translation.fingerprint, into), _Function(name, translation, source, into))

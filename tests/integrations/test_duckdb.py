@@ -169,6 +169,8 @@ def test_where_there_is_no_way_to_project_nothing_is_registered(connection):
         eb.register(connection, uneven, "project", into=uneven.source)
     with pytest.raises(SpaceMismatchError, match="'third'"):
         eb.register(connection, map_between(), into=Space("third", 6))
+    with pytest.raises(ParameterError, match="into must be a Space"):
+        eb.register(connection, map_between(), into="old")
     with pytest.raises(duckdb.CatalogException, match="project"):
         connection.sql("SELECT project([1, 2])")
 
