@@ -35,6 +35,7 @@ from embridge.indexes.fusion import Fusion as Fusion
 from embridge.indexes.index import Index as Index
 from embridge.indexes.index import open_index as open_index
 from embridge.indexes.search import search as search
+from embridge.integrations.duckdb import register as register
 from embridge.maps import KernelMap as KernelMap
 from embridge.maps import LinearMap as LinearMap
 from embridge.maps import load_map as load_map

@@ -243,7 +243,7 @@ def _encode_part(unit: _Part, wanted: set[Any] | None) -> None:
 @functools.lru_cache(maxsize=1)
 def _encoder_of_worker(model: str, device: str) -> SentenceTransformer:
     """The model of earlier tasks of this process."""
-    return _load(model, resolve_device(device))
+    return load_encoder(model, resolve_device(device))
 
 
 def _write_part(job: _Job, batch: TextBatch, path: Path, encoder: SentenceTransformer) -> None:

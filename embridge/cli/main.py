@@ -31,6 +31,7 @@ _VERBS = {
     "decode": "decode",
     "decoder": "decode",
     "serve": "serve",
+    "sql": "sql",
     "catalog": "catalog",
     "doctor": "doctor",
 }

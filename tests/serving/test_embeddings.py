@@ -26,7 +26,9 @@ def model():
 @pytest.fixture(scope="module")
 def local_map():
     rng = np.random.default_rng(3)
-    return eb.LinearMap(rng.normal(size=(OLD.dim, 384)), 0.01 * rng.normal(size=OLD.dim), MINILM, OLD, FitRecord("given", role="queries"))
+    return eb.LinearMap(
+        rng.normal(size=(OLD.dim, 384)), 0.01 * rng.normal(size=OLD.dim), MINILM, OLD, FitRecord("given", role="queries")
+    )
 
 
 @pytest.fixture(scope="module")
@@ -164,7 +166,6 @@ BAD = {
     "a negative token": [-1],
     "a real token": [1.5],
     "nested texts": [["x"]],
-    
 }
 
 

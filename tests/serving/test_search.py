@@ -68,7 +68,9 @@ def test_strategies_over_rows_of_two_spaces(client, world, index):
     old, new = world.query_old, world.query_new
     found = check(search(client, index=index, vectors=new), exact(both, new, via=world.queries))
     assert (found["strategy"], found["map"]["name"]) == ("fused", "queries")
-    found = check(search(client, index=index, vectors=new, old_vectors=old, weight=0.2), exact(both, new, old_queries=old, weight=0.2))
+    found = check(
+        search(client, index=index, vectors=new, old_vectors=old, weight=0.2), exact(both, new, old_queries=old, weight=0.2)
+    )
     assert found["map"] is None
     check(search(client, index=index, strategy="own-space", vectors=new), exact(translated, new))
     check(search(client, index=index, strategy="old-space", vectors=old), exact(world.old_rows, old))
@@ -93,7 +95,9 @@ def test_texts_are_embedded_by_the_encoder_of_the_space(client_of, world, upstre
 def test_two_encoders_fuse_their_own_queries(client_of, world, upstream):
     encoders = (f"new={upstream.url}#m", f"old={upstream.url}#n")
     app = client_of("queries", indexes=(world.path("fused.faiss"),), upstreams=encoders)
-    assert error_of(search(app, texts=["x"]), 502)["code"] == "upstream_failed"  # the upstream gives 9 dimensions, whatever the model
+    assert (
+        error_of(search(app, texts=["x"]), 502)["code"] == "upstream_failed"
+    )  # the upstream gives 9 dimensions, whatever the model
     assert [request["model"] for request in upstream.requests] == ["m", "n"]
 
 
