@@ -6,9 +6,9 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import random
 import signal
+import struct
 import subprocess
 import sys
 import tempfile
@@ -73,16 +73,23 @@ def _run(uri: str, path: Path, point: int | None, chance: random.Random) -> floa
     command = [sys.executable, "-m", "tests.torture.in_place", uri, str(path)]
     child = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
     assert child.stdout is not None
-    for line in child.stdout:
-        if point is not None and int(line) >= point:
-            time.sleep(chance.uniform(0, 0.5))
-            child.send_signal(signal.SIGKILL)
-            break
+    peak = 0.0
     with contextlib.closing(child.stdout):
-        _, status, usage = os.wait4(child.pid, 0)
-    child.returncode = os.waitstatus_to_exitcode(status)
-    assert child.returncode == (0 if point is None else -signal.SIGKILL), child.returncode
-    return usage.ru_maxrss / 1024
+        for line in child.stdout:
+            done, peak = int(line.split()[0]), float(line.split()[1])
+            if point is not None and done >= point:
+                time.sleep(chance.uniform(0, 0.5))
+                child.send_signal(signal.SIGKILL)
+                break
+    code = child.wait()
+    assert code == (0 if point is None else -signal.SIGKILL), code
+    return peak
+
+
+def _peak() -> float:
+    """Peak memory of this process in MB; what getrusage reports begins with that of the parent."""
+    line = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM"))
+    return int(line.split()[1]) / 1024
 
 
 @contextlib.contextmanager
@@ -122,12 +129,15 @@ def _map(seed: int) -> Any:
 
 def _make(server: Any, rows: int, seed: int) -> tuple[Any, ...]:
     """A table with other names, a text key, a payload and an HNSW index."""
+    from psycopg.types.json import Jsonb
+
     server.execute("CREATE EXTENSION vector")
     server.execute(f"CREATE TABLE docs (doc text PRIMARY KEY, embedding vector({P}) NOT NULL, meta jsonb)")
     x = _vectors(rows, seed)
-    with server.cursor().copy("COPY docs FROM STDIN") as copy:
+    with server.cursor().copy("COPY docs FROM STDIN (FORMAT BINARY)") as copy:
+        copy.set_types(["text", "bytea", "jsonb"])
         for i in np.random.default_rng(seed).permutation(rows).tolist():
-            copy.write_row((f"doc {i}", "[" + ",".join(map(repr, x[i].tolist())) + "]", '{"a": 1}'))
+            copy.write_row((f"doc {i}", struct.pack(">hh", P, 0) + x[i].astype(">f4").tobytes(), Jsonb({"a": 1})))
     server.execute("CREATE INDEX ON docs USING hnsw (embedding vector_cosine_ops) WITH (m = 8, ef_construction = 32)")
     return _checksum(server, "embedding")
 
@@ -181,10 +191,11 @@ def _child(uri: str, path: str) -> None:
     from embridge.conversion.in_place import migrate
 
     def progress(done: int, total: int) -> None:
-        print(done, flush=True)
+        print(done, _peak(), flush=True)
 
     migrate.rows_of_group = lambda *_: _BATCH  # so that there are many places to be killed at
     eb.migrate_in_place(uri, eb.load_map(path), space="old", into="new_embedding", resume=True, progress=progress)
+    print(0, _peak(), flush=True)
 
 
 if __name__ == "__main__":
