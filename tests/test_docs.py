@@ -52,7 +52,9 @@ def files(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("page", WITH_BLOCKS, ids=lambda page: str(page.relative_to(ROOT)))
-def test_the_blocks_of_a_page_run_in_order(page, files):
+def test_the_blocks_of_a_page_run_in_order(page, files, request, monkeypatch):
+    if "postgresql://postgres@/" in page.read_text():
+        monkeypatch.setenv("PGHOST", request.getfixturevalue("postgres").partition("host=")[2])
     for language, block in BLOCK.findall(page.read_text()):
         command = [sys.executable, "-W", "error", "-c", block] if language == "python" else ["bash", "-euc", block]
         done = subprocess.run(command, capture_output=True, text=True, check=False)

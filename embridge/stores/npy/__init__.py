@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+from typing import NoReturn
 
 import pyarrow.parquet as pq
 
@@ -55,6 +56,12 @@ class NpyStore(Store):
         return NpyWriter(*_outputs(location), layout)
 
     resume = create
+
+    def in_place(self, location: Location) -> NoReturn:
+        raise ParameterError(
+            f"{location.uri!r} is not migrated in place: an array in a file has no room for second vectors, and those who read it "
+            "would find half of it changed. Hint: embridge convert writes a new one, in another file or folder."
+        )
 
     def drop(self, location: Location) -> None:
         for path in (*_outputs(location)[::-1],):
