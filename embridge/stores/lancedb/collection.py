@@ -16,6 +16,7 @@ from embridge.arrays import as_vectors
 from embridge.errors import EmbridgeError, MissingFileError, OutputError, ParameterError, UnreadableFileError
 from embridge.files import writing as writing_to
 from embridge.stores.arrow import ArrowCollection
+from embridge.stores.batch import Batch
 from embridge.stores.capabilities import Capabilities
 from embridge.stores.in_place import MigrationNote, note_to_open
 from embridge.stores.store import check_finished
@@ -39,7 +40,7 @@ class LanceCollection(ArrowCollection):
 
     kind = "lancedb"
     capabilities = CAPABILITIES
-    opens_further = True
+    fetches = opens_further = True
 
     def __init__(
         self,
@@ -74,6 +75,13 @@ class LanceCollection(ArrowCollection):
         with reading(self._location.uri):
             for batch in self._pinned().search().select(columns).to_batches(batch_rows):
                 yield batch.select(columns)
+
+    def _fetch(self, ids: pa.Array) -> Batch:
+        values = ", ".join(f"'{i}'" if isinstance(i, str) else str(i) for i in map(_escaped, ids.to_pylist()))
+        columns = [self.id_column, self.vector_column]
+        with reading(self._location.uri):
+            query = self._pinned().search().where(f"`{self.id_column}` IN ({values})").select(columns)
+            return self._gathered(batch.select(columns) for batch in query.to_batches(len(ids)))
 
     def __len__(self) -> int:
         return self._rows
@@ -115,6 +123,10 @@ def open_table(location: Location) -> Any:
     if not os.path.isdir(folder_of(location)):  # connecting would create the folder
         raise MissingFileError.at(folder_of(location))
     return lancedb.connect(location.path).open_table(location.part)
+
+
+def _escaped(value: str | int) -> str | int:
+    return value.replace("'", "''") if isinstance(value, str) else value
 
 
 def notes_of(schema: pa.Schema, where: str) -> dict[str, str | bytes | None]:

@@ -14,7 +14,7 @@ import psycopg
 import pyarrow as pa
 from psycopg import sql
 
-from embridge.arrays import as_vectors
+from embridge.arrays import UNIT_TOLERANCE, as_vectors
 from embridge.errors import (
     BadIdsError,
     BadVectorsError,
@@ -28,6 +28,7 @@ from embridge.errors import (
     UnreadableFileError,
 )
 from embridge.stores.arrow import ArrowCollection
+from embridge.stores.batch import Batch
 from embridge.stores.capabilities import Capabilities
 from embridge.stores.in_place import note_to_open
 from embridge.stores.pgvector.columns import VECTORS, Column
@@ -61,7 +62,7 @@ class PgCollection(ArrowCollection):
 
     kind = "postgresql"
     capabilities = CAPABILITIES
-    seeks = opens_further = True
+    seeks = fetches = opens_further = True
 
     def __init__(
         self,
@@ -101,20 +102,31 @@ class PgCollection(ArrowCollection):
         return column.arrow
 
     def _record_batches(self, columns: list[str], batch_rows: int, after: str | int | None = None) -> Iterator[pa.RecordBatch]:
-        chosen = [self._columns[name] for name in columns]
         where, order = sql.SQL(""), self._order()
         if after is not None:
             kind = "uuid" if self._columns[self.id_column].kind == "uuid" else "text" if isinstance(after, str) else "int8"
             value = sql.SQL("{}::{}").format(sql.Literal(after), sql.SQL(kind))
-            where = sql.SQL(" WHERE {} > {}").format(order, value)
-        query = sql.SQL("COPY (SELECT {} FROM {}{} ORDER BY {}) TO STDOUT (FORMAT BINARY)").format(
-            sql.SQL(", ").join(c.query for c in chosen), self._table, where, order
+            where = sql.SQL("WHERE {} > {}").format(order, value)
+        return self._copied(columns, batch_rows, sql.SQL("{} ORDER BY {}").format(where, order))
+
+    def _copied(self, columns: list[str], batch_rows: int, rest: sql.Composable) -> Iterator[pa.RecordBatch]:
+        """Columns of the rows that the rest of a query selects."""
+        chosen = [self._columns[name] for name in columns]
+        query = sql.SQL("COPY (SELECT {} FROM {} {}) TO STDOUT (FORMAT BINARY)").format(
+            sql.SQL(", ").join(c.query for c in chosen), self._table, rest
         )
         with translated(self._location), self._reader() as reader, reader.cursor() as cursor, cursor.copy(query) as copy:
             copy.set_types([c.wire for c in chosen])
             rows = copy.rows()
             while part := list(itertools.islice(rows, batch_rows)):
                 yield pa.record_batch([c.array(v) for c, v in zip(chosen, zip(*part, strict=True), strict=True)], names=columns)
+
+    def _fetch(self, ids: pa.Array) -> Batch:
+        column = self._columns[self.id_column]
+        kind = "uuid" if column.kind == "uuid" else "text" if pa.types.is_string(ids.type) else "int8"
+        name = column.query if column.wire == "text" and kind != "uuid" else sql.Identifier(column.name)
+        where = sql.SQL("WHERE {} = ANY ({}::{}[])").format(name, sql.Literal(ids.to_pylist()), sql.SQL(kind))
+        return self._gathered(self._copied([self.id_column, self.vector_column], len(ids), where))
 
     def _order(self) -> sql.Composable:
         """The expression that orders rows: text by code point, as Arrow and DuckDB do."""
@@ -148,6 +160,18 @@ class PgCollection(ArrowCollection):
 
     def __len__(self) -> int:
         return self._rows
+
+    def _is_unit(self, *, zero_is_bad: bool) -> bool:
+        column = self._columns[self.vector_column]
+        length = sql.SQL("vector_norm" if column.kind == "vector" else "l2_norm")
+        query = sql.SQL("SELECT bool_and(abs(length - 1) < {}) FROM (SELECT {}({}) AS length, {} AS v FROM {}) t WHERE {}").format(
+            sql.Literal(UNIT_TOLERANCE), length, name := sql.Identifier(column.name), name, self._table,
+            sql.SQL("vector_dims(v) = {} AND length >= {}").format(
+                sql.Literal(self._stated.dim), sql.SQL("1e-38" if zero_is_bad else "0")
+            ),
+        )  # fmt: skip
+        with translated(self._location), self._reader() as reader:
+            return bool(one(reader, query)[0])
 
     def fingerprint(self) -> str:
         """Of the versions of all rows: PostgreSQL gives a changed row another transaction and place."""
