@@ -30,7 +30,7 @@ from embridge.errors import (
 from embridge.stores.arrow import ArrowCollection
 from embridge.stores.batch import Batch
 from embridge.stores.capabilities import Capabilities
-from embridge.stores.in_place import MigrationNote
+from embridge.stores.in_place import note_to_open
 from embridge.stores.pgvector.columns import VECTORS, Column
 from embridge.stores.store import Note, check_finished
 from embridge.stores.uri import Location
@@ -83,7 +83,9 @@ class PgCollection(ArrowCollection):
                 known = columns_of(reader, location)
                 self._columns = {c.name: c for c in known}
                 self._shape = self._shape_now(reader)
-                note, name = _named(known, location, vector_column)
+                vectors = [c.name for c in known if c.kind in VECTORS]
+                default = vectors[0] if len(vectors) == 1 else "vector"
+                note, name = note_to_open({c.name: c.comment for c in known}, location, vector_column, default)
                 check_finished(note, self.name)
                 metric = _index_metric(reader, location, name)
                 self._rows = one(reader, sql.SQL("SELECT count(*) FROM {}").format(self._table))[0]
@@ -237,26 +239,6 @@ def note_of(columns: list[Column], location: Location) -> tuple[str | None, Note
     """The vector column whose comment is a note of embridge, and the note."""
     notes = ((column.name, Note.loads(column.comment, location.uri)) for column in columns)
     return next((pair for pair in notes if pair[1] is not None), (None, None))
-
-
-def migration_of(columns: list[Column], location: Location, vector: str | None) -> MigrationNote | None:
-    """The note of a migration in place, of a vector column where one is named: of one under way, else of one that is finished."""
-    notes = [note for column in columns if (note := MigrationNote.loads(column.comment, location.uri))]
-    notes = [note for note in notes if vector in (None, note.name, note.into, note.aside)]
-    return min(notes, key=lambda note: note.stage == "finished", default=None)
-
-
-def _named(columns: list[Column], location: Location, vector_column: str | None) -> tuple[Note | None, str]:
-    """The note that describes the vector column to open, and its name."""
-    column, note = note_of(columns, location)
-    migration = migration_of(columns, location, location.options.get("vector", vector_column))
-    vectors = [c.name for c in columns if c.kind in VECTORS]
-    default = migration.name if migration else column or (vectors[0] if len(vectors) == 1 else "vector")
-    name = location.column("vector", vector_column, default)
-    if migration is not None and (space := migration.space_of(name)) is not None and (column != name or migration.is_live):
-        lineage = {"map": migration.map} if name == migration.new_name else {}
-        return Note(space, {"id": migration.id_column, "vector": name}, lineage), name
-    return note, name
 
 
 def one(connection: psycopg.Connection[Any], query: Any, *values: Any) -> Any:
