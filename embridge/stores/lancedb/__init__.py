@@ -168,6 +168,9 @@ class LanceStore(Store):
         with _reading(location.uri):
             return _note_of(_open(location).schema, location.uri)[1]
 
+    def places(self, location: Location) -> set[str]:
+        return {os.path.realpath(_folder(location))}
+
     def create(self, location: Location, layout: Layout) -> Writer:
         with _writing(location.uri):
             table = lancedb.connect(location.path).create_table(location.part, schema=_schema(layout))

@@ -51,6 +51,10 @@ class NpyStore(Store):
             return None
         return None if space is None or not lineage else Note(space, {}, lineage, None)
 
+    def places(self, location: Location) -> set[str]:
+        ids = ids_path(location) or f"{location.path}.ids.parquet"
+        return {os.path.realpath(path) for path in (location.path, ids)}
+
     def create(self, location: Location, layout: Layout) -> Writer:
         return NpyWriter(*_outputs(location), layout)
 

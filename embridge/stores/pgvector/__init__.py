@@ -27,6 +27,7 @@ from embridge.stores.pgvector.collection import (
     columns_of,
     connect,
     note_of,
+    one,
     table_of,
     translated,
     writing,
@@ -121,6 +122,14 @@ class PgStore(Store):
     def note(self, location: Location) -> Note | None:
         with translated(location), contextlib.closing(connect(location)) as connection:
             return note_of(columns_of(connection, location), location)[1]
+
+    def places(self, location: Location) -> set[str]:
+        query = (
+            "SELECT concat_ws(' ', system_identifier, d.oid, %s::regclass::oid) FROM pg_control_system(), pg_database d "
+            "WHERE d.datname = current_database()"
+        )
+        with translated(location), contextlib.closing(connect(location)) as connection:
+            return {one(connection, query, table_of(location).as_string(connection))[0]}
 
     def create(self, location: Location, layout: Layout) -> Writer:
         writer = PgWriter(location, layout)
