@@ -151,10 +151,10 @@ class _Sink:
         skipped = self.cursor.skipped + len(group.bad)
         if group.rows:
             batch = _batch(self._task, group, vectors, self._layout)
-            self.cursor = replace(
-                self.cursor, after=batch.ids[-1].as_py(), written=self.cursor.written + len(batch), skipped=skipped
-            )
-            self._writer.write(batch, self._layout.note(self.cursor))
+            after, written = batch.ids[-1].as_py(), self.cursor.written + len(batch)
+            cursor = replace(self.cursor, after=after, written=written, skipped=skipped)
+            self._writer.write(batch, self._layout.note(cursor))
+            self.cursor = cursor
         else:
             self.cursor = replace(self.cursor, skipped=skipped)
         if self._task.progress is not None:
