@@ -86,6 +86,9 @@ class LanceStore(Store):
             texts = notes_of(open_table(location).schema, location.uri).values()
         return next((note for text in texts if (note := Note.loads(text, location.uri)) is not None), None)
 
+    def places(self, location: Location) -> set[str]:
+        return {os.path.realpath(_folder(location))}
+
     def create(self, location: Location, layout: Layout) -> Writer:
         with writing(location.uri):
             table = lancedb.connect(location.path).create_table(location.part, schema=_schema(layout))
