@@ -35,6 +35,7 @@ EXPECTED = {
     "docs/guides/qdrant.md": {"qdrant", "back.parquet"},
     "docs/guides/rollout.md": {"rollout", "hits.parquet", "both-hits.parquet", "new.parquet"},
     "docs/guides/search.md": {"projected.parquet", "blended.parquet", "projected-by-reverse-map.parquet"},
+    "docs/guides/sql.md": {"sql-hits.parquet", "hits.parquet"},
     "docs/guides/stores.md": {"lance", "vectors.npy", "vectors.npy.ids.parquet", "back.parquet"},
     "docs/quickstart.md": {"converted.faiss", "hits.parquet"},
 }
