@@ -85,6 +85,7 @@ def main() -> None:
     embridge migrate old.faiss map.safetensors new.faiss  migrate an index without a rebuild
     embridge search old-in-new.faiss queries.parquet -k 10
     embridge decode old.parquet --decoder head.safetensors --via map.safetensors -o labels.parquet
+    embridge sql map.safetensors "SELECT id, translate(vector::FLOAT[384]) FROM 'old.parquet'"
     embridge catalog sql "SELECT * FROM best_translator"
 
     Results go to stdout, progress to stderr; every verb takes --json. Exit status: 0 done, 1 error, 2 wrong usage, 130 Ctrl-C.
