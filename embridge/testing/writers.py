@@ -40,6 +40,7 @@ from embridge.stores.id_types import normalize_ids
 from embridge.stores.registry import store_of
 from embridge.stores.store import Cursor, Layout, Searchable, Store
 from embridge.stores.uri import Location
+from embridge.testing.in_place import InPlaceConformance
 from embridge.testing.stored_rows import DIM, Make, N
 from embridge.testing.stores import CollectionConformance
 from embridge.types import Metric, Space
@@ -47,7 +48,7 @@ from embridge.types import Metric, Space
 _PLAN = "a" * 32
 
 
-class StoreConformance(CollectionConformance):
+class StoreConformance(CollectionConformance, InPlaceConformance):
     """Tests that every store passes which embridge writes; what is expected follows from `capabilities`.
 
     Attributes
@@ -213,10 +214,6 @@ class StoreConformance(CollectionConformance):
         else:
             with pytest.raises(ChangedSourceError):
                 collection.check_unchanged()
-
-    def add(self, uri: str, ids: list[Any], vectors: np.ndarray) -> None:
-        """Add rows to a finished collection, as another program would."""
-        raise NotImplementedError(f"{type(self).__name__} must override `add`.")
 
     @pytest.mark.parametrize("metric", list(Metric))
     def test_search_agrees_with_brute_force(self, make: Make, metric: Metric) -> None:

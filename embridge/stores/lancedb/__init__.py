@@ -43,7 +43,7 @@ class LanceCollection(ArrowCollection):
 
     kind = "lancedb"
     capabilities = _CAPABILITIES
-    opens_further = True
+    fetches = opens_further = True
 
     def __init__(
         self,
@@ -79,6 +79,13 @@ class LanceCollection(ArrowCollection):
         with _reading(self._location.uri):
             for batch in self._pinned().search().select(columns).to_batches(batch_rows):
                 yield batch.select(columns)
+
+    def _fetch(self, ids: pa.Array) -> Batch:
+        values = ", ".join(f"'{i}'" if isinstance(i, str) else str(i) for i in map(_escaped, ids.to_pylist()))
+        columns = [self.id_column, self.vector_column]
+        with _reading(self._location.uri):
+            query = self._pinned().search().where(f"`{self.id_column}` IN ({values})").select(columns)
+            return self._gathered(batch.select(columns) for batch in query.to_batches(len(ids)))
 
     def __len__(self) -> int:
         return self._rows
@@ -188,6 +195,10 @@ def _open(location: Location) -> Any:
     if not os.path.isdir(_folder(location)):  # connecting would create the folder
         raise MissingFileError.at(_folder(location))
     return lancedb.connect(location.path).open_table(location.part)
+
+
+def _escaped(value: str | int) -> str | int:
+    return value.replace("'", "''") if isinstance(value, str) else value
 
 
 def _schema(layout: Layout) -> pa.Schema:

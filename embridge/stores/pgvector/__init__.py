@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
 
 import pyarrow as pa
 
-from embridge.errors import BadIdsError, DiskFullError, EmbridgeError, MissingDependencyError, OutputError
+from embridge.errors import MissingDependencyError
 from embridge.stores.batch import Batch
 from embridge.stores.capabilities import Capabilities
 from embridge.stores.parquet.file import vectors_of
@@ -16,14 +15,24 @@ from embridge.stores.uri import Location
 from embridge.types import DeclaredSpace, Metric, Space
 
 try:
-    import psycopg
+    import psycopg  # noqa: F401
 except ImportError as error:
     raise MissingDependencyError.of("psycopg", "postgresql://", "pgvector") from error
 
 from psycopg import sql
 
-from embridge.stores.pgvector.collection import CAPABILITIES, PgCollection, columns_of, connect, note_of, table_of, translated
+from embridge.stores.pgvector.collection import (
+    CAPABILITIES,
+    PgCollection,
+    columns_of,
+    connect,
+    note_of,
+    table_of,
+    translated,
+    writing,
+)  # fmt: skip
 from embridge.stores.pgvector.columns import to_wire, type_for
+from embridge.stores.pgvector.in_place import PgInPlace
 
 
 class PgWriter(Writer):
@@ -49,7 +58,7 @@ class PgWriter(Writer):
         columns += [
             sql.SQL("{} {}").format(sql.Identifier(field.name), sql.SQL(self._type(field))) for field in layout.payload_schema
         ]
-        with _writing(self._location), self._connection.transaction():
+        with writing(self._location), self._connection.transaction():
             self._connection.execute("CREATE EXTENSION IF NOT EXISTS vector")
             self._connection.execute(sql.SQL("CREATE TABLE {} ({})").format(self._table, sql.SQL(", ").join(columns)))
             self._put(layout.note(layout.cursor))
@@ -69,7 +78,7 @@ class PgWriter(Writer):
         query = sql.SQL("COPY {} ({}) FROM STDIN (FORMAT BINARY)").format(
             self._table, sql.SQL(", ").join(map(sql.Identifier, names))
         )
-        with _writing(self._location), self._connection.transaction():
+        with writing(self._location), self._connection.transaction():
             with self._connection.cursor() as cursor, cursor.copy(query) as copy:
                 copy.set_types(kinds)
                 for row in zip(*columns, strict=True):
@@ -82,7 +91,7 @@ class PgWriter(Writer):
         return str(type_for(field.type)) if space is None else f"vector({space.dim})"
 
     def finish(self, note: str) -> None:
-        with _writing(self._location):
+        with writing(self._location):
             self._put(note)
 
     def _put(self, note: str) -> None:
@@ -125,20 +134,9 @@ class PgStore(Store):
     def resume(self, location: Location, layout: Layout) -> Writer:
         return PgWriter(location, layout)
 
+    def in_place(self, location: Location) -> PgInPlace:
+        return PgInPlace(location)
+
     def drop(self, location: Location) -> None:
         with translated(location), contextlib.closing(connect(location)) as connection:
             connection.execute(sql.SQL("DROP TABLE {}").format(table_of(location)))
-
-
-@contextlib.contextmanager
-def _writing(location: Location) -> Iterator[None]:
-    try:
-        yield
-    except EmbridgeError:
-        raise
-    except psycopg.errors.UniqueViolation as e:
-        raise BadIdsError(f"{location.uri!r} would hold ids more than once: {e.diag.message_detail}") from e
-    except psycopg.errors.DiskFull as e:
-        raise DiskFullError(f"The disk of {location.uri!r} is full. Hint: free some and run again with --resume.") from e
-    except (psycopg.Error, OSError, ValueError, OverflowError) as e:
-        raise OutputError(f"{location.uri!r} cannot be written: {str(e).strip().splitlines()[0]}") from e

@@ -33,12 +33,17 @@ class Column:
     modifier : int
         Modifier of the type: the width of a vector, precision and scale of a numeric; -1 where it has none.
     comment : str, optional
+    number : int
+        Of the column in its table, which never changes.
+    not_null : bool
     """
 
     name: str
     kind: str
     modifier: int
     comment: str | None = None
+    number: int = 0
+    not_null: bool = False
 
     @property
     def arrow(self) -> pa.DataType:

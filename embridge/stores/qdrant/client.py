@@ -23,11 +23,23 @@ try:
 except ImportError as error:
     raise MissingDependencyError.of("qdrant-client", "qdrant://", "qdrant") from error
 
-__all__ = ["FORMS", "collection_name", "connect", "models", "point_of", "reading", "release", "storing"]
+__all__ = [
+    "FORMS",
+    "UnexpectedResponse",
+    "collection_name",
+    "connect",
+    "models",
+    "point_of",
+    "reading",
+    "release",
+    "request_rows",
+    "storing",
+]
 
 PORT = 6333
 FORMS = "qdrant://host:6333/collection?vector=name, or qdrant:///folder#collection for the local mode of qdrant-client"
 _TIMEOUT = 120  # seconds for one request
+_REQUEST_ROWS, _REQUEST_BYTES = 512, 4 << 20  # of vectors as JSON; a server takes 32 MiB
 _CLIENTS: weakref.WeakValueDictionary[str, QdrantClient] = weakref.WeakValueDictionary()  # a folder is locked by its client
 
 
@@ -77,6 +89,11 @@ def release(location: Location) -> None:
 def _close() -> None:  # before modules are torn down, which the client needs to unlock its folder
     for client in list(_CLIENTS.values()):
         client.close()
+
+
+def request_rows(dim: int) -> int:
+    """Rows with vectors that one request writes."""
+    return max(1, min(_REQUEST_ROWS, _REQUEST_BYTES // (20 * dim)))
 
 
 def point_of(value: str | int) -> str | int:
