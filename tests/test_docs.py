@@ -38,6 +38,7 @@ EXPECTED = {
     "docs/guides/rollout.md": {"rollout", "hits.parquet", "both-hits.parquet", "new.parquet"},
     "docs/guides/search.md": {"projected.parquet", "blended.parquet", "projected-by-reverse-map.parquet"},
     "docs/guides/serve.md": {"queries.safetensors", "docs.faiss", "serve.log"},
+    "docs/guides/sql.md": {"sql-hits.parquet", "hits.parquet"},
     "docs/guides/stores.md": {"lance", "vectors.npy", "vectors.npy.ids.parquet", "back.parquet"},
     "docs/quickstart.md": {"converted.faiss", "hits.parquet"},
 }
