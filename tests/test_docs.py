@@ -38,6 +38,7 @@ EXPECTED = {
     "docs/guides/rollout.md": {"rollout", "hits.parquet", "both-hits.parquet", "new.parquet"},
     "docs/guides/search.md": {"projected.parquet", "blended.parquet", "projected-by-reverse-map.parquet"},
     "docs/guides/serve.md": {"queries.safetensors", "docs.faiss", "serve.log"},
+    "docs/guides/sql.md": {"sql-hits.parquet", "hits.parquet"},
     "docs/guides/stores.md": {"lance", "vectors.npy", "vectors.npy.ids.parquet", "back.parquet"},
     "docs/quickstart.md": {"converted.faiss", "hits.parquet"},
 }
@@ -58,7 +59,9 @@ def files(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("page", WITH_BLOCKS, ids=lambda page: str(page.relative_to(ROOT)))
-def test_the_blocks_of_a_page_run_in_order(page, files):
+def test_the_blocks_of_a_page_run_in_order(page, files, request, monkeypatch):
+    if "postgresql://postgres@/" in page.read_text():
+        monkeypatch.setenv("PGHOST", request.getfixturevalue("postgres").partition("host=")[2])
     for language, block in BLOCK.findall(page.read_text()):
         command = [sys.executable, "-W", "error", "-c", block] if language == "python" else ["bash", "-euc", block]
         done = subprocess.run(command, capture_output=True, text=True, check=False)
