@@ -253,8 +253,10 @@ def _named(columns: list[Column], location: Location, vector_column: str | None)
     default = migration.name if migration else column or (vectors[0] if len(vectors) == 1 else "vector")
     name = location.column("vector", vector_column, default)
     if migration is not None and (space := migration.space_of(name)) is not None and (column != name or migration.is_live):
-        lineage = {"map": migration.map} if name == migration.new_name else {}
-        return Note(space, {"id": migration.id_column, "vector": name}, lineage), name
+        is_new, old = name == migration.new_name, migration.space_of(migration.old_name)
+        lineage = {"map": migration.map} if is_new else {}
+        others = {migration.old_name: old} if is_new and migration.is_open and old else {}
+        return Note(space, {"id": migration.id_column, "vector": name}, lineage, payload_spaces=others), name
     return note, name
 
 
