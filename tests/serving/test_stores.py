@@ -36,6 +36,20 @@ def test_a_table_is_searched_by_every_strategy_of_one_space(client_of, world, ta
     assert "parameters" in error_of(client.post("/v1/search", json=body | {"parameters": "nprobe=4"}), 400)["message"]
 
 
+def test_a_password_is_used_and_never_shown(client_of, world, table, caplog):
+    import logging
+
+    with_password = table.replace("postgres@", "postgres:hunter2@")
+    with caplog.at_level(logging.INFO):
+        client = client_of("queries", indexes=(f"docs={with_password}",))
+        service = client.app.application.state.service
+        body = {"vectors": world.query_old.tolist(), "strategy": "own-space", "k": 5}
+        assert len(hits_of(client.post("/v1/search", json=body))) == 5
+        shown = client.get("/v1/maps").text + client.get("/metrics").text + caplog.text + repr(service.options.api_key)
+    assert "hunter2" not in shown
+    assert "hunter2" not in service.targets["docs"].path
+
+
 def test_a_table_with_two_vectors_is_searched_by_each_of_them(client_of, world, new_table):
     uri = new_table()
     eb.convert(eb.open(world.path("old.parquet")), world.documents, uri, keep_old=True)
