@@ -237,6 +237,12 @@ class Store(ABC):
         """Remove a collection that embridge wrote."""
         raise NotImplementedError
 
+    def index_like(self, location: Location, other: Collection) -> None:  # noqa: B027 (most stores index by themselves, or not at all)
+        """Build the indexes that another collection of the store has over its vectors over those of this one too.
+
+        The main vectors of `other`, and its old ones where it has them, name the indexes of the main and of the old vectors.
+        """
+
     def in_place(self, location: Location) -> InPlace:
         """The steps of a migration in place of an existing collection; see `Capabilities.in_place_modes`."""
         raise ParameterError(

@@ -8,6 +8,7 @@ from typing import Any
 import pyarrow as pa
 
 from embridge.errors import CollectionError, MissingDependencyError, ParameterError
+from embridge.stores.base import Collection
 from embridge.stores.batch import Batch
 from embridge.stores.capabilities import Capabilities
 from embridge.stores.parquet.file import vectors_of
@@ -35,6 +36,7 @@ from embridge.stores.pgvector.collection import (
 )  # fmt: skip
 from embridge.stores.pgvector.columns import to_wire, type_for
 from embridge.stores.pgvector.in_place import PgInPlace
+from embridge.stores.pgvector.indexes import build_like
 
 _LONGEST = 63  # bytes of a name
 
@@ -155,11 +157,20 @@ class PgStore(Store):
     def resume(self, location: Location, layout: Layout) -> Writer:
         return PgWriter(location, layout)
 
+    def index_like(self, location: Location, other: Collection) -> None:
+        made = PgCollection(location)
+        with writing(location), contextlib.closing(connect(location)) as connection:
+            for one, side in ((other, made), (other.old_side or other, made.old_side)):
+                if isinstance(one, PgCollection) and side is not None:
+                    build_like(connection, one, location, side)
+            connection.execute(sql.SQL("ANALYZE {}").format(table_of(location)))
+
     def in_place(self, location: Location) -> PgInPlace:
         return PgInPlace(location)
 
     def drop(self, location: Location) -> None:
         with translated(location), contextlib.closing(connect(location)) as connection:
+            connection.execute("SET lock_timeout = '10s'")  # readers that come later would wait behind it
             connection.execute(sql.SQL("DROP TABLE {}").format(table_of(location)))
 
 
