@@ -39,7 +39,7 @@ def recorded(layout: Layout, note: str) -> dict[str, str]:
 class JsonCollection(DeclaredCollection):
     """Rows with an id, a vector and JSON fields.
 
-    A store sets the attributes, and implements `_read`, `_count`, `_keys`, `_fields`, `_fetch` and `_nearest`.
+    A store sets the attributes, and implements `_read`, `_count`, `_keys`, `_fields`, `_by_key` and `_nearest`.
 
     Attributes
     ----------
@@ -110,7 +110,7 @@ class JsonCollection(DeclaredCollection):
         """The fields of all rows."""
 
     @abstractmethod
-    def _fetch(self, keys: list[Any]) -> dict[Any, tuple[Sequence[float] | None, Row]]:
+    def _by_key(self, keys: list[Any]) -> dict[Any, tuple[Sequence[float] | None, Row]]:
         """Vector and fields of some rows by their keys."""
 
     @abstractmethod
@@ -155,7 +155,7 @@ class JsonCollection(DeclaredCollection):
             seen += len(keys)
         for start in range(0, len(sample), _FETCHED):
             keys = sample[start : start + _FETCHED]
-            found = self._fetch(keys)
+            found = self._by_key(keys)
             if missing := next((key for key in keys if key not in found), None):
                 raise ChangedSourceError.of(self.name, f"the row {missing!r} was removed")
             for key in keys:

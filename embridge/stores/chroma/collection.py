@@ -42,7 +42,7 @@ class ChromaCollection(JsonCollection):
     kind = "chroma"
     is_live = False
     capabilities = CAPABILITIES
-    seeks = True
+    seeks = fetches = True
 
     def __init__(
         self,
@@ -117,8 +117,13 @@ class ChromaCollection(JsonCollection):
     def _fields(self) -> Iterator[list[Row]]:
         return ([row for _, row in self._rows_of(keys, vectors=False).values()] for keys in self._keys())
 
-    def _fetch(self, keys: list[Any]) -> dict[Any, tuple[Sequence[float] | None, Row]]:
+    def _by_key(self, keys: list[Any]) -> dict[Any, tuple[Sequence[float] | None, Row]]:
         return self._rows_of(keys)
+
+    def _fetch(self, ids: pa.Array) -> Batch:
+        keys = list(map(str, ids.to_pylist()))
+        found = self._rows_of(keys, payload=False)
+        return self._batch(0, ids, [found[key][0] for key in keys], None, validate=False)
 
     def _rows_of(self, keys: list[str], *, vectors: bool = True, payload: bool = True) -> dict[Any, tuple[Any, Row]]:
         """Vectors and fields of rows by their ids, in the order of `keys`.

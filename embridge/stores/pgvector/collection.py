@@ -14,7 +14,7 @@ import psycopg
 import pyarrow as pa
 from psycopg import sql
 
-from embridge.arrays import as_vectors
+from embridge.arrays import UNIT_TOLERANCE, as_vectors
 from embridge.errors import (
     BadIdsError,
     BadVectorsError,
@@ -28,8 +28,9 @@ from embridge.errors import (
     UnreadableFileError,
 )
 from embridge.stores.arrow import ArrowCollection
+from embridge.stores.batch import Batch
 from embridge.stores.capabilities import Capabilities
-from embridge.stores.in_place import MigrationNote
+from embridge.stores.in_place import note_to_open
 from embridge.stores.pgvector.columns import VECTORS, Column
 from embridge.stores.store import Note, check_finished
 from embridge.stores.uri import Location
@@ -61,7 +62,7 @@ class PgCollection(ArrowCollection):
 
     kind = "postgresql"
     capabilities = CAPABILITIES
-    seeks = opens_further = True
+    seeks = fetches = opens_further = True
 
     def __init__(
         self,
@@ -82,7 +83,9 @@ class PgCollection(ArrowCollection):
                 known = columns_of(reader, location)
                 self._columns = {c.name: c for c in known}
                 self._shape = self._shape_now(reader)
-                note, name = _named(known, location, vector_column)
+                vectors = [c.name for c in known if c.kind in VECTORS]
+                default = vectors[0] if len(vectors) == 1 else "vector"
+                note, name = note_to_open({c.name: c.comment for c in known}, location, vector_column, default)
                 check_finished(note, self.name)
                 metric = _index_metric(reader, location, name)
                 self._rows = one(reader, sql.SQL("SELECT count(*) FROM {}").format(self._table))[0]
@@ -99,20 +102,31 @@ class PgCollection(ArrowCollection):
         return column.arrow
 
     def _record_batches(self, columns: list[str], batch_rows: int, after: str | int | None = None) -> Iterator[pa.RecordBatch]:
-        chosen = [self._columns[name] for name in columns]
         where, order = sql.SQL(""), self._order()
         if after is not None:
             kind = "uuid" if self._columns[self.id_column].kind == "uuid" else "text" if isinstance(after, str) else "int8"
             value = sql.SQL("{}::{}").format(sql.Literal(after), sql.SQL(kind))
-            where = sql.SQL(" WHERE {} > {}").format(order, value)
-        query = sql.SQL("COPY (SELECT {} FROM {}{} ORDER BY {}) TO STDOUT (FORMAT BINARY)").format(
-            sql.SQL(", ").join(c.query for c in chosen), self._table, where, order
+            where = sql.SQL("WHERE {} > {}").format(order, value)
+        return self._copied(columns, batch_rows, sql.SQL("{} ORDER BY {}").format(where, order))
+
+    def _copied(self, columns: list[str], batch_rows: int, rest: sql.Composable) -> Iterator[pa.RecordBatch]:
+        """Columns of the rows that the rest of a query selects."""
+        chosen = [self._columns[name] for name in columns]
+        query = sql.SQL("COPY (SELECT {} FROM {} {}) TO STDOUT (FORMAT BINARY)").format(
+            sql.SQL(", ").join(c.query for c in chosen), self._table, rest
         )
         with translated(self._location), self._reader() as reader, reader.cursor() as cursor, cursor.copy(query) as copy:
             copy.set_types([c.wire for c in chosen])
             rows = copy.rows()
             while part := list(itertools.islice(rows, batch_rows)):
                 yield pa.record_batch([c.array(v) for c, v in zip(chosen, zip(*part, strict=True), strict=True)], names=columns)
+
+    def _fetch(self, ids: pa.Array) -> Batch:
+        column = self._columns[self.id_column]
+        kind = "uuid" if column.kind == "uuid" else "text" if pa.types.is_string(ids.type) else "int8"
+        name = column.query if column.wire == "text" and kind != "uuid" else sql.Identifier(column.name)
+        where = sql.SQL("WHERE {} = ANY ({}::{}[])").format(name, sql.Literal(ids.to_pylist()), sql.SQL(kind))
+        return self._gathered(self._copied([self.id_column, self.vector_column], len(ids), where))
 
     def _order(self) -> sql.Composable:
         """The expression that orders rows: text by code point, as Arrow and DuckDB do."""
@@ -146,6 +160,18 @@ class PgCollection(ArrowCollection):
 
     def __len__(self) -> int:
         return self._rows
+
+    def _is_unit(self, *, zero_is_bad: bool) -> bool:
+        column = self._columns[self.vector_column]
+        length = sql.SQL("vector_norm" if column.kind == "vector" else "l2_norm")
+        query = sql.SQL("SELECT bool_and(abs(length - 1) < {}) FROM (SELECT {}({}) AS length, {} AS v FROM {}) t WHERE {}").format(
+            sql.Literal(UNIT_TOLERANCE), length, name := sql.Identifier(column.name), name, self._table,
+            sql.SQL("vector_dims(v) = {} AND length >= {}").format(
+                sql.Literal(self._stated.dim), sql.SQL("1e-38" if zero_is_bad else "0")
+            ),
+        )  # fmt: skip
+        with translated(self._location), self._reader() as reader:
+            return bool(one(reader, query)[0])
 
     def fingerprint(self) -> str:
         """Of the versions of all rows: PostgreSQL gives a changed row another transaction and place."""
@@ -213,26 +239,6 @@ def note_of(columns: list[Column], location: Location) -> tuple[str | None, Note
     """The vector column whose comment is a note of embridge, and the note."""
     notes = ((column.name, Note.loads(column.comment, location.uri)) for column in columns)
     return next((pair for pair in notes if pair[1] is not None), (None, None))
-
-
-def migration_of(columns: list[Column], location: Location, vector: str | None) -> MigrationNote | None:
-    """The note of a migration in place, of a vector column where one is named: of one under way, else of one that is finished."""
-    notes = [note for column in columns if (note := MigrationNote.loads(column.comment, location.uri))]
-    notes = [note for note in notes if vector in (None, note.name, note.into, note.aside)]
-    return min(notes, key=lambda note: note.stage == "finished", default=None)
-
-
-def _named(columns: list[Column], location: Location, vector_column: str | None) -> tuple[Note | None, str]:
-    """The note that describes the vector column to open, and its name."""
-    column, note = note_of(columns, location)
-    migration = migration_of(columns, location, location.options.get("vector", vector_column))
-    vectors = [c.name for c in columns if c.kind in VECTORS]
-    default = migration.name if migration else column or (vectors[0] if len(vectors) == 1 else "vector")
-    name = location.column("vector", vector_column, default)
-    if migration is not None and (space := migration.space_of(name)) is not None and (column != name or migration.is_live):
-        lineage = {"map": migration.map} if name == migration.new_name else {}
-        return Note(space, {"id": migration.id_column, "vector": name}, lineage), name
-    return note, name
 
 
 def one(connection: psycopg.Connection[Any], query: Any, *values: Any) -> Any:

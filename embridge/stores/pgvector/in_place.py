@@ -12,9 +12,9 @@ from psycopg import sql
 
 from embridge.errors import CollectionError, n_rows
 from embridge.stores.batch import Batch
-from embridge.stores.in_place import InPlace, MigrationNote, Preview
+from embridge.stores.in_place import InPlace, MigrationNote, Preview, find_migration
 from embridge.stores.pgvector.checks import check_table, dependents
-from embridge.stores.pgvector.collection import columns_of, connect, migration_of, one, table_of, translated, writing
+from embridge.stores.pgvector.collection import columns_of, connect, one, table_of, translated, writing
 from embridge.stores.pgvector.columns import Column, to_wire
 from embridge.stores.pgvector.indexes import build_indexes
 from embridge.stores.pgvector.live import VERSION, LiveRows
@@ -43,7 +43,8 @@ class PgInPlace(InPlace):
 
     def note(self) -> MigrationNote | None:
         with translated(self._location):
-            return migration_of(list(self._columns().values()), self._location, self._location.options.get("vector"))
+            comments = {name: column.comment for name, column in self._columns().items()}
+        return find_migration(comments, self._location.uri, self._location.options.get("vector"))
 
     def check(self, note: MigrationNote) -> Preview:
         with translated(self._location):

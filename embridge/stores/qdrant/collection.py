@@ -121,7 +121,8 @@ class QdrantCollection(JsonCollection):
             # All ids of points are numbers below 2^63 where none comes after them.
             numbers = pa.string() if self._scroll(offset=_SIGN, limit=1)[0] else pa.int64()
             self.id_type = self._type_of_field(field) if field else numbers
-        self.seeks = self._id_field is None or self.columns is not None  # a field of somebody else does not say which point has it
+        # A field of somebody else does not say which point has it.
+        self.seeks = self.fetches = self._id_field is None or self.columns is not None
         self.ignored = () if self._id_field is None else (self._id_field,)
 
     def _vectors(self, rows: list[Any] | np.ndarray, start: int, *, validate: bool) -> np.ndarray:
@@ -156,10 +157,22 @@ class QdrantCollection(JsonCollection):
     def _fields(self) -> Iterator[list[Row]]:
         return ([record.payload or {} for record in records] for records in self._pages(_PAGE, with_payload=True))
 
-    def _fetch(self, keys: list[Any]) -> dict[Any, tuple[Sequence[float] | None, Row]]:
+    def _by_key(self, keys: list[Any]) -> dict[Any, tuple[Sequence[float] | None, Row]]:
         with reading(self._location):
             records = self._client.retrieve(self._name, keys, with_payload=True, with_vectors=self._wanted(True))
         return {record.id: (self._vector_of(record), record.payload or {}) for record in records}
+
+    def _fetch(self, ids: pa.Array) -> Batch:
+        points = [self.point(value) for value in ids.to_pylist()]
+        options = {"with_payload": self._id_fields(), "with_vectors": self._wanted(True)}
+        records = []
+        for start in range(0, len(points), page := self._page_rows()):
+            with reading(self._location):
+                records += self._client.retrieve(self._name, points[start : start + page], **options)
+        return self._batch(0, self._ids(records), [self._vector_of(record) for record in records], None, validate=False)
+
+    def _page_rows(self) -> int:
+        return max(1, min(_PAGE, _PAGE_BYTES // (4 * self.stated_space.dim)))
 
     def _wanted(self, vectors: bool) -> bool | list[str]:
         return [self._using] if vectors and self._using else vectors
@@ -180,7 +193,7 @@ class QdrantCollection(JsonCollection):
         validate: bool,
         first: str | int | None = None,
     ) -> Iterator[Batch]:
-        page = min(batch_rows, max(1, min(_PAGE, _PAGE_BYTES // (4 * self.stated_space.dim))) if vectors else _ID_PAGE)
+        page = min(batch_rows, self._page_rows() if vectors else _ID_PAGE)
         fields = True if payload else self._id_fields()
         start, offset = 0, first
         while True:
