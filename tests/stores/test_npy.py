@@ -211,3 +211,13 @@ def test_every_batch_size_reads_every_row_of_every_layout(tmp_path):
     found = eb.open(f"npy://{tmp_path}/a.npz", space="a")
     for rows in (1, 7, 50, 51):
         assert [b.start for b in found.batches(rows)] == [0, *itertools.accumulate(len(b) for b in found.batches(rows))][:-1]
+
+
+def test_arrays_are_not_migrated_in_place(tmp_path, planted, make_space):
+    ids, x, y, _ = planted(n=60, p=4)
+    old, new = (eb.MemoryCollection(ids, v, make_space(n, v.shape[1])) for n, v in (("old", x), ("new", y)))
+    eb.copy(old, f"npy://{tmp_path}/a.npy")
+    before = (tmp_path / "a.npy").read_bytes()
+    with pytest.raises(ParameterError, match=r"no room for second vectors.* Hint: embridge convert writes a new one"):
+        eb.migrate_in_place(f"npy://{tmp_path}/a.npy", eb.fit(eb.match(old, new), "ridge", alpha=0.1))
+    assert (tmp_path / "a.npy").read_bytes() == before
