@@ -1,4 +1,4 @@
-"""Parts of an unfinished encoding: a folder beside the output, with a plan that describes the inputs."""
+"""Parts of an unfinished output (an encoding, an index on disk): a folder beside it, with a plan that describes the inputs."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from embridge.files import fingerprint, whole_or_absent
 from embridge.folders import check_own_folder, remove_known, without_mark
 
 _PLAN = "_plan.json"  # readers ignore it
-_PART = re.compile(r"part-(\d{6,})(?:-([0-9a-f]{32}))?\.parquet")
+_PART = re.compile(r"part-(\d{6,})(?:-([0-9a-f]{32}))?\.(?:parquet|faiss)")
 
 
 class Parts:
@@ -29,6 +29,8 @@ class Parts:
         Everything that determines the parts, as JSON.
     overwrite : bool
         Remove parts of another plan.
+    kind : {"parquet", "faiss"}
+        The extension of parts.
 
     Raises
     ------
@@ -40,8 +42,8 @@ class Parts:
         The plan is damaged.
     """
 
-    def __init__(self, folder: Path, plan: dict[str, Any], *, overwrite: bool) -> None:
-        self.folder = folder
+    def __init__(self, folder: Path, plan: dict[str, Any], *, overwrite: bool, kind: str = "parquet") -> None:
+        self.folder, self._kind = folder, kind
         if os.path.lexists(folder):
             check_own_folder(folder)
             found = _read_plan(folder / _PLAN)
@@ -74,13 +76,13 @@ class Parts:
 
     def new(self, number: int) -> Path:
         """The path to write a part to; `keep` renames it."""
-        return self.folder / f"part-{number:06d}.parquet"
+        return self.folder / f"part-{number:06d}.{self._kind}"
 
     def keep(self, number: int) -> None:
         """Rename a completely written part."""
         path = self.new(number)
         mark = fingerprint(path)
-        name = f"{path.stem}-{mark}.parquet"
+        name = f"{path.stem}-{mark}.{self._kind}"
         os.rename(path, self.folder / name)
         self._whole[number] = name, mark
 
@@ -100,7 +102,7 @@ def _read_plan(path: Path) -> dict[str, Any] | None:
     try:
         found = json.loads(path.read_bytes())
     except (ValueError, RecursionError) as e:
-        raise UnreadableFileError.at(str(path), "the plan of an unfinished encoding", e) from e
-    if not isinstance(found, dict) or "model" not in found:
-        raise UnreadableFileError.foreign(str(path), "the plan of an unfinished encoding", "the model")
+        raise UnreadableFileError.at(str(path), "the plan of an unfinished run", e) from e
+    if not isinstance(found, dict) or not found.keys() & {"model", "factory"}:
+        raise UnreadableFileError.foreign(str(path), "the plan of an unfinished run", "the model, or the factory of an index")
     return found
