@@ -19,7 +19,7 @@ from embridge.indexes.describe import apply_settings
 from embridge.indexes.fusion import Fusion, reference_pair
 from embridge.indexes.gpu import on_gpu
 from embridge.indexes.index import Index
-from embridge.indexes.on_disk import OnDisk, unused_lists
+from embridge.indexes.on_disk import OnDisk, check_type, unused_lists
 from embridge.indexes.rows import FusedRows, PlainRows
 from embridge.outputs import INDEX, ON_DISK, Output, claim
 from embridge.stores import source_paths
@@ -196,6 +196,7 @@ def build_over(
     own_ids = collection.id_type == pa.int64() and not _has_empty_label(collection)
     try:
         if where is not None:
+            check_type(_untrained(rows, factory, metric), factory)
             plan = {"factory": factory, "seed": seed, "settings": settings or {}, "faiss": faiss.__version__}
             return where.build(
                 rows, lambda: _trained(rows, factory, metric, seed, settings, gpu=gpu), plan, own_ids=own_ids, progress=progress
@@ -212,15 +213,20 @@ def build_over(
     return IndexFile(index, collection.space, ids, rows.lineage(), rows.notes())
 
 
-def _trained(
-    rows: PlainRows | FusedRows, factory: str, metric: int, seed: int, settings: dict[str, Any] | None, *, gpu: bool
-) -> Any:
-    """The empty index, trained on a sample of the rows."""
+def _untrained(rows: PlainRows | FusedRows, factory: str, metric: int) -> Any:
     index = faiss.index_factory(rows.dim, _with_padding(factory, rows), metric)
     if index.metric_type != metric:
         raise FaissIndexError(
             f"FAISS cannot build {factory!r}: it measures by L2 alone, and {rows.collection.name} by {rows.metric}"
         )
+    return index
+
+
+def _trained(
+    rows: PlainRows | FusedRows, factory: str, metric: int, seed: int, settings: dict[str, Any] | None, *, gpu: bool
+) -> Any:
+    """The empty index, trained on a sample of the rows."""
+    index = _untrained(rows, factory, metric)
     apply_settings(index, settings or {})
     if not index.is_trained:
         index = _train(index, rows, seed, gpu=gpu)

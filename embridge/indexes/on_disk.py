@@ -75,7 +75,7 @@ class OnDisk:
         Raises
         ------
         FaissIndexError
-            The type has no inverted lists, or keeps more than these.
+            FAISS cannot read a part.
         OutputExistsError, InterruptedOutputError
             Parts of another build are there, or a part was altered.
         """
@@ -85,9 +85,7 @@ class OnDisk:
         folder = self._target.with_name(f"{self._target.name}.parts")
         self._parts = parts = Parts(folder, plan, overwrite=self._overwrite, kind="faiss")
         if parts.find(0) is None:
-            trained = train()
-            _check(trained, plan["factory"])
-            _keep(parts, 0, trained)
+            _keep(parts, 0, train())
         trained = _open(parts.find(0))
         step = _rows_of_part(trained)
         numbers = range(1, -(-len(source) // step) + 1)
@@ -128,8 +126,13 @@ def _digest(rows: PlainRows | FusedRows) -> str:
     return digest.hexdigest()
 
 
-def _check(index: Any, factory: str) -> None:
-    """Refuse types that keep anything by position outside their inverted lists."""
+def check_type(index: Any, factory: str) -> None:
+    """Refuse types that keep anything by position outside their inverted lists.
+
+    Raises
+    ------
+    FaissIndexError
+    """
     inner = faiss.downcast_index(index)
     if isinstance(inner, faiss.IndexPreTransform):
         inner = faiss.downcast_index(inner.index)
@@ -201,19 +204,30 @@ def _chunks(rows: PlainRows | FusedRows, start: int, *, own_ids: bool) -> Iterat
 
 
 def _merge(index: Any, parts: list[Path | None], path: Path) -> None:
-    """Copy the lists of all parts into one file, and give them to the empty index."""
-    opened = [_open(part, faiss.IO_FLAG_MMAP) for part in parts]
+    """Copy the lists of all parts into one file, and give them to the empty index.
+
+    A list is its codes and then its labels, as `OnDiskInvertedLists` expects them; its own merging prints to the standard output.
+    """
     lists = faiss.try_extract_index_ivf(index)
-    pointers = faiss.InvertedListsPtrVector()
-    for part in opened:
-        pointers.push_back(faiss.try_extract_index_ivf(part).invlists)
-    with whole_or_absent(path) as temporary:
-        merged = faiss.OnDiskInvertedLists(lists.nlist, lists.code_size, os.fspath(temporary))
-        count = merged.merge_from_multiple(pointers.data(), pointers.size())
-    merged.filename = os.path.realpath(path)
+    opened = [_open(part, faiss.IO_FLAG_MMAP) for part in parts]
+    held: list[Any] = [faiss.try_extract_index_ivf(part).invlists for part in opened]
+    sizes = np.zeros(lists.nlist, np.uint64)
+    with whole_or_absent(path) as temporary, open(temporary, "r+b") as file:
+        for number in range(lists.nlist):
+            filled = [(part, size) for part in held if (size := part.list_size(number))]
+            sizes[number] = sum(size for _, size in filled)
+            for part, size in filled:
+                file.write(faiss.rev_swig_ptr(part.get_codes(number), size * lists.code_size))
+            for part, size in filled:
+                file.write(faiss.rev_swig_ptr(part.get_ids(number), size))
+    merged = faiss.OnDiskInvertedLists(lists.nlist, lists.code_size, os.path.realpath(path))
+    merged.read_only = True
+    merged.set_all_lists_sizes(faiss.swig_ptr(sizes))
+    merged.totsize = os.path.getsize(path)
+    merged.do_mmap()
     merged.this.disown()
     lists.replace_invlists(merged, True)
-    index.ntotal = lists.ntotal = count
+    index.ntotal = lists.ntotal = int(sizes.sum())
 
 
-__all__ = ["OnDisk", "unused_lists"]
+__all__ = ["OnDisk", "check_type", "unused_lists"]

@@ -43,13 +43,13 @@ def names(folder):
     return sorted(path.name for path in folder.iterdir())
 
 
-@pytest.mark.parametrize("factory", [FACTORY, "IVF32,SQ8", "OPQ4_8,IVF32,PQ4np"])
+@pytest.mark.parametrize("factory", [FACTORY, "IVF32,SQ8", "PCA8,IVF32,SQ8"])
 @pytest.mark.parametrize("ids", [INTS, STRINGS], ids=["int64", "string"])
 def test_it_finds_what_an_index_in_memory_finds(tmp_path, factory, ids):
     plain = eb.build_index(collection(ids), tmp_path / "plain.faiss", factory)
     made = eb.build_index(collection(ids), tmp_path / "disk.faiss", factory, on_disk=True)
     assert len(made) == N
-    one, other = (index.search(QUERIES, 10, search_params="nprobe=4") for index in (plain, made))
+    one, other = (index.search(QUERIES, 10, parameters="nprobe=4") for index in (plain, made))
     assert one.ids.tolist() == other.ids.tolist()
     np.testing.assert_array_equal(one.scores, other.scores)
     lists = lists_of(tmp_path / "disk.faiss")
@@ -87,10 +87,10 @@ def interrupted(tmp_path, after, monkeypatch, **options):
 
 def test_an_interrupted_build_goes_on_with_the_parts_that_are_there(tmp_path, monkeypatch):
     interrupted(tmp_path, 2 * PART, monkeypatch)
-    assert sum(name.startswith("part-") for name in names(tmp_path / "a.faiss.parts")) == 3  # trained, and two parts
+    assert sum(name.startswith("part-") for name in names(tmp_path / "a.faiss.parts")) == 4  # trained, and three parts
     seen = []
     eb.build_index(collection(), tmp_path / "a.faiss", FACTORY, on_disk=True, progress=lambda done, _: seen.append(done))
-    assert min(seen) > 2 * PART
+    assert seen == [N]
     resumed = content(tmp_path)
     (tmp_path / "a.faiss").unlink()
     (tmp_path / "a.faiss.json").unlink()
