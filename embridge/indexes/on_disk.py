@@ -143,8 +143,13 @@ def check_type(index: Any, factory: str) -> None:
         )
 
 
+def _lists(index: Any) -> Any:
+    """The IVF index inside, whose type `check_type` has checked."""
+    return faiss.try_extract_index_ivf(index)
+
+
 def _rows_of_part(index: Any) -> int:
-    size = faiss.try_extract_index_ivf(index).code_size + 8  # with a label
+    size = _lists(index).code_size + 8  # with a label
     return max(min(PART_BYTES // size, _MOST_ROWS) // _CHUNK, 1) * _CHUNK
 
 
@@ -208,9 +213,9 @@ def _merge(index: Any, parts: list[Path | None], path: Path) -> None:
 
     A list is its codes and then its labels, as `OnDiskInvertedLists` expects them; its own merging prints to the standard output.
     """
-    lists = faiss.try_extract_index_ivf(index)
+    lists = _lists(index)
     opened = [_open(part, faiss.IO_FLAG_MMAP) for part in parts]
-    held: list[Any] = [faiss.try_extract_index_ivf(part).invlists for part in opened]
+    held: list[Any] = [_lists(part).invlists for part in opened]
     sizes = np.zeros(lists.nlist, np.uint64)
     with whole_or_absent(path) as temporary, open(temporary, "r+b") as file:
         for number in range(lists.nlist):
