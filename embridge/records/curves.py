@@ -142,9 +142,8 @@ def landmark_lines(k: int, costs: Sequence[LandmarkCost]) -> list[str]:
     measure = "overlap" if costs[0].recall is None else "recall"
     points = (f"{one.landmarks:,}: {getattr(one, measure):.3f} ({one.seconds:,.0f} s)" for one in costs)
     enough = next(one.landmarks for one in costs if one.is_enough)
-    return [
-        f"kernel maps by landmarks, {measure}@{k} and seconds to translate a million rows: {', '.join(points)}; {enough:,} are enough"
-    ]
+    title = f"kernel maps by landmarks, {measure}@{k} and seconds to translate a million rows"
+    return [f"{title}: {', '.join(points)}; {enough:,} are enough"]
 
 
 def learning_curve_lines(curve: LearningCurve) -> list[str]:
