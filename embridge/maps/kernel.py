@@ -91,6 +91,11 @@ class KernelMap:
         return self.affine.target
 
     @property
+    def scales_rows(self) -> bool:
+        """As `LinearMap.scales_rows`."""
+        return self.affine.scales_rows
+
+    @property
     def record(self) -> FitRecord:
         """How it was fitted."""
         return self.affine.record
@@ -111,7 +116,8 @@ class KernelMap:
         Returns
         -------
         ndarray or Tensor of shape (n, dim_target) or (dim_target,), float32
-            Scaled to unit length if, and only if, the target space is normalized.
+            Scaled to unit length if, and only if, the target space is normalized. Where the map `scales_rows`, x is scaled to unit
+            length first.
 
         Raises
         ------
@@ -121,7 +127,7 @@ class KernelMap:
         if not isinstance(vectors, torch.Tensor):
             if not isinstance(vectors, np.ndarray) or vectors.ndim not in (1, 2) or vectors.dtype.kind != "f":
                 vectors = as_vectors(vectors, what="vectors")
-            return cast(Vectors, self.apply(torch.tensor(np.asarray(vectors, np.float32))).numpy())
+            return cast(Vectors, self.apply(torch.tensor(np.ascontiguousarray(vectors, np.float32))).numpy())
         return cast(Vectors, self.affine.apply_tensor(vectors, self.add_features))
 
     def project_queries(self, queries: np.ndarray) -> np.ndarray:

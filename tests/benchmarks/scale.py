@@ -87,7 +87,7 @@ def commands(rows: int) -> dict[str, tuple[str, ...]]:
 
 
 def run(folder: Path, *arguments: str, kill_after: int | None = None) -> dict[str, float]:
-    """One verb as a process: seconds, CPU seconds, peak memory in MB. With `kill_after` it is killed once so many bytes are there."""
+    """One verb as a process: seconds, CPU seconds, peak memory in MB. With `kill_after` it is killed at so many bytes of output."""
     given = [argument.format(folder=folder) for argument in arguments]
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
     started = time.perf_counter()
