@@ -76,14 +76,6 @@ from embridge.cli.session import (
 )
 @click.option("--batch-rows", type=click.IntRange(1), help="Collection: rows read at a time. [default: by free memory]")
 @verb()
-<<<<<<< HEAD
-def migrate(
-    session: Session, index_path: str, map_path: str, output: str, mode: str, min_recall: float | None, queries: str | None,
-    verify_queries: int, hubness: str | None, space: str | None, query_space: str | None, external_lists: bool, on_disk: bool,
-    id_column: str | None, vector_column: str | None, seed: int, overwrite: bool,
-) -> None:  # fmt: skip
-    """Migrate a FAISS index to the space at the other end of a map; ids, deletions and search settings are kept.
-=======
 def migrate(session: Session, path: str, map_path: str, output: str | None, mode: str | None, **options: Any) -> None:
     """Migrate a FAISS index, or a collection in place, to the space at the other end of a map.
 
@@ -92,7 +84,6 @@ def migrate(session: Session, path: str, map_path: str, output: str | None, mode
     removes one side. embridge verify URI --map MAP recomputes the new vectors.
 
     An index is written as a new one; ids, deletions and search settings are kept.
->>>>>>> main
 
     wrap and rewrite are exact (they give the results of the old index for projected queries) under inner product for any map,
     under L2 for an isometry, and under cosine for a rotation without offset. Every result is compared with brute force before
@@ -120,7 +111,7 @@ def migrate(session: Session, path: str, map_path: str, output: str | None, mode
 
 def _migrate_index(
     session: Session, index_path: str, map_path: str, output: str, mode: str, min_recall: float | None, queries: str | None,
-    verify_queries: int, hubness: str | None, space: str | None, query_space: str | None, external_lists: bool,
+    verify_queries: int, hubness: str | None, space: str | None, query_space: str | None, external_lists: bool, on_disk: bool,
     id_column: str | None, vector_column: str | None, seed: int, overwrite: bool,
 ) -> None:  # fmt: skip
     """Migrate a FAISS index into a new file."""
