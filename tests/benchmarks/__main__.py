@@ -1,7 +1,7 @@
 """`make bench`: ratios measured in one run, each case in a process of its own, printed as a table and written as JSON.
 
 `python -m tests.benchmarks [--only query kernel fit convert quality fused] [--rows ...] [--anchors ...] [--repeat 3] [--folder DIR]
-[--out FILE]`; 10,000,000 rows on request.
+[--out FILE]`; 10,000,000 rows on request. `make bench BENCH=scale` (or `BENCH="scale --rows 10000000"`) is `tests.benchmarks.scale`.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-from tests.benchmarks import fused, quality
+from tests.benchmarks import fused, quality, scale
 
 WIDTHS = ((384, 768), (1024, 1024))
 PARTS = ("query", "kernel", "fit", "convert", "quality", "fused")
@@ -141,4 +141,7 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    if sys.argv[1:2] == ["scale"]:
+        scale.main(sys.argv[2:])
+    else:
+        main()

@@ -21,6 +21,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -162,14 +163,14 @@ def predicted(lines: list[dict[str, Any]]) -> list[dict[str, Any]]:
     return out
 
 
-def main() -> None:
+def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m tests.benchmarks.scale", description=__doc__)
     parser.add_argument("--rows", type=int, nargs="+", default=[10**5, 10**6])
     parser.add_argument("--only", nargs="+", choices=VERBS, default=VERBS)
     parser.add_argument("--folder", type=Path, help="where collections are made (default: a temporary folder)")
     parser.add_argument("--out", type=Path, default=Path("scale.json"))
     parser.add_argument("--make", nargs=2, metavar=("FOLDER", "ROWS"), help="make the collections and the map, and end")
-    options = parser.parse_args()
+    options = parser.parse_args(arguments)
     if options.make:
         prepare(Path(options.make[0]), int(options.make[1]))
         return
