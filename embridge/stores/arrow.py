@@ -88,6 +88,10 @@ class ArrowCollection(DeclaredCollection):
         return self._further
 
     @property
+    def vector_type(self) -> str:
+        return str(np.dtype(self._schema.field(self.vector_column).type.value_type.to_pandas_dtype()))
+
+    @property
     def old_side(self) -> ArrowCollection | None:
         if not self.opens_further or len(self._further) != 1:
             return None
