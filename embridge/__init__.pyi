@@ -36,6 +36,7 @@ from embridge.indexes.fusion import Fusion as Fusion
 from embridge.indexes.index import Index as Index
 from embridge.indexes.index import open_index as open_index
 from embridge.indexes.search import search as search
+from embridge.integrations.duckdb import register as register
 from embridge.maps import KernelMap as KernelMap
 from embridge.maps import LinearMap as LinearMap
 from embridge.maps import load_map as load_map
@@ -45,6 +46,7 @@ from embridge.migration.migrate import migrate as migrate
 from embridge.neighbors import top_k as top_k
 from embridge.planning import plan as plan
 from embridge.planning import rows_to_reencode as rows_to_reencode
+from embridge.ray import RayBackend as RayBackend
 from embridge.records import Artifact as Artifact
 from embridge.records import DecoderEvaluation as DecoderEvaluation
 from embridge.records import Decoding as Decoding
@@ -59,6 +61,8 @@ from embridge.records.in_place import Swap as Swap
 from embridge.reporting import write_report as write_report
 from embridge.rollout import Rollout as Rollout
 from embridge.samples import sample_path as sample_path
+from embridge.serving import ServeOptions as ServeOptions
+from embridge.serving import serve as serve
 from embridge.stores import Collection as Collection
 from embridge.stores import MemoryCollection as MemoryCollection
 from embridge.stores import open_collection

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
+from dataclasses import replace
 
 import numpy as np
 
@@ -12,9 +13,11 @@ from embridge.conversion.compare import TOLERANCES, Verification, compare, faile
 from embridge.conversion.engine import Precision
 from embridge.conversion.identity import Identity
 from embridge.conversion.in_place.verify import verify_in_place
+from embridge.conversion.source_rows import SourceRows
 from embridge.errors import ParameterError
-from embridge.maps import Map
+from embridge.maps import LinearMap, Map
 from embridge.maps.confidence import Confidence
+from embridge.ray import Backend, as_backend
 from embridge.stores import Batch, Collection, ParquetCollection, open_collection
 from embridge.stores.ids import check_unique, match_rows
 from embridge.stores.locations import beside
@@ -76,8 +79,9 @@ def check_sample(
         compare(found.vectors, translation.apply(vectors), str(path), row, precision)
         if keep_old:
             _compare_kept(found, vectors, str(path))
-        if translation.confidence is not None and coverage is not None:
-            _compare_errors(_errors(found, str(path)), vectors, translation.confidence, coverage, str(path), row, precision)
+        if isinstance(translation, LinearMap) and translation.confidence is not None and coverage is not None:
+            errors, rows = _errors(found, str(path)), translation.scaled(vectors)
+            _compare_errors(errors, rows, translation.confidence, coverage, str(path), row, precision)
 
 
 def verify(
@@ -87,6 +91,7 @@ def verify(
     translation: Map | None = None,
     precision: Precision = "float32",
     sample: int | None = None,
+    backend: Backend = "local",
     progress: Callable[[int, int], None] | None = None,
 ) -> Verification:
     """Check a converted collection in full, or the new vectors of a migration in place.
@@ -110,6 +115,8 @@ def verify(
         Precision of the conversion, for the tolerance.
     sample : int, optional
         Rows of a migration in place that are recomputed, evenly spread. Default: all.
+    backend : {"local", "ray"} or RayBackend, default "local"
+        With Ray one task compares about 128 MiB of vectors; both sides are Parquet, and all nodes can read them.
     progress : callable, optional
         Called with (rows done, rows in all).
 
@@ -144,6 +151,11 @@ def verify(
     if stated is not None and known is not None and known.fingerprint != stated["fingerprint"]:
         raise failed(str(path), f"its errors were predicted by {stated['fingerprint']}, not by {known.fingerprint}.")
     check_unique(made)
+    if (ray := as_backend(backend)) is not None:
+        from embridge.conversion.verify_ray import verify_on_ray  # calls `compare_rows`
+
+        rows, compared, worst = verify_on_ray(ray, made, source, translation, precision, progress)
+        return Verification(str(path), rows, compared, worst)
     for column in made.payload_spaces if isinstance(made, ParquetCollection) else ():
         for _ in ParquetCollection(path, id_column=made.id_column, vector_column=column).batches():
             pass  # reading checks the values
@@ -153,29 +165,58 @@ def verify(
             if progress is not None:
                 progress(batch.start + len(batch), len(made))
         return Verification(str(path), len(made), compared, worst)
+    skipped = read_bad_rows(beside(os.fspath(path), ".bad.parquet")) if isinstance(made, ParquetCollection) else None
+    rows, compared, worst = compare_rows(made, source, translation, skipped, str(path), precision, progress)
+    return Verification(str(path), rows, compared, worst)
+
+
+def compare_rows(
+    made: Collection,
+    source: Collection | None,
+    translation: Map | None,
+    skipped: np.ndarray | None,
+    path: str,
+    precision: Precision,
+    progress: Callable[[int, int], None] | None = None,
+    first: int = 0,
+) -> tuple[int, int, float]:
+    """Compare an output, or the rows of one from `first` on, with its source in order; see `verify`.
+
+    Parameters
+    ----------
+    skipped : ndarray of int64, optional
+        Positions in the source of rows that were left out; None where they are those that are unusable.
+
+    Returns
+    -------
+    rows, compared, max_error
+        As those of a `Verification`.
+    """
+    stated = made.confidence if isinstance(made, ParquetCollection) else None
+    known = translation and translation.confidence
     is_kept = source is not None and OLD_COLUMN in made.payload_spaces and OLD_COLUMN not in source.payload_schema.names
     rows, compared, worst = 0, 0, 0.0
-    skipped = read_bad_rows(beside(os.fspath(path), ".bad.parquet")) if isinstance(made, ParquetCollection) else None
-    theirs = None if source is None else _Rows(source, skipped)
+    theirs = None if source is None else SourceRows(source, skipped)
     for batch in made.batches(payload=stated is not None or is_kept):
-        rows += len(batch)
-        errors = None if stated is None else _errors(batch, str(path))
+        rows, batch = rows + len(batch), replace(batch, start=first + batch.start)
+        errors = None if stated is None else _errors(batch, path)
         if theirs is not None:
             ids, vectors = theirs.take(len(batch))
             if ids != batch.ids.to_pylist():
-                raise failed(str(path), f"ids between rows {batch.start:,} and {rows:,} are not those of the source.")
+                raise failed(path, f"ids between rows {batch.start:,} and {first + rows:,} are not those of the source.")
             if is_kept:
-                _compare_kept(batch, vectors, str(path))
+                _compare_kept(batch, vectors, path)
             if translation is not None:
-                worst = max(worst, compare(batch.vectors, translation.apply(vectors), str(path), batch.start, precision))
+                worst = max(worst, compare(batch.vectors, translation.apply(vectors), path, batch.start, precision))
                 compared += len(batch)
-                if known is not None and stated is not None and errors is not None:
-                    _compare_errors(errors, vectors, known, stated["coverage"], str(path), batch.start, precision)
+                if isinstance(translation, LinearMap) and known is not None and stated is not None and errors is not None:
+                    scaled = translation.scaled(vectors)
+                    _compare_errors(errors, scaled, known, stated["coverage"], path, batch.start, precision)
         if progress is not None:
             progress(rows, len(made))
     if theirs is not None and (left := theirs.left()):
-        raise failed(str(path), f"{left:,} rows of the source are missing.")
-    return Verification(str(path), rows, compared, worst)
+        raise failed(path, f"{left:,} rows of the source are missing.")
+    return rows, compared, worst
 
 
 def _compare_by_id(
@@ -222,6 +263,7 @@ def _errors(batch: Batch, path: str) -> np.ndarray:
 def _compare_errors(
     found: np.ndarray, vectors: np.ndarray, confidence: Confidence, coverage: float, path: str, start: int, precision: Precision
 ) -> None:
+    """`vectors` are rows as the map takes them."""
     predicted = confidence.predict(vectors)
     expected = np.stack([predicted, confidence.widen(predicted, coverage)]).astype(np.float64)
     # A relative error of leverage or length counts as often as its exponent says.
@@ -229,44 +271,3 @@ def _compare_errors(
     wrong = ~(np.abs(found - expected) <= allowed * expected).all(0)
     if wrong.any():
         raise failed(path, f"the predicted errors in row {start + int(np.argmax(wrong)):,} are not those of its source.")
-
-
-class _Rows:
-    """The rows of a source that should be in the output, read in pieces: all but those `skipped`, or all that are usable."""
-
-    def __init__(self, source: Collection, skipped: np.ndarray | None) -> None:
-        self._batches, self._source = source.batches(validate=False), source
-        self._skipped = skipped
-        self._dim = source.stated_space.dim
-        self._held: list[tuple[list, np.ndarray]] = []
-
-    def take(self, count: int) -> tuple[list, np.ndarray]:
-        ids: list = []
-        vectors = [np.empty((0, self._dim), np.float32)]
-        while len(ids) < count and self._fill():
-            held_ids, held = self._held.pop(0)
-            part = count - len(ids)
-            ids += held_ids[:part]
-            vectors.append(held[:part])
-            if part < len(held_ids):
-                self._held.insert(0, (held_ids[part:], held[part:]))
-        return ids, np.concatenate(vectors)
-
-    def left(self) -> int:
-        found = 0
-        while self._fill():
-            found += len(self._held.pop(0)[0])
-        return found
-
-    def _fill(self) -> bool:
-        while not self._held:
-            batch: Batch | None = next(self._batches, None)
-            if batch is None:
-                return False
-            if self._skipped is None:
-                kept = np.delete(np.arange(len(batch)), list(self._source.unusable(batch)))
-            else:
-                kept = np.flatnonzero(~np.isin(np.arange(batch.start, batch.start + len(batch)), self._skipped))
-            if len(kept):
-                self._held.append((batch.ids.take(kept).to_pylist(), batch.vectors[kept]))
-        return True

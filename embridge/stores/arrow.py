@@ -78,6 +78,7 @@ class ArrowCollection(DeclaredCollection):
         nested = pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind)
         if not nested or not pa.types.is_floating(kind.value_type):
             raise BadVectorsError.dtype(f"Column {self.vector_column!r} of {self.name}", kind)
+        self._value_type = str(kind.value_type.to_pandas_dtype().__name__)
         if not len(self):
             raise CollectionError.empty(self.name)
         dim = kind.list_size if pa.types.is_fixed_size_list(kind) else self._width()
@@ -89,7 +90,7 @@ class ArrowCollection(DeclaredCollection):
 
     @property
     def vector_type(self) -> str:
-        return str(np.dtype(self._schema.field(self.vector_column).type.value_type.to_pandas_dtype()))
+        return self._value_type
 
     @property
     def old_side(self) -> ArrowCollection | None:

@@ -44,6 +44,8 @@ class Collection(ABC):
         Rows can be looked up by their ids.
     opens_further : bool
         A collection of its store may have two vectors a row, each opened as a collection (`old_side`).
+    index_metric : Metric or None
+        The one metric by which the index of its store ranks; None where there is no such index, or it ranks by any.
     path : str or None
         Its path, or its URI without a password.
     id_type : pyarrow.DataType
@@ -60,6 +62,7 @@ class Collection(ABC):
     seeks: bool = False
     fetches: bool = False
     opens_further: ClassVar[bool] = False
+    index_metric: Metric | None = None
     path: str | None
     id_type: pa.DataType
     payload_schema: pa.Schema

@@ -22,13 +22,15 @@ from __future__ import annotations
 
 import json
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal
 
 from embridge.errors import CollectionError
 from embridge.stores.base import Collection
 from embridge.stores.batch import Batch
-from embridge.stores.store import Cursor
+from embridge.stores.store import Cursor, Note
+from embridge.stores.uri import Location
 from embridge.types import Space
 
 Mode = Literal["column", "shadow"]
@@ -135,6 +137,43 @@ class MigrationNote:
         return note
 
 
+def find_migration(texts: Mapping[str, str | bytes | None], where: str, vector: str | None) -> MigrationNote | None:
+    """The note of a migration among those that a store keeps with columns, of a vector column where one is named.
+
+    One that is under way, else one that is finished.
+    """
+    notes = [note for text in texts.values() if (note := MigrationNote.loads(text, where))]
+    notes = [note for note in notes if vector in (None, note.name, note.into, note.aside)]
+    return min(notes, key=lambda note: note.stage == "finished", default=None)
+
+
+def note_to_open(
+    texts: Mapping[str, str | bytes | None], location: Location, vector_column: str | None, default: str
+) -> tuple[Note | None, str]:
+    """The note that describes the vector column to open, and its name: without one that is named, the vectors in use.
+
+    Parameters
+    ----------
+    texts : mapping of str to str
+        What a store keeps with its columns, by column.
+    location : Location
+    vector_column : str, optional
+        The column that the caller names.
+    default : str
+        The column to open where neither a note nor the caller names one.
+    """
+    kept = ((column, Note.loads(text, location.uri)) for column, text in texts.items())
+    column, note = next((pair for pair in kept if pair[1] is not None), (None, None))
+    migration = find_migration(texts, location.uri, location.options.get("vector", vector_column))
+    name = location.column("vector", vector_column, migration.name if migration else column or default)
+    if migration is not None and (space := migration.space_of(name)) is not None and (column != name or migration.is_live):
+        is_new, old = name == migration.new_name, migration.space_of(migration.old_name)
+        others = {migration.old_name: old} if is_new and old and migration.stage != "filling" else {}
+        lineage = {"map": migration.map} if is_new else {}
+        return Note(space, {"id": migration.id_column, "vector": name}, lineage, payload_spaces=others), name
+    return note, name
+
+
 @dataclass(frozen=True)
 class Preview:
     """What a migration would do in a store.
@@ -190,7 +229,10 @@ class InPlace(ABC):
 
     @abstractmethod
     def start(self, note: MigrationNote) -> None:
-        """Make room for the new vectors (without an index) and keep the note, at once where the store has transactions."""
+        """Make room for the new vectors (without an index) unless it is there, and keep the note.
+
+        At once where the store has transactions. It is called when a migration begins, and when it is resumed.
+        """
 
     @abstractmethod
     def old_rows(self, note: MigrationNote, *, missing: bool = False) -> Collection | None:

@@ -221,6 +221,10 @@ class Store(ABC):
         """
         raise ParameterError(f"{location.uri!r} can only be read; embridge does not write {location.scheme}://.")
 
+    def places(self, location: Location) -> set[str]:
+        """What an existing collection is kept in, named alike however its URI is written: files, or a collection of a server."""
+        return {location.uri}
+
     def create(self, location: Location, layout: Layout) -> Writer:
         """Create an empty collection with the note of `layout` and its cursor."""
         raise NotImplementedError

@@ -19,6 +19,7 @@ from embridge.maps import Map
 from embridge.records.in_place import InPlaceMigration, MigrationPreview
 from embridge.stores import Collection
 from embridge.stores.batch import Batch
+from embridge.stores.capabilities import Capabilities
 from embridge.stores.in_place import InPlace, MigrationNote, Preview
 from embridge.stores.memory import empty_payload
 from embridge.stores.parquet.writer import rows_of_group
@@ -86,7 +87,7 @@ def migrate_in_place(
     """
     started, uri = time.perf_counter(), without_password(uri)
     chosen = InPlaceOptions(**options)
-    with opened(uri) as (store, location, change):
+    with opened(uri, chosen.vector_column) as (store, location, change):
         source = open_old(uri, chosen)
         found = change.note()
         wanted = new_note(store, location, change, source, translation, chosen)
@@ -96,7 +97,10 @@ def migrate_in_place(
         if note is wanted:
             change.check(note)
         task = task_of(rows_of(change, note, uri), translation, note, chosen, progress)
-        remarks = _fill(change, note, task, is_new=note is wanted, largest=store.capabilities(note.new.metric).largest_batch)
+        held = store.capabilities(note.new.metric)
+        change.start(note)
+        sink = _Sink(change, note, task, held)
+        remarks = sink.fill()
         rows, skipped = _count(change.new_rows(note)), _count(change.old_rows(note, missing=True))
         empty = change.without_vector(note)
     after = open_old(uri, chosen).fingerprint()
@@ -106,40 +110,43 @@ def migrate_in_place(
     )  # fmt: skip
 
 
-def _fill(change: InPlace, note: MigrationNote, task: Task, *, is_new: bool, largest: int | None) -> list[str]:
-    """Translate all rows, build the index, and translate what was added meanwhile."""
-    if is_new or note.marks_changed:
-        change.start(note)
-    rows = rows_of_group(note.new.dim, np.dtype(note.dtype))
-    sink = _Sink(change, note, task, min(rows, largest or rows))
-    if note.stage == "filling":
-        sink.translate(task.source, first=True)
-        sink.translate_missing()
-        if not sink.note.cursor.written:
-            change.drop(sink.note)
-            raise BadVectorsError.none_left(task.source.name, len(task.source))
-    sink.note = sink.note.at("ready")
-    remarks = change.finish(sink.note)
-    sink.translate_missing()
-    return remarks
-
-
 class _Sink:
     """Writes groups of translated rows, and moves the cursor of the note behind them."""
 
-    def __init__(self, change: InPlace, note: MigrationNote, task: Task, group_rows: int) -> None:
-        self._change, self.note, self._task, self._group_rows = change, note, task, group_rows
+    def __init__(self, change: InPlace, note: MigrationNote, task: Task, held: Capabilities) -> None:
+        self._change, self.note, self._task, self._held = change, note, task, held
         self._is_first, self._found = True, 0
 
-    def translate(self, source: Collection, *, first: bool = False) -> None:
+    def fill(self) -> list[str]:
+        """Translate all rows, build the index, and translate what was added meanwhile."""
+        if self.note.stage == "filling":
+            self._translate(self._task.source, first=True)
+            self._translate_missing()
+            if not self.note.cursor.written:
+                self._change.drop(self.note)
+                raise BadVectorsError.none_left(self._task.source.name, len(self._task.source))
+        self.note = self.note.at("ready")
+        remarks = self._change.finish(self.note)
+        self._translate_missing()
+        if not self._held.finds_missing:
+            remarks.append("Rows that are added from now on are not found: pause writes until the cutover.")
+        if not self.note.marks_changed:
+            hint = ", or use --mark-changed" if self._held.marks_changed else ""
+            remarks.append(
+                f"Changes of old vectors in rows that were translated are not noticed: pause them until the cutover{hint}."
+            )
+        return remarks
+
+    def _translate(self, source: Collection, *, first: bool = False) -> None:
         """Translate the rows of a collection; those of the first pass move the cursor."""
         cursor = self.note.cursor
         self._is_first = first
         task = replace(self._task, source=source)
         start, after = (cursor.written + cursor.skipped, cursor.after) if first else (0, None)
-        translate_rows(task, self._group_rows, self._write, start=start, after=after)
+        rows = rows_of_group(self.note.new.dim, np.dtype(self.note.dtype))
+        translate_rows(task, min(rows, self._held.largest_batch or rows), self._write, start=start, after=after)
 
-    def translate_missing(self) -> None:
+    def _translate_missing(self) -> None:
         """Translate rows without a new vector until none is left that can be.
 
         Raises
@@ -148,15 +155,17 @@ class _Sink:
             Rows stay without one, although they are written.
         """
         idle, name = 0, self._task.source.name
-        while idle < _PASSES:
+        while self._held.finds_missing and idle < _PASSES:
             source = self._change.old_rows(self.note, missing=True)
             if source is None:
                 return
             before, self._found = self.note.cursor.written, 0
-            self.translate(source)
+            self._translate(source)
             if not self._found:
                 return
             idle = 0 if self.note.cursor.written > before else idle + 1
+        if not idle:
+            return
         raise CollectionError(
             f"{name} keeps {n_rows(self._found)} without a new vector, although they were written {_PASSES} times. "
             "Hint: a trigger or a row-level policy may prevent it."
@@ -208,7 +217,7 @@ def preview_in_place(uri: str, translation: Map, *, resume: bool = False, **opti
         As `migrate_in_place` would, before it writes.
     """
     uri, chosen = without_password(uri), InPlaceOptions(**options)
-    with opened(uri) as (store, location, change):
+    with opened(uri, chosen.vector_column) as (store, location, change):
         wanted = new_note(store, location, change, open_old(uri, chosen), translation, chosen)
         note = check_found(change.note(), wanted, uri, resume=resume)
         is_new = note is wanted

@@ -39,8 +39,8 @@ class InPlaceOptions:
 
 
 @contextmanager
-def opened(uri: str) -> Iterator[tuple[Store, Location, InPlace]]:
-    """The store of a collection, and its side of a migration in place.
+def opened(uri: str, vector_column: str | None = None) -> Iterator[tuple[Store, Location, InPlace]]:
+    """The store of a collection, and its side of a migration in place of one of its vectors.
 
     Raises
     ------
@@ -54,6 +54,8 @@ def opened(uri: str) -> Iterator[tuple[Store, Location, InPlace]]:
             "Hint: embridge convert (for a collection), or embridge migrate (for an index), writes a new one."
         )
     location = Location.parse(uri)
+    if vector_column is not None:
+        location = replace(location, options=location.options | {"vector": location.column("vector", vector_column, "")})
     with closing(store.in_place(location)) as change:
         yield store, location, change
 

@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import contextlib
+import uuid
 from collections.abc import Iterator
 from dataclasses import replace
 
 import psycopg
-import pyarrow as pa
 from psycopg import sql
 
 from embridge.errors import CollectionError, n_rows
 from embridge.stores.batch import Batch
-from embridge.stores.in_place import InPlace, MigrationNote, Preview
+from embridge.stores.in_place import InPlace, MigrationNote, Preview, find_migration
 from embridge.stores.pgvector.checks import check_table, dependents
-from embridge.stores.pgvector.collection import columns_of, connect, migration_of, one, table_of, translated, writing
+from embridge.stores.pgvector.collection import columns_of, connect, one, table_of, translated, writing
 from embridge.stores.pgvector.columns import Column, to_wire
 from embridge.stores.pgvector.indexes import build_indexes
 from embridge.stores.pgvector.live import VERSION, LiveRows
@@ -22,6 +22,8 @@ from embridge.stores.uri import Location
 
 _LOCK_TIMEOUT = "10s"  # for a lock that keeps readers out: they would queue behind it
 _STAGED = sql.Identifier("pg_temp", "embridge_staged")
+_STORAGE = {"p": "PLAIN", "e": "EXTERNAL", "x": "EXTENDED", "m": "MAIN"}
+_LOCK = 0x656D62  # of a table that is being migrated; the first of the two numbers of an advisory lock
 _TRIGGER = sql.Identifier("embridge_mark_changed")
 
 
@@ -29,7 +31,7 @@ class PgInPlace(InPlace):
     """Migrations in place of one table."""
 
     def __init__(self, location: Location) -> None:
-        self._location, self._table, self._is_staged = location, table_of(location), False
+        self._location, self._table, self._key = location, table_of(location), None
         with translated(location):
             self._connection = connect(location)
 
@@ -41,27 +43,32 @@ class PgInPlace(InPlace):
 
     def note(self) -> MigrationNote | None:
         with translated(self._location):
-            return migration_of(list(self._columns().values()), self._location)
+            comments = {name: column.comment for name, column in self._columns().items()}
+        return find_migration(comments, self._location.uri, self._location.options.get("vector"))
 
     def check(self, note: MigrationNote) -> Preview:
         with translated(self._location):
             return check_table(self._connection, self._location, note, self._columns(), _kind(note))
 
     def start(self, note: MigrationNote) -> None:
-        columns = self._columns()
         with self._changing():
-            if note.into not in columns:
-                add = sql.SQL("ALTER TABLE {} ADD COLUMN {} {}({})").format(
-                    self._table, sql.Identifier(note.into), sql.SQL(_kind(note)), sql.Literal(note.new.dim)
-                )
-                self._connection.execute(add)
-                query = "SELECT attstorage FROM pg_attribute WHERE attrelid = %s::regclass AND attname = %s"
-                [storage] = one(self._connection, query, self._table.as_string(self._connection), note.name)
-                storage = {"p": "PLAIN", "e": "EXTERNAL", "x": "EXTENDED", "m": "MAIN"}[storage]
-                self._alter(note.into, sql.SQL("SET STORAGE {}").format(sql.SQL(storage)))
+            query = "SELECT oid::int8 FROM pg_class WHERE oid = %s::regclass"
+            [oid] = one(self._connection, query, self._table.as_string(self._connection))
+            self._connection.execute("SELECT pg_advisory_lock(%s, %s)", [_LOCK, oid - (oid >> 31 << 32)])  # of this session
+            if note.into not in self._columns():
+                self._add_column(note)
             if note.marks_changed:
                 self._mark_changed(note)
             self._keep(note)
+
+    def _add_column(self, note: MigrationNote) -> None:
+        """The new column, stored in the way of the old one."""
+        query = "SELECT attstorage FROM pg_attribute WHERE attrelid = %s::regclass AND attname = %s"
+        [storage] = one(self._connection, query, self._table.as_string(self._connection), note.name)
+        add = sql.SQL("ALTER TABLE {} ADD COLUMN {} {}({})")
+        into = sql.Identifier(note.into)
+        self._connection.execute(add.format(self._table, into, sql.SQL(_kind(note)), sql.Literal(note.new.dim)))
+        self._alter(note.into, sql.SQL("SET STORAGE {}").format(sql.SQL(_STORAGE[storage])))
 
     def old_rows(self, note: MigrationNote, *, missing: bool = False) -> LiveRows | None:
         where = sql.SQL("{} IS NOT NULL").format(sql.Identifier(note.old_name))
@@ -91,34 +98,38 @@ class PgInPlace(InPlace):
         return one(self._connection, sql.SQL("SELECT count(*) FROM {} WHERE {}").format(self._table, condition))[0]
 
     def write(self, batch: Batch, note: MigrationNote) -> int:
-        key, into = sql.Identifier(note.id_column), sql.Identifier(note.into)
-        kinds = ["int8" if pa.types.is_integer(batch.ids.type) else "text", "bytea", "int8"]
-        columns = [batch.ids.to_pylist(), to_wire(batch.vectors, _kind(note)), batch.payload.column(0).to_pylist()]
-        update = sql.SQL(
-            "UPDATE {} AS t SET {} = s.vector FROM {} AS s WHERE t.{} = s.id::{} AND t.xmin::text::int8 = s.version"
-        ).format(self._table, into, _STAGED, key, sql.SQL(self._id_type(note)))
-        with writing(self._location), self._connection.transaction():
-            self._stage(note, kinds[0])
-            with self._connection.cursor() as cursor:
+        key = self._columns()[note.id_column] if self._key is None else self._key
+        ids = batch.ids.to_pylist()
+        if key.kind == "uuid":
+            ids = [uuid.UUID(value).bytes for value in ids]
+        kinds = ["bytea" if key.kind == "uuid" else key.kind if key.kind in ("int2", "int4", "int8") else "text", "bytea", "int8"]
+        columns = [ids, to_wire(batch.vectors, _kind(note)), batch.payload.column(0).to_pylist()]
+        # Rows that were changed since they were read have another version, and stay without a new vector until they are read again.
+        update = "UPDATE {} AS t SET {} = s.vector FROM {} AS s WHERE t.{} = s.id AND t.xmin::text::int8 = s.version"
+        names = self._table, sql.Identifier(note.into), _STAGED, sql.Identifier(key.name)
+        with writing(self._location):
+            if self._key is None:
+                self._stage(note)
+                self._key = key
+            with self._connection.transaction(), self._connection.cursor() as cursor:
                 with cursor.copy(sql.SQL("COPY {} FROM STDIN (FORMAT BINARY)").format(_STAGED)) as copy:
                     copy.set_types(kinds)
                     for row in zip(*columns, strict=True):
                         copy.write_row(row)
-                written = cursor.execute(update).rowcount
-            self._keep(note)
+                written = cursor.execute(sql.SQL(update).format(*names)).rowcount
+                self._keep(note)
         return written
 
-    def _stage(self, note: MigrationNote, key: str) -> None:
-        """A table of this session that a batch is copied into."""
-        if not self._is_staged:
-            vectors = sql.SQL("{}({})").format(sql.SQL(_kind(note)), sql.Literal(note.new.dim))
-            made = "CREATE TEMP TABLE IF NOT EXISTS embridge_staged (id {}, vector {}, version int8) ON COMMIT DELETE ROWS"
-            self._connection.execute(sql.SQL(made).format(sql.SQL(key), vectors))
-            self._is_staged = True
-
-    def _id_type(self, note: MigrationNote) -> str:
-        query = "SELECT format_type(atttypid, NULL) FROM pg_attribute WHERE attrelid = %s::regclass AND attname = %s"
-        return one(self._connection, query, self._table.as_string(self._connection), note.id_column)[0]
+    def _stage(self, note: MigrationNote) -> None:
+        """A table of this session that batches are copied into; its ids are of the type and the collation of the table's."""
+        made = sql.SQL(
+            "CREATE TEMP TABLE embridge_staged ON COMMIT DELETE ROWS AS "
+            "SELECT {} AS id, NULL::{}({}) AS vector, 0::int8 AS version FROM {} WITH NO DATA"
+        )
+        kind = sql.SQL(_kind(note)), sql.Literal(note.new.dim)
+        self._connection.execute(made.format(sql.Identifier(note.id_column), *kind, self._table))
+        self._connection.execute("SET enable_hashjoin = off")  # rows are found by the index over ids, not by reading the table
+        self._connection.execute("SET enable_mergejoin = off")
 
     def finish(self, note: MigrationNote) -> list[str]:
         with writing(self._location):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,6 +19,7 @@ from embridge.stores.uri import Location
 _LARGEST = {"vector": 2_000, "halfvec": 4_000}  # dimensions of an index
 _METHODS = ("hnsw", "ivfflat")
 _LOCK_TIMEOUT = "60s"
+_PAUSE = 0.5  # seconds
 
 
 @dataclass(frozen=True)
@@ -97,9 +99,12 @@ def planned(found: VectorIndex, note: MigrationNote, kind: str) -> VectorIndex |
 
 def build_indexes(connection: psycopg.Connection[Any], location: Location, note: MigrationNote, kind: str) -> list[str]:
     """Build the indexes of the old column over the new one, unless they are there."""
+    name = table_of(location).as_string(connection)
+    while connection.execute("SELECT FROM pg_stat_progress_create_index WHERE relid = %s::regclass", [name]).fetchone():
+        time.sleep(_PAUSE)  # the server goes on with an index whose client was killed
     there = indexes_of(connection, location, note.new_name)
     for index in there:
-        if not index.is_valid:  # a run was killed while it built this one
+        if not index.is_valid:  # its building was interrupted
             connection.execute(sql.SQL("DROP INDEX {}").format(sql.SQL(index.name)))
     there_settings = [index.settings for index in there if index.is_valid]
     remarks = []
