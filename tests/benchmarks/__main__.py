@@ -1,7 +1,8 @@
 """`make bench`: ratios measured in one run, each case in a process of its own, printed as a table and written as JSON.
 
 `python -m tests.benchmarks [--only query kernel fit convert quality fused service] [--rows ...] [--anchors ...] [--repeat 3]
-[--folder DIR] [--out FILE]`; 10,000,000 rows on request.
+[--folder DIR] [--out FILE]`; 10,000,000 rows on request. `make bench BENCH=scale` (or `BENCH="scale --rows 10000000"`) is
+`tests.benchmarks.scale`.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-from tests.benchmarks import fused, quality, service
+from tests.benchmarks import fused, quality, scale, service
 
 WIDTHS = ((384, 768), (1024, 1024))
 PARTS = ("query", "kernel", "fit", "convert", "quality", "fused", "service")
@@ -143,4 +144,7 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    if sys.argv[1:2] == ["scale"]:
+        scale.main(sys.argv[2:])
+    else:
+        main()
