@@ -24,8 +24,9 @@ _QUERIES = 32  # whose candidates are in memory at once
 
 
 def is_searchable(collection: Collection, old: Collection | None) -> bool:
-    """Whether stores search the rows: both sides of a fused search, where there are two."""
-    return isinstance(collection, Searchable) and (old is None or isinstance(old, Searchable))
+    """Whether stores search the rows by the metric of their space: both sides of a fused search, where there are two."""
+    sides = [side for side in (collection, old) if side is not None]
+    return all(isinstance(side, Searchable) and side.index_metric in (None, side.stated_space.metric) for side in sides)
 
 
 def search_store(
@@ -106,10 +107,11 @@ def _rows(
     old: Collection, new: Collection, candidates: list[set[Any]], references: tuple[np.ndarray, np.ndarray] | None
 ) -> tuple[list[Any], np.ndarray]:
     """Ids of the candidates that have both vectors, in order, and their fused rows."""
-    wanted = pa.array(sorted(set().union(*candidates)), new.id_type)
+    names = sorted(set().union(*candidates))
+    wanted = pa.array(names, new.id_type)
     sides = []
     for side in (old, new):
-        ids, vectors = vectors_by_id(side, wanted)
+        ids, vectors = vectors_by_id(side, names)
         usable = np.isfinite(vectors).all(axis=1)
         sides.append((ids.filter(pa.array(usable)), vectors[usable]))
     places = [pc.index_in(wanted, ids) for ids, _ in sides]

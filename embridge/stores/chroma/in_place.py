@@ -24,7 +24,7 @@ from embridge.types import Space
 _ORIGINAL, _WAS_LIVE = f"{NOTE}_original", f"{NOTE}_was_live"  # in the metadata of a shadow: id of the other; it was in use
 _NAME = re.compile(r"[a-zA-Z0-9][a-zA-Z0-9._-]{1,510}[a-zA-Z0-9]")
 _SCHEMA = pa.schema([(name, pa.string()) for name in ("metadata", *TEXTS)])
-_CHANGES = "Until the cutover, pause changes of existing rows: Chroma does not show them. Added and deleted rows are found."
+_CHANGES = "Changes of metadata, documents and URIs of rows that were copied are not noticed either."
 
 
 class LiveRows(ChromaCollection):
@@ -126,11 +126,13 @@ class ChromaInPlace(InPlace):
             "builds the index as they are written.",
             f"A cutover renames {note.name!r} to {note.aside!r}, then {note.into!r} to {note.name!r}; for a moment there is no "
             f"{note.name!r}.",
-            _CHANGES,
+            "Until the cutover, pause changes of existing rows: Chroma does not show them. Added and deleted rows are found.",
         )
         return Preview(steps, rows * (4 * note.new.dim + 8 * settings.get("max_neighbors", 16)))
 
     def start(self, note: MigrationNote) -> None:
+        if self._sides()[1] is not None:
+            return self._keep(note)
         original = self._held(self._name)
         kind, settings = _index_of(original)
         kept = {key: value for key, value in (original.metadata or {}).items() if not key.startswith(("hnsw:", MIGRATION))}
@@ -141,6 +143,7 @@ class ChromaInPlace(InPlace):
         configuration: Any = {kind: settings | {"space": SPACES[note.new.metric]}}
         with storing(self._location):
             self._client.create_collection(note.into, configuration=configuration, metadata=metadata, embedding_function=None)
+        return None
 
     def old_rows(self, note: MigrationNote, *, missing: bool = False) -> LiveRows | None:
         shadow, original = self._sides()
@@ -222,6 +225,13 @@ class ChromaInPlace(InPlace):
         for side, name in steps:
             if side.name != name:
                 held = self._held(side.name)
+                with reading(self._location):
+                    taken = next((other for other in listed(self._client) if other.name == name), None)
+                if taken is not None:
+                    raise CollectionError(
+                        f"{self._location.uri!r}: another program has made a collection {name!r} ({n_rows(taken.count())}) "
+                        "meanwhile. Hint: rename or remove it, and repeat."
+                    )
                 with storing(self._location):
                     held.modify(name=name)
 

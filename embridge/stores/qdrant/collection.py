@@ -31,7 +31,7 @@ _MIGRATION = f"{NOTE}_migration:"  # keys in the metadata of a collection, follo
 def capabilities_of(metric: Metric | None) -> Capabilities:
     """Of a collection: under cosine, vectors are stored with unit length."""
     rest = {"dtypes": ("float32", "float16"), "supports_second_vector": True, "supports_alias": True}
-    rest |= {"in_place_modes": ("column", "shadow"), "finds_missing": True}
+    rest |= {"in_place_modes": ("column", "shadow"), "finds_missing": True, "largest_batch": 4096}  # rows with their payload
     return Capabilities(keeps_lengths=metric != Metric.COSINE, keeps_order=False, **rest)
 
 
@@ -127,7 +127,7 @@ class QdrantCollection(JsonCollection):
 
     def _vectors(self, rows: list[Any] | np.ndarray, start: int, *, validate: bool) -> np.ndarray:
         values = super()._vectors(rows, start, validate=validate)
-        return unit(values) if self.stated_space.metric == Metric.COSINE else values  # local mode keeps lengths on the disk
+        return values if self.capabilities.keeps_lengths else unit(values)  # local mode keeps lengths on the disk
 
     def _type_of_field(self, field: str) -> pa.DataType:
         value = (self._scroll(limit=1, with_payload=True)[0][0].payload or {}).get(field)

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import re
 import time
 from typing import Any
 
 import numpy as np
 
-from embridge.errors import CollectionError, OutputError, OutputExistsError, ParameterError
+from embridge.errors import CollectionError, OutputError
 from embridge.stores.batch import Batch
 from embridge.stores.in_place import InPlace, MigrationNote, Mode, Preview
+from embridge.stores.qdrant.checks import preview
 from embridge.stores.qdrant.client import (
     UnexpectedResponse,
     collection_name,
@@ -22,9 +22,8 @@ from embridge.stores.qdrant.client import (
     storing,
 )
 from embridge.stores.qdrant.collection import DISTANCES, QdrantCollection, describe, key_of, migrations_of, real_name, vectors_of
-from embridge.stores.qdrant.live import LiveRows, at, count, having, retrieved
+from embridge.stores.qdrant.live import LiveRows, at, count, having, index_of, retrieved, using_of
 from embridge.stores.qdrant.shadow import (
-    check_shadow,
     complete_shadow,
     create_shadow,
     datatype,
@@ -37,16 +36,7 @@ from embridge.stores.qdrant.shadow import (
 )
 from embridge.stores.uri import Location
 
-_NEEDED = {"column": (1, 18), "shadow": (1, 16)}  # versions of servers: named vectors can be added; collections keep metadata
-_WRONG = re.compile(r'[<>:"/\\|?*\0\x1f]')  # in names, which are names of folders
 _PAUSE, _PAUSES = 1.0, 600  # seconds between two looks at the optimizer, and looks
-_CHANGES = (
-    "Until the cutover, pause changes of vectors of existing points: Qdrant does not show them. Points that are added, or upserted "
-    "as a whole after their batch, are found."
-)
-_SHADOW_CHANGES = (
-    "Until the cutover, pause all changes of existing points: Qdrant does not show them. Added and deleted ones are found."
-)
 
 
 class QdrantInPlace(InPlace):
@@ -106,84 +96,44 @@ class QdrantInPlace(InPlace):
         return vector_column, into or f"{vector_column}_new", ""
 
     def check(self, note: MigrationNote) -> Preview:
-        if "id" in self._location.options:
-            raise ParameterError(f"{self._location.uri!r}: points are migrated by their own ids. Hint: leave out id=.")
-        if _WRONG.search(note.into) or len(note.into.encode()) > 200:
-            raise ParameterError.must_be("into", 'a name of up to 200 bytes without any of <>:"/\\|?*', note.into)
-        self._check_version(note.mode)
         info, _ = self._describe()
-        if note.mode == "shadow":
-            with reading(self._location):
-                check_shadow(self._client, self._location, note, info)
-        else:
-            self._check_column(note, info)
-        using = self._using(note, info)
         with reading(self._location):
-            rows = count(self._client, self._name, having(using if note.mode == "shadow" else note.name))
-        edges = self._index_of(note, info)["m"]
-        return Preview(_steps(note, edges), rows * (note.new.dim * (2 if note.dtype == "float16" else 4) + 8 * edges))
-
-    def _check_version(self, mode: Mode) -> None:
-        if self._location.host:
-            with reading(self._location):
-                version = self._client.info().version
-            if tuple(map(int, version.split(".")[:2])) < _NEEDED[mode]:
-                needed = ".".join(map(str, _NEEDED[mode]))
-                hint = " Hint: upgrade it, or --mode shadow, for an alias." if mode == "column" else ""
-                raise CollectionError(f"{self._location.uri!r} is on Qdrant {version}; --mode {mode} needs {needed}.{hint}")
-
-    def _check_column(self, note: MigrationNote, info: Any) -> None:
-        vectors = vectors_of(info)
-        if note.name not in vectors:
-            raise CollectionError(
-                f"{self._location.uri!r} has a vector without a name. With a named one beside it, points come back in another "
-                "form, and local mode takes no more vectors without a name. Hint: --mode shadow, for an alias of the collection."
-            )
-        if note.into in vectors or note.into in (info.config.params.sparse_vectors or {}):
-            raise OutputExistsError(f"{self._location.uri!r} has a vector {note.into!r} already. Hint: --into another name.")
-
-    def _using(self, note: MigrationNote, info: Any) -> str:
-        """The name of the new vector; the unnamed one has the name ''."""
-        return note.into if note.mode == "column" else next(iter(vectors_of(info)))
+            return preview(self._client, self._location, self._name, note, info)
 
     def _home(self, note: MigrationNote) -> str:
         """The collection of the new vectors."""
         return self._name if note.mode == "column" else note.into
 
-    def _index_of(self, note: MigrationNote, info: Any) -> dict[str, Any]:
-        """Settings of the index of the old vectors that are their own, and its number of edges."""
-        old = vectors_of(info)[note.name] if note.mode == "column" else next(iter(vectors_of(info).values()))
-        own = old.hnsw_config.model_dump(exclude_none=True) if old.hnsw_config else {}
-        return {"m": info.config.hnsw_config.m} | own
-
     def _keep(self, note: MigrationNote, name: str, **changes: Any) -> None:
         self._client.update_collection(name, metadata=changes | {key_of(note): note.dumps()})
 
     def start(self, note: MigrationNote) -> None:
-        info, _ = self._describe()
+        info, _ = self._describe(note.aside or self._name)
         with storing(self._location):
-            self._keep(note, self._name)
+            is_there = self._client.collection_exists(note.into) if note.mode == "shadow" else note.into in vectors_of(info)
+            self._keep(note, self._home(note) if is_there else note.aside or self._name)
+            if is_there:
+                return
             if note.mode == "shadow":
-                if not self._client.collection_exists(note.into):
-                    create_shadow(self._client, note, info)
+                create_shadow(self._client, note, info)
             else:
                 dense = models.DenseVectorConfig(size=note.new.dim, distance=DISTANCES[note.new.metric], datatype=datatype(note))
                 self._client.create_vector_name(self._name, note.into, models.DenseVectorNameConfig(dense=dense))
             self._set_index(note, info, models.VectorParamsDiff(hnsw_config=models.HnswConfigDiff(m=0)))  # no index
 
     def _set_index(self, note: MigrationNote, info: Any, settings: Any) -> None:
-        self._client.update_collection(self._home(note), vectors_config={self._using(note, info): settings})
+        self._client.update_collection(self._home(note), vectors_config={using_of(note, info): settings})
 
     def old_rows(self, note: MigrationNote, *, missing: bool = False) -> LiveRows | None:
         if note.mode == "column":
             return self._rows(note, note.name, having(note.name, note.into if missing else None))
         info, _ = self._describe(note.aside)
         with reading(self._location):
-            return shadow_rows(self._client, self._location, note, self._using(note, info), missing=missing)
+            return shadow_rows(self._client, self._location, note, using_of(note, info), missing=missing)
 
     def new_rows(self, note: MigrationNote) -> LiveRows | None:
         info, _ = self._describe(self._home(note))
-        using = self._using(note, info)
+        using = using_of(note, info)
         return self._rows(note, using, having(using))
 
     def _rows(self, note: MigrationNote, vector: str, condition: Any) -> LiveRows | None:
@@ -194,14 +144,14 @@ class QdrantInPlace(InPlace):
 
     def without_vector(self, note: MigrationNote) -> int:
         info, _ = self._describe(self._home(note))
-        names = [note.name, note.into] if note.mode == "column" else [self._using(note, info)]
+        names = [note.name, note.into] if note.mode == "column" else [using_of(note, info)]
         lacking = models.Filter(must_not=[models.HasVectorCondition(has_vector=name) for name in names])
         with reading(self._location):
             return count(self._client, self._home(note), lacking)
 
     def write(self, batch: Batch, note: MigrationNote) -> int:
         info, _ = self._describe(self._home(note))
-        using, rows, written = self._using(note, info), request_rows(note.new.dim), 0
+        using, rows, written = using_of(note, info), request_rows(note.new.dim), 0
         if self._held is None:  # the collection knows how ids of rows and of points belong together
             vector = note.name if note.mode == "column" else None
             self._held = QdrantCollection(at(self._location, self._name), space=note.old, vector_column=vector)
@@ -238,15 +188,20 @@ class QdrantInPlace(InPlace):
 
     def finish(self, note: MigrationNote) -> list[str]:
         info, _ = self._describe(note.aside or self._name)
-        using, index = self._using(note, info), self._index_of(note, info)
+        using, index = using_of(note, info), index_of(note, info)
         old = vectors_of(info)[note.name if note.mode == "column" else using]
-        placed = {"quantization_config": old.quantization_config, "on_disk": old.on_disk, "memory": old.memory}
+        placed = {name: getattr(old, name) for name in models.VectorParamsDiff.model_fields if name != "hnsw_config"}
         with storing(self._location):
-            remarks = complete_shadow(self._client, note, info, using) if note.mode == "shadow" else []
+            remarks = []
+            if note.mode == "shadow":
+                remarks = [
+                    *complete_shadow(self._client, note, info, using),
+                    "Changes of the payload of copied points are not noticed.",
+                ]
             self._set_index(note, info, models.VectorParamsDiff(hnsw_config=models.HnswConfigDiff(**index), **placed))
             remarks.append(self._wait(self._home(note), index["m"]))
             self._keep(note, self._home(note))
-        return [*remarks, _CHANGES if note.mode == "column" else _SHADOW_CHANGES]
+        return remarks
 
     def _wait(self, name: str, edges: int) -> str:
         """Wait until the optimizer has built the index."""
@@ -288,22 +243,3 @@ class QdrantInPlace(InPlace):
     def close(self) -> None:
         self._held = None
         release(self._location)
-
-
-def _steps(note: MigrationNote, edges: int) -> tuple[str, ...]:
-    kind = f"{note.new.dim} dimensions, {note.new.metric}, {note.dtype}"
-    if note.mode == "shadow":
-        return (
-            f"A collection {note.into!r} is created ({kind}), with the other settings of {note.aside!r}.",
-            "Points are copied into it with new vectors, in the order of their ids; payload and sparse vectors stay as they are.",
-            f"Then its index is built, with m={edges}, and the indexes of payload fields.",
-            f"A cutover moves the alias {note.name!r} from {note.aside!r} to {note.into!r} in one request.",
-            _SHADOW_CHANGES,
-        )
-    return (
-        f"Points get a second vector {note.into!r} ({kind}).",
-        "It is written in the order of their ids; the old vector and the payload stay as they are.",
-        f"Then its index is built, with m={edges}, as that of {note.name!r}.",
-        f"After the cutover applications must search with using={note.into!r}: Qdrant cannot rename vectors.",
-        _CHANGES,
-    )

@@ -12,7 +12,7 @@ import pyarrow as pa
 from embridge.stores.in_place import MigrationNote
 from embridge.stores.json_columns import JsonColumns, Row
 from embridge.stores.qdrant.client import models
-from embridge.stores.qdrant.collection import QdrantCollection
+from embridge.stores.qdrant.collection import QdrantCollection, vectors_of
 from embridge.stores.store import Note
 from embridge.stores.uri import Location
 from embridge.types import Space
@@ -31,6 +31,19 @@ def having(vector: str, without: str | None = None) -> Any:
     """The condition that a point has one vector, and lacks another."""
     lacks = None if without is None else models.HasVectorCondition(has_vector=without)
     return models.Filter(must=models.HasVectorCondition(has_vector=vector), must_not=lacks)
+
+
+def using_of(note: MigrationNote, info: Any) -> str:
+    """The name of the new vector; the unnamed one has the name ''."""
+    return note.into if note.mode == "column" else next(iter(vectors_of(info)))
+
+
+def index_of(note: MigrationNote, info: Any) -> dict[str, Any]:
+    """Settings of the index of the old vectors that are their own, and its number of edges."""
+    vectors = vectors_of(info)
+    old = vectors[note.name] if note.mode == "column" else next(iter(vectors.values()))
+    own = old.hnsw_config.model_dump(exclude_none=True) if old.hnsw_config else {}
+    return {"m": info.config.hnsw_config.m} | own
 
 
 def count(client: Any, name: str, condition: Any) -> int:

@@ -6,7 +6,7 @@ import json
 from collections.abc import Iterator
 from typing import Any
 
-from embridge.errors import CollectionError, OutputExistsError, ParameterError, n_rows
+from embridge.errors import CollectionError, ParameterError, n_rows
 from embridge.stores.batch import Batch
 from embridge.stores.in_place import MigrationNote
 from embridge.stores.json_collection import NOTE
@@ -34,26 +34,6 @@ def names_of(client: Any, location: Location, name: str, into: str | None, known
             f"{name!r}, let applications use the alias in place of the collection, and migrate the URI with the alias."
         )
     return name, into or (f"{name}_new" if real != f"{name}_new" else f"{name}_next"), real
-
-
-def check_shadow(client: Any, location: Location, note: MigrationNote, info: Any) -> None:
-    """Refuse a collection that a shadow would not hold whole.
-
-    Raises
-    ------
-    CollectionError, OutputExistsError
-    """
-    if len(vectors := vectors_of(info)) > 1:
-        names = ", ".join(map(repr, vectors))
-        raise CollectionError(
-            f"{location.uri!r} has several dense vectors ({names}); a shadow is made of collections with one. Hint: --mode column."
-        )
-    if str(info.config.params.sharding_method or "auto").rpartition(".")[2].lower() == "custom":
-        raise CollectionError(
-            f"{location.uri!r} has shards with keys of its own, which a shadow would not keep. Hint: --mode column."
-        )
-    if client.collection_exists(note.into):
-        raise OutputExistsError(f"There is a collection or an alias {note.into!r} already. Hint: --into another name.")
 
 
 def create_shadow(client: Any, note: MigrationNote, info: Any) -> None:
