@@ -8,7 +8,7 @@ import hashlib
 import json
 import os
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -24,7 +24,7 @@ from embridge.errors import CollectionError, MissingDependencyError, OutputError
 from embridge.files import fingerprint, writing
 from embridge.outputs import ENCODING, Output, claim
 from embridge.parts import Parts, whole_part
-from embridge.ray import Backend, RayBackend, as_backend, run_tasks
+from embridge.ray import Backend, RayBackend, as_backend, connected, run_tasks
 from embridge.stores.base import Batch, Collection, check_content
 from embridge.stores.ids import check_unique
 from embridge.stores.parquet.collection import ParquetCollection
@@ -131,7 +131,7 @@ def encode(
         ray.device_for(device)
     if dtype not in ("float16", "float32"):
         raise ParameterError.must_be("dtype", "'float32' or 'float16'", dtype)
-    with claim(Output(path, ENCODING), inputs=[texts], overwrite=overwrite) as [target]:
+    with connected(ray), claim(Output(path, ENCODING), inputs=[texts], overwrite=overwrite) as [target]:
         table = TextTable(texts, id_column=id_column, text_column=text_column)
         if "vector" in table.payload_schema.names:
             raise CollectionError.reserved_column(table.name, "vector")
@@ -162,10 +162,11 @@ def encode(
             else:
                 counts = _encode_on_ray(replace(job, device=ray.device), parts, wanted, ray)
             done = 0
-            for count in counts:
-                done += count
-                if progress is not None:
-                    progress(done, total)
+            with contextlib.closing(counts):
+                for count in counts:
+                    done += count
+                    if progress is not None:
+                        progress(done, total)
             _join(parts, table, total, target, plan, {ENCODER_KEY: json.dumps(chosen).encode()})
             parts.remove()
             remove_work(target)
@@ -209,7 +210,7 @@ class _Part:
     span: tuple[int, int]
 
 
-def _encode_here(job: _Job, parts: Parts, encoder: SentenceTransformer, wanted: set[Any] | None) -> Iterator[int]:
+def _encode_here(job: _Job, parts: Parts, encoder: SentenceTransformer, wanted: set[Any] | None) -> Generator[int, None, None]:
     """Encode the parts that are missing, one after the other; yields the rows of each part."""
     for number, batch in enumerate(job.table.parts(job.plan["part_rows"], wanted)):
         if parts.find(number) is None:
@@ -218,15 +219,16 @@ def _encode_here(job: _Job, parts: Parts, encoder: SentenceTransformer, wanted: 
         yield len(batch)
 
 
-def _encode_on_ray(job: _Job, parts: Parts, wanted: set[Any] | None, ray: RayBackend) -> Iterator[int]:
+def _encode_on_ray(job: _Job, parts: Parts, wanted: set[Any] | None, ray: RayBackend) -> Generator[int, None, None]:
     """Encode the parts that are missing as tasks; yields the rows of those that are there already, then of each that ends."""
     rows, total = job.plan["part_rows"], len(job.table) if wanted is None else len(wanted)
     spans = job.table.part_spans(rows, wanted)
     units = [_Part(f"part {i + 1} of {job.table.name}", i, job, span) for i, span in enumerate(spans) if parts.find(i) is None]
     counts = [min(rows, total - rows * unit.number) for unit in units]
     yield total - sum(counts)
-    for i, _ in run_tasks(ray, _encode_part, units, [wanted]):
-        yield counts[i]
+    with contextlib.closing(run_tasks(ray, _encode_part, units, [wanted])) as tasks:
+        for i, _ in tasks:
+            yield counts[i]
 
 
 def _encode_part(unit: _Part, wanted: set[Any] | None) -> None:

@@ -6,6 +6,7 @@ Plain tasks (decision 0033): each receives a small value, which names files, and
 from __future__ import annotations
 
 import contextlib
+import functools
 import logging
 import os
 import pickle
@@ -20,8 +21,8 @@ from embridge.errors import BackendError, EmbridgeError, MissingDependencyError,
 
 _LOG = logging.getLogger("embridge")
 _STOP_SECONDS = 10  # that cancelled tasks are waited for
-# For an instance that is started here: it reports nothing to anybody.
-_PRIVATE = {"RAY_USAGE_STATS_ENABLED": "0"}
+_ANSWER_SECONDS = 5  # within which an address must take a connection
+_QUIET = {"RAY_USAGE_STATS_ENABLED": "0"}  # while an instance of ours starts
 
 
 @dataclass(frozen=True)
@@ -119,7 +120,7 @@ def connected(backend: RayBackend | None) -> Iterator[None]:
     MissingDependencyError
         Ray is not installed.
     BackendError
-        No cluster at the address, or one with another version of Ray or Python.
+        No cluster at the address, or one with another version of Ray or Python; or this machine is too small for a task.
     """
     if backend is None:
         yield
@@ -128,14 +129,27 @@ def connected(backend: RayBackend | None) -> Iterator[None]:
         import ray
     except ImportError as e:
         raise MissingDependencyError.of("ray", "The backend 'ray'", "ray") from e
-    if ray.is_initialized():
+    with contextlib.ExitStack() as stack:
+        if not ray.is_initialized():
+            stack.enter_context(_silent())
+            stack.callback(ray.shutdown)
+            _connect(backend)
+        _check_room(backend)
         yield
-        return
-    _connect(backend)
+
+
+@contextlib.contextmanager
+def _silent() -> Iterator[None]:
+    """Without what Ray prints about lost workers: on stdout, where verbs print results, and whatever `log_to_driver` says."""
+    from ray._private import worker
+
+    name = "print_to_stdstream"
+    before = getattr(worker, name, None)
+    setattr(worker, name, lambda *_, **__: None)
     try:
         yield
     finally:
-        ray.shutdown()
+        setattr(worker, name, before)
 
 
 def _connect(backend: RayBackend) -> None:
@@ -145,23 +159,30 @@ def _connect(backend: RayBackend) -> None:
     options: dict[str, Any] = {"address": address, "log_to_driver": False, "logging_level": logging.ERROR}
     if address == "local":
         options |= {"include_dashboard": False, "_node_ip_address": "127.0.0.1"}
-    before = {name: os.environ.get(name) for name in _PRIVATE}
-    os.environ.update({name: value for name, value in _PRIVATE.items() if before[name] is None})
+    before = {name: os.environ.get(name) for name in _QUIET}
+    os.environ.update({name: value for name, value in _QUIET.items() if before[name] is None})
     try:
+        _check_answer(address)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # about the future of Ray
             ray.init(**options)
     except Exception as e:  # Ray raises ConnectionError, RuntimeError, ValueError and its own
-        with contextlib.suppress(Exception):
-            ray.shutdown()
-        reason = " ".join(str(e).split()) or type(e).__name__
-        where = "No Ray instance can be started here" if address == "local" else f"There is no usable Ray cluster at {address!r}"
-        hint = "" if address == "local" else " Hint: start one (`ray start --head`), or leave the address out to use this machine."
-        raise BackendError(f"{where}: {reason[:500].rstrip('.')}.{hint}") from e
+        reason = " ".join(str(e).split())[:500].rstrip(".") or type(e).__name__
+        if address == "local":
+            raise BackendError(f"No Ray instance can be started here: {reason}.") from e
+        hint = "Hint: start one (`ray start --head`), or leave the address out to use this machine."
+        raise BackendError(f"There is no usable Ray cluster at {address!r}: {reason}. {hint}") from e
     finally:
         for name, value in before.items():
             if value is None:
                 os.environ.pop(name, None)
+
+
+def _check_answer(address: str) -> None:
+    """An OSError where nothing listens at HOST:PORT: Ray itself tries for ten minutes."""
+    host, _, port = address.removeprefix("ray://").rpartition(":")
+    if host and port.isdigit():
+        socket.create_connection((host.strip("[]"), int(port)), timeout=_ANSWER_SECONDS).close()
 
 
 def run_tasks(
@@ -191,7 +212,6 @@ def run_tasks(
     with connected(backend):
         import ray
 
-        _check_room(backend)
         options = {"num_cpus": backend.num_cpus, "num_gpus": backend.num_gpus, "max_retries": backend.max_retries}
         task = ray.remote(_call).options(**options, retry_exceptions=False, name="embridge")
         common = [ray.put(value) for value in shared]
@@ -258,7 +278,13 @@ def _check_room(backend: RayBackend) -> None:
     fact = f"A task needs {backend.num_cpus} CPUs and {backend.num_gpus:g} GPUs, and no node has them ({largest})."
     if backend.address is None and not os.environ.get("RAY_ADDRESS"):
         raise BackendError(f"{fact} Hint: give tasks less, or name a cluster with address= (--address).")
-    _LOG.warning("%s Waiting for one; Ctrl-C ends.", fact)
+    _warn(f"{fact} Tasks wait for one; Ctrl-C ends the run.")
+
+
+@functools.cache
+def _warn(message: str) -> None:
+    """A warning, once a process: a verb connects several times."""
+    _LOG.warning(message)
 
 
 def _cancel(references: list[Any]) -> None:

@@ -5,6 +5,7 @@ Shards, and so every bit of the result, depend on the anchors only.
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
@@ -126,11 +127,12 @@ def _in_order(origin: Origin, shards: Sequence[np.ndarray], *, full: bool) -> It
     units = [Shard(f"anchors {i + 1} of {len(shards)}", origin.at(rows), full) for i, rows in enumerate(shards)]
     early: dict[int, Moments] = {}
     expected = 0
-    for number, moments in run_tasks(origin.backend, shard_moments, units):
-        early[number] = moments
-        while expected in early:
-            yield early.pop(expected)
-            expected += 1
+    with contextlib.closing(run_tasks(origin.backend, shard_moments, units)) as tasks:
+        for number, moments in tasks:
+            early[number] = moments
+            while expected in early:
+                yield early.pop(expected)
+                expected += 1
 
 
 def _cut(rows: np.ndarray, count: int) -> list[np.ndarray]:

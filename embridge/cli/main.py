@@ -90,6 +90,7 @@ def main() -> None:
     embridge migrate postgresql://... map.safetensors     new vectors beside the old ones; then cutover, rollback
     embridge search old-in-new.faiss queries.parquet -k 10
     embridge decode old.parquet --decoder head.safetensors --via map.safetensors -o labels.parquet
+    embridge sql map.safetensors "SELECT id, translate(vector::FLOAT[384]) FROM 'old.parquet'"
     embridge serve map.safetensors --index old.faiss        translate and search over HTTP
     embridge catalog sql "SELECT * FROM best_translator"
 

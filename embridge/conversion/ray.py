@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import os
 import time
@@ -208,15 +209,16 @@ def convert_places(
     for n in plans:
         finish(n, None)
     try:
-        tasks = run_tasks(task.backend, convert_unit, [unit for _, unit in todo], [replace(task.translation)])
-        for i, (conversion, mark) in tasks:
-            n, unit = todo[i]
-            keep(unit.name, mark)
-            waiting[n].remove(unit.name)
-            finish(n, conversion)
-            rows += conversion.rows + conversion.skipped
-            if task.progress is not None:
-                task.progress(rows, len(task.source))
+        units, shared = [unit for _, unit in todo], [replace(task.translation)]
+        with contextlib.closing(run_tasks(task.backend, convert_unit, units, shared)) as tasks:
+            for i, (conversion, mark) in tasks:
+                n, unit = todo[i]
+                keep(unit.name, mark)
+                waiting[n].remove(unit.name)
+                finish(n, conversion)
+                rows += conversion.rows + conversion.skipped
+                if task.progress is not None:
+                    task.progress(rows, len(task.source))
     except (BadVectorsError, BadIdsError) as e:
         if not (finished := sum(c is not None for c in done)):
             raise

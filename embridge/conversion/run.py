@@ -19,7 +19,7 @@ from embridge.conversion.task import OnBad, Progress, Task
 from embridge.errors import OutputExistsError, ParameterError
 from embridge.maps import Map
 from embridge.outputs import CONVERSION, Output, claim
-from embridge.ray import Backend, as_backend
+from embridge.ray import Backend, as_backend, connected
 from embridge.records import Conversion
 from embridge.stores import Collection, ParquetCollection, source_paths
 from embridge.stores.ids import check_unique
@@ -162,6 +162,11 @@ def copy(
 
 def convert_task(task: Task, name: str) -> Conversion:
     """Convert into the store, object storage, folder or file that `name` is the name of."""
+    with connected(task.backend):  # fails before anything is written
+        return _convert(task, name)
+
+
+def _convert(task: Task, name: str) -> Conversion:
     if store_of(name) is not None:
         if task.backend is not None:
             raise ParameterError(f"The backend 'ray' writes Parquet, not {name!r}. Hint: `embridge copy` the output there.")

@@ -123,7 +123,9 @@ class Task:
     @property
     def payload_spaces(self) -> dict[str, Space]:
         """The spaces of vector columns in the payload of the output."""
-        return self.source.payload_spaces | ({OLD_COLUMN: self.source.space} if self.keep_old else {})
+        names = self.source.payload_schema.names
+        found = {name: space for name, space in self.source.payload_spaces.items() if name in names}
+        return found | ({OLD_COLUMN: self.source.space} if self.keep_old else {})
 
     @property
     def lineage(self) -> dict[str, str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import os
 from collections.abc import Callable
@@ -63,12 +64,13 @@ def verify_on_ray(
         other = ParquetCollection(made.path, id_column=made.id_column, vector_column=column)
         units += [Unit(other.path, *span, precision) for span in _spans(other, None)]
     rows, compared, worst = 0, 0, 0.0
-    for number, found in run_tasks(backend, compare_unit, units, [translation]):
-        if units[number].made.vector_column != made.vector_column:
-            continue
-        rows, compared, worst = rows + found[0], compared + found[1], max(worst, found[2])
-        if progress is not None:
-            progress(rows, len(made))
+    with contextlib.closing(run_tasks(backend, compare_unit, units, [translation])) as tasks:
+        for number, found in tasks:
+            if units[number].made.vector_column != made.vector_column:
+                continue
+            rows, compared, worst = rows + found[0], compared + found[1], max(worst, found[2])
+            if progress is not None:
+                progress(rows, len(made))
     return rows, compared, worst
 
 

@@ -24,8 +24,9 @@ _QUERIES = 32  # whose candidates are in memory at once
 
 
 def is_searchable(collection: Collection, old: Collection | None) -> bool:
-    """Whether stores search the rows: both sides of a fused search, where there are two."""
-    return isinstance(collection, Searchable) and (old is None or isinstance(old, Searchable))
+    """Whether stores search the rows by the metric of their space: both sides of a fused search, where there are two."""
+    sides = [side for side in (collection, old) if side is not None]
+    return all(isinstance(side, Searchable) and side.index_metric in (None, side.stated_space.metric) for side in sides)
 
 
 def search_store(

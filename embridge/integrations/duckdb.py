@@ -57,8 +57,8 @@ def register(
 
     In queries DuckDB raises ``duckdb.InvalidInputException``, with the message of a `BadVectorsError`, for rows with NULL, NaN or
     infinite values, and for rows of length zero under cosine, before or after the translation. It names the row by its position in
-    its chunk and shows its first values: DuckDB does not tell a function where in the query a chunk begins. ``TRY(translate(...))``
-    gives NULL for such rows.
+    its chunk and shows its first values, since DuckDB passes chunks without row numbers. ``TRY(translate(...))`` gives NULL
+    instead.
 
     Examples
     --------

@@ -110,15 +110,16 @@ class TranslatedTextEmbedder:
 class TranslatedDocumentEmbedder:
     """A document embedder for a document store that holds vectors of another model: documents are embedded and translated.
 
-    Documents that are added to such a store must be translated like its queries (`TranslatedTextEmbedder`). For a store of the
-    new model's vectors use `base` itself.
+    Documents that are added to such a store must be translated, or they are of another space than the rest. For a store of the new
+    model's vectors use `base` itself.
 
     Parameters
     ----------
     base : component
         The document embedder of the new model.
     map : LinearMap, KernelMap, str or path-like
-        A map from the space of `base` to that of the store, or the path of one, which a pipeline needs to be saved.
+        A map from the space of `base` to that of the store, or the path of one, which a pipeline needs to be saved. Not that of the
+        queries, but for example a rotation: documents that went through the map of the queries are found too often (decision 0032).
     space : str, optional
         As in `TranslatedTextEmbedder`.
 

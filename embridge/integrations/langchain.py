@@ -21,7 +21,8 @@ class TranslatedEmbeddings(Embeddings):
     By default queries are translated and documents are not: the store is searched with the new model's queries, and what it holds
     stays as it is. Documents that are to be added to the same store must be translated as well (``documents=True``), or they are
     of another space than the rest. Where both spaces have the same width, so that the store could not notice,
-    `embed_documents` raises unless ``documents=True``.
+    `embed_documents` raises unless ``documents=True``. Translate documents by a map of their own, such as a rotation:
+    those that went through the map of the queries are found too often (decision 0032).
 
     Parameters
     ----------

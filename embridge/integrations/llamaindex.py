@@ -24,7 +24,8 @@ class TranslatedEmbedding(BaseEmbedding):
     By default queries are translated and documents (texts of nodes) are not: the store is searched with the new model's queries,
     and what it holds stays as it is. Nodes that are to be added to the same store must be translated as well
     (``documents=True``), or they are of another space than the rest. Where both spaces have the same width, so that the store
-    could not notice, texts raise unless ``documents=True``.
+    could not notice, texts raise unless ``documents=True``. Translate documents by a map of their own, such as a
+    rotation: those that went through the map of the queries are found too often (decision 0032).
 
     `to_dict` holds the path and the fingerprint of the map, so that caches of an ingestion pipeline notice another map.
     `from_dict` needs the map's path, and ``base=`` unless LlamaIndex can load the base by itself.

@@ -15,7 +15,7 @@ _TERMS = 128  # of an inner product that are summed before they are added to the
 _UNIT = 2.0**-24
 _SPARE_UNITS = 32  # of roundings besides those of the sums: of both vectors, of their lengths and of the quotients
 _SHORTEST, _LONGEST = 1e-15, 1e18  # lengths whose squares keep their digits in float32
-_GROUPS = 4  # per wanted value: their largest values give a lower limit of the k-th
+_GROUPS = 4  # per wanted value
 _CROWDED = 8  # times k values above that limit: ties
 
 
@@ -110,7 +110,7 @@ def screen(
 def contenders(scores: torch.Tensor, k: int, least: torch.Tensor | None = None) -> tuple[torch.Tensor, torch.Tensor]:
     """Some values of each row, among them its `k` largest that are at least `least`, and their columns.
 
-    Much faster than `torch.topk` where rows are long: the k-th largest of the maxima of 4 k groups of columns is a lower limit.
+    Faster than `torch.topk` where rows are long: it copies only values above a `lower_limit`.
 
     Parameters
     ----------
@@ -131,8 +131,7 @@ def contenders(scores: torch.Tensor, k: int, least: torch.Tensor | None = None) 
     if n < 2 * groups:
         top = scores.topk(k, dim=1)
         return top.values, top.indices
-    size = n // groups
-    limit = scores[:, : groups * size].view(count, size, groups).amax(1).topk(k, dim=1).values[:, -1:]
+    limit = lower_limit(scores, k)
     limit = limit if least is None else torch.maximum(limit, least)
     flat = np.flatnonzero((scores >= limit).numpy())
     if len(flat) > _CROWDED * k * count:
@@ -144,6 +143,17 @@ def contenders(scores: torch.Tensor, k: int, least: torch.Tensor | None = None) 
     values[place] = scores.reshape(-1)[at]
     columns[place] = at % n
     return values.view(count, width), columns.view(count, width)
+
+
+def lower_limit(scores: torch.Tensor, k: int) -> torch.Tensor:
+    """A value that at least k of each row reach, shape (rows, 1): the k-th largest of the maxima of 4 k groups of columns.
+
+    Rows have at least 4 k values. Where the largest are spread over the groups, few more than k reach it.
+    """
+    groups = _GROUPS * k
+    size = scores.shape[1] // groups
+    maxima = scores[:, : groups * size].reshape(len(scores), size, groups).amax(1)
+    return maxima.topk(k, dim=1).values[:, -1:]
 
 
 def places(rows: np.ndarray, count: int) -> tuple[np.ndarray, int]:

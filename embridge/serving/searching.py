@@ -207,7 +207,10 @@ def hits_of(target: Target, search: Search) -> list[list[dict[str, Any]]]:
     try:
         hits: Hits = target.search(search)
     except EmbridgeError as e:
-        raise Problem.of(e) from e
+        problem = Problem.of(e)
+        if problem.status == 503:
+            target.expire()
+        raise problem from e
     rows = (hits.row(i) for i in range(len(hits)))
     return [[{"id": one, "score": score} for one, score in zip(*row, strict=True)] for row in rows]
 

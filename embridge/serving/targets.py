@@ -17,6 +17,7 @@ With an old space A and a new space B:
 
 from __future__ import annotations
 
+import math
 import os
 import time
 from dataclasses import dataclass
@@ -141,6 +142,10 @@ class Target:
             raise
         self.__dict__.update(fresh.__dict__)
         return not is_store
+
+    def expire(self) -> None:
+        """Let the next `reopen` open a store again, since it could not be read (a connection was lost)."""
+        self._opened_at = -math.inf
 
     @property
     def collection(self) -> Collection | None:

@@ -6,7 +6,6 @@ import collections
 import copy
 from abc import abstractmethod
 from collections.abc import Iterable, Iterator
-from typing import ClassVar
 
 import numpy as np
 import pyarrow as pa
@@ -37,7 +36,6 @@ class ArrowCollection(DeclaredCollection):
 
     lineage: dict[str, str] = {}  # noqa: RUF012 (replaced, not changed)
 
-    opens_further: ClassVar[bool] = False  # a vector column of the payload can be opened as that of the vectors
     _further: dict[str, Space] = {}  # noqa: RUF012 (replaced, not changed)
     _main: ArrowCollection | None = None  # the collection whose old side this is
 

@@ -16,11 +16,10 @@ from embridge.arrays import bad_rows, check_rows, not_unit
 from embridge.errors import BadIdsError, ChangedSourceError, CollectionError, EmbridgeError, ParameterError
 from embridge.stores.batch import Batch, IdValues
 from embridge.stores.capabilities import Capabilities
-from embridge.stores.fetching import fetched_rows
+from embridge.stores.fetching import selected
 from embridge.types import Metric, Provenance, Space
 
 BATCH_BYTES = 32 << 20  # of float32 vectors in a batch, by default
-_FEW = 4  # rows are looked up by id where they are at most one in so many
 
 
 RowFilter = Callable[[int, int], bool]
@@ -43,6 +42,10 @@ class Collection(ABC):
         It can be read from an id on without reading what is before it.
     fetches : bool
         Rows can be looked up by their ids.
+    index_metric : Metric or None
+        The one metric by which the index of its store ranks; None where there is no such index, or it ranks by any.
+    opens_further : bool
+        A collection of its store may have two vectors a row, each opened as a collection (`old_side`).
     path : str or None
         Its path, or its URI without a password.
     id_type : pyarrow.DataType
@@ -58,6 +61,8 @@ class Collection(ABC):
     capabilities: Capabilities = Capabilities(keeps_repeated_ids=True)
     seeks: bool = False
     fetches: bool = False
+    index_metric: Metric | None = None
+    opens_further: ClassVar[bool] = False
     path: str | None
     id_type: pa.DataType
     payload_schema: pa.Schema
@@ -246,27 +251,7 @@ class Collection(ABC):
         BadVectorsError
             As for `batches`.
         """
-        if len(rows) and (rows[0] < 0 or rows[-1] >= len(self) or (np.diff(rows) < 0).any()):
-            expected = f"sorted positions between 0 and {len(self) - 1:,} (the rows of {self.name})"
-            raise ParameterError.must_be("rows", expected, rows)
-
-        def row_filter(start: int, stop: int) -> bool:
-            return bool(np.searchsorted(rows, start) < np.searchsorted(rows, stop))
-
-        done, without = 0, ", or without a vector of the right width"
-        for batch in fetched_rows(self, rows) if self.fetches and _FEW * len(rows) <= len(self) else ():
-            self._check(batch.vectors, batch.ids, without)
-            yield slice(done, done := done + len(batch)), batch.vectors
-        if done == len(rows):
-            return
-        rows = rows[done:]
-        for batch in self.batches(row_filter=row_filter, validate=False):
-            low, high = np.searchsorted(rows, (batch.start, batch.start + len(batch)))
-            if low < high:
-                places = rows[low:high] - batch.start
-                vectors = batch.vectors[places]
-                self._check(vectors, batch.ids.take(places), without)
-                yield slice(done + int(low), done + int(high)), vectors
+        return selected(self, rows)
 
     def take(self, rows: np.ndarray) -> np.ndarray:
         """Vectors of the rows at `rows` (sorted positions) in float32, shape (len(rows), dim)."""

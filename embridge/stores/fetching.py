@@ -9,13 +9,14 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from embridge.errors import ChangedSourceError
+from embridge.errors import ChangedSourceError, ParameterError
 from embridge.stores.batch import Batch
 
 if TYPE_CHECKING:
     from embridge.stores.base import Collection
 
 _FETCHED = 4096  # rows of one request
+_FEW = 4  # rows are looked up by id where they are at most one in so many
 
 
 def ids_at(collection: Collection, rows: np.ndarray) -> np.ndarray:
@@ -27,6 +28,31 @@ def ids_at(collection: Collection, rows: np.ndarray) -> np.ndarray:
         if low < high:
             ids[low:high] = batch.column(0).take(rows[low:high] - start).to_numpy(zero_copy_only=False)
     return ids
+
+
+def selected(collection: Collection, rows: np.ndarray) -> Iterator[tuple[slice, np.ndarray]]:
+    """See `Collection.select`."""
+    if len(rows) and (rows[0] < 0 or rows[-1] >= len(collection) or (np.diff(rows) < 0).any()):
+        expected = f"sorted positions between 0 and {len(collection) - 1:,} (the rows of {collection.name})"
+        raise ParameterError.must_be("rows", expected, rows)
+
+    def row_filter(start: int, stop: int) -> bool:
+        return bool(np.searchsorted(rows, start) < np.searchsorted(rows, stop))
+
+    done, without = 0, ", or without a vector of the right width"
+    for batch in fetched_rows(collection, rows) if collection.fetches and _FEW * len(rows) <= len(collection) else ():
+        collection._check(batch.vectors, batch.ids, without)
+        yield slice(done, done := done + len(batch)), batch.vectors
+    if done == len(rows):
+        return
+    rows = rows[done:]
+    for batch in collection.batches(row_filter=row_filter, validate=False):
+        low, high = np.searchsorted(rows, (batch.start, batch.start + len(batch)))
+        if low < high:
+            places = rows[low:high] - batch.start
+            vectors = batch.vectors[places]
+            collection._check(vectors, batch.ids.take(places), without)
+            yield slice(done + int(low), done + int(high)), vectors
 
 
 def fetched_rows(collection: Collection, rows: np.ndarray) -> Iterator[Batch]:

@@ -221,6 +221,10 @@ class Store(ABC):
         """
         raise ParameterError(f"{location.uri!r} can only be read; embridge does not write {location.scheme}://.")
 
+    def places(self, location: Location) -> set[str]:
+        """What an existing collection is kept in, named alike however its URI is written: files, or a collection of a server."""
+        return {location.uri}
+
     def create(self, location: Location, layout: Layout) -> Writer:
         """Create an empty collection with the note of `layout` and its cursor."""
         raise NotImplementedError
@@ -232,6 +236,12 @@ class Store(ABC):
     def drop(self, location: Location) -> None:
         """Remove a collection that embridge wrote."""
         raise NotImplementedError
+
+    def index_like(self, location: Location, other: Collection) -> None:  # noqa: B027 (most stores index by themselves, or not at all)
+        """Build the indexes that another collection of the store has over its vectors over those of this one too.
+
+        The main vectors of `other`, and its old ones where it has them, name the indexes of the main and of the old vectors.
+        """
 
     def in_place(self, location: Location) -> InPlace:
         """The steps of a migration in place of an existing collection; see `Capabilities.in_place_modes`."""

@@ -24,12 +24,14 @@ import pyarrow as pa
 import pytest
 
 from embridge.arrays import unit
+from embridge.conversion import copy
 from embridge.errors import (
     ChangedSourceError,
     CollectionError,
     EmbridgeError,
     InterruptedOutputError,
     MissingFileError,
+    OutputExistsError,
     ParameterError,
 )
 from embridge.neighbors import top_k
@@ -199,6 +201,16 @@ class StoreConformance(CollectionConformance, InPlaceConformance):
             open_collection(uri)
         write(uri, self.ids()[:5], self.vectors()[:5], self.space())
         assert len(open_collection(uri)) == 5
+
+    def test_a_collection_does_not_replace_itself(self, new_uri: Callable[[], str]) -> None:
+        """Not under another form of its URI either: the old rows would be removed before they are read."""
+        uri = new_uri()
+        write(uri, self.ids(), self.vectors(), self.space())
+        base, hash_mark, part = uri.partition("#")
+        other = f"{base}{'&' if '?' in base else '?'}id=id{hash_mark}{part}"
+        with pytest.raises(OutputExistsError, match="both input and output"):
+            copy(open_collection(uri), other, overwrite=True)
+        assert len(open_collection(uri)) == N
 
     def test_rows_added_while_reading_are_not_read_or_noticed(self, new_uri: Callable[[], str]) -> None:
         uri, ids, vectors = new_uri(), self.ids(), self.vectors()

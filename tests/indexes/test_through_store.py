@@ -163,3 +163,34 @@ def test_options_that_do_not_belong_together_are_refused(both):
         eb.search(found.old_side, old, hubness="both")
     with pytest.raises(ParameterError, match="both of 'old'"):
         eb.search(found.old_side, old, fuse=found.old_side, old_queries=old)
+
+
+def chroma_of_l2(folder):
+    chromadb = pytest.importorskip("chromadb")
+    held = chromadb.PersistentClient(folder).create_collection("rows", embedding_function=None)  # Chroma's default is l2
+    held.add(ids=IDS, embeddings=3 * X)
+    return f"chroma://{folder}#rows"
+
+
+def qdrant_of_l2(folder):
+    qdrant = pytest.importorskip("qdrant_client")
+    client, how = qdrant.QdrantClient(path=folder), qdrant.models
+    client.create_collection("rows", how.VectorParams(size=6, distance=how.Distance.EUCLID))
+    client.upsert("rows", how.Batch(ids=list(range(N)), vectors=(3 * X).tolist(), payloads=[{"doc": i} for i in IDS]))
+    client.close()
+    return f"qdrant://{folder}?id=doc#rows"
+
+
+@pytest.mark.parametrize("make", [chroma_of_l2, qdrant_of_l2])
+def test_an_index_of_another_metric_than_declared_is_not_used(make):
+    """Its scores, and for rows of several lengths its order, are not those of the space."""
+    with memory_folder() as folder:
+        found = eb.open(make(folder), space="old:cosine")
+        asked, _ = queries()
+        hits = eb.search(found, asked, 5)[1]
+        expected = eb.search(collection(X, "old"), asked, 5)[1]
+        assert hits.ids.tolist() == expected.ids.tolist()
+        np.testing.assert_allclose(hits.scores, expected.scores, atol=1e-5)
+        with pytest.raises(ParameterError, match=r"ranks by l2, and its space was declared with cosine"):
+            found.search(QX, 5)
+        assert found.space.normalized is False

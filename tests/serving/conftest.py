@@ -1,51 +1,12 @@
-"""A small world to serve: two spaces, maps between them, indexes over 200 rows, and an upstream of the new model."""
+"""Fixtures: a world to serve, an upstream of the new model, and applications in this process."""
 
-import numpy as np
 import pytest
+from starlette.testclient import TestClient
 
-pytest.importorskip("fastapi")
-pytest.importorskip("uvicorn")
-
-import embridge as eb
-from embridge.records import FitRecord
+from embridge.serving.app import create_app
 from embridge.serving.options import ServeOptions
-from tests import support
-from tests.serving.support import NEW, OLD, running_upstream, unit
-
-starlette_testclient = pytest.importorskip("starlette.testclient")
-
-
-class World:
-    """Files and what is in them."""
-
-    def __init__(self, folder):
-        rng = np.random.default_rng(7)
-        self.folder = folder
-        self.coef = rng.normal(size=(NEW.dim, OLD.dim)).astype(np.float32)
-        self.documents = eb.LinearMap(self.coef, 0.1 * rng.normal(size=NEW.dim), OLD, NEW, FitRecord("given", role="documents"))
-        back, shift = np.linalg.pinv(self.coef), 0.1 * rng.normal(size=OLD.dim)
-        self.queries = eb.LinearMap(back, shift, NEW, OLD, FitRecord("given", role="queries"))
-        self.ids = np.array([f"d{i}" for i in range(200)], object)
-        self.old = unit(rng.normal(size=(200, OLD.dim)))
-        self.new = unit(self.old @ self.coef.T + 0.3 * rng.normal(size=(200, NEW.dim)))
-        self.query_old, self.query_new = self.old[:5], self.new[:5]
-        self.documents.save(folder / "documents.safetensors")
-        self.queries.save(folder / "queries.safetensors")
-        self._collections()
-
-    def _collections(self):
-        folder = self.folder
-        old, new = eb.MemoryCollection(self.ids, self.old, OLD), eb.MemoryCollection(self.ids, self.new, NEW)
-        support.write(folder / "old.parquet", support.table_of(self.ids, self.old, space=OLD))
-        eb.convert(eb.open(folder / "old.parquet"), self.documents, folder / "both.parquet", keep_old=True)
-        eb.build_index(old, folder / "old.faiss", "Flat")
-        eb.build_index(new, folder / "native.faiss", "Flat")
-        both = eb.open(folder / "both.parquet")
-        eb.build_index(both, folder / "fused.faiss", "Flat", fuse=both.old_side)
-        self.old_rows, self.new_rows = old, new
-
-    def path(self, name):
-        return str(self.folder / name)
+from tests.serving.support import running_upstream
+from tests.serving.world import World
 
 
 @pytest.fixture(scope="session")
@@ -64,13 +25,11 @@ def client_of(world, tmp_path):
     """``client_of(maps=..., indexes=..., ...)``: a client of an application in this process."""
     opened = []
 
-    def make(*maps, raises=True, **options):
-        from embridge.serving.app import create_app
-
+    def make(*maps, **options):
         paths = tuple(world.path(f"{name}.safetensors") for name in maps)
         catalog = str(tmp_path / "catalog.duckdb")
         gate = create_app(ServeOptions(maps=paths, **{"catalog": catalog} | options))
-        client = starlette_testclient.TestClient(gate, raise_server_exceptions=raises)
+        client = TestClient(gate)
         opened.append(client)
         return client.__enter__()
 

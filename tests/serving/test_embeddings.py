@@ -144,13 +144,13 @@ def test_the_key_of_a_space_comes_first(client, asked):
 def test_only_the_width_of_the_space_can_be_asked_for(client):
     found = client.embeddings.create(model="old/queries/query", input="x", dimensions=OLD.dim)
     assert len(found.data[0].embedding) == OLD.dim
-    with pytest.raises(openai.BadRequestError, match="has 6 dimensions. Got 5 instead") as caught:
+    with pytest.raises(openai.BadRequestError, match=r"has 6 dimensions\. Got 5 instead") as caught:
         client.embeddings.create(model="old/queries/query", input="x", dimensions=5)
     assert caught.value.param == "dimensions"
 
 
 def test_an_unknown_model_is_not_found(client):
-    with pytest.raises(openai.NotFoundError, match="'minilm' does not exist. Models: 'old/documents/query'") as caught:
+    with pytest.raises(openai.NotFoundError, match=r"'minilm' does not exist\. Models: 'old/documents/query'") as caught:
         client.embeddings.create(model="minilm", input="x")
     assert (caught.value.code, caught.value.param) == ("model_not_found", "model")
 

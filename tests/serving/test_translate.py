@@ -28,9 +28,9 @@ def table_of(vectors, kind="fixed", **columns):
     return pa.table({"vector": column, **columns})
 
 
-def stream_of(table, rows=None):
+def stream_of(table, rows=None, compression=None):
     sink = pa.BufferOutputStream()
-    with pa.ipc.new_stream(sink, table.schema) as writer:
+    with pa.ipc.new_stream(sink, table.schema, options=pa.ipc.IpcWriteOptions(compression=compression)) as writer:
         writer.write_table(table, max_chunksize=rows)
     return sink.getvalue().to_pybytes()
 
@@ -210,6 +210,8 @@ def streams():
     yield "ragged", stream_of(pa.table({"vector": [[1.0] * 6, [1.0] * 6, [1.0]]})), "row 2 has 1 values"
     yield "null value", stream_of(pa.table({"vector": [[1.0, None, 1.0, 1.0, 1.0, 1.0]]})), "null values"
     yield "wide", stream_of(table_of(np.ones((2, 7), np.float32))), "row 0 has 7 values"
+    yield "zstd", stream_of(table_of(good), compression="zstd"), "Compressed streams are not taken"
+    yield "lz4", stream_of(table_of(good, id=pa.array(list("abcdefgh")).dictionary_encode()), compression="lz4"), "Compressed"
     yield "no rows", stream_of(table_of(good).slice(0, 0)), "empty"
 
 

@@ -74,6 +74,10 @@ class ChromaStore(Store):
             found = collection_of(connect(location), location)
             return Note.loads((found.metadata or {}).get(NOTE), location.uri)
 
+    def places(self, location: Location) -> set[str]:
+        with reading(location):
+            return {str(collection_of(connect(location), location).id)}
+
     def create(self, location: Location, layout: Layout) -> Writer:
         name = collection_name(location)
         metadata = recorded(layout, layout.note(layout.cursor))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from typing import Any
 
 import numpy as np
@@ -24,6 +25,7 @@ from embridge.stores.lancedb.collection import (
     FORM,
     NOTE,
     LanceCollection,
+    folder_of,
     notes_of,
     open_table,
     reading,
@@ -85,6 +87,9 @@ class LanceStore(Store):
         with reading(location.uri):
             texts = notes_of(open_table(location).schema, location.uri).values()
         return next((note for text in texts if (note := Note.loads(text, location.uri)) is not None), None)
+
+    def places(self, location: Location) -> set[str]:
+        return {os.path.realpath(folder_of(location))}
 
     def create(self, location: Location, layout: Layout) -> Writer:
         with writing(location.uri):

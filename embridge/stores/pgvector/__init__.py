@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+from typing import Any
 
 import pyarrow as pa
 
-from embridge.errors import MissingDependencyError
+from embridge.errors import CollectionError, MissingDependencyError, ParameterError
+from embridge.stores.base import Collection
 from embridge.stores.batch import Batch
 from embridge.stores.capabilities import Capabilities
 from embridge.stores.parquet.file import vectors_of
@@ -27,12 +29,16 @@ from embridge.stores.pgvector.collection import (
     columns_of,
     connect,
     note_of,
+    one,
     table_of,
     translated,
     writing,
 )  # fmt: skip
 from embridge.stores.pgvector.columns import to_wire, type_for
 from embridge.stores.pgvector.in_place import PgInPlace
+from embridge.stores.pgvector.indexes import build_like
+
+_LONGEST = 63  # bytes of a name
 
 
 class PgWriter(Writer):
@@ -74,7 +80,7 @@ class PgWriter(Writer):
                 dim = self._spaces[field.name].dim
                 columns.append(to_wire(vectors_of(column, dim, self._location.uri, 0, validate=True), "vector"))
             else:
-                columns.append(column.to_pylist())
+                columns.append(_values(column, field, self._location))
         query = sql.SQL("COPY {} ({}) FROM STDIN (FORMAT BINARY)").format(
             self._table, sql.SQL(", ").join(map(sql.Identifier, names))
         )
@@ -118,9 +124,26 @@ class PgStore(Store):
     def refuses(self, field: pa.Field) -> str | None:
         return None if type_for(field.type) else "PostgreSQL has no type that keeps its values"
 
+    def check(self, location: Location, layout: Layout) -> None:
+        super().check(location, layout)
+        names = (layout.id_column, layout.vector_column, *layout.payload_schema.names)
+        for name in (location.options.get("schema", ""), location.options.get("table", ""), *names):
+            if len(name.encode()) > _LONGEST:
+                raise ParameterError(
+                    f"{location.uri!r} cannot have the name {name!r}: PostgreSQL cuts names after {_LONGEST} bytes."
+                )
+
     def note(self, location: Location) -> Note | None:
         with translated(location), contextlib.closing(connect(location)) as connection:
             return note_of(columns_of(connection, location), location)[1]
+
+    def places(self, location: Location) -> set[str]:
+        query = (
+            "SELECT concat_ws(' ', system_identifier, d.oid, %s::regclass::oid) FROM pg_control_system(), pg_database d "
+            "WHERE d.datname = current_database()"
+        )
+        with translated(location), contextlib.closing(connect(location)) as connection:
+            return {one(connection, query, table_of(location).as_string(connection))[0]}
 
     def create(self, location: Location, layout: Layout) -> Writer:
         writer = PgWriter(location, layout)
@@ -134,9 +157,29 @@ class PgStore(Store):
     def resume(self, location: Location, layout: Layout) -> Writer:
         return PgWriter(location, layout)
 
+    def index_like(self, location: Location, other: Collection) -> None:
+        made = PgCollection(location)
+        with writing(location), contextlib.closing(connect(location)) as connection:
+            for one, side in ((other, made), (other.old_side or other, made.old_side)):
+                if isinstance(one, PgCollection) and side is not None:
+                    build_like(connection, one, location, side)
+            connection.execute(sql.SQL("ANALYZE {}").format(table_of(location)))
+
     def in_place(self, location: Location) -> PgInPlace:
         return PgInPlace(location)
 
     def drop(self, location: Location) -> None:
         with translated(location), contextlib.closing(connect(location)) as connection:
+            connection.execute("SET lock_timeout = '10s'")  # readers that come later would wait behind it
             connection.execute(sql.SQL("DROP TABLE {}").format(table_of(location)))
+
+
+def _values(column: pa.Array, field: pa.Field, location: Location) -> list[Any]:
+    """The Python values of a payload column."""
+    try:
+        return column.to_pylist()
+    except (ValueError, OverflowError) as e:
+        raise CollectionError(
+            f"Column {field.name!r} has values that cannot be written to {location.uri!r}: dates and times outside the years 1 to "
+            "9999. Hint: drop or cast it."
+        ) from e

@@ -31,7 +31,7 @@ from embridge.stores.arrow import ArrowCollection
 from embridge.stores.batch import Batch
 from embridge.stores.capabilities import Capabilities
 from embridge.stores.in_place import note_to_open
-from embridge.stores.pgvector.columns import VECTORS, Column
+from embridge.stores.pgvector.columns import QUERY, VECTORS, VIEW_HINT, Column
 from embridge.stores.store import Note, check_finished
 from embridge.stores.uri import Location
 from embridge.types import DeclaredSpace, Hits, Metric, Space
@@ -107,7 +107,9 @@ class PgCollection(ArrowCollection):
             kind = "uuid" if self._columns[self.id_column].kind == "uuid" else "text" if isinstance(after, str) else "int8"
             value = sql.SQL("{}::{}").format(sql.Literal(after), sql.SQL(kind))
             where = sql.SQL("WHERE {} > {}").format(order, value)
-        return self._copied(columns, batch_rows, sql.SQL("{} ORDER BY {}").format(where, order))
+        yield from self._copied(columns, batch_rows, sql.SQL("{} ORDER BY {}").format(where, order))
+        if after is not None and not self._columns[self.id_column].not_null:  # they come last, and no comparison finds them
+            yield from self._copied(columns, batch_rows, sql.SQL("WHERE {} IS NULL").format(sql.Identifier(self.id_column)))
 
     def _copied(self, columns: list[str], batch_rows: int, rest: sql.Composable) -> Iterator[pa.RecordBatch]:
         """Columns of the rows that the rest of a query selects."""
@@ -119,7 +121,8 @@ class PgCollection(ArrowCollection):
             copy.set_types([c.wire for c in chosen])
             rows = copy.rows()
             while part := list(itertools.islice(rows, batch_rows)):
-                yield pa.record_batch([c.array(v) for c, v in zip(chosen, zip(*part, strict=True), strict=True)], names=columns)
+                found = zip(chosen, zip(*part, strict=True), strict=True)
+                yield pa.record_batch([column.array(values, self.name) for column, values in found], names=columns)
 
     def _fetch(self, ids: pa.Array) -> Batch:
         column = self._columns[self.id_column]
@@ -190,15 +193,16 @@ class PgCollection(ArrowCollection):
         is_text = pa.types.is_string(self.id_type)
         ids = np.full((len(rows), k), None if is_text else -1, object)
         scores = np.full((len(rows), k), -np.inf, np.float32)
-        query = sql.SQL("SELECT {}, {} {} %s::{} AS d FROM {} WHERE {} IS NOT NULL ORDER BY d LIMIT {}").format(
-            self._columns[self.id_column].query, name := sql.Identifier(column.name), sql.SQL(_OPERATORS[metric]),
-            sql.SQL(column.kind), self._table, name, sql.Literal(k),
-        )  # fmt: skip
+        name, own_id = sql.Identifier(column.name), self._columns[self.id_column].query
+        head = sql.SQL("SELECT {}, {} {} ").format(own_id, name, sql.SQL(_OPERATORS[metric]))
+        rest = sql.SQL("::{} AS d FROM {} WHERE {} IS NOT NULL ORDER BY d LIMIT {}").format(
+            sql.SQL(column.kind), self._table, name, sql.Literal(k)
+        )
         with translated(self._location), self._reader() as reader:
             reader.execute(f"SET LOCAL hnsw.ef_search = {min(max(k, 40), 1000)}")
             reader.execute("SET LOCAL hnsw.iterative_scan = strict_order")
             for i, row in enumerate(rows):
-                found = reader.execute(query, [str(row.tolist())]).fetchall()
+                found = reader.execute(head + sql.Literal(str(row.tolist())) + rest).fetchall()  # names may hold % signs
                 ids[i, : len(found)] = [hit[0] for hit in found]
                 distances = np.array([hit[1] for hit in found])
                 scores[i, : len(found)] = {Metric.COSINE: 1 - distances, Metric.DOT: -distances, Metric.L2: -(distances**2)}[metric]
@@ -227,12 +231,7 @@ def table_of(location: Location) -> sql.Identifier:
 
 def columns_of(connection: psycopg.Connection[Any], location: Location) -> list[Column]:
     """The columns of the table."""
-    query = (
-        "SELECT a.attname, t.typname, a.atttypmod, col_description(a.attrelid, a.attnum), a.attnum, a.attnotnull "
-        "FROM pg_attribute a JOIN pg_type t ON t.oid = a.atttypid "
-        "WHERE a.attrelid = %s::regclass AND a.attnum > 0 AND NOT a.attisdropped ORDER BY a.attnum"
-    )
-    return [Column(*row) for row in connection.execute(query, [table_of(location).as_string(connection)])]
+    return [Column(*row) for row in connection.execute(QUERY, [table_of(location).as_string(connection)])]
 
 
 def note_of(columns: list[Column], location: Location) -> tuple[str | None, Note | None]:
@@ -267,6 +266,8 @@ def translated(location: Location) -> Iterator[None]:
         raise
     except (psycopg.errors.UndefinedTable, psycopg.errors.InvalidSchemaName) as e:
         raise MissingFileError(f"There is no table {location.options.get('table')!r} at {location.uri!r}.") from e
+    except psycopg.DataError as e:
+        raise CollectionError(f"{location.uri!r} has values that cannot be read: {_fact(e)}. {VIEW_HINT}") from e
     except psycopg.ProgrammingError as e:
         raise CollectionError(f"{location.uri!r} cannot be used: {_fact(e)}") from e
     except (psycopg.Error, OSError) as e:

@@ -10,8 +10,10 @@ import psycopg
 from psycopg import sql
 
 from embridge.errors import CollectionError
+from embridge.stores.arrow import ArrowCollection
 from embridge.stores.in_place import MigrationNote
 from embridge.stores.pgvector.collection import CLASSES, one, table_of
+from embridge.stores.store import Cursor
 from embridge.stores.uri import Location
 
 _LARGEST = {"vector": 2_000, "halfvec": 4_000}  # dimensions of an index
@@ -114,6 +116,18 @@ def build_indexes(connection: psycopg.Connection[Any], location: Location, note:
             _build(connection, location, note.new_name, wanted)
             remarks.append(f"Built {wanted} over {note.new_name!r}, as over {note.old_name!r}.")
     return remarks or [f"{note.old_name!r} has no index that {note.new_name!r} lacks."]
+
+
+def build_like(
+    connection: psycopg.Connection[Any], other: ArrowCollection, location: Location, collection: ArrowCollection
+) -> None:
+    """Build the indexes of one collection's vectors over those of another one, which has none."""
+    spaces, names = (other.stated_space, collection.stated_space), (other.vector_column, collection.vector_column)
+    note = MigrationNote("column", "ready", *spaces, other.id_column, *names, "", "", "float32", Cursor(""))
+    for index in indexes_of(connection, Location.parse(str(other.path)), other.vector_column):
+        wanted = planned(index, note, "vector")
+        if index.is_valid and index.condition is None and not isinstance(wanted, str):
+            _build(connection, location, collection.vector_column, wanted)
 
 
 def _build(connection: psycopg.Connection[Any], location: Location, column: str, index: VectorIndex) -> None:

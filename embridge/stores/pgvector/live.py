@@ -57,7 +57,8 @@ class LiveRows(ArrowCollection):
                     copy.set_types([c.wire for c in chosen])
                     rows = list(copy.rows())
                 if rows:
-                    yield pa.record_batch([c.array(v) for c, v in zip(chosen, zip(*rows, strict=True), strict=True)], names=columns)
+                    found = zip(chosen, zip(*rows, strict=True), strict=True)
+                    yield pa.record_batch([column.array(values, self.name) for column, values in found], names=columns)
                     after = rows[-1][columns.index(self.id_column)]
                 if len(rows) < batch_rows:
                     return

@@ -12,8 +12,19 @@ from embridge.stores.batch import Batch
 from embridge.stores.capabilities import Capabilities
 from embridge.stores.json_collection import NOTE, recorded
 from embridge.stores.json_columns import JsonColumns, refusal
-from embridge.stores.qdrant.client import FORMS, collection_name, connect, models, point_of, reading, release, request_rows, storing
-from embridge.stores.qdrant.collection import DISTANCES, QdrantCollection, capabilities_of, describe
+from embridge.stores.qdrant.client import (
+    FORMS,
+    collection_name,
+    connect,
+    models,
+    places_of,
+    point_of,
+    reading,
+    release,
+    request_rows,
+    storing,
+)
+from embridge.stores.qdrant.collection import DISTANCES, QdrantCollection, capabilities_of, describe, real_name
 from embridge.stores.qdrant.in_place import QdrantInPlace
 from embridge.stores.store import Layout, Note, Store, Writer
 from embridge.stores.uri import Location
@@ -70,6 +81,10 @@ class QdrantStore(Store):
         name = collection_name(location)
         with reading(location):
             return Note.loads(describe(connect(location), name, location)[1].get(NOTE), location.uri)
+
+    def places(self, location: Location) -> set[str]:
+        with reading(location):
+            return {f"{place}#{real_name(connect(location), collection_name(location))}" for place in places_of(location)}
 
     def create(self, location: Location, layout: Layout) -> Writer:
         name = collection_name(location)

@@ -6,6 +6,7 @@ import atexit
 import contextlib
 import json
 import os
+import socket
 import uuid
 import warnings
 import weakref
@@ -29,6 +30,7 @@ __all__ = [
     "collection_name",
     "connect",
     "models",
+    "places_of",
     "point_of",
     "reading",
     "release",
@@ -77,6 +79,18 @@ def _options(location: Location) -> dict[str, Any]:
     https = {"true": True, "false": False}.get(location.options.get("https", ""))
     key = location.password or os.environ.get("QDRANT_API_KEY") or None
     return {"host": location.host, "port": location.port or PORT, "https": https, "api_key": key, "timeout": _TIMEOUT}
+
+
+def places_of(location: Location) -> set[str]:
+    """The folder, or the addresses of the server."""
+    if not location.host:
+        return {os.path.realpath(location.path)}
+    port = location.port or PORT
+    try:
+        found = socket.getaddrinfo(location.host, port, type=socket.SOCK_STREAM)
+    except OSError:
+        return {f"{location.host}:{port}"}
+    return {f"{address[0]}:{port}" for *_, address in found}
 
 
 def release(location: Location) -> None:

@@ -127,7 +127,7 @@ class QdrantCollection(JsonCollection):
 
     def _vectors(self, rows: list[Any] | np.ndarray, start: int, *, validate: bool) -> np.ndarray:
         values = super()._vectors(rows, start, validate=validate)
-        return unit(values) if self.stated_space.metric == Metric.COSINE else values  # local mode keeps lengths on the disk
+        return values if self.capabilities.keeps_lengths else unit(values)  # local mode keeps lengths on the disk
 
     def _type_of_field(self, field: str) -> pa.DataType:
         value = (self._scroll(limit=1, with_payload=True)[0][0].payload or {}).get(field)
