@@ -152,8 +152,10 @@ def read_ours(store: str, folder: Path, name: str) -> int:
 def case(store: str, verb: str, whose: str, folder: Path, name: str) -> None:
     """Run one case, and print its seconds; packages are imported before."""
     import embridge.conversion
+    from embridge.stores.registry import store_of
 
-    __import__({"npy": "numpy", "pgvector": "psycopg", "qdrant": "qdrant_client", "chroma": "chromadb"}.get(store, store))
+    store_of(uri_of(store, folder, name))  # loads the engine's client
+    __import__("duckdb")
     assert embridge.conversion
     if whose == "ours":
         run: Callable[..., Any] = write_ours if verb == "write" else read_ours

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from typing import Any
 
 import numpy as np
@@ -24,6 +25,7 @@ from embridge.stores.lancedb.collection import (
     FORM,
     NOTE,
     LanceCollection,
+    folder_of,
     notes_of,
     open_table,
     reading,
@@ -87,7 +89,7 @@ class LanceStore(Store):
         return next((note for text in texts if (note := Note.loads(text, location.uri)) is not None), None)
 
     def places(self, location: Location) -> set[str]:
-        return {os.path.realpath(_folder(location))}
+        return {os.path.realpath(folder_of(location))}
 
     def create(self, location: Location, layout: Layout) -> Writer:
         with writing(location.uri):
