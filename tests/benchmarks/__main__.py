@@ -1,7 +1,7 @@
 """`make bench`: ratios measured in one run, each case in a process of its own, printed as a table and written as JSON.
 
 `python -m tests.benchmarks [--only query kernel fit convert quality fused] [--rows ...] [--anchors ...] [--repeat 3] [--folder DIR]
-[--out FILE]`; 10,000,000 rows on request.
+[--out FILE]`; 10,000,000 rows on request. `python -m tests.benchmarks ray` measures conversions on Ray (`tests.benchmarks.cluster`).
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-from tests.benchmarks import fused, quality
+from tests.benchmarks import cluster, fused, quality
 
 WIDTHS = ((384, 768), (1024, 1024))
 PARTS = ("query", "kernel", "fit", "convert", "quality", "fused")
@@ -103,6 +103,9 @@ def _cell(value: object) -> str:
 
 
 def main() -> None:
+    if sys.argv[1:2] == ["ray"]:
+        cluster.run(sys.argv[2:])
+        return
     parser = argparse.ArgumentParser(prog="python -m tests.benchmarks", description=__doc__)
     parser.add_argument("--rows", type=int, nargs="+", default=[100_000, 1_000_000], help="of the collections converted")
     parser.add_argument("--anchors", type=int, nargs="+", default=[5_000, 100_000, 1_000_000], help="that are fitted from")
