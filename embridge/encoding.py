@@ -139,7 +139,7 @@ def encode(
         wanted = None if only is None else table.chosen(only)
         # Tasks find their devices on their nodes; here the model only states its prompts.
         place = resolve_device(device if ray is None else "cpu")
-        encoder = _load(model, place)
+        encoder = load_encoder(model, place)
         chosen = _prompt(encoder, model, prompt, prompt_name)
         plan = {
             "texts": table.fingerprint(),
@@ -244,7 +244,7 @@ def _encode_part(unit: _Part, wanted: set[Any] | None) -> None:
 @functools.lru_cache(maxsize=1)
 def _encoder_of_worker(model: str, device: str) -> SentenceTransformer:
     """The model of earlier tasks of this process."""
-    return _load(model, resolve_device(device))
+    return load_encoder(model, resolve_device(device))
 
 
 def _write_part(job: _Job, batch: TextBatch, path: Path, encoder: SentenceTransformer) -> None:
@@ -283,7 +283,8 @@ def encoder_of(collection: Collection) -> dict[str, Any]:
     return read_object(pq.read_schema(collection.path), ENCODER_KEY, collection.name) or {}
 
 
-def _load(model: str, device: torch.device) -> SentenceTransformer:
+def load_encoder(model: str, device: torch.device) -> SentenceTransformer:
+    """A sentence-transformers model, by name or path; MissingDependencyError and ParameterError as for `encode`."""
     try:
         from sentence_transformers import SentenceTransformer
     except ImportError as e:

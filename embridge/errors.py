@@ -282,4 +282,4 @@ class MigrationRefusedError(FaissIndexError):
 
 
 class CatalogError(EmbridgeError, RuntimeError):
-    """The catalog cannot be used, or a query on it failed."""
+    """The catalog cannot be used, or an SQL query failed."""

@@ -7,6 +7,7 @@
 import os
 
 os.environ.setdefault("OMP_NUM_THREADS", "2")  # before FAISS and torch are loaded: the tests are small
+os.environ.setdefault("HAYSTACK_TELEMETRY_ENABLED", "False")  # read when haystack is imported; its default is to send statistics
 
 import tempfile
 import uuid

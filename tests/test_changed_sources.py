@@ -46,7 +46,7 @@ class Stub:
 def here(tmp_path, monkeypatch, table_of, write):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(writer, "GROUP_BYTES", 50 * 4 * 5)
-    monkeypatch.setattr(encoding, "_load", lambda model, device: Stub())
+    monkeypatch.setattr(encoding, "load_encoder", lambda model, device: Stub())
     x = np.random.default_rng(0).normal(size=(ROWS, 4)).astype(np.float32)
     y = np.random.default_rng(1).normal(size=(ROWS, 5)).astype(np.float32)
     for name, start in (("in/a", 0), ("in/b", 200)):

@@ -66,7 +66,7 @@ def stub(monkeypatch):
             Stub.calls += len(texts)
             return np.array([[len(t), t.count("a") + 1, t.count("r"), sum(map(ord, t)) % 97] for t in texts], np.float32)
 
-    monkeypatch.setattr(encoding, "_load", lambda model, device: Stub())
+    monkeypatch.setattr(encoding, "load_encoder", lambda model, device: Stub())
     return Stub
 
 
@@ -298,7 +298,7 @@ def prompted(monkeypatch):
         def encode(self, texts, prompt="", **_):
             return np.array([[len(prompt) + 1, len(t), 1] for t in texts], np.float32)
 
-    monkeypatch.setattr(encoding, "_load", lambda model, device: Prompted())
+    monkeypatch.setattr(encoding, "load_encoder", lambda model, device: Prompted())
     return Prompted
 
 
@@ -356,7 +356,7 @@ def test_killed_at_a_step_and_run_again_leaves_the_output_alone(texts, stub, tmp
         "class Stub:\n"
         "    similarity_fn_name = 'cosine'\n"
         "    def encode(self, texts, **_): return np.array([[len(t), 1, 2, 3] for t in texts], np.float32)\n"
-        "encoding._load = lambda model, device: Stub()\n"
+        "encoding.load_encoder = lambda model, device: Stub()\n"
         "home, _, name = sys.argv[4].rpartition('.')\n"
         "place = parts.Parts if home.endswith('Parts') else importlib.import_module(home)\n"
         "plain = getattr(place, name)\n"

@@ -16,6 +16,7 @@ from embridge.errors import NoSharedIdsError, ParameterError, SpaceMismatchError
 from embridge.ray import Backend, as_backend
 from embridge.records import AnchorRecord
 from embridge.stores.base import Collection
+from embridge.stores.fetching import ids_at
 from embridge.stores.ids import hash_ids, match_rows
 from embridge.types import Space
 
@@ -210,17 +211,6 @@ def match(source: Collection, target: Collection, *, known: np.ndarray | None = 
     ray = as_backend(backend)
     origin = ray and Origin.of(source, target, (source_rows, target_rows), ray)
     return Anchors(ids, x, y, source.space, target.space, record, origin)
-
-
-def ids_at(collection: Collection, rows: np.ndarray) -> np.ndarray:
-    """Ids of the rows at `rows` (sorted positions): int64, or object where ids are strings."""
-    ids = np.empty(len(rows), np.int64 if str(collection.id_type) == "int64" else object)
-    for batch in collection.id_reader():
-        start = batch.column(1)[0].as_py() if len(batch) else 0
-        low, high = np.searchsorted(rows, (start, start + len(batch)))
-        if low < high:
-            ids[low:high] = batch.column(0).take(rows[low:high] - start).to_numpy(zero_copy_only=False)
-    return ids
 
 
 def _first_ids(collection: Collection) -> list[str | int]:

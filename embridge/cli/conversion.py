@@ -186,19 +186,23 @@ def copy(
 @click.option(
     "--precision", type=click.Choice(["float32", "tf32", "bfloat16"]), default="float32", help="Precision of the conversion."
 )
+@click.option("--sample", type=click.IntRange(1), help="Migrated in place: rows that are recomputed. [default: all]")
 @space_option
 @columns
 @verb()
 @backend_options
 def verify(
-    session: Session, output: str, source: str | None, map_path: str | None, precision: Any, space: str | None, backend: Any,
-    **named: str | None,
+    session: Session, output: str, source: str | None, map_path: str | None, precision: Any, sample: int | None, space: str | None,
+    backend: Any, **named: str | None,
 ) -> None:  # fmt: skip
     """Check a converted collection: all rows are read and ids must be unique; with SRC and MAP every vector is recomputed.
+
+    Of a collection that was migrated in place, MAP alone recomputes the new vectors from the old ones.
 
     \b
     embridge verify old-in-new.parquet
     embridge verify old-in-new.parquet --source old.parquet --map map.safetensors
+    embridge verify "postgresql://user@host/db?table=docs" --map map.safetensors --sample 10000
     """
     import embridge as eb
     from embridge.records import Artifact, Run
@@ -208,8 +212,9 @@ def verify(
     translation = eb.load_map(map_path) if map_path else None
     with session.progress("verifying") as progress:
         found = eb.verify(
-            output, source=collection, translation=translation, precision=precision, backend=backend, progress=progress
-        )
+            output, source=collection, translation=translation, precision=precision, sample=sample, backend=backend,
+            progress=progress,
+        )  # fmt: skip
     seconds = time.perf_counter() - started
     inputs = [Artifact.of_collection("output", eb.open(output))]
     inputs += [Artifact.of_collection("source", collection)] if collection else []

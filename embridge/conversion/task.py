@@ -14,13 +14,13 @@ from embridge.conversion.identity import Identity
 from embridge.conversion.log import FORMAT
 from embridge.device import resolve_devices
 from embridge.errors import CollectionError, EmbridgeError, ParameterError, SpaceMismatchError
-from embridge.maps import Map
+from embridge.maps import LinearMap, Map
 from embridge.ray import RayBackend
 from embridge.records import Conversion
 from embridge.stores import Collection, ParquetCollection
 from embridge.stores.base import check_content
 from embridge.stores.parquet.collection import ERROR_COLUMNS, OLD_COLUMN
-from embridge.types import Space, space_mismatch
+from embridge.types import Metric, Space, space_mismatch
 
 OnBad = Literal["stop", "skip"]
 Progress = Callable[[int, int], None]
@@ -86,8 +86,7 @@ class Task:
         """
         if not translation.source.same_as(source.stated_space):
             raise space_mismatch("The map", translation.source, source.name, source.space)
-        is_copy = isinstance(translation, Identity)
-        if not is_copy and not source.capabilities.keeps_lengths and not translation.source.normalized:
+        if not source.capabilities.keeps_lengths and not _takes_any_length(translation):
             raise SpaceMismatchError(
                 f"{source.name} holds vectors scaled to unit length, and the map was fitted on vectors of other lengths. "
                 "Hint: fit it on the vectors of this collection."
@@ -124,7 +123,9 @@ class Task:
     @property
     def payload_spaces(self) -> dict[str, Space]:
         """The spaces of vector columns in the payload of the output."""
-        return self.source.payload_spaces | ({OLD_COLUMN: self.source.space} if self.keep_old else {})
+        names = self.source.payload_schema.names
+        found = {name: space for name, space in self.source.payload_spaces.items() if name in names}
+        return found | ({OLD_COLUMN: self.source.space} if self.keep_old else {})
 
     @property
     def lineage(self) -> dict[str, str]:
@@ -177,3 +178,14 @@ class Task:
         """The record of an output."""
         device = "+".join(str(device) for device in self.devices)
         return Conversion(path, rows, seconds, device, self.origin, self.translation.fingerprint, fingerprint, skipped, reused)
+
+
+def _takes_any_length(translation: Map | Identity) -> bool:
+    """Vectors that were scaled to unit length have translations in the same directions as before, or are what the map expects.
+
+    An affine map without an intercept scales a translation with its vector, which does not count under cosine.
+    """
+    if isinstance(translation, Identity) or translation.source.normalized:
+        return True
+    is_linear = isinstance(translation, LinearMap) and not translation.intercept.any()
+    return is_linear and translation.target.metric == Metric.COSINE

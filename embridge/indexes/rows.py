@@ -53,9 +53,9 @@ class PlainRows:
         """Width of the rows."""
         return self.collection.space.dim + (self.references is not None or self.provenance is not None)
 
-    def batches(self) -> Iterator[tuple[Batch, np.ndarray]]:
-        """All rows in order, with the batches that they were made of."""
-        for batch in self.collection.batches():
+    def batches(self, start: int = 0) -> Iterator[tuple[Batch, np.ndarray]]:
+        """All rows in order, with the batches that they were made of; batches that end before the position `start` are left out."""
+        for batch in self.collection.batches(row_filter=lambda _, stop: stop > start):
             yield batch, self._make(batch.vectors, slice(batch.start, batch.start + len(batch)))
 
     def take(self, places: np.ndarray) -> np.ndarray:
@@ -125,12 +125,7 @@ class FusedRows:
         spaces: tuple[Space, Space] | None = None,
     ) -> None:
         self.spaces = spaces or (old.space, collection.space)
-        check_fusible(*self.spaces)
-        if old.space.same_as(collection.space):
-            raise ParameterError(
-                f"A fused search needs vectors of two spaces, but {old.name} and {collection.name} are both of "
-                f"{old.space.name!r}. Hint: of a two-vector collection, open the old side with vector_column='old_vector'."
-            )
+        check_sides(collection, old, self.spaces)
         if (collection.vector_column, collection.fingerprint()) == (old.vector_column, old.fingerprint()):
             raise ParameterError(
                 f"A fused search needs old and new vectors, but both sides are column {old.vector_column!r} of {old.name}. "
@@ -153,11 +148,13 @@ class FusedRows:
         """Width of the rows."""
         return sum(space.dim for space in self.spaces) + 2 * (self.references is not None)
 
-    def batches(self) -> Iterator[tuple[Batch, np.ndarray]]:
-        """All rows in order, with the batches of new vectors that they were made of."""
+    def batches(self, start: int = 0) -> Iterator[tuple[Batch, np.ndarray]]:
+        """All rows in order, with the batches of new vectors that they were made of; without those before the position `start`."""
         old = _InOrder(self.old) if self._is_aligned else _Reordered(self.old, self._old_rows)
         for batch in self.collection.batches():
-            yield batch, self._make(old.take(batch), batch.vectors)
+            vectors = old.take(batch)
+            if batch.start + len(batch) > start:
+                yield batch, self._make(vectors, batch.vectors)
 
     def take(self, places: np.ndarray) -> np.ndarray:
         """The rows at some sorted positions."""
@@ -179,6 +176,22 @@ class FusedRows:
         counts = None if self.references is None else [len(queries) for queries in self.references]
         fusion = {"old_space": self.spaces[0].to_dict(), "weight": self.fusion.weight, "hubness": str(self.fusion.hubness)}
         return {"fusion": fusion | {"references": counts}}
+
+
+def check_sides(collection: Collection, old: Collection, spaces: tuple[Space, Space]) -> None:
+    """Check that the old and the new vectors can be searched together.
+
+    Raises
+    ------
+    ParameterError
+        A side is measured by L2, or both are of the same space.
+    """
+    check_fusible(*spaces)
+    if old.space.same_as(collection.space):
+        raise ParameterError(
+            f"A fused search needs vectors of two spaces, but {old.name} and {collection.name} are both of "
+            f"{old.space.name!r}. Hint: of a two-vector collection, open the old side with vector_column='old_vector'."
+        )
 
 
 def _matched(collection: Collection, old: Collection) -> np.ndarray:
@@ -233,4 +246,4 @@ class _Reordered:
         return self._vectors[batch.start : batch.start + len(batch)]
 
 
-__all__ = ["FusedRows", "PlainRows", "prepare"]
+__all__ = ["FusedRows", "PlainRows", "check_sides", "prepare"]
