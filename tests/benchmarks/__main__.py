@@ -1,7 +1,7 @@
 """`make bench`: ratios measured in one run, each case in a process of its own, printed as a table and written as JSON.
 
 `python -m tests.benchmarks [--only query kernel fit convert quality fused] [--rows ...] [--anchors ...] [--repeat 3] [--folder DIR]
-[--out FILE]`; 10,000,000 rows on request. `make bench BENCH=scale` (or `BENCH="scale --rows 10000000"`) is `tests.benchmarks.scale`.
+[--out FILE]`; 10,000,000 rows on request. `make bench BENCH="scale --rows 10000000"`: see `tests.benchmarks.scale`.
 """
 
 from __future__ import annotations
