@@ -3,7 +3,8 @@
 import numpy as np
 import pytest
 
-from embridge.evaluation.fusion import CandidateSearch, KnownProducts, Products
+from embridge.evaluation.fusion import CandidateSearch
+from embridge.evaluation.products import KnownProducts, Products
 
 RNG = np.random.default_rng(0)
 N, Q, OLD, NEW, DEPTH = 1_000, 150, 6, 9, 12
