@@ -42,10 +42,10 @@ class Collection(ABC):
         It can be read from an id on without reading what is before it.
     fetches : bool
         Rows can be looked up by their ids.
-    index_metric : Metric or None
-        The one metric by which the index of its store ranks; None where there is no such index, or it ranks by any.
     opens_further : bool
         A collection of its store may have two vectors a row, each opened as a collection (`old_side`).
+    index_metric : Metric or None
+        The one metric by which the index of its store ranks; None where there is no such index, or it ranks by any.
     path : str or None
         Its path, or its URI without a password.
     id_type : pyarrow.DataType
@@ -61,8 +61,8 @@ class Collection(ABC):
     capabilities: Capabilities = Capabilities(keeps_repeated_ids=True)
     seeks: bool = False
     fetches: bool = False
-    index_metric: Metric | None = None
     opens_further: ClassVar[bool] = False
+    index_metric: Metric | None = None
     path: str | None
     id_type: pa.DataType
     payload_schema: pa.Schema
