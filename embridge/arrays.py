@@ -156,6 +156,22 @@ def unit(vectors: np.ndarray) -> np.ndarray:
     return out
 
 
+def unit_where_off(vectors: np.ndarray) -> np.ndarray:
+    """Rows whose length is not 1 within `UNIT_TOLERANCE` scaled to unit length; the others, and zero rows, as they are.
+
+    Returns
+    -------
+    ndarray of shape (n, dim)
+        `vectors` itself where no row changes, else a float32 copy.
+    """
+    other = not_unit(vectors, zero_is_bad=True)
+    if not other.size:
+        return vectors
+    out = vectors.astype(np.float32)
+    out[other] = unit(vectors[other])
+    return out
+
+
 def _plain_norms(vectors: np.ndarray) -> np.ndarray:
     with np.errstate(over="ignore", under="ignore"):
         return np.sqrt(np.einsum("ij,ij->i", vectors, vectors))

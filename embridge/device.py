@@ -7,6 +7,7 @@ import os
 
 import torch
 
+from embridge.arrays import UNIT_TOLERANCE
 from embridge.errors import DeviceError
 
 
@@ -72,3 +73,25 @@ def unit_rows(rows: torch.Tensor) -> torch.Tensor:
     """
     lengths = torch.linalg.vector_norm(rows, dim=1, keepdim=True, dtype=torch.float64).to(rows.dtype)
     return rows / torch.where(lengths > 0, lengths, 1)
+
+
+def unit_where_off(rows: torch.Tensor) -> torch.Tensor:
+    """`embridge.arrays.unit_where_off` on the device of the rows, without waiting for it.
+
+    Parameters
+    ----------
+    rows : torch.Tensor of shape (n, dim), float32
+
+    Returns
+    -------
+    torch.Tensor of shape (n, dim), float32
+    """
+    if rows.is_cuda:
+        lengths = torch.linalg.vector_norm(rows, dim=1, keepdim=True, dtype=torch.float64).to(rows.dtype)
+        return rows / torch.where(((lengths - 1).abs() >= UNIT_TOLERANCE) & (lengths > 0), lengths, 1)
+    # On a CPU the check is cheap, and few collections need more.
+    off = (torch.linalg.vector_norm(rows, dim=1) - 1).abs() >= UNIT_TOLERANCE
+    if off.any():
+        rows = rows.clone()
+        rows[off] = unit_rows(rows[off])
+    return rows

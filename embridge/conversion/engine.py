@@ -11,6 +11,7 @@ import numpy as np
 import torch
 
 from embridge.conversion.identity import Identity
+from embridge.device import unit_where_off
 from embridge.errors import MapError, ParameterError
 from embridge.maps import KernelMap, Map
 
@@ -125,7 +126,7 @@ class Engine:
         self.translation, self.device, self.chunk_rows = translation, device, chunk_rows
         self.options = options or TranslateOptions()
         coverage = self.options.confidence
-        self._normalized = translation.target.normalized
+        self._normalized, self._scales_rows = translation.target.normalized, translation.scales_rows
         coef, self._intercept = translation.tensors(device)
         kind = torch.bfloat16 if self.options.precision == "bfloat16" else torch.float32
         self._weight = coef.T.to(kind)
@@ -198,10 +199,12 @@ class Engine:
                 out[start:stop].copy_(y)
 
     def translate(self, x: torch.Tensor, y: torch.Tensor, squares: torch.Tensor, leverage: torch.Tensor) -> None:
-        """The whole computation for one chunk: product and offset fused, squared lengths, and unit length where the space needs it.
+        """The whole computation for one chunk: product and offset fused, squared lengths, and unit length where a space needs it.
 
         Leverages as well, where errors are predicted.
         """
+        if self._scales_rows:
+            x = unit_where_off(x.to(torch.float32))
         if self._spread is not None and self._confidence is not None:
             mean, factor = self._spread
             away = torch.linalg.vector_norm((x.to(torch.float32) - mean) @ factor, dim=1)

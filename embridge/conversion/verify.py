@@ -12,7 +12,7 @@ from embridge.arrays import unit
 from embridge.conversion.engine import Precision
 from embridge.conversion.identity import Identity
 from embridge.errors import VerificationError
-from embridge.maps import Map
+from embridge.maps import LinearMap, Map
 from embridge.maps.confidence import Confidence
 from embridge.stores import Batch, Collection, ParquetCollection, open_collection
 from embridge.stores.ids import check_unique, match_rows
@@ -98,8 +98,9 @@ def check_sample(
         _compare(found.vectors, translation.apply(vectors), str(path), row, precision)
         if keep_old:
             _compare_kept(found, vectors, str(path))
-        if translation.confidence is not None and coverage is not None:
-            _compare_errors(_errors(found, str(path)), vectors, translation.confidence, coverage, str(path), row, precision)
+        if isinstance(translation, LinearMap) and translation.confidence is not None and coverage is not None:
+            errors, rows = _errors(found, str(path)), translation.scaled(vectors)
+            _compare_errors(errors, rows, translation.confidence, coverage, str(path), row, precision)
 
 
 def verify(
@@ -178,8 +179,10 @@ def verify(
             if translation is not None:
                 worst = max(worst, _compare(batch.vectors, translation.apply(vectors), str(path), batch.start, precision))
                 compared += len(batch)
-                if known is not None and stated is not None and errors is not None:
-                    _compare_errors(errors, vectors, known, stated["coverage"], str(path), batch.start, precision)
+                if isinstance(translation, LinearMap) and known is not None and stated is not None and errors is not None:
+                    _compare_errors(
+                        errors, translation.scaled(vectors), known, stated["coverage"], str(path), batch.start, precision
+                    )
         if progress is not None:
             progress(rows, len(made))
     if theirs is not None and (left := theirs.left()):
@@ -245,6 +248,7 @@ def _errors(batch: Batch, path: str) -> np.ndarray:
 def _compare_errors(
     found: np.ndarray, vectors: np.ndarray, confidence: Confidence, coverage: float, path: str, start: int, precision: Precision
 ) -> None:
+    """`vectors` are rows as the map takes them."""
     predicted = confidence.predict(vectors)
     expected = np.stack([predicted, confidence.widen(predicted, coverage)]).astype(np.float64)
     # A relative error of leverage or length counts as often as its exponent says.

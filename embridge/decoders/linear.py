@@ -11,7 +11,7 @@ from typing import Any, ClassVar, Self, cast
 
 import numpy as np
 
-from embridge.arrays import check_rows
+from embridge.arrays import check_rows, unit_where_off
 from embridge.decoders.agreement import Link, check_decisions, check_values, columns, link_of, make_rows, quietly
 from embridge.decoders.base import KINDS, Decoded, Decoder, Kind, as_classes, decoded
 from embridge.decoders.bounds import SIDECAR_BYTES, parse_json
@@ -46,6 +46,8 @@ class LinearHead(Decoder):
         Link from a classifier's scores to probabilities (``sigmoid`` for a single score). Without it the scores are the output.
     length : ndarray of shape (r, dim + 1), optional
     offset : ndarray of shape (n_outputs,), optional
+    scales_rows : bool, default False
+        x is scaled to unit length first, as a map does that it was combined with (`LinearMap.scales_rows`).
     path : str, optional
         Its path.
 
@@ -69,6 +71,7 @@ class LinearHead(Decoder):
     link: Link | None = None
     length: np.ndarray | None = None
     offset: np.ndarray | None = None
+    scales_rows: bool = False
     path: str | None = None
     _device = "cpu"
 
@@ -120,6 +123,7 @@ class LinearHead(Decoder):
     def scores(self, rows: np.ndarray) -> np.ndarray:
         """Scores of checked rows of shape (n, dim): float32 of shape (n, n_outputs)."""
         weight, add = self._product
+        rows = unit_where_off(rows) if self.scales_rows else rows
         if self._device == "cpu":
             found = rows.astype(np.float32, copy=False) @ weight
             found += add
@@ -170,9 +174,10 @@ class LinearHead(Decoder):
         coef, intercept = self.coef.astype(np.float64), self.intercept.astype(np.float64)
         weight, shift = translation.coef.astype(np.float64), translation.intercept.astype(np.float64)
         length, offset = self.length, self.offset
+        to_unit = translation.target.normalized or self.scales_rows
         augmented = np.hstack([weight, shift[:, None]])
         if self.length is not None:
-            if translation.target.normalized:
+            if to_unit:
                 raise MapError(
                     f"The head was already combined with a map into a normalized space, and {translation.target.name!r} is too: "
                     "scaling to unit length twice is not a single matrix. Hint: translate first, then decode."
@@ -181,12 +186,13 @@ class LinearHead(Decoder):
             last[0, -1] = 1
             length = self.length.astype(np.float64) @ np.vstack([augmented, last])
             new, add = coef @ weight, coef @ shift + intercept
-        elif translation.target.normalized:
+        elif to_unit:
             length, offset = np.linalg.qr(augmented, mode="r"), intercept
             new, add = coef @ weight, coef @ shift
         else:
             new, add = coef @ weight, coef @ shift + intercept
-        return LinearHead(new, add, translation.source, self.kind, self.classes, self.link, length, offset)
+        scales_rows = translation.scales_rows
+        return LinearHead(new, add, translation.source, self.kind, self.classes, self.link, length, offset, scales_rows)
 
     @classmethod
     def from_estimator(cls, estimator: Any, space: Space, *, kind: Kind | None = None) -> LinearHead:
@@ -257,7 +263,8 @@ class LinearHead(Decoder):
 
     def _facts(self) -> dict[str, Any]:
         classes = None if self.classes is None else self.classes.tolist()
-        return {"space": self.space.to_dict(), "kind": self.kind, "classes": classes, "link": self.link}
+        facts = {"space": self.space.to_dict(), "kind": self.kind, "classes": classes, "link": self.link}
+        return facts | ({"scales_rows": True} if self.scales_rows else {})
 
     def save(self, path: str | os.PathLike[str], *, overwrite: bool = False) -> None:
         """Write safetensors: the arrays (float32), and everything else as metadata.
@@ -285,6 +292,7 @@ class LinearHead(Decoder):
         with reading_tensors(name, (_FORMAT,), "a linear head") as (metadata, arrays):
             facts = parse_json(metadata["head"], SIDECAR_BYTES)
             stated = {"space": stored_space(facts["space"]), "classes": stored_classes(facts["classes"])}
+            stated["scales_rows"] = facts.get("scales_rows") is True
             with np.errstate(over="ignore"):  # values beyond float32 become infinite and are refused
                 loaded = cls(**arrays, kind=facts["kind"], link=facts["link"], **stated, path=name)
         if loaded.fingerprint != metadata.get("fingerprint"):

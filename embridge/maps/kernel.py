@@ -91,6 +91,11 @@ class KernelMap:
         return self.affine.target
 
     @property
+    def scales_rows(self) -> bool:
+        """As `LinearMap.scales_rows`."""
+        return self.affine.scales_rows
+
+    @property
     def record(self) -> FitRecord:
         """How it was fitted."""
         return self.affine.record
@@ -111,7 +116,8 @@ class KernelMap:
         Returns
         -------
         ndarray or Tensor of shape (n, dim_target) or (dim_target,), float32
-            Scaled to unit length if, and only if, the target space is normalized.
+            Scaled to unit length if, and only if, the target space is normalized. Where the map `scales_rows`, x is scaled to unit
+            length first.
 
         Raises
         ------

@@ -13,8 +13,9 @@ from typing import Any, TypeVar, cast
 import numpy as np
 import torch
 
-from embridge.arrays import as_vectors, check_rows, unit
+from embridge.arrays import as_vectors, check_rows, unit, unit_where_off
 from embridge.device import unit_rows
+from embridge.device import unit_where_off as tensor_unit_where_off
 from embridge.errors import MapError, SpaceMismatchError, UnreadableFileError
 from embridge.maps.confidence import Confidence
 from embridge.records import FitRecord
@@ -89,6 +90,19 @@ class LinearMap:
     def _weight(self) -> np.ndarray:
         return self.coef.T
 
+    @property
+    def scales_rows(self) -> bool:
+        """Rows of other lengths are scaled to unit length before they are translated.
+
+        So where the map was fitted on vectors of unit length and their metric is cosine: the length of a row has no meaning there,
+        and the intercept belongs to unit length.
+        """
+        return self.source.normalized and self.source.metric == Metric.COSINE
+
+    def scaled(self, vectors: np.ndarray) -> np.ndarray:
+        """Rows of shape (n, dim_source) as the map takes them: of unit length where it `scales_rows`, else as they are."""
+        return unit_where_off(vectors) if self.scales_rows else vectors
+
     def apply(self, vectors: Vectors) -> Vectors:
         """Translate vectors of the source space.
 
@@ -100,7 +114,8 @@ class LinearMap:
         Returns
         -------
         ndarray or Tensor of shape (n, dim_target) or (dim_target,), float32
-            ``x @ coef.T + intercept``, scaled to unit length if, and only if, the target space is normalized.
+            ``x @ coef.T + intercept``, scaled to unit length if, and only if, the target space is normalized. Where the map
+            `scales_rows`, x is scaled to unit length first.
 
         Raises
         ------
@@ -113,7 +128,8 @@ class LinearMap:
             vectors = as_vectors(vectors, what="vectors")
         if vectors.shape[-1] != self.source.dim:
             raise SpaceMismatchError.width(f"The map from {self.source.name!r}", self.source.dim, vectors.shape[-1])
-        out = vectors.astype(np.float32, copy=False) @ self._weight
+        rows = self.scaled(vectors.reshape(-1, self.source.dim)).reshape(vectors.shape)
+        out = rows.astype(np.float32, copy=False) @ self._weight
         out += self.intercept
         if not self.target.normalized:
             return cast(Vectors, out)
@@ -128,6 +144,8 @@ class LinearMap:
             raise SpaceMismatchError.width(f"The map from {self.source.name!r}", self.source.dim, vectors.shape[-1])
         coef, intercept = self.tensors(vectors.device)
         rows = vectors.reshape(-1, self.source.dim).to(torch.float32)
+        if self.scales_rows:
+            rows = tensor_unit_where_off(rows)
         out = torch.addmm(intercept, rows, coef.T)
         if add is not None:
             add(rows, out)

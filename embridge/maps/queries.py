@@ -14,8 +14,7 @@ def project_queries(queries: np.ndarray, via: Map, space: Space) -> np.ndarray:
     """Project queries of the other space of a map into `space`.
 
     A map into `space` is applied; of a map out of `space` the adjoint is applied (under L2 the
-    inverse of an isometry; see `LinearMap.project_queries`). Where the map was fitted on vectors of unit length and their metric is
-    cosine, queries are scaled to unit length before it is applied: its intercept belongs to that length.
+    inverse of an isometry; see `LinearMap.project_queries`).
 
     Parameters
     ----------
@@ -35,8 +34,7 @@ def project_queries(queries: np.ndarray, via: Map, space: Space) -> np.ndarray:
         Under L2 the map is not an isometry.
     """
     if via.target.same_as(space):
-        given = as_vectors(queries, via.source.dim, f"queries of {via.source.name!r}")
-        return via.apply(unit(given) if via.source.normalized and via.source.metric == Metric.COSINE else given)
+        return via.apply(as_vectors(queries, via.source.dim, f"queries of {via.source.name!r}"))
     if via.source.same_as(space):
         return via.project_queries(queries)
     raise SpaceMismatchError.unrelated((via.source.name, via.target.name), "?", space.name)
