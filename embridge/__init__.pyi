@@ -11,6 +11,11 @@ from embridge.conversion import convert as convert
 from embridge.conversion import copy as copy
 from embridge.conversion import translate_batch as translate_batch
 from embridge.conversion import verify as verify
+from embridge.conversion.in_place import cutover as cutover
+from embridge.conversion.in_place import drop_vector as drop_vector
+from embridge.conversion.in_place import migrate_in_place as migrate_in_place
+from embridge.conversion.in_place import preview_in_place as preview_in_place
+from embridge.conversion.in_place import rollback as rollback
 from embridge.decoders import Decoded as Decoded
 from embridge.decoders import Decoder as Decoder
 from embridge.decoders import LinearHead as LinearHead
@@ -30,6 +35,7 @@ from embridge.indexes.fusion import Fusion as Fusion
 from embridge.indexes.index import Index as Index
 from embridge.indexes.index import open_index as open_index
 from embridge.indexes.search import search as search
+from embridge.integrations.duckdb import register as register
 from embridge.maps import KernelMap as KernelMap
 from embridge.maps import LinearMap as LinearMap
 from embridge.maps import load_map as load_map
@@ -39,6 +45,7 @@ from embridge.migration.migrate import migrate as migrate
 from embridge.neighbors import top_k as top_k
 from embridge.planning import plan as plan
 from embridge.planning import rows_to_reencode as rows_to_reencode
+from embridge.ray import RayBackend as RayBackend
 from embridge.records import Artifact as Artifact
 from embridge.records import DecoderEvaluation as DecoderEvaluation
 from embridge.records import Decoding as Decoding
@@ -47,6 +54,9 @@ from embridge.records import Merge as Merge
 from embridge.records import Migration as Migration
 from embridge.records import Plan as Plan
 from embridge.records import Run as Run
+from embridge.records.in_place import InPlaceMigration as InPlaceMigration
+from embridge.records.in_place import MigrationPreview as MigrationPreview
+from embridge.records.in_place import Swap as Swap
 from embridge.reporting import write_report as write_report
 from embridge.rollout import Rollout as Rollout
 from embridge.samples import sample_path as sample_path

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import hashlib
 import json
 import os
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,17 +18,13 @@ import pyarrow.parquet as pq
 import torch
 
 from embridge.arrays import norms
+from embridge.attempts import attempt, open_work, remove_work
 from embridge.device import resolve_device
-from embridge.errors import (
-    BadIdsError,
-    CollectionError,
-    MissingDependencyError,
-    OutputError,
-    ParameterError,
-)
-from embridge.files import writing
+from embridge.errors import CollectionError, MissingDependencyError, OutputError, ParameterError
+from embridge.files import fingerprint, writing
 from embridge.outputs import ENCODING, Output, claim
-from embridge.parts import Parts
+from embridge.parts import Parts, whole_part
+from embridge.ray import Backend, RayBackend, as_backend, connected, run_tasks
 from embridge.stores.base import Batch, Collection, check_content
 from embridge.stores.ids import check_unique
 from embridge.stores.parquet.collection import ParquetCollection
@@ -62,6 +60,7 @@ def encode(
     prompt: str | None = None,
     prompt_name: str | None = None,
     overwrite: bool = False,
+    backend: Backend = "local",
     progress: Callable[[int, int], None] | None = None,
 ) -> Collection:
     """Encode the texts of a Parquet file with a sentence-transformers model into a Parquet collection.
@@ -98,6 +97,8 @@ def encode(
         Name of a prompt of the model, such as ``query`` or ``document``. Default: the model's default prompt, if it has one.
     overwrite : bool, default False
         Replace an existing output, and start again where there are parts of other inputs.
+    backend : {"local", "ray"} or RayBackend, default "local"
+        With Ray one task encodes a part; texts, model and output are where all nodes see them.
     progress : callable, optional
         Called with (rows done, rows in all).
 
@@ -125,16 +126,20 @@ def encode(
         raise ParameterError.must_be("part_rows and batch_size", "at least 1", (part_rows, batch_size))
     if prompt is not None and prompt_name is not None:
         raise ParameterError("Give either prompt or prompt_name, not both.")
+    ray = as_backend(backend)
+    if ray is not None:
+        ray.device_for(device)
     if dtype not in ("float16", "float32"):
         raise ParameterError.must_be("dtype", "'float32' or 'float16'", dtype)
-    with claim(Output(path, ENCODING), inputs=[texts], overwrite=overwrite) as [target]:
+    with connected(ray), claim(Output(path, ENCODING), inputs=[texts], overwrite=overwrite) as [target]:
         table = TextTable(texts, id_column=id_column, text_column=text_column)
         if "vector" in table.payload_schema.names:
             raise CollectionError.reserved_column(table.name, "vector")
         check_unique(table)
         table.check()
-        wanted = None if only is None else _wanted(table, only)
-        place = resolve_device(device)
+        wanted = None if only is None else table.chosen(only)
+        # Tasks find their devices on their nodes; here the model only states its prompts.
+        place = resolve_device(device if ray is None else "cpu")
         encoder = load_encoder(model, place)
         chosen = _prompt(encoder, model, prompt, prompt_name)
         plan = {
@@ -150,17 +155,21 @@ def encode(
         with writing(target):
             parts = Parts(Path(f"{target}.parts"), plan, overwrite=overwrite)
             total = len(table) if wanted is None else len(wanted)
+            work = None if ray is None else open_work(target)
+            job = _Job(table, model, str(place), plan, batch_size, chosen["prompt"], parts.folder, work)
+            if ray is None:
+                counts = _encode_here(job, parts, encoder, wanted)
+            else:
+                counts = _encode_on_ray(replace(job, device=ray.device), parts, wanted, ray)
             done = 0
-            for number, batch in enumerate(_parts(table, part_rows, wanted)):
-                if parts.find(number) is None:
-                    _write_part(
-                        parts, number, batch, table, _vectors(encoder, batch.texts, batch_size, chosen["prompt"]), encoder, plan
-                    )
-                done += len(batch.ids)
-                if progress is not None:
-                    progress(done, total)
+            with contextlib.closing(counts):
+                for count in counts:
+                    done += count
+                    if progress is not None:
+                        progress(done, total)
             _join(parts, table, total, target, plan, {ENCODER_KEY: json.dumps(chosen).encode()})
             parts.remove()
+            remove_work(target)
     return ParquetCollection(target)
 
 
@@ -177,15 +186,74 @@ def _join(parts: Parts, table: TextTable, rows: int, target: Path, plan: dict[st
         check_content(table, plan["texts"])
 
 
-def _write_part(
-    parts: Parts, number: int, batch: TextBatch, table: TextTable, vectors: np.ndarray, encoder: SentenceTransformer,
-    plan: dict[str, Any],
-) -> None:  # fmt: skip
-    space, columns = _space(encoder, plan["space"], vectors), (plan["columns"][0], "vector")
-    path, schema = parts.new(number), table.payload_schema
-    with write_collection(path, space, table.id_type, schema, columns=columns, dtype=plan["dtype"]) as output:
+@dataclass(frozen=True, eq=False)
+class _Job:
+    """What is encoded, and how: all that a worker needs, with names of files and no rows."""
+
+    table: TextTable
+    model: str
+    device: str
+    plan: dict[str, Any]
+    batch_size: int
+    prompt: str
+    parts: Path
+    work: Path | None
+
+
+@dataclass(frozen=True, eq=False)
+class _Part:
+    """One part that a task encodes: the wanted rows within a span."""
+
+    name: str
+    number: int
+    job: _Job
+    span: tuple[int, int]
+
+
+def _encode_here(job: _Job, parts: Parts, encoder: SentenceTransformer, wanted: set[Any] | None) -> Generator[int, None, None]:
+    """Encode the parts that are missing, one after the other; yields the rows of each part."""
+    for number, batch in enumerate(job.table.parts(job.plan["part_rows"], wanted)):
+        if parts.find(number) is None:
+            _write_part(job, batch, parts.new(number), encoder)
+            parts.keep(number)
+        yield len(batch)
+
+
+def _encode_on_ray(job: _Job, parts: Parts, wanted: set[Any] | None, ray: RayBackend) -> Generator[int, None, None]:
+    """Encode the parts that are missing as tasks; yields the rows of those that are there already, then of each that ends."""
+    rows, total = job.plan["part_rows"], len(job.table) if wanted is None else len(wanted)
+    spans = job.table.part_spans(rows, wanted)
+    units = [_Part(f"part {i + 1} of {job.table.name}", i, job, span) for i, span in enumerate(spans) if parts.find(i) is None]
+    counts = [min(rows, total - rows * unit.number) for unit in units]
+    yield total - sum(counts)
+    with contextlib.closing(run_tasks(ray, _encode_part, units, [wanted])) as tasks:
+        for i, _ in tasks:
+            yield counts[i]
+
+
+def _encode_part(unit: _Part, wanted: set[Any] | None) -> None:
+    """In a worker: encode one part, which gets its name when it is whole."""
+    job = unit.job
+    encoder = _encoder_of_worker(job.model, job.device)
+    [batch] = job.table.parts(job.plan["part_rows"], wanted, unit.span)
+    with attempt(os.fspath(job.work)) as folder:
+        made = folder / "part.parquet"
+        _write_part(job, batch, made, encoder)
+        os.replace(made, whole_part(job.parts, unit.number, fingerprint(made)))
+
+
+@functools.lru_cache(maxsize=1)
+def _encoder_of_worker(model: str, device: str) -> SentenceTransformer:
+    """The model of earlier tasks of this process."""
+    return load_encoder(model, resolve_device(device))
+
+
+def _write_part(job: _Job, batch: TextBatch, path: Path, encoder: SentenceTransformer) -> None:
+    vectors = _vectors(encoder, batch.texts, job.batch_size, job.prompt)
+    space, columns = _space(encoder, job.plan["space"], vectors), (job.plan["columns"][0], "vector")
+    schema, dtype = job.table.payload_schema, job.plan["dtype"]
+    with write_collection(path, space, job.table.id_type, schema, columns=columns, dtype=dtype) as output:
         output.write(Batch(batch.start, batch.ids, vectors, batch.payload))
-    parts.keep(number)
 
 
 def _prompt(encoder: SentenceTransformer, model: str, prompt: str | None, prompt_name: str | None) -> dict[str, Any]:
@@ -250,33 +318,6 @@ def _without_bars() -> Iterator[None]:
     finally:
         if shown:
             logging.enable_progress_bar()
-
-
-def _wanted(table: TextTable, only: np.ndarray) -> set[Any]:
-    """The ids to encode, all of which must exist."""
-    wanted = set(only.tolist())
-    if not wanted:
-        raise ParameterError.must_be("only", "at least one id", [])
-    missing = set(wanted)
-    for batch in table.id_reader():
-        missing.difference_update(batch.column(0).to_pylist())
-    if missing:
-        raise BadIdsError.unknown("The choice of ids", sorted(missing))
-    return wanted
-
-
-def _parts(table: TextTable, part_rows: int, wanted: set[Any] | None) -> Iterator[TextBatch]:
-    """The wanted rows in parts of `part_rows`, also where a row group has few of them: a part is one file."""
-    held: list[TextBatch] = []
-    for batch in table.batches(part_rows):
-        rest = batch if wanted is None else batch.at(np.flatnonzero([i in wanted for i in batch.ids.to_pylist()]))
-        while len(rest) >= (room := part_rows - sum(map(len, held))):
-            yield TextBatch.joined([*held, rest.at(np.arange(room))])
-            held, rest = [], rest.at(np.arange(room, len(rest)))
-        if len(rest):
-            held.append(rest)
-    if held:
-        yield TextBatch.joined(held)
 
 
 def _vectors(encoder: SentenceTransformer, texts: list[str], batch_size: int, prompt: str) -> np.ndarray:

@@ -264,6 +264,10 @@ class MissingDependencyError(EmbridgeError, ImportError):
         return cls(f"{purpose} needs {package}, which is not installed. Hint: pip install 'embridge[{extra}]'.")
 
 
+class BackendError(EmbridgeError, RuntimeError):
+    """A cluster that cannot be reached, cannot run a task, or lost one."""
+
+
 class FaissIndexError(EmbridgeError, ValueError):
     """A FAISS index that cannot be built, read as vectors, or searched with these options."""
 
@@ -278,4 +282,4 @@ class MigrationRefusedError(FaissIndexError):
 
 
 class CatalogError(EmbridgeError, RuntimeError):
-    """The catalog cannot be used, or a query on it failed."""
+    """The catalog cannot be used, or an SQL query failed."""

@@ -21,8 +21,8 @@ from embridge.folders import check_replaceable
 FILE: tuple[str, ...] = ()
 INDEX = (".json", ".ids.parquet")
 DECODER = (".json",)
-CONVERSION = (".bad.parquet", ".journal", ".partial", ".partial.bad", ".partial.old")
-ENCODING = (".parts",)
+CONVERSION = (".bad.parquet", ".journal", ".partial", ".partial.bad", ".partial.old", ".tasks")
+ENCODING = (".parts", ".tasks")
 _WORKING = (*CONVERSION[1:], *ENCODING)  # of an unfinished run; resume and overwrite check its journal
 _SIDECARS = (*INDEX, ".wal")  # of an input: an index's, and the log of a DuckDB file
 _TRIES = 50

@@ -79,10 +79,8 @@ class Parts:
     def keep(self, number: int) -> None:
         """Rename a completely written part."""
         path = self.new(number)
-        mark = fingerprint(path)
-        name = f"{path.stem}-{mark}.parquet"
-        os.rename(path, self.folder / name)
-        self._whole[number] = name, mark
+        os.rename(path, whole := whole_part(self.folder, number, mark := fingerprint(path)))
+        self._whole[number] = whole.name, mark
 
     def remove(self) -> None:
         """Remove the parts, then the plan, which marks the folder as ours, then the folder."""
@@ -91,6 +89,11 @@ class Parts:
 
     def _names(self) -> Iterable[str]:
         return [_PLAN, *(name for name in os.listdir(self.folder) if _PART.fullmatch(without_mark(name)))]
+
+
+def whole_part(folder: Path, number: int, mark: str) -> Path:
+    """The path of a completely written part."""
+    return folder / f"part-{number:06d}-{mark}.parquet"
 
 
 def _read_plan(path: Path) -> dict[str, Any] | None:

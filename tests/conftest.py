@@ -7,6 +7,7 @@
 import os
 
 os.environ.setdefault("OMP_NUM_THREADS", "2")  # before FAISS and torch are loaded: the tests are small
+os.environ.setdefault("HAYSTACK_TELEMETRY_ENABLED", "False")  # read when haystack is imported; its default is to send statistics
 
 import tempfile
 import uuid
@@ -19,7 +20,7 @@ import pytest
 from hypothesis import settings
 
 from embridge.types import Space
-from tests import support
+from tests import ray_support, support
 
 # Tests run beside others on small machines, where a deadline says nothing; CI must not find something new in old code.
 settings.register_profile("embridge", deadline=None, derandomize="CI" in os.environ)
@@ -78,3 +79,15 @@ def postgres():
 def new_table(postgres):
     """``new_table()`` gives the URI of a table that does not exist."""
     return lambda: f"{postgres}&table=t{uuid.uuid4().hex[:12]}"
+
+
+@pytest.fixture(scope="session")
+def cluster():
+    """A Ray cluster of two nodes on this machine, to which this process is connected."""
+    pytest.importorskip("ray")
+    with pytest.MonkeyPatch.context() as patch:  # workers have the environment of the cluster's start
+        for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+            patch.setenv(name, "test")
+        patch.setenv("AWS_EC2_METADATA_DISABLED", "true")
+        with ray_support.two_nodes() as cluster:
+            yield cluster

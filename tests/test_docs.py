@@ -1,8 +1,10 @@
 """The code blocks of README and of every page of docs/ run as they stand, on the bundled sample."""
 
+import contextlib
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -35,6 +37,8 @@ EXPECTED = {
     "docs/guides/qdrant.md": {"qdrant", "back.parquet"},
     "docs/guides/rollout.md": {"rollout", "hits.parquet", "both-hits.parquet", "new.parquet"},
     "docs/guides/search.md": {"projected.parquet", "blended.parquet", "projected-by-reverse-map.parquet"},
+    "docs/guides/serve.md": {"queries.safetensors", "docs.faiss", "serve.log"},
+    "docs/guides/sql.md": {"sql-hits.parquet", "hits.parquet"},
     "docs/guides/stores.md": {"lance", "vectors.npy", "vectors.npy.ids.parquet", "back.parquet"},
     "docs/quickstart.md": {"converted.faiss", "hits.parquet"},
 }
@@ -48,11 +52,16 @@ def files(tmp_path, monkeypatch):
         shutil.copy(eb.sample_path(sample), tmp_path / f"{name}.parquet")
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("PATH", f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}")
-    return tmp_path
+    yield tmp_path
+    if (process := tmp_path / "serve.pid").exists():  # of a page that did not get to its end
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(int(process.read_text()), signal.SIGKILL)
 
 
 @pytest.mark.parametrize("page", WITH_BLOCKS, ids=lambda page: str(page.relative_to(ROOT)))
-def test_the_blocks_of_a_page_run_in_order(page, files):
+def test_the_blocks_of_a_page_run_in_order(page, files, request, monkeypatch):
+    if "postgresql://postgres@/" in page.read_text():
+        monkeypatch.setenv("PGHOST", request.getfixturevalue("postgres").partition("host=")[2])
     for language, block in BLOCK.findall(page.read_text()):
         command = [sys.executable, "-W", "error", "-c", block] if language == "python" else ["bash", "-euc", block]
         done = subprocess.run(command, capture_output=True, text=True, check=False)

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-import embridge.neighbors
+import embridge.neighbors.scan
 from embridge.errors import BadVectorsError, ParameterError, SpaceMismatchError
 from embridge.neighbors import Nearest, overlap, top_k
 from embridge.types import Metric
@@ -48,8 +48,8 @@ def test_the_metrics_rank_these_vectors_differently(vectors):
 @pytest.mark.parametrize("with_exclude", [False, True])
 @pytest.mark.parametrize("metric", Metric)
 def test_it_agrees_with_brute_force(vectors, monkeypatch, metric, with_exclude, query_block, corpus_block):
-    monkeypatch.setattr(embridge.neighbors, "_QUERY_BLOCK", query_block)
-    monkeypatch.setattr(embridge.neighbors, "_CORPUS_BLOCK", corpus_block)
+    monkeypatch.setattr(embridge.neighbors.scan, "QUERY_BLOCK", query_block)
+    monkeypatch.setattr(embridge.neighbors.scan, "CORPUS_BLOCK", corpus_block)
     queries, corpus = vectors
     exclude = None
     if with_exclude:  # every other query may not find its best row
@@ -65,7 +65,7 @@ def test_it_agrees_with_brute_force(vectors, monkeypatch, metric, with_exclude, 
 
 @pytest.mark.parametrize("metric", Metric)
 def test_k_may_be_the_number_of_rows(vectors, monkeypatch, metric):
-    monkeypatch.setattr(embridge.neighbors, "_CORPUS_BLOCK", 7)
+    monkeypatch.setattr(embridge.neighbors.scan, "CORPUS_BLOCK", 7)
     queries, corpus = vectors
     np.testing.assert_array_equal(top_k(queries, corpus, N, metric).ids, brute_force(queries, corpus, N, metric)[0])
     itself = np.arange(N)
@@ -119,7 +119,7 @@ HARD = {
 @pytest.mark.parametrize("metric", Metric)
 @pytest.mark.parametrize("kind", HARD)
 def test_it_equals_float64_brute_force_whatever_the_rows_are(monkeypatch, kind, metric, block):
-    monkeypatch.setattr(embridge.neighbors, "_CORPUS_BLOCK", block)
+    monkeypatch.setattr(embridge.neighbors.scan, "CORPUS_BLOCK", block)
     dtype = np.float64 if "float64" in kind else np.float32
     corpus = HARD[kind].astype(dtype)
     queries = np.concatenate([corpus[::90], HARD[kind][::90] * 1.001]).astype(dtype)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import json
+import operator
 import os
 from dataclasses import dataclass, field
 
@@ -59,12 +61,12 @@ class FoldMoments:
         return self.without(-1)
 
     def without(self, fold: int) -> Moments:
-        """Moments of all parts but one: a map is fitted on these and scored on that one."""
-        kept = [part for i, part in enumerate(self.parts) if i != fold]
-        total = kept[0]
-        for part in kept[1:]:
-            total = total + part
-        return total
+        """Moments of all parts but one: a map is fitted on these and scored on that one. They are computed once."""
+        cache: dict[int, Moments] = self.__dict__.setdefault("_without", {})
+        if fold not in cache:
+            kept = [part for i, part in enumerate(self.parts) if i != fold]
+            cache[fold] = functools.reduce(operator.add, kept)
+        return cache[fold]
 
     def __add__(self, other: FoldMoments) -> FoldMoments:
         """FoldMoments of both sets of anchors.

@@ -10,10 +10,13 @@ import numpy as np
 
 from embridge.anchors.fold_moments import ROWS, FoldMoments
 from embridge.anchors.moments import Moments
+from embridge.anchors.shards import Origin, moments_of_sets
 from embridge.arrays import unit
 from embridge.errors import NoSharedIdsError, ParameterError, SpaceMismatchError, TooFewAnchorsError, first_few
+from embridge.ray import Backend, as_backend
 from embridge.records import AnchorRecord
 from embridge.stores.base import Collection
+from embridge.stores.fetching import ids_at
 from embridge.stores.ids import hash_ids, match_rows
 from embridge.types import Space
 
@@ -40,6 +43,8 @@ class Anchors:
     source, target : Space
     record : AnchorRecord
         Where they came from and how they were split.
+    origin : Origin, optional
+        Where tasks on a cluster read them to take moments.
     """
 
     ids: np.ndarray
@@ -48,6 +53,7 @@ class Anchors:
     source: Space
     target: Space
     record: AnchorRecord
+    origin: Origin | None = None
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -59,7 +65,8 @@ class Anchors:
         """The anchors at some positions (or where a mask is True)."""
         if rows.dtype == np.bool_:
             rows = np.flatnonzero(rows)
-        return replace(self, ids=self.ids[rows], x=_gather(self.x, rows), y=_gather(self.y, rows))
+        origin = self.origin and self.origin.at(rows)
+        return replace(self, ids=self.ids[rows], x=_gather(self.x, rows), y=_gather(self.y, rows), origin=origin)
 
     def split(self, test_size: float = 0.2, seed: int = 0) -> tuple[Anchors, Anchors]:
         """Rows to fit on and rows to hold out, by a hash of the id.
@@ -101,16 +108,19 @@ class Anchors:
     def reversed(self) -> Anchors:
         """The same rows with source and target exchanged."""
         swapped = replace(self.record, source=self.record.target, target=self.record.source)
-        return Anchors(self.ids, self.y, self.x, self.target, self.source, swapped)
+        return Anchors(self.ids, self.y, self.x, self.target, self.source, swapped, self.origin and self.origin.reversed())
 
     def unit(self) -> Anchors:
         """The same rows scaled to unit length, in normalized spaces; a zero row stays zero."""
         source, target = replace(self.source, normalized=True), replace(self.target, normalized=True)
-        return replace(self, x=_unit_rows(self.x), y=_unit_rows(self.y), source=source, target=target)
+        return replace(self, x=_unit_rows(self.x), y=_unit_rows(self.y), source=source, target=target, origin=None)
 
     def moments(self, device: str | torch.device | None = "cpu", *, full: bool = True) -> Moments:
         """Their sufficient statistics (see `Moments.from_rows`)."""
-        return Moments.from_rows(self.x, self.y, self.source, self.target, device=device, full=full)
+        return self._moments([np.arange(len(self))], device, full=full)[0]
+
+    def _moments(self, sets: list[np.ndarray], device: str | torch.device | None, *, full: bool) -> list[Moments]:
+        return moments_of_sets(self.x, self.y, (self.source, self.target), sets, self.origin, device=device, full=full)
 
     def folds(
         self, n_folds: int = 5, rows: int = ROWS, seed: int = 0, device: str | torch.device | None = "cpu", *,
@@ -132,11 +142,10 @@ class Anchors:
         fold = (hashes % np.uint64(n_folds)).astype(np.int64)
         if len(np.unique(fold)) < n_folds and not partial:
             raise TooFewAnchorsError(f"{len(self):,} anchors are too few for {n_folds} folds. Hint: re-encode more shared rows.")
-        parts, samples, drawn = [], [], []
-        for number in range(n_folds):
-            members = np.flatnonzero(fold == number)
-            chunks = ((self.x[m], self.y[m]) for m in np.array_split(members, max(-(-len(members) // _CHUNK), 1)))
-            parts.append(Moments.from_chunks(chunks, self.source, self.target, device=device, full=full))
+        sets = [np.flatnonzero(fold == number) for number in range(n_folds)]
+        parts = self._moments(sets, device, full=full)
+        samples, drawn = [], []
+        for members in sets:
             # The quotient is independent of the fold, so the smallest ones are a random sample that does not depend on order.
             chosen = members[np.argsort(hashes[members] // np.uint64(n_folds), kind="stable")[:rows]]
             samples.append((np.asarray(self.x[chosen], np.float32), np.asarray(self.y[chosen], np.float32)))
@@ -144,7 +153,7 @@ class Anchors:
         return FoldMoments(tuple(parts), tuple(samples), tuple(drawn), np.sort(self.hashes()))
 
 
-def match(source: Collection, target: Collection, *, known: np.ndarray | None = None) -> Anchors:
+def match(source: Collection, target: Collection, *, known: np.ndarray | None = None, backend: Backend = "local") -> Anchors:
     """Match the rows of two collections by id.
 
     Ids are joined out of core, then vectors are read once from each side, in order; row groups without a shared row are
@@ -156,6 +165,8 @@ def match(source: Collection, target: Collection, *, known: np.ndarray | None = 
         In two different spaces, with ids of one type.
     known : ndarray of uint64, optional
         Hashes of ids (`Anchors.hashes`, `LinearMap.anchor_hashes`) to skip: their vectors are not read.
+    backend : {"local", "ray"} or RayBackend, default "local"
+        With Ray the moments of the anchors will be taken as tasks, which read them again from Parquet files that all nodes share.
 
     Returns
     -------
@@ -197,18 +208,9 @@ def match(source: Collection, target: Collection, *, known: np.ndarray | None = 
         y[order[place]] = vectors
     ids = ids_at(source, source_rows) if ids is None else ids
     record = AnchorRecord(source.fingerprint(), target.fingerprint(), len(ids), len(ids), 0, 0.0, 0)
-    return Anchors(ids, x, y, source.space, target.space, record)
-
-
-def ids_at(collection: Collection, rows: np.ndarray) -> np.ndarray:
-    """Ids of the rows at `rows` (sorted positions): int64, or object where ids are strings."""
-    ids = np.empty(len(rows), np.int64 if str(collection.id_type) == "int64" else object)
-    for batch in collection.id_reader():
-        start = batch.column(1)[0].as_py() if len(batch) else 0
-        low, high = np.searchsorted(rows, (start, start + len(batch)))
-        if low < high:
-            ids[low:high] = batch.column(0).take(rows[low:high] - start).to_numpy(zero_copy_only=False)
-    return ids
+    ray = as_backend(backend)
+    origin = ray and Origin.of(source, target, (source_rows, target_rows), ray)
+    return Anchors(ids, x, y, source.space, target.space, record, origin)
 
 
 def _first_ids(collection: Collection) -> list[str | int]:

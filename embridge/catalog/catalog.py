@@ -161,11 +161,23 @@ class Catalog:
         CatalogError
             The query failed, may not run, or gives more than a million rows; or as `check`.
         """
-        if file.is_absent(self.path):
-            raise CatalogError(f"There is no catalog at {self.path!r}. Hint: any verb makes one, or `embridge catalog migrate`.")
+        self._check_exists()
         with self._connect(read_only=not write) as connection:
             self._check_current(connection)
             return run_query(connection, self.path, query, write=write)
+
+    def attach(self, connection: duckdb.DuckDBPyConnection) -> None:
+        """Attach the catalog to another DuckDB connection, read-only: its tables are ``catalog.run`` and so on.
+
+        Other processes can read the catalog meanwhile, but not record runs.
+
+        Raises
+        ------
+        CatalogError
+            There is no catalog, it is held by another process, or not a DuckDB file.
+        """
+        self._check_exists()
+        file.attach(self.path, connection, patience=self.patience)
 
     def decoders(self) -> list[dict[str, Any]]:
         """Registered decoders, newest first, with their last score behind a map."""
@@ -240,6 +252,10 @@ class Catalog:
 
     def _rows(self, table: str, condition: str) -> list[dict[str, Any]]:
         return self.sql(f"SELECT * FROM {table} WHERE {condition} ORDER BY ALL")
+
+    def _check_exists(self) -> None:
+        if file.is_absent(self.path):
+            raise CatalogError(f"There is no catalog at {self.path!r}. Hint: any verb makes one, or `embridge catalog migrate`.")
 
     def _check_current(self, connection: duckdb.DuckDBPyConnection) -> None:
         had = migrations.check(self.path, connection, self._known)

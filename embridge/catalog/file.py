@@ -151,11 +151,29 @@ def _open(path: str, name: str, read_only: bool, patience: float) -> duckdb.Duck
     config: dict[str, Any] = {"python_enable_replacements": "false"}
     if read_only:  # a large sort must not spill beside the file
         config |= {"temp_directory": "", "autoinstall_known_extensions": "false", "autoload_known_extensions": "false"}
+    # by its absolute path: md:name and the like would load an extension
+    place = os.path.abspath(path)
+    return _patiently(lambda: duckdb.connect(place, read_only=read_only, config=config), name, patience)
+
+
+def attach(path: str, connection: duckdb.DuckDBPyConnection, *, patience: float) -> None:
+    """Attach the file to another connection, read-only, as ``catalog``.
+
+    Raises
+    ------
+    CatalogError
+        As `connect`.
+    """
+    place = os.path.abspath(path).replace("'", "''")
+    _patiently(lambda: connection.execute(f"ATTACH '{place}' AS catalog (READ_ONLY)"), path, patience)
+
+
+def _patiently(connect: Callable[[], duckdb.DuckDBPyConnection], name: str, patience: float) -> duckdb.DuckDBPyConnection:
     deadline = time.monotonic() + patience
     pause = 0.02
     while True:
-        try:  # by its absolute path: md:name and the like would load an extension
-            return duckdb.connect(os.path.abspath(path), read_only=read_only, config=config)
+        try:
+            return connect()
         except duckdb.Error as e:
             if not (holder := _holder(e)):
                 if "not a valid DuckDB database" in str(e):

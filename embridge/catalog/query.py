@@ -14,29 +14,32 @@ MOST_ROWS = 1_000_000
 _READING = (duckdb.StatementType.SELECT, duckdb.StatementType.EXPLAIN)
 # Functions can also change settings, read files and load extensions.
 _SAFE = "SET enable_external_access = false; SET lock_configuration = true"
+# How DuckDB's message begins where a function in Python raised an error of ours.
+_OF_FUNCTION = "Invalid Input Error: Python exception occurred while executing the UDF: BadVectorsError: "
 Result = TypeVar("Result")
 
 
-def run(connection: duckdb.DuckDBPyConnection, path: str, query: str, *, write: bool) -> list[dict[str, Any]]:
-    """Rows of a query on the catalog at `path`; without `write` it may only read, and only the catalog.
+def run(connection: duckdb.DuckDBPyConnection, path: str | None, query: str, *, write: bool) -> list[dict[str, Any]]:
+    """Rows of a query on the catalog at `path`, or on no file; without `write` it may only read, and only the catalog.
 
     Raises
     ------
     CatalogError
         The query failed, may not run, or gives more than a million rows.
     """
+    failed = "The query failed" if path is None else f"The query on {path!r} failed"
     try:
         statements = _statements(query, write=write)
         if not write:
             connection.execute(_SAFE)
         return _interruptible(connection, lambda: _rows(connection, statements))
     except duckdb.Error as e:
-        raise CatalogError(f"The query on {path!r} failed: {str(e).strip()}") from e
+        raise CatalogError(f"{failed}: {str(e).strip().removeprefix(_OF_FUNCTION)}") from e
     except (OverflowError, RuntimeError, ValueError) as e:
         if isinstance(e, CatalogError):
             raise
         # a value without a Python type, such as an interval of a million years
-        raise CatalogError(f"The query on {path!r} failed: {e}. Hint: cast the values to VARCHAR.") from e
+        raise CatalogError(f"{failed}: {e}. Hint: cast the values to VARCHAR.") from e
 
 
 def _statements(query: str, *, write: bool) -> list[duckdb.Statement]:
@@ -46,7 +49,7 @@ def _statements(query: str, *, write: bool) -> list[duckdb.Statement]:
         raise CatalogError("The query is not valid UTF-8 text.") from e
     found = duckdb.extract_statements(query)
     if not found:
-        raise CatalogError('The query is empty. Hint: "SELECT * FROM run".')
+        raise CatalogError('The query is empty. Hint: "SELECT ... FROM ...".')
     if not write and len(found) > 1:
         raise CatalogError(f"Got {len(found)} statements; only one can run at a time. Hint: run them one by one.")
     if not write and not all(_is_reading(statement) for statement in found):
@@ -71,7 +74,7 @@ def _rows(connection: duckdb.DuckDBPyConnection, statements: list[duckdb.Stateme
     while chunk := connection.fetchmany(10_000):
         rows += (dict(zip(names, row, strict=True)) for row in chunk)
         if len(rows) > MOST_ROWS:
-            raise CatalogError(f"The query gives more than {MOST_ROWS:,} rows. Hint: LIMIT, or COPY ... TO a file with --write.")
+            raise CatalogError(f"The query gives more than {MOST_ROWS:,} rows. Hint: LIMIT, or COPY ... TO a file.")
     return rows
 
 

@@ -8,6 +8,7 @@ from typing import Any
 
 import click
 
+from embridge.cli.backend import backend_options
 from embridge.cli.session import (
     Session,
     Verb,
@@ -88,6 +89,7 @@ def info(session: Session, source: str, space: str | None, **named: str | None) 
 @device_option
 @overwrite_option
 @verb()
+@backend_options
 def encode(session: Session, texts: str, model: str, output: str, id_column: str | None, ids: str | None, **options: Any) -> None:
     """Encode a text column with a sentence-transformers model.
 
@@ -118,7 +120,8 @@ def encode(session: Session, texts: str, model: str, output: str, id_column: str
     inputs = [Artifact.of_file("texts", texts), *([Artifact.of_file("ids", ids)] if ids else [])]
     parameters = {"model": model, "text_column": options["text_column"], "dtype": options["dtype"]}
     parameters |= {name: encoder[name] for name in ("prompt", "prompt_name", "prompts")}
-    device, outputs = device_name(options["device"]), [Artifact.of_collection("output", made)]
+    backend, outputs = options["backend"], [Artifact.of_collection("output", made)]
+    device = device_name(options["device"]) if backend == "local" else backend.device
     session.record(
         Run.of("encode", inputs=inputs, outputs=outputs, parameters=parameters, seconds=seconds, rows=len(made), device=device)
     )

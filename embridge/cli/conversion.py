@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from embridge.cli.backend import backend_options
 from embridge.cli.session import (
     Session,
     Verb,
@@ -61,6 +62,7 @@ if TYPE_CHECKING:
 @click.option("--batch-rows", type=click.IntRange(1), help="Rows read at a time. [default: by free memory]")
 @overwrite_option
 @verb()
+@backend_options
 def convert(
     session: Session, source: str, map_path: str, output: str, space: str | None, id_column: str | None,
     vector_column: str | None, **options: Any,
@@ -75,6 +77,7 @@ def convert(
     embridge convert old.parquet map.safetensors old-in-new.parquet
     embridge convert old.parquet map.safetensors old-in-new.parquet --resume
     embridge convert shards/ map.safetensors shards-in-new/ --device cuda --dtype float16
+    embridge convert shards/ map.safetensors shards-in-new/ --backend ray --address auto
     embridge convert old.parquet map.safetensors old-in-new.parquet --confidence
     embridge convert old.parquet map.safetensors both.parquet --keep-old
     embridge convert old.faiss map.safetensors s3://bucket/old-in-new.parquet
@@ -105,9 +108,10 @@ def convert(
     session.record(Run.of("convert", inputs=inputs, outputs=outputs, result=done, parameters=parameters))
     result = {"path": done.path, "rows": done.rows, "seconds": done.seconds}
     result |= {"rows_per_second": done.rows_per_second, "device": done.device, "skipped": done.skipped}
-    result |= {"confidence": options["confidence"], "keep_old": options["keep_old"]}
+    result |= {"confidence": options["confidence"], "keep_old": options["keep_old"], "reused": done.reused}
     speed = f"{done.rows_per_second:,.0f} rows per second, {done.device}"
-    session.emit(result, f"{output}: {done.rows:,} rows in {done.seconds:.1f} s ({speed}){left_out(done)}")
+    reused = f"; {done.reused:,} were done before" if done.reused else ""
+    session.emit(result, f"{output}: {done.rows:,} rows in {done.seconds:.1f} s ({speed}){left_out(done)}{reused}")
 
 
 def left_out(done: Conversion) -> str:
@@ -182,17 +186,23 @@ def copy(
 @click.option(
     "--precision", type=click.Choice(["float32", "tf32", "bfloat16"]), default="float32", help="Precision of the conversion."
 )
+@click.option("--sample", type=click.IntRange(1), help="Migrated in place: rows that are recomputed. [default: all]")
 @space_option
 @columns
 @verb()
+@backend_options
 def verify(
-    session: Session, output: str, source: str | None, map_path: str | None, precision: Any, space: str | None, **named: str | None
-) -> None:
+    session: Session, output: str, source: str | None, map_path: str | None, precision: Any, sample: int | None, space: str | None,
+    backend: Any, **named: str | None,
+) -> None:  # fmt: skip
     """Check a converted collection: all rows are read and ids must be unique; with SRC and MAP every vector is recomputed.
+
+    Of a collection that was migrated in place, MAP alone recomputes the new vectors from the old ones.
 
     \b
     embridge verify old-in-new.parquet
     embridge verify old-in-new.parquet --source old.parquet --map map.safetensors
+    embridge verify "postgresql://user@host/db?table=docs" --map map.safetensors --sample 10000
     """
     import embridge as eb
     from embridge.records import Artifact, Run
@@ -201,7 +211,10 @@ def verify(
     collection = open_source(source, space, **named) if source else None
     translation = eb.load_map(map_path) if map_path else None
     with session.progress("verifying") as progress:
-        found = eb.verify(output, source=collection, translation=translation, precision=precision, progress=progress)
+        found = eb.verify(
+            output, source=collection, translation=translation, precision=precision, sample=sample, backend=backend,
+            progress=progress,
+        )  # fmt: skip
     seconds = time.perf_counter() - started
     inputs = [Artifact.of_collection("output", eb.open(output))]
     inputs += [Artifact.of_collection("source", collection)] if collection else []

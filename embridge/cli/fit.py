@@ -7,6 +7,7 @@ from typing import Any
 
 import click
 
+from embridge.cli.backend import backend_options
 from embridge.cli.session import (
     Session,
     Verb,
@@ -95,6 +96,7 @@ from embridge.cli.session import (
 @device_option
 @overwrite_option
 @verb()
+@backend_options
 def fit(
     session: Session, source: str, target: str, output: str, reverse_output: str | None, method: str, source_space: str | None,
     target_space: str | None, id_column: str | None, vector_column: str | None, queries: tuple[str, str] | None, qrels: str | None,
@@ -116,6 +118,7 @@ def fit(
     embridge fit old.parquet new.parquet -o rotation.safetensors --method rotation
     embridge fit old.parquet new-sample.parquet -o map.safetensors --moments all.moments.safetensors
     embridge fit old.parquet more.parquet -o map2.safetensors --update all.moments.safetensors
+    embridge fit shards/ new-shards/ -o map.safetensors --keep-affine --backend ray --address auto
     """
     import embridge as eb
     from embridge.errors import ParameterError

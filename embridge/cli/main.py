@@ -24,10 +24,14 @@ _VERBS = {
     "rollout": "rollout",
     "index": "search",
     "migrate": "migrate",
+    "cutover": "in_place",
+    "rollback": "in_place",
+    "drop-vector": "in_place",
     "search": "search",
     "decode": "decode",
     "decoder": "decode",
     "serve": "serve",
+    "sql": "sql",
     "catalog": "catalog",
     "doctor": "doctor",
 }
@@ -42,7 +46,7 @@ class _Verbs(click.Group):
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         if cmd_name not in _VERBS:
             return None
-        return getattr(importlib.import_module(f"embridge.cli.{_VERBS[cmd_name]}"), cmd_name)
+        return getattr(importlib.import_module(f"embridge.cli.{_VERBS[cmd_name]}"), cmd_name.replace("-", "_"))
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """List every verb with the first sentence of its help, wrapped."""
@@ -83,8 +87,10 @@ def main() -> None:
     embridge rollout start old.parquet new-sample.parquet -o rollout   change encoders step by step
     embridge index old-in-new.parquet old-in-new.faiss --factory HNSW32
     embridge migrate old.faiss map.safetensors new.faiss  migrate an index without a rebuild
+    embridge migrate postgresql://... map.safetensors     new vectors beside the old ones; then cutover, rollback
     embridge search old-in-new.faiss queries.parquet -k 10
     embridge decode old.parquet --decoder head.safetensors --via map.safetensors -o labels.parquet
+    embridge sql map.safetensors "SELECT id, translate(vector::FLOAT[384]) FROM 'old.parquet'"
     embridge serve map.safetensors --index old.faiss        translate and search over HTTP
     embridge catalog sql "SELECT * FROM best_translator"
 

@@ -1,13 +1,17 @@
-"""The verb that migrates an index to another space: migrate."""
+"""The verb that migrates an index, or a collection in place, to another space: migrate."""
 
 from __future__ import annotations
 
+from typing import Any
+
 import click
 
+from embridge.cli.in_place import OF_STORES, check_options, migrate_collection
 from embridge.cli.session import (
     Session,
     Verb,
     columns,
+    device_option,
     external_lists_option,
     open_source,
     overwrite_option,
@@ -17,15 +21,14 @@ from embridge.cli.session import (
 
 
 @click.command(cls=Verb)
-@click.argument("index_path", metavar="OLD.faiss")
+@click.argument("path", metavar="OLD.faiss|URI")
 @click.argument("map_path", metavar="MAP")
-@click.argument("output", metavar="NEW.faiss")
+@click.argument("output", metavar="[NEW.faiss]", required=False)
 @click.option(
     "--mode",
-    type=click.Choice(["auto", "wrap", "rewrite", "move", "rebuild"]),
-    default="auto",
-    show_default=True,
-    help="wrap: put the map in front; rewrite (or move): rewrite the vectors in place; rebuild: build the index again.",
+    type=click.Choice(["auto", "wrap", "rewrite", "move", "rebuild", "column", "shadow"]),
+    help="Index: wrap puts the map in front, rewrite (or move) rewrites the vectors in place, rebuild builds the index again. "
+    "Collection: column adds a second vector to every row, shadow writes a second collection. [default: auto; what the store has]",
 )
 @click.option(
     "--min-recall",
@@ -43,13 +46,42 @@ from embridge.cli.session import (
 @columns
 @seed_option
 @overwrite_option
+@click.option(
+    "--into", metavar="NAME", help="Collection: name of the new column or of the shadow. [default: the old one with _new]"
+)
+@click.option(
+    "--metric", type=click.Choice(["cosine", "dot", "l2"]), help="Collection: of the new vectors. [default: as the old ones]"
+)
+@click.option(
+    "--dtype", type=click.Choice(["float32", "float16"]), help="Collection: of the new vectors. [default: as the old ones]"
+)
+@click.option(
+    "--mark-changed",
+    is_flag=True,
+    help="Collection: notice rows whose old vector changes until the cutover, by a trigger (PostgreSQL).",
+)
+@click.option(
+    "--on-bad",
+    type=click.Choice(["stop", "skip"]),
+    default="stop",
+    help="Collection: rows that cannot be translated stop the migration, or stay without a new vector. [default: stop]",
+)
+@click.option("--resume", is_flag=True, help="Collection: continue a migration, or take in the rows that were added since.")
+@click.option("--dry-run", is_flag=True, help="Collection: print the steps, with estimated time and space; write nothing.")
+@device_option
+@click.option(
+    "--precision", type=click.Choice(["float32", "tf32", "bfloat16"]), default="float32", help="Collection: of the products."
+)
+@click.option("--batch-rows", type=click.IntRange(1), help="Collection: rows read at a time. [default: by free memory]")
 @verb()
-def migrate(
-    session: Session, index_path: str, map_path: str, output: str, mode: str, min_recall: float | None, queries: str | None,
-    verify_queries: int, hubness: str | None, space: str | None, query_space: str | None, external_lists: bool,
-    id_column: str | None, vector_column: str | None, seed: int, overwrite: bool,
-) -> None:  # fmt: skip
-    """Migrate a FAISS index to the space at the other end of a map; ids, deletions and search settings are kept.
+def migrate(session: Session, path: str, map_path: str, output: str | None, mode: str | None, **options: Any) -> None:
+    """Migrate a FAISS index, or a collection in place, to the space at the other end of a map.
+
+    A collection in a store gets new vectors beside the old ones, which stay in use. A run that is interrupted continues with
+    --resume. embridge cutover puts the new vectors into use, embridge rollback the old ones again, and embridge drop-vector
+    removes one side. embridge verify URI --map MAP recomputes the new vectors.
+
+    An index is written as a new one; ids, deletions and search settings are kept.
 
     wrap and rewrite are exact (they give the results of the old index for projected queries) under inner product for any map,
     under L2 for an isometry, and under cosine for a rotation without offset. Every result is compared with brute force before
@@ -60,7 +92,27 @@ def migrate(
     embridge migrate old.faiss map.safetensors new.faiss --mode rewrite --min-recall 0.9
     embridge migrate foreign.faiss map.safetensors new.faiss --space minilm --queries queries-new.parquet
     embridge migrate old.faiss map.safetensors new.faiss --mode rebuild --hubness more-queries-new.parquet
+    embridge migrate "postgresql://user@host/db?table=docs&id=id" map.safetensors --space minilm --dry-run
     """
+    from embridge.stores.uri import scheme_of
+
+    in_place = scheme_of(path) is not None
+    check_options(in_place=in_place, output=output, mode=mode)
+    if in_place:
+        named = {name: options[name] for name in (*OF_STORES, "space", "id_column", "vector_column")}
+        migrate_collection(session, path, map_path, mode=mode, **named)
+    else:
+        for name in OF_STORES:
+            options.pop(name)
+        _migrate_index(session, path, map_path, str(output), mode or "auto", **options)
+
+
+def _migrate_index(
+    session: Session, index_path: str, map_path: str, output: str, mode: str, min_recall: float | None, queries: str | None,
+    verify_queries: int, hubness: str | None, space: str | None, query_space: str | None, external_lists: bool,
+    id_column: str | None, vector_column: str | None, seed: int, overwrite: bool,
+) -> None:  # fmt: skip
+    """Migrate a FAISS index into a new file."""
     import embridge as eb
     from embridge.outputs import INDEX, Output, check_outputs
     from embridge.records import Artifact, Run

@@ -134,6 +134,7 @@ def _open_old(path: str, space: str | None, id_column: str | None, vector_column
 @click.option("--hubness", metavar="QUERIES", help="Reference queries of the new space, where INDEX is a collection.")
 @click.option("--old-hubness", metavar="OLD_QUERIES", help="Reference queries of the old space, where INDEX is a collection.")
 @click.option("--params", default="", help='Search parameters of FAISS: "nprobe=32", "efSearch=128".')
+@click.option("--exact", is_flag=True, help="Search a collection in a store row by row, not through the store's index.")
 @click.option("--space", metavar="NAME[:METRIC]", help="Space of QUERIES, where the file does not name it.")
 @_old_space_option
 @click.option(
@@ -146,9 +147,9 @@ def _open_old(path: str, space: str | None, id_column: str | None, vector_column
 @verb()
 def search(
     session: Session, index_path: str, queries: str, k: int, via: str | None, old_queries: str | None, weight: float | None,
-    fused_hubness: str | None, hubness: str | None, old_hubness: str | None, params: str, space: str | None, old_space: str | None,
-    index_space: str | None, external_lists: bool, id_column: str | None, vector_column: str | None, output: str | None,
-    overwrite: bool,
+    fused_hubness: str | None, hubness: str | None, old_hubness: str | None, params: str, exact: bool, space: str | None,
+    old_space: str | None, index_space: str | None, external_lists: bool, id_column: str | None, vector_column: str | None,
+    output: str | None, overwrite: bool,
 ) -> None:  # fmt: skip
     """Search an index with a file of queries of its own space or, through a map, of another space.
 
@@ -156,7 +157,8 @@ def search(
     index with queries of the new model, without changing the index.
 
     A fused index takes the queries of both models. With the old model gone, --via projects the new queries to the old side. INDEX
-    may be a Parquet collection too, which is searched exactly: one with two vectors by both of them.
+    may be a collection too, which is searched by both its vectors where it has two: in a store through the store's own index, in
+    Parquet exactly.
 
     \b
     embridge search old-in-new.faiss queries-new.parquet -k 10
@@ -164,11 +166,13 @@ def search(
     embridge search old.faiss queries-new.parquet --via map.safetensors --old-queries queries-old.parquet -o hits.parquet
     embridge search fused.faiss queries-new.parquet --old-queries queries-old.parquet --weight 0.3
     embridge search both.parquet queries-new.parquet --via map.safetensors
+    embridge search "postgresql://user@host/db?table=docs" queries-new.parquet --via map.safetensors
     """
     import embridge as eb
     from embridge.outputs import Output, check_outputs
     from embridge.records import Artifact, Run
     from embridge.stores.locations import looks_like_parquet
+    from embridge.stores.uri import scheme_of
     from embridge.tables.hits import write_hits
 
     started = time.perf_counter()
@@ -176,14 +180,14 @@ def search(
     if output:
         check_outputs(Output(output), overwrite=overwrite, inputs=given)
     named = (id_column, vector_column)
-    if looks_like_parquet(index_path):
+    if looks_like_parquet(index_path) or scheme_of(index_path):
         opened = open_source(index_path, index_space, *named)
         searched, old_side = Artifact.of_collection("collection", opened), opened.old_side
-        known, default = (None if old_side is None else old_side.space), eb.Fusion.default(has_bias=hubness is not None)
+        known, default = (None if old_side is None else old_side.stated_space), eb.Fusion.default(has_bias=hubness is not None)
     else:
         opened = eb.open_index(index_path, space=index_space, external_lists=external_lists)
         searched, known, default = Artifact.of_index("index", opened), opened.old_space, opened.fusion or eb.Fusion()
-    old_space = old_space or (known or opened.space).name
+    old_space = old_space or (known or (opened.space if isinstance(opened, eb.Index) else opened.stated_space)).name
     query_rows = open_source(queries, space, *named)
     translation = eb.load_map(via) if via else None
     old = _open_old(old_queries, old_space, *named) if old_queries else None
@@ -192,7 +196,7 @@ def search(
     with session.status("searching"):
         ids, hits = eb.search(
             opened, query_rows, min(k, max(len(opened), 1)), via=translation, old_queries=old, weight=weight, hubness=fused_hubness,
-            references=references, old_references=old_references, parameters=params,
+            references=references, old_references=old_references, parameters=params, exact=exact,
         )  # fmt: skip
     if output:
         write_hits(output, ids, hits, inputs=given, overwrite=overwrite)
@@ -201,7 +205,7 @@ def search(
     inputs += [Artifact.of_map("map", via, translation)] if via and translation else []
     further = {"old queries": old, "reference queries": references, "old reference queries": old_references}
     inputs += [Artifact.of_collection(role, side) for role, side in further.items() if side is not None]
-    parameters: dict[str, Any] = {"k": k, "params": params}
+    parameters: dict[str, Any] = {"k": k, "params": params, "exact": exact}
     if old is not None or known is not None:
         used = default.changed(weight, fused_hubness)
         parameters |= {"weight": used.weight, "hubness": str(used.hubness)}

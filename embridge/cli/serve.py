@@ -41,20 +41,16 @@ def _read_config(context: click.Context, _: click.Parameter, path: str | None) -
 @click.option(
     "--config", metavar="FILE.toml", is_eager=True, expose_value=False, callback=_read_config, help="Take options from a TOML file."
 )
-@click.option(
-    "--index", "indexes", multiple=True, metavar="[NAME=]INDEX", help="Search this: a FAISS index, a collection or a rollout."
-)
+@click.option("--index", multiple=True, metavar="[NAME=]INDEX", help="Search this: a FAISS index, a collection or a rollout.")
 @click.option("--index-space", metavar="NAME[:METRIC]", help="Space of an index that does not name it.")
 @click.option(
     "--model",
-    "models",
     multiple=True,
     metavar="[SPACE=]MODEL",
     help="Embed texts with a sentence-transformers model, in this process.",
 )
 @click.option(
     "--upstream",
-    "upstreams",
     multiple=True,
     metavar="[SPACE=]URL#MODEL",
     help="Embed texts by an OpenAI-compatible server. Its key is $EMBRIDGE_UPSTREAM_KEY_SPACE, $EMBRIDGE_UPSTREAM_KEY or "
@@ -83,7 +79,9 @@ def _read_config(context: click.Context, _: click.Parameter, path: str | None) -
     "--drain", type=click.FloatRange(0), default=_DEFAULT.drain, help="Seconds for which requests are accepted after SIGTERM."
 )
 @verb(catalog=False)
-def serve(session: Session, max_body_mb: int, **options: Any) -> None:
+def serve(
+    session: Session, index: tuple[str, ...], model: tuple[str, ...], upstream: tuple[str, ...], max_body_mb: int, **options: Any
+) -> None:
     """Serve embeddings, translation and search over HTTP.
 
     An application keeps its index and its client when the encoder is switched off: POST /v1/embeddings takes texts as OpenAI's API
@@ -104,4 +102,4 @@ def serve(session: Session, max_body_mb: int, **options: Any) -> None:
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // options["workers"])))
     import embridge as eb
 
-    eb.serve(ServeOptions(max_body=max_body_mb << 20, **options))
+    eb.serve(ServeOptions(indexes=index, models=model, upstreams=upstream, max_body=max_body_mb << 20, **options))

@@ -2,24 +2,37 @@
 
 from __future__ import annotations
 
+import io
 import os
 import time
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 
+from embridge.attempts import remove_work
 from embridge.conversion.journal import Journal, bad_rows_of, discard, open_journal, rows_done
 from embridge.conversion.log import partial_path
 from embridge.conversion.pipeline import Bad, Group, translate_rows
 from embridge.conversion.task import Task
 from embridge.conversion.verify import Sample, check_sample
-from embridge.errors import BadIdsError, BadVectorsError, DiskFullError, MissingFileError, OutputError, OutputExistsError, n_rows
+from embridge.errors import (
+    BadIdsError,
+    BadVectorsError,
+    DiskFullError,
+    InterruptedOutputError,
+    MissingFileError,
+    OutputError,
+    OutputExistsError,
+    n_rows,
+)
 from embridge.files import fingerprint, writing
 from embridge.records import Conversion
 from embridge.stores import Batch
 from embridge.stores.parquet.collection import OLD_COLUMN
+from embridge.stores.parquet.thrift import Struct
 from embridge.stores.parquet.writer import CollectionWriter
 from embridge.tables.rejected import is_bad_rows, write_bad_rows
 
@@ -36,25 +49,11 @@ def convert_file(task: Task, target: Path, *, bad_path: Path | None = None, may_
     may_be_empty : bool, default False
         The output may have no rows.
     """
-    started = time.perf_counter()
     side = bad_rows_path(target) if bad_path is None else bad_path
     check_bad_rows(side)
     check_room(task, target)
     try:
-        with writing(target), open_journal(target, task.plan, resume=task.resume, overwrite=task.overwrite) as journal:
-            sample = Sample()
-            bad = _write_groups(task, journal, sample)
-            rows = len(task.source) - len(bad)
-            if rows:
-                _check_sample(task, partial_path(target), rows, sample)
-            elif not may_be_empty:
-                raise BadVectorsError.none_left(task.source.name, len(task.source))
-            task.check_source()
-            if bad:
-                write_bad_rows(side, bad)
-            else:  # a list of an earlier output would be mistaken for this one's
-                side.unlink(missing_ok=True)
-            journal.finish()
+        return make_file(task, target, side, may_be_empty=may_be_empty)
     except (BadVectorsError, BadIdsError) as e:
         if not (kept := rows_done(target)):
             raise
@@ -65,7 +64,27 @@ def convert_file(task: Task, target: Path, *, bad_path: Path | None = None, may_
             f"The disk of {str(target)!r} is full; {n_rows(rows_done(target))} are done and kept. "
             "Hint: free some and run again with --resume."
         ) from e
-    return task.result(str(target), rows, len(bad), time.perf_counter() - started, fingerprint(target))
+
+
+def make_file(task: Task, target: Path, side: Path, *, may_be_empty: bool) -> Conversion:
+    """`convert_file` into a place with room, with the list of bad rows at `side`; its errors do not say what is kept."""
+    started = time.perf_counter()
+    with writing(target), open_journal(target, task.plan, resume=task.resume, overwrite=task.overwrite) as journal:
+        reused = journal.entries[-1].read if journal.entries else 0
+        sample = Sample()
+        bad = _write_groups(task, journal, sample)
+        rows = len(task.source) - len(bad)
+        if rows:
+            _check_sample(task, partial_path(target), rows, sample)
+        elif not may_be_empty:
+            raise BadVectorsError.none_left(task.source.name, len(task.source))
+        task.check_source()
+        if bad:
+            write_bad_rows(side, bad)
+        else:  # a list of an earlier output would be mistaken for this one's
+            side.unlink(missing_ok=True)
+        journal.finish()
+    return task.result(str(target), rows, len(bad), time.perf_counter() - started, fingerprint(target), reused)
 
 
 def finished_file(task: Task, target: Path) -> Conversion | None:
@@ -73,9 +92,30 @@ def finished_file(task: Task, target: Path) -> Conversion | None:
     found = task.already_done(target) if target.exists() else None
     if found is not None:
         discard(target)
+        remove_work(target)
         if not found.skipped and is_bad_rows(bad_rows_path(target)):
             bad_rows_path(target).unlink()
     return found
+
+
+def known_file(task: Task, path: Path, bad_path: Path, name: str, known: Mapping[str, str]) -> Conversion | None:
+    """The result of a file of the output that a journal names as finished, with its mark; else None.
+
+    Raises
+    ------
+    InterruptedOutputError
+        It was altered since.
+    """
+    if name not in known or not os.path.lexists(path):
+        return None
+    if mark_of(path, bad_path) != known[name]:
+        raise InterruptedOutputError.altered(str(path), "it, or its list of bad rows, does not match its fingerprint")
+    return finished_file(task, path)
+
+
+def mark_of(path: Path, bad_path: Path) -> str:
+    """Fingerprint of a finished file and its list of bad rows."""
+    return fingerprint(*(p for p in (path, bad_path) if os.path.isfile(p) and not os.path.islink(p)))
 
 
 def bad_rows_path(target: Path) -> Path:
@@ -97,20 +137,7 @@ def check_bad_rows(path: Path) -> None:
 def _write_groups(task: Task, journal: Journal, sample: Sample) -> list[Bad]:
     """Write every row group that is not yet in the journal, and the footer; returns the rows left out."""
     source = task.source
-    writer = CollectionWriter(
-        journal.file,
-        task.translation.target,
-        source.id_type,
-        payload_schema(task),
-        columns=(source.id_column, source.vector_column),
-        lineage=task.lineage,
-        dtype=task.options.dtype,
-        compact=task.compact,
-        groups=[entry.group for entry in journal.entries],
-        confidence=task.confidence,
-        metadata=source.metadata,
-        payload_spaces=task.payload_spaces,
-    )
+    writer = open_writer(task, journal.file, [entry.group for entry in journal.entries])
     bad = bad_rows_of(journal.entries)
     last = journal.entries[-1] if journal.entries else None
 
@@ -127,6 +154,25 @@ def _write_groups(task: Task, journal: Journal, sample: Sample) -> list[Bad]:
     translate_rows(task, writer.group_rows, write, start=last.read if last else 0, after=last.after if last else None)
     writer.close()
     return bad
+
+
+def open_writer(task: Task, file: io.FileIO, groups: Sequence[Struct] = ()) -> CollectionWriter:
+    """The writer of the output, at the end of the row groups `groups`."""
+    source = task.source
+    return CollectionWriter(
+        file,
+        task.translation.target,
+        source.id_type,
+        payload_schema(task),
+        columns=(source.id_column, source.vector_column),
+        lineage=task.lineage,
+        dtype=task.options.dtype,
+        compact=task.compact,
+        groups=groups,
+        confidence=task.confidence,
+        metadata=source.metadata,
+        payload_spaces=task.payload_spaces,
+    )
 
 
 def payload_schema(task: Task) -> pa.Schema:

@@ -5,15 +5,17 @@ from __future__ import annotations
 import os
 import threading
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from concurrent.futures import FIRST_EXCEPTION, CancelledError, ThreadPoolExecutor, wait
-from dataclasses import dataclass
+from dataclasses import replace
 from pathlib import Path
 from typing import cast
 
-from embridge.conversion.file import bad_rows_path, check_bad_rows, convert_file, finished_file
+from embridge.attempts import open_work, remove_work, work_folder
+from embridge.conversion.file import bad_rows_path, check_bad_rows, convert_file, known_file, mark_of
 from embridge.conversion.journal import begin
 from embridge.conversion.log import Lines, Log, append_to, journal_path, partial_path, read_log, start
+from embridge.conversion.ray import Place, convert_places
 from embridge.conversion.task import Task
 from embridge.errors import BadVectorsError, ChangedSourceError, InterruptedOutputError
 from embridge.files import fingerprint, sync_folder, writing
@@ -42,8 +44,7 @@ def convert_folder(task: Task, target: Path) -> Conversion:
             folder.mkdir(exist_ok=True)
         try:
             with append_to(target, log) as lines:
-                finished = _Finished(lines, log.files, threading.Lock())
-                done = each_file(task, files, lambda i, name, part: _one(part, partial, name, sides / f"{i}.parquet", finished))
+                done = _convert_all(task, files, target, log, lines)
             check_rows(done, task)
             task.check_source()
         except ChangedSourceError:
@@ -92,7 +93,7 @@ def _begin(task: Task, target: Path, names: list[str]) -> Log:
         _recover(target)
         found = read_log(target)
     if found is None:
-        for path in (partial_path(target), _sides(target), _old(target)):
+        for path in (partial_path(target), _sides(target), _old(target), work_folder(target)):
             if os.path.lexists(path):
                 raise InterruptedOutputError.not_ours(str(path))
     elif task.overwrite and not (task.resume and found.plan == plan and not found.fault):
@@ -125,37 +126,39 @@ def _manifest_mark(folder: Path) -> str:
     return fingerprint(folder / MANIFEST) if (folder / MANIFEST).is_file() else ""
 
 
-@dataclass(frozen=True)
-class _Finished:
-    """The files of a folder that its journal names as finished."""
+def _convert_all(task: Task, files: Files, target: Path, log: Log, lines: Lines) -> list[Conversion]:
+    """Convert every file that the journal does not name as finished, in this process or as tasks on a cluster."""
+    partial, sides = partial_path(target), _sides(target)
+    lock = threading.Lock()
 
-    lines: Lines
-    known: Mapping[str, str]
-    lock: threading.Lock
+    def add(name: str, mark: str) -> None:
+        with lock:
+            lines.add_file(name, mark)
 
-    def add(self, name: str, mark: str) -> None:
-        with self.lock:
-            self.lines.add({"file": name, "fingerprint": mark})
+    def prepare(number: int, name: str, part: Task) -> Conversion | None:
+        make_folders(partial, name.rpartition("/")[0])
+        found = known_file(part, partial / name, sides / f"{number}.parquet", name, log.files)
+        if found is None:
+            (partial / name).unlink(missing_ok=True)
+        return found
 
-
-def _one(task: Task, partial: Path, name: str, bad_path: Path, finished: _Finished) -> Conversion:
-    """One file, unless the journal names it as finished; a file that it does not name is made again."""
-    path = partial / name
-    make_folders(partial, name.rpartition("/")[0])
-    if name in finished.known and os.path.lexists(path):
-        if _mark(path, bad_path) != finished.known[name]:
-            raise InterruptedOutputError.altered(str(path), "it, or its list of bad rows, does not match its fingerprint")
-        if found := finished_file(task, path):
+    def one(number: int, name: str, part: Task) -> Conversion:
+        if (found := prepare(number, name, part)) is not None:
             return found
-    path.unlink(missing_ok=True)
-    found = convert_file(task, path, bad_path=bad_path, may_be_empty=True)
-    finished.add(name, _mark(path, bad_path))
-    return found
+        path, bad_path = partial / name, sides / f"{number}.parquet"
+        done = convert_file(part, path, bad_path=bad_path, may_be_empty=True)
+        add(name, mark_of(path, bad_path))
+        return done
 
-
-def _mark(path: Path, bad_path: Path) -> str:
-    """Fingerprint of a finished file and its list of bad rows."""
-    return fingerprint(*(p for p in (path, bad_path) if os.path.isfile(p) and not os.path.islink(p)))
+    if task.backend is None:
+        return each_file(task, files, one)
+    work = open_work(target)
+    earlier = [prepare(number, name, replace(task, source=part)) for number, (name, part) in enumerate(files)]
+    places = [
+        Place(name, part, os.fspath(partial / name), os.fspath(sides / f"{number}.parquet"))
+        for number, (name, part) in enumerate(files)
+    ]
+    return convert_places(task, places, earlier, work, log.files, add, may_be_empty=True)
 
 
 def _sides(target: Path) -> Path:
@@ -177,6 +180,7 @@ def _discard(target: Path, names: list[str]) -> None:
         start(target, log.plan)  # from here on nothing is about to be replaced
     remove_known(partial_path(target), _working_names(names), twins=target)
     remove_known(_sides(target), [f"{number}.parquet" for number in range(len(names))])
+    remove_work(target)
     journal_path(target).unlink(missing_ok=True)
 
 
@@ -227,5 +231,5 @@ def check_rows(done: list[Conversion], task: Task) -> None:
 
 def sum_of(done: list[Conversion], task: Task, name: str, mark: str, started: float) -> Conversion:
     """The record of all files together."""
-    rows, skipped = sum(c.rows for c in done), sum(c.skipped for c in done)
-    return task.result(name, rows, skipped, time.perf_counter() - started, mark)
+    rows, skipped, reused = (sum(getattr(c, count) for c in done) for count in ("rows", "skipped", "reused"))
+    return task.result(name, rows, skipped, time.perf_counter() - started, mark, reused)

@@ -104,6 +104,10 @@ class Lines:
             view = view[self._file.write(view) :]
         os.fdatasync(self._file.fileno())
 
+    def add_file(self, name: str, mark: str) -> None:
+        """Record a file of a folder, or a span of one, as finished."""
+        self.add({"file": name, "fingerprint": mark})
+
 
 def _digest(before: str, text: bytes) -> str:
     return hashlib.blake2b(before.encode() + text, digest_size=_MARK).hexdigest()

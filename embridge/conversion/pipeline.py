@@ -234,6 +234,6 @@ def translate_rows(
     else:
         options = replace(task.options, validate=False, name=source.name)
         engines = [Engine(task.translation, device, held.chunk_rows, options) for device in task.devices]
-    buffers = [np.empty((min(group_rows, len(source)), target.dim), dtype) for _ in range(held.buffers)]
+    buffers = [np.empty((group_rows, target.dim), dtype) for _ in range(held.buffers)]  # memory is taken when it is written
     groups = row_groups(source, group_rows, task.batch_rows or held.batch_rows, start=start, after=after, on_bad=task.on_bad)
     translate_groups(groups, engines, buffers, write)

@@ -11,17 +11,20 @@ import time
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import cast
 
 from embridge.conversion.file import convert_file, finished_file
-from embridge.conversion.folder import bad_lists, check_rows, each_file, files_of, sum_of
+from embridge.conversion.folder import Files, bad_lists, check_rows, each_file, files_of, sum_of
 from embridge.conversion.journal import discard
+from embridge.conversion.ray import Place, convert_places
 from embridge.conversion.task import Task
-from embridge.errors import OutputExistsError, ParameterError
+from embridge.errors import ChangedSourceError, OutputExistsError, ParameterError
 from embridge.files import writing
 from embridge.folders import MANIFEST, Manifest, check_own_folder
 from embridge.outputs import Output, claim
 from embridge.records import Conversion
 from embridge.stores import ParquetCollection
+from embridge.stores.filesystems import check_no_secret, shown
 from embridge.stores.ids import check_unique
 from embridge.stores.locations import (
     beside,
@@ -36,6 +39,7 @@ from embridge.stores.locations import (
 )
 from embridge.tables.rejected import join_bad_rows
 
+_LISTS = "_tasks"  # below the output, which readers ignore
 _UNKNOWN = (-1, "")  # size and fingerprint of a file that an unfinished run may have uploaded
 
 
@@ -43,6 +47,8 @@ def convert_remote(task: Task, name: str, *, is_folder: bool) -> Conversion:
     """Convert into one object, or into one object per file of the source, with a manifest."""
     started = time.perf_counter()
     _check_apart(task, name)
+    if task.backend is not None:
+        check_no_secret(name)
     with _staging(name) as staging:
         if not is_folder and not task.overwrite and not task.resume and exists(name):
             raise OutputExistsError.at(name)
@@ -87,11 +93,18 @@ def _staging(name: str) -> Iterator[Path]:
 
 def _convert_object(task: Task, to: str, local: Path, bad_path: Path, *, lists: bool, may_be_empty: bool = False) -> Conversion:
     """Convert one file locally and upload it; with `lists` its list of bad rows is uploaded beside it."""
-    if task.resume and not task.overwrite and exists(to):
-        found = task.already_done(to)
-        if found is None:
-            raise OutputExistsError.at(to)
+    if (found := _already_there(task, to)) is not None:
         discard(local)
+        return found
+    if task.backend is not None:
+        place = Place(shown(to), cast(ParquetCollection, task.source), to, beside(to, ".bad.parquet"))
+        [found] = convert_places(task, [place], [None], None, {}, lambda _name, _mark: None, may_be_empty=False)
+        try:
+            task.check_source()
+        except ChangedSourceError:
+            remove(to)
+            remove(place.bad)
+            raise
         return found
     found = finished_file(task, local) if task.resume else None  # finished, but not uploaded
     if found is None:
@@ -101,6 +114,16 @@ def _convert_object(task: Task, to: str, local: Path, bad_path: Path, *, lists: 
         _put_list(bad_path, to)
     upload(local, to)
     local.unlink()
+    return found
+
+
+def _already_there(task: Task, to: str) -> Conversion | None:
+    """The record of an object that an earlier run of the same task has uploaded, with `resume`."""
+    if not task.resume or task.overwrite or not exists(to):
+        return None
+    found = task.already_done(to)
+    if found is None:
+        raise OutputExistsError.at(to)
     return found
 
 
@@ -130,7 +153,7 @@ def _convert_folder(task: Task, name: str, staging: Path) -> Conversion:
             part, beside(name, f"/{relative}"), local, sides / f"{number}.parquet", lists=False, may_be_empty=True
         )
 
-    done = each_file(task, files, one)
+    done = each_file(task, files, one) if task.backend is None else _files_on_ray(task, name, files, sides)
     check_rows(done, task)
     task.check_source()
     join_bad_rows(staging / "bad.parquet", bad_lists(files, sides))
@@ -141,6 +164,25 @@ def _convert_folder(task: Task, name: str, staging: Path) -> Conversion:
         remove(beside(name, f"/{relative}"))
     _put_manifest(Manifest(marks, task.lineage), name, staging)
     return sum_of(done, task, name, ParquetCollection(name).fingerprint(), started)
+
+
+def _files_on_ray(task: Task, name: str, files: Files, sides: Path) -> list[Conversion]:
+    """Convert files as tasks, which upload them. Lists of bad rows are hidden objects until all files are there."""
+    places = [
+        Place(relative, part, beside(name, f"/{relative}"), beside(name, f"/{_LISTS}/{number}.parquet"))
+        for number, (relative, part) in enumerate(files)
+    ]
+    earlier: list[Conversion | None] = []
+    for number, place in enumerate(places):
+        found = _already_there(replace(task, source=place.part), place.target)
+        is_whole = found is None or not found.skipped or exists(place.bad) or (sides / f"{number}.parquet").exists()
+        earlier.append(found if is_whole else None)
+    done = convert_places(task, places, earlier, None, {}, lambda _name, _mark: None, may_be_empty=True)
+    for number, place in enumerate(places):
+        if done[number].skipped and exists(place.bad):
+            (sides / f"{number}.parquet").write_bytes(read_object(place.bad))
+        remove(place.bad)
+    return done
 
 
 def _check_objects(task: Task, name: str, names: list[str]) -> Manifest:

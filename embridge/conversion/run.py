@@ -12,12 +12,14 @@ from embridge.conversion.engine import Precision, TranslateOptions
 from embridge.conversion.file import convert_file, finished_file
 from embridge.conversion.folder import convert_folder, finished_folder
 from embridge.conversion.identity import Identity
+from embridge.conversion.ray import convert_file_on_ray
 from embridge.conversion.remote import convert_remote
 from embridge.conversion.store import convert_store
 from embridge.conversion.task import OnBad, Progress, Task
 from embridge.errors import OutputExistsError, ParameterError
 from embridge.maps import Map
 from embridge.outputs import CONVERSION, Output, claim
+from embridge.ray import Backend, as_backend, connected
 from embridge.records import Conversion
 from embridge.stores import Collection, ParquetCollection, source_paths
 from embridge.stores.ids import check_unique
@@ -40,6 +42,7 @@ def convert(
     overwrite: bool = False,
     resume: bool = False,
     batch_rows: int | None = None,
+    backend: Backend = "local",
     progress: Progress | None = None,
 ) -> Conversion:
     """Translate every vector of a collection and write a Parquet collection of the target space.
@@ -82,12 +85,16 @@ def convert(
         Continue an unfinished output of the same source, map and options; the bytes are those of an uninterrupted run.
     batch_rows : int, optional
         Rows read at a time. Default: by free memory.
+    backend : {"local", "ray"} or RayBackend, default "local"
+        With Ray one task converts a file, or a span of row groups of a very large one; the bytes are the same. Source and output
+        are Parquet, in object storage or in folders that all nodes share. Files that are finished are kept; `resume` skips them.
     progress : callable, optional
-        Called with (rows done, rows in all).
+        Called with (rows done, rows in all); with Ray after each task.
 
     Returns
     -------
     Conversion
+        Its `reused` counts the rows that an earlier run had done.
 
     Raises
     ------
@@ -106,9 +113,12 @@ def convert(
         The source changed while it was read. Nothing is kept.
     DiskFullError, OutputError
         The disk is full, or the folder was removed. Finished row groups are kept.
+    BackendError, MissingDependencyError
+        The cluster cannot be reached, or lost tasks more often than they are retried. Finished files are kept.
     """
     options = TranslateOptions(dtype, precision, confidence, device)
     rest = {"compact": compact, "keep_old": keep_old, "overwrite": overwrite, "resume": resume, "progress": progress}
+    rest["backend"] = as_backend(backend)
     return convert_task(Task.of(source, translation, options, on_bad=on_bad, batch_rows=batch_rows, **rest), os.fspath(path))
 
 
@@ -152,7 +162,14 @@ def copy(
 
 def convert_task(task: Task, name: str) -> Conversion:
     """Convert into the store, object storage, folder or file that `name` is the name of."""
+    with connected(task.backend):  # fails before anything is written
+        return _convert(task, name)
+
+
+def _convert(task: Task, name: str) -> Conversion:
     if store_of(name) is not None:
+        if task.backend is not None:
+            raise ParameterError(f"The backend 'ray' writes Parquet, not {name!r}. Hint: `embridge copy` the output there.")
         return convert_store(task, name)
     if name.lower().endswith((".faiss", ".index")):
         raise ParameterError(f"{name!r} is the name of a FAISS index, which `embridge index` builds. Hint: name a Parquet file.")
@@ -162,6 +179,8 @@ def convert_task(task: Task, name: str) -> Conversion:
         return convert_remote(task, name, is_folder=is_folder)
     finished, make = (finished_folder, convert_folder) if is_folder else (finished_file, convert_file)
     output = Output(name, CONVERSION, folder=is_folder)
+    if task.backend is not None and not is_folder:
+        make = convert_file_on_ray
     with claim(output, inputs=source_paths(source), overwrite=task.overwrite, resume=task.resume) as [target]:
         if task.resume and not task.overwrite and (found := finished(task, target)) is not None:
             return replace(found, path=name)

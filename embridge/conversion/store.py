@@ -6,6 +6,7 @@ import contextlib
 import hashlib
 import json
 import logging
+import os
 import time
 from dataclasses import replace
 
@@ -25,7 +26,7 @@ from embridge.errors import (
     VerificationError,
 )
 from embridge.records import Conversion
-from embridge.stores import Batch, open_collection
+from embridge.stores import Batch, Collection, open_collection
 from embridge.stores.ids import check_unique
 from embridge.stores.memory import empty_payload
 from embridge.stores.parquet.collection import ERROR_COLUMNS
@@ -52,14 +53,14 @@ def convert_store(task: Task, uri: str) -> Conversion:
     started = time.perf_counter()
     store, location = store_of(uri), Location.parse(uri)
     assert store is not None  # noqa: S101 (the caller looked)
-    if task.source.path == location.uri:
-        raise OutputExistsError.is_input(location.uri)
     layout = _layout(task, location)
     store.check(location, layout)
     if not store.capabilities(layout.space.metric).keeps_lengths and not layout.space.normalized:
         _LOG.warning("%s scales vectors to unit length under %s: their lengths are not kept.", location.uri, layout.space.metric)
     is_there, note = _find(store, location)
     cursor = None if note is None else note.cursor
+    if is_there and store.places(location) & _places(task.source):
+        raise OutputExistsError.is_input(location.uri)
     if is_there and note is None:
         raise OutputExistsError(f"{location.uri!r} was not written by embridge, so it is not replaced. Hint: give another name.")
     if note is not None and cursor is None and task.resume and not task.overwrite and note.lineage == layout.lineage:
@@ -106,6 +107,13 @@ def _layout(task: Task, location: Location) -> Layout:
     return found.named(location)
 
 
+def _places(source: Collection) -> set[str]:
+    """What a source is kept in, as `Store.places` names it."""
+    files = {os.path.realpath(path) for path in source.files}
+    store = None if source.path is None else store_of(source.path)
+    return files if store is None or source.path is None else files | store.places(Location.parse(source.path))
+
+
 def _find(store: Store, location: Location) -> tuple[bool, Note | None]:
     """Whether there is a collection, and its note."""
     try:
@@ -143,10 +151,10 @@ class _Sink:
         skipped = self.cursor.skipped + len(group.bad)
         if group.rows:
             batch = _batch(self._task, group, vectors, self._layout)
-            self.cursor = replace(
-                self.cursor, after=batch.ids[-1].as_py(), written=self.cursor.written + len(batch), skipped=skipped
-            )
-            self._writer.write(batch, self._layout.note(self.cursor))
+            after, written = batch.ids[-1].as_py(), self.cursor.written + len(batch)
+            cursor = replace(self.cursor, after=after, written=written, skipped=skipped)
+            self._writer.write(batch, self._layout.note(cursor))
+            self.cursor = cursor
         else:
             self.cursor = replace(self.cursor, skipped=skipped)
         if self._task.progress is not None:

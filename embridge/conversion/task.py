@@ -14,12 +14,13 @@ from embridge.conversion.identity import Identity
 from embridge.conversion.log import FORMAT
 from embridge.device import resolve_devices
 from embridge.errors import CollectionError, EmbridgeError, ParameterError, SpaceMismatchError
-from embridge.maps import Map
+from embridge.maps import LinearMap, Map
+from embridge.ray import RayBackend
 from embridge.records import Conversion
 from embridge.stores import Collection, ParquetCollection
 from embridge.stores.base import check_content
 from embridge.stores.parquet.collection import ERROR_COLUMNS, OLD_COLUMN
-from embridge.types import Space, space_mismatch
+from embridge.types import Metric, Space, space_mismatch
 
 OnBad = Literal["stop", "skip"]
 Progress = Callable[[int, int], None]
@@ -46,7 +47,8 @@ class Task:
     origin : str
         Fingerprint of the whole source, of which `source` may be one file.
     content : str
-        Fingerprint of `source`.
+        Fingerprint of `source`; empty in a task on a cluster, whose caller checks the content of all files.
+    backend : RayBackend or None
     """
 
     source: Collection
@@ -62,6 +64,7 @@ class Task:
     progress: Progress | None
     origin: str
     content: str
+    backend: RayBackend | None = None
 
     @classmethod
     def of(
@@ -72,6 +75,7 @@ class Task:
         *,
         on_bad: OnBad,
         batch_rows: int | None,
+        backend: RayBackend | None = None,
         **rest: Any,
     ) -> Task:
         """Check that source, map and options fit together.
@@ -82,8 +86,7 @@ class Task:
         """
         if not translation.source.same_as(source.stated_space):
             raise space_mismatch("The map", translation.source, source.name, source.space)
-        is_copy = isinstance(translation, Identity)
-        if not is_copy and not source.capabilities.keeps_lengths and not translation.source.normalized:
+        if not source.capabilities.keeps_lengths and not _takes_any_length(translation):
             raise SpaceMismatchError(
                 f"{source.name} holds vectors scaled to unit length, and the map was fitted on vectors of other lengths. "
                 "Hint: fit it on the vectors of this collection."
@@ -97,10 +100,14 @@ class Task:
         for column in added:
             if column in (source.id_column, source.vector_column, *source.payload_schema.names):
                 raise CollectionError.reserved_column(source.name, column)
-        devices, origin = tuple(resolve_devices(options.device)), source.fingerprint()
-        return cls(
-            source, translation, options, devices, on_bad=on_bad, batch_rows=batch_rows, origin=origin, content=origin, **rest
-        )
+        if backend is not None and not isinstance(source, ParquetCollection):
+            raise ParameterError(
+                f"{source.name} is not in Parquet, which the backend 'ray' reads. Hint: `embridge copy` it to Parquet first."
+            )
+        # Tasks on a cluster find their devices there.
+        devices = resolve_devices(options.device) if backend is None else [torch.device(backend.device_for(options.device))]
+        origin, rest = source.fingerprint(), rest | {"on_bad": on_bad, "batch_rows": batch_rows, "backend": backend}
+        return cls(source, translation, options, tuple(devices), origin=origin, content=origin, **rest)
 
     def of_file(self, part: ParquetCollection, **changes: Any) -> Task:
         """The same for one file of the source."""
@@ -116,7 +123,9 @@ class Task:
     @property
     def payload_spaces(self) -> dict[str, Space]:
         """The spaces of vector columns in the payload of the output."""
-        return self.source.payload_spaces | ({OLD_COLUMN: self.source.space} if self.keep_old else {})
+        names = self.source.payload_schema.names
+        found = {name: space for name, space in self.source.payload_spaces.items() if name in names}
+        return found | ({OLD_COLUMN: self.source.space} if self.keep_old else {})
 
     @property
     def lineage(self) -> dict[str, str]:
@@ -147,7 +156,10 @@ class Task:
         ------
         ChangedSourceError
         """
-        check_content(self.source, self.content)
+        if self.content:
+            check_content(self.source, self.content)
+        else:
+            self.source.check_unchanged()
 
     def already_done(self, path: str | os.PathLike[str]) -> Conversion | None:
         """The finished output at `path` of a run that ended before reporting it; None where it was made from other inputs."""
@@ -159,9 +171,21 @@ class Task:
             return None
         if found.payload_spaces != self.payload_spaces:
             return None
-        return self.result(str(path), len(found), len(self.source) - len(found), 0.0, found.fingerprint())
+        rows = len(self.source)
+        return self.result(str(path), len(found), rows - len(found), 0.0, found.fingerprint(), rows)
 
-    def result(self, path: str, rows: int, skipped: int, seconds: float, fingerprint: str) -> Conversion:
+    def result(self, path: str, rows: int, skipped: int, seconds: float, fingerprint: str, reused: int = 0) -> Conversion:
         """The record of an output."""
         device = "+".join(str(device) for device in self.devices)
-        return Conversion(path, rows, seconds, device, self.origin, self.translation.fingerprint, fingerprint, skipped)
+        return Conversion(path, rows, seconds, device, self.origin, self.translation.fingerprint, fingerprint, skipped, reused)
+
+
+def _takes_any_length(translation: Map | Identity) -> bool:
+    """Vectors that were scaled to unit length have translations in the same directions as before, or are what the map expects.
+
+    An affine map without an intercept scales a translation with its vector, which does not count under cosine.
+    """
+    if isinstance(translation, Identity) or translation.source.normalized:
+        return True
+    is_linear = isinstance(translation, LinearMap) and not translation.intercept.any()
+    return is_linear and translation.target.metric == Metric.COSINE

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
@@ -19,7 +20,7 @@ from embridge.evaluation.metrics import (
     query_scores,
     relevance,
 )
-from embridge.neighbors import top_k
+from embridge.neighbors import rankings
 from embridge.records import QrelsCoverage
 from embridge.stores.ids import hash_ids
 from embridge.types import Metric
@@ -116,10 +117,13 @@ class Benchmark:
     def at(self, members: np.ndarray) -> Benchmark:
         """The benchmark of some of the queries."""
         relevant, grades = [self.relevant[m] for m in members], [self.grades[m] for m in members]
-        return replace(
+        part = replace(
             self, queries=self.queries.at(members), exclude=self.exclude[members], half=self.half[members], relevant=relevant,
             grades=grades,
         )  # fmt: skip
+        if "truth" in self.__dict__:
+            part.__dict__["truth"] = self.truth[members]
+        return part
 
     def part(self, rows: int) -> Benchmark:
         """The benchmark of the first rows of the corpus only, without judgments."""
@@ -142,12 +146,23 @@ class Benchmark:
         """The k nearest rows by the new model, shape (n_queries, k)."""
         return self.search(self.queries.y, self.corpus.y, self.corpus.target.metric, k=self.k)
 
-    def search(
-        self, vectors: np.ndarray, rows: np.ndarray, metric: Metric, *, k: int | None = None, members: np.ndarray | None = None
-    ) -> np.ndarray:
-        """Positions of the `k` nearest rows (default: all candidates) of each query, or of those at `members`."""
-        exclude = self.exclude if members is None else self.exclude[members]
-        return top_k(vectors, rows, k or self.depth, metric, exclude=_exclusion(exclude), device=self.device).ids
+    def search(self, vectors: np.ndarray, rows: np.ndarray, metric: Metric, *, k: int | None = None) -> np.ndarray:
+        """Positions of the `k` nearest rows (default: all candidates) of each query."""
+        return self.searches(vectors, rows, metric, (None,), k=k)[0]
+
+    def searches(
+        self,
+        vectors: np.ndarray,
+        rows: np.ndarray,
+        metric: Metric,
+        offsets: Sequence[np.ndarray | None],
+        *,
+        k: int | None = None,
+        members: np.ndarray | None = None,
+    ) -> list[np.ndarray]:
+        """Positions of the `k` nearest rows of each query, or of those at `members`, for each offset (`rankings`)."""
+        exclude = _exclusion(self.exclude if members is None else self.exclude[members])
+        return rankings(vectors, rows, k or self.depth, metric, offsets=offsets, exclude=exclude, device=self.device)
 
     def scores(self, found: np.ndarray) -> QueryScores:
         """Scores of lists of found rows."""

@@ -15,8 +15,9 @@ import numpy as np
 
 from embridge.anchors.moments import Moments
 from embridge.arrays import unit
+from embridge.device import free_memory
 from embridge.evaluation.benchmark import References
-from embridge.evaluation.fusion import Candidates, CandidateSearch, best_fusion, fusion_scores
+from embridge.evaluation.fusion import Candidates, CandidateSearch, KnownProducts, Products, best_fusion, fusion_scores
 from embridge.evaluation.metrics import by_hits
 from embridge.evaluation.rows import held, translate
 from embridge.evaluation.strategies import FUSE, Queries, Refit, Rows, Strategy
@@ -25,6 +26,8 @@ from embridge.indexes.hubness import bias
 
 if TYPE_CHECKING:
     from embridge.evaluation.runner import Runner
+
+_MEMORY_SHARE = 8  # of free memory, one part for products that several strategies use
 
 
 class FusedSearch:
@@ -35,7 +38,7 @@ class FusedSearch:
         self._members = [np.flatnonzero(self._benchmark.half == half) for half in (0, 1)]
         self._old: dict[tuple[Queries, int], tuple[np.ndarray, np.ndarray]] = {}
         self._orders: dict[tuple[Queries, int], np.ndarray] = {}
-        self._native_bias: dict[int, np.ndarray] = {}
+        self._products = Products(free_memory() // _MEMORY_SHARE)
         self._moments: dict[tuple[Queries, int], tuple[int, Moments]] = {}
 
     def run(self, strategy: Strategy) -> tuple[np.ndarray, Fusion]:
@@ -85,8 +88,21 @@ class FusedSearch:
         if len(self._corrections(strategy.queries)) > 1:
             biases = old_bias, self._new_bias(strategy, half, new_rows)
         search = CandidateSearch(queries, unit(benchmark.queries.y[members]), benchmark.depth, corrected=biases is not None)
-        search.offer(self._old_rows, new_rows, np.arange(len(new_rows)), biases, benchmark.exclude[members])
+        search.offer(
+            self._old_rows, new_rows, np.arange(len(new_rows)), biases, benchmark.exclude[members], self._known(strategy, half)
+        )
         return search.candidates()
+
+    def _known(self, strategy: Strategy, half: int) -> KnownProducts:
+        """Names of the products with old rows, and with new ones; of progressive re-encoding those of the native rows."""
+        old, new = (strategy.queries, half), (strategy.rows, half)
+        if strategy.rows != Rows.PROGRESSIVE:
+            return KnownProducts(self._products, old, new)
+        return KnownProducts(self._products, old, (Rows.NEW, half), np.sort(self._left(strategy, half)), self._native_rows)
+
+    @cached_property
+    def _native_rows(self) -> np.ndarray:
+        return held(self._benchmark.corpus.y, self._benchmark.corpus.target.metric)
 
     @cached_property
     def _old_rows(self) -> np.ndarray:
@@ -95,21 +111,18 @@ class FusedSearch:
     def _old_side(self, kind: Queries, half: int) -> tuple[np.ndarray, np.ndarray]:
         """Queries of a half for the old side, and the biases of its rows (zero without references)."""
         benchmark = self._benchmark
-        given, references = benchmark.queries, benchmark.references_for(half)
+        given = benchmark.queries
         queries = unit(self._runner.made(kind, References(given.y, given.x), half)[self._members[half]])
         if Hubness.OLD not in self._corrections(kind):
             return queries, np.zeros(len(self._old_rows), np.float32)
-        return queries, bias(self._old_rows, self._runner.made(kind, references, half)) / 2
+        return queries, self._runner.bias(Rows.OLD, kind, half)
 
     def _new_bias(self, strategy: Strategy, half: int, rows: np.ndarray) -> np.ndarray:
-        references = self._benchmark.references_for(half).y
         if strategy.rows != Rows.PROGRESSIVE:
-            return bias(rows, references) / 2
-        if half not in self._native_bias:
-            native = held(self._benchmark.corpus.y, self._benchmark.corpus.target.metric)
-            self._native_bias[half] = bias(native, references) / 2
-        rest, found = self._left(strategy, half), self._native_bias[half].copy()
-        found[rest] = bias(rows[rest], references) / 2
+            return self._runner.bias(strategy.rows, Queries.NEW, half)
+        rest, found = self._left(strategy, half), self._runner.bias(Rows.NEW, Queries.NEW, half).copy()
+        if len(rest):
+            found[rest] = bias(rows[rest], self._benchmark.references_for(half).y) / 2
         return found
 
     def _new_rows(self, strategy: Strategy, half: int) -> np.ndarray:

@@ -6,7 +6,7 @@ candidates.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Hashable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -16,10 +16,12 @@ from embridge.arrays import as_vectors
 from embridge.errors import BadVectorsError
 from embridge.evaluation.metrics import DEPTH
 from embridge.indexes.fusion import Fusion, Hubness
+from embridge.neighbors.screening import lower_limit, places
 
 WEIGHTS = tuple(step / 10 for step in range(11))
 LEAST_QUERIES = 50  # to choose on; with fewer the old model is kept
 _QUERIES, _ROWS = 128, 16384  # scored at a time: 8 MiB
+_LONG = 16  # times the depth
 _EMPTY = (-1, 0, 0, 0, 0)  # of each part of the candidates
 # The nearest rows by each of these are candidates: together they hold nearly all of the nearest rows by any other fusion.
 _COLLECTED = (Fusion(0.0), Fusion(0.5), Fusion(1.0))
@@ -117,6 +119,7 @@ class CandidateSearch:
         rows: np.ndarray,
         biases: tuple[np.ndarray, np.ndarray] | None = None,
         exclude: np.ndarray | None = None,
+        known: KnownProducts | None = None,
     ) -> None:
         """Add a batch of rows.
 
@@ -130,18 +133,26 @@ class CandidateSearch:
             ``r / 2`` of both sides, as in `fused_rows`.
         exclude : ndarray of int64, shape (n_queries,), optional
             Position of the row that is the query itself, which it does not find; -1 for none.
+        known : KnownProducts, optional
+            Products with these rows that another search may have computed.
         """
+        known = known or KnownProducts(Products(0))
+        exclude = None if exclude is None or (exclude < 0).all() else exclude
         for start in range(0, len(rows), _ROWS):
             part = slice(start, start + _ROWS)
             held = [torch.tensor(np.asarray(side[part], np.float32)) for side in (old, new)]
             bias = [torch.tensor(np.asarray(side[part], np.float32)) for side in biases or (np.zeros(len(rows)),) * 2]
-            ids = torch.tensor(rows[part])
+            ids = torch.tensor(rows[part])[None]
+            sides = known.sides(start, *held)
             for number, before in enumerate(self._blocks):
                 first = number * _QUERIES
                 some = slice(first, first + _QUERIES)
-                scores = [queries[some] @ side.T for queries, side in zip((self._old, self._new), held, strict=True)]
-                own = None if exclude is None else torch.tensor(exclude[some])
-                found = self._kept(_excluded(ids, scores[0], own), *scores, *bias)
+                scores = [
+                    side.of(known.products, number, queries[some])
+                    for side, queries in zip(sides, (self._old, self._new), strict=True)
+                ]
+                own = ids if exclude is None else ids.masked_fill(ids == torch.tensor(exclude[some])[:, None], -1)
+                found = self._kept(own, *scores, *bias)
                 if before[0].shape[1]:
                     found = self._kept(*(torch.cat(pair, 1) for pair in zip(before, found, strict=True)))
                 self._blocks[number] = found
@@ -153,26 +164,96 @@ class CandidateSearch:
     def _kept(
         self, rows: torch.Tensor, old: torch.Tensor, new: torch.Tensor, old_bias: torch.Tensor, new_bias: torch.Tensor
     ) -> tuple[torch.Tensor, ...]:
-        """Those that are among the nearest by at least one of the fusions; biases may be one row for all queries."""
-        chosen = torch.zeros(rows.shape, dtype=torch.bool)
-        depth = min(self._depth, rows.shape[1])
+        """Those that are among the nearest by at least one of the fusions; positions and biases may be one row for all queries."""
+        parts = (rows, old, new, old_bias, new_bias)
+        if old.shape[1] > _LONG * self._depth:  # first those above a lower limit: `topk` is slow on long rows
+            chosen = torch.zeros(old.shape, dtype=torch.bool)
+            for scores in self._all_scores(*parts):
+                chosen |= scores >= lower_limit(scores, self._depth)
+            parts = _selected(chosen & (rows >= 0), parts)
+        chosen = torch.zeros(parts[1].shape, dtype=torch.bool)
+        depth = min(self._depth, chosen.shape[1])
+        for scores in self._all_scores(*parts):
+            chosen.scatter_(1, scores.topk(depth, dim=1, sorted=False).indices, value=True)
+        return _selected(chosen & (parts[0] >= 0), parts)
+
+    def _all_scores(self, rows: torch.Tensor, *parts: torch.Tensor) -> Iterator[torch.Tensor]:
+        """Scores of every fusion; minus infinity in empty places."""
         empty = rows < 0
         is_full = not empty.any()
         for fusion in self._fusions:
-            scores = _fused(fusion, old, new, old_bias, new_bias)
-            scores = scores if is_full else scores.masked_fill(empty, -torch.inf)
-            chosen.scatter_(1, scores.topk(depth, dim=1, sorted=False).indices, value=True)
-        chosen &= ~empty
-        counts = chosen.sum(1)
-        width = int(counts.max()) if len(counts) else 0
-        where = torch.nonzero(chosen)
-        place = torch.arange(len(where)) - (counts.cumsum(0) - counts)[where[:, 0]]
-        out = []
-        for part, empty in zip((rows, old, new, old_bias, new_bias), _EMPTY, strict=True):
-            filled = torch.full((len(rows), width), empty, dtype=part.dtype)
-            filled[where[:, 0], place] = part.expand(rows.shape)[where[:, 0], where[:, 1]]
-            out.append(filled)
-        return tuple(out)
+            scores = _fused(fusion, *parts)
+            yield scores if is_full else scores.masked_fill(empty, -torch.inf)
+
+
+class Products:
+    """Inner products of blocks of queries and rows, kept by name as long as they fit into a number of bytes."""
+
+    def __init__(self, limit: int) -> None:
+        self._left = limit
+        self._kept: dict[Hashable, torch.Tensor] = {}
+
+    def of(self, name: Hashable, queries: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
+        """``queries @ rows.T``, which is kept: it must not be changed."""
+        found = self._kept.get(name)
+        if found is None:
+            found = queries @ rows.T
+            if found.nbytes <= self._left:
+                self._left -= found.nbytes
+                self._kept[name] = found
+        return found
+
+
+@dataclass(frozen=True, eq=False)
+class KnownProducts:
+    """Names under which products with some rows are kept.
+
+    Attributes
+    ----------
+    products : Products
+    old, new : hashable, optional
+        The names of each side's queries and rows together; None: these are not kept.
+    changed : ndarray of int64, optional
+        The places, ascending, of the rows whose new vectors are others than under this name.
+    named : ndarray of shape (n, dim_new), optional
+        With `changed`: all the vectors of the name.
+    """
+
+    products: Products
+    old: Hashable | None = None
+    new: Hashable | None = None
+    changed: np.ndarray | None = None
+    named: np.ndarray | None = None
+
+    def sides(self, start: int, old: torch.Tensor, new: torch.Tensor) -> tuple[_Side, _Side]:
+        """Both sides of a part of the rows, which begins at the place `start`."""
+        olds = _Side((0, self.old, start), self.old is not None, old)
+        if self.new is None or self.changed is None or self.named is None:
+            return olds, _Side((1, self.new, start), self.new is not None, new)
+        low, high = np.searchsorted(self.changed, (start, start + len(new)))
+        places = torch.from_numpy(self.changed[low:high] - start)
+        named = torch.tensor(np.asarray(self.named[start : start + len(new)], np.float32))
+        return olds, _Side((1, self.new, start), True, named, places, new[places])
+
+
+@dataclass(frozen=True, eq=False)
+class _Side:
+    """Rows of one side with the name of their products, and the places and vectors of those that are other than under this name."""
+
+    name: Hashable
+    is_named: bool
+    rows: torch.Tensor
+    places: torch.Tensor | None = None
+    others: torch.Tensor | None = None
+
+    def of(self, products: Products, number: int, queries: torch.Tensor) -> torch.Tensor:
+        """Inner products with a block of queries; they must not be changed."""
+        if not self.is_named:
+            return queries @ self.rows.T
+        found = products.of((self.name, number), queries, self.rows)
+        if self.places is None or self.others is None or not len(self.places):
+            return found
+        return found.index_copy(1, self.places, queries @ self.others.T)
 
 
 def choose_fusion(
@@ -257,7 +338,14 @@ def _none(queries: int) -> tuple[torch.Tensor, ...]:
     return torch.empty(queries, 0, dtype=torch.int64), *(torch.empty(queries, 0) for _ in range(4))
 
 
-def _excluded(ids: torch.Tensor, scores: torch.Tensor, own: torch.Tensor | None) -> torch.Tensor:
-    """Positions for each query, -1 for the query's own row; shape of `scores`."""
-    rows = ids.expand(scores.shape)
-    return rows if own is None else rows.masked_fill(rows == own[:, None], -1)
+def _selected(chosen: torch.Tensor, parts: Sequence[torch.Tensor]) -> tuple[torch.Tensor, ...]:
+    """The chosen places of each part, one line a query, filled up with empty ones."""
+    count, n = chosen.shape
+    flat = np.flatnonzero(chosen.numpy())
+    row, (place, width) = flat // max(n, 1), places(flat // max(n, 1), count)
+    out = []
+    for part, empty in zip(parts, _EMPTY, strict=True):
+        filled = torch.full((count * width,), empty, dtype=part.dtype)
+        filled[place] = part.expand(count, n)[row, flat - row * n]
+        out.append(filled.view(count, width))
+    return tuple(out)

@@ -118,9 +118,9 @@ def evaluate(
     known: list[Any] = [None] * len(benchmark.queries)
     if labels is not None:
         known = labels_of_queries(benchmark.queries.ids, benchmark.relevant, benchmark.corpus.ids, labels)
-    runner = Runner(benchmark, Maps(translation, reverse_map), weight)
+    runner = Runner(benchmark, Maps(translation, reverse_map), weight, hubness=hubness is not None)
     todo = _todo(runner, hubness is not None)
-    other = None if against is None else Runner(benchmark, Maps(against, reverse_map), weight)
+    other = None if against is None else Runner(benchmark, Maps(against, reverse_map), weight, hubness=hubness is not None)
     compared = [] if other is None else _shared(todo, _todo(other, hubness is not None))
     done, total = 0, len(todo) + len(compared)
     runs: dict[str, StrategyRun] = {}

@@ -1,11 +1,10 @@
-"""Rows that strategies search: translated, and with hubness correction."""
+"""Rows that strategies search: translated, and as an index holds them."""
 
 from __future__ import annotations
 
 import numpy as np
 
 from embridge.arrays import unit
-from embridge.indexes.hubness import augment, with_bias
 from embridge.maps import Map
 from embridge.types import Metric
 
@@ -23,10 +22,3 @@ def translate(translation: Map, rows: np.ndarray) -> np.ndarray:
 def held(rows: np.ndarray, metric: Metric) -> np.ndarray:
     """Rows as an index holds them, float32: of unit length under cosine."""
     return unit(rows) if metric == Metric.COSINE else rows.astype(np.float32, copy=False)
-
-
-def corrected(
-    queries: np.ndarray, rows: np.ndarray, metric: Metric, references: np.ndarray
-) -> tuple[np.ndarray, np.ndarray, Metric]:
-    """Queries and rows with hubness correction, as in an index (`embridge.indexes.hubness`)."""
-    return augment(unit(queries)), with_bias(held(rows, metric), references), Metric.DOT

@@ -11,8 +11,9 @@ from embridge.errors import MapError
 from embridge.evaluation.benchmark import Benchmark, References
 from embridge.evaluation.fused import FusedSearch
 from embridge.evaluation.metrics import by_hits
-from embridge.evaluation.rows import corrected, translate
+from embridge.evaluation.rows import held, translate
 from embridge.evaluation.strategies import TRANSLATE_DOCUMENTS, Maps, Queries, Rows, Strategy, StrategyRun
+from embridge.indexes.hubness import bias
 from embridge.maps.queries import blend, project_queries
 from embridge.translators.select import one_standard_error
 from embridge.types import Metric
@@ -34,15 +35,21 @@ class Runner:
     weight : float, optional
         Weight of the projected query in the blend. Default: for each half of the queries the weight nearest to 0.5 that the
         other half cannot distinguish from the best.
+    hubness : bool, default True
+        Strategies run with hubness correction too: both are then searched at once.
     """
 
-    def __init__(self, benchmark: Benchmark, maps: Maps | tuple[Maps, Maps], weight: float | None = None) -> None:
+    def __init__(
+        self, benchmark: Benchmark, maps: Maps | tuple[Maps, Maps], weight: float | None = None, *, hubness: bool = True
+    ) -> None:
         self.benchmark = benchmark
+        self._hubness = hubness
         self.maps = maps if isinstance(maps, tuple) else (maps, maps)
         self.source, self.target = self.maps[0].translation.source, self.maps[0].translation.target
         self._weight = weight
         self._translated: dict[tuple[Rows, int], np.ndarray] = {}
-        self._candidates: dict[tuple[Queries, Rows, bool], np.ndarray] = {}
+        self._candidates: dict[tuple[Queries, Rows, float], dict[bool, np.ndarray]] = {}
+        self._biases: dict[tuple[Rows, Queries, int], np.ndarray] = {}
         self._native: dict[tuple[str, bool], np.ndarray] = {}
         self._fused = FusedSearch(self)
 
@@ -88,25 +95,46 @@ class Runner:
 
     def found(self, strategy: Strategy, *, hubness: bool = False) -> np.ndarray:
         """Candidates of each query, best first, before any of them is re-encoded; shape (n_queries, depth)."""
-        key = (strategy.queries, strategy.rows, hubness)
-        if key in self._candidates:
-            return self._candidates[key]
+        key = (strategy.queries, strategy.rows, strategy.percent)
+        if hubness not in self._candidates.get(key, {}):
+            wanted = self.corrections(strategy) if self._hubness else (hubness,)
+            self._candidates[key] = dict(zip(wanted, self._searched(strategy, wanted), strict=True))
+        return self._candidates[key][hubness]
+
+    def _searched(self, strategy: Strategy, corrections: tuple[bool, ...]) -> list[np.ndarray]:
+        """Candidates without and with hubness correction, out of the same products."""
         benchmark, vectors, metric = self.benchmark, self.vectors(strategy.queries), self.metric(strategy)
-        if not (hubness or strategy.rows == Rows.MIXED or (self._has_pair and strategy.rows in (Rows.TRANSLATED, Rows.KERNEL))):
-            found = benchmark.search(vectors, self.rows(strategy.rows), metric)
-        else:
-            found = np.empty((len(benchmark.queries), benchmark.depth), np.int64)
-            for half in np.unique(benchmark.half).tolist():
-                members = np.flatnonzero(benchmark.half == half)
-                rows = self._mixed(strategy, half) if strategy.rows == Rows.MIXED else self.rows(strategy.rows, half)
-                chosen, how = vectors[members], metric
-                if hubness:
-                    references = self._references(strategy.queries, half)
-                    chosen, rows, how = corrected(chosen, rows, metric, references)
-                found[members] = benchmark.search(chosen, rows, how, members=members)
-        if strategy.rows in (Rows.OLD, Rows.TRANSLATED):  # lazy strategies start from these
-            self._candidates[key] = found
+        if not (any(corrections) or strategy.rows == Rows.MIXED or (self._has_pair and strategy.rows not in (Rows.OLD, Rows.NEW))):
+            return benchmark.searches(vectors, self.rows(strategy.rows), metric, (None,))
+        found = [np.empty((len(benchmark.queries), benchmark.depth), np.int64) for _ in corrections]
+        for half in np.unique(benchmark.half).tolist():
+            members = np.flatnonzero(benchmark.half == half)
+            if strategy.rows == Rows.MIXED:
+                rows, chosen = self._mixed(strategy, half)
+            else:
+                rows, chosen = self.rows(strategy.rows, half), None
+            offsets = [self._offset(strategy, half, chosen) if corrected else None for corrected in corrections]
+            parts = benchmark.searches(vectors[members], rows, metric, offsets, members=members)
+            for each, part in zip(found, parts, strict=True):
+                each[members] = part
         return found
+
+    def _offset(self, strategy: Strategy, half: int, chosen: np.ndarray | None) -> np.ndarray:
+        """The hubness correction of the rows that queries of a half search; `chosen` rows are native ones of mixed rows."""
+        if chosen is None:
+            return self.bias(strategy.rows, strategy.queries, half)
+        found = self.bias(Rows.TRANSLATED, strategy.queries, half).copy()
+        found[chosen] = self.bias(Rows.NEW, strategy.queries, half)[chosen]
+        return found
+
+    def bias(self, rows: Rows, queries: Queries, half: int) -> np.ndarray:
+        """Half of each row's mean similarity to its nearest reference queries (`embridge.indexes.hubness`), shape (n,), float32."""
+        kind = Queries.ADJOINT if queries == Queries.BLENDED else queries if rows == Rows.OLD else Queries.NEW
+        key = (rows, kind, half)
+        if key not in self._biases:
+            metric = (self.source if rows == Rows.OLD else self.target).metric
+            self._biases[key] = bias(held(self.rows(rows, half), metric), self._references(kind, half)) / 2
+        return self._biases[key]
 
     def vectors(self, kind: Queries) -> np.ndarray:
         """Query vectors, shape (n_queries, dim)."""
@@ -190,7 +218,7 @@ class Runner:
 
     def _references(self, kind: Queries, half: int) -> np.ndarray:
         """Reference queries in the searched space. For the blend they are projected: those of the old model may be unknown."""
-        return self.made(Queries.ADJOINT if kind == Queries.BLENDED else kind, self.benchmark.references_for(half), half)
+        return self.made(kind, self.benchmark.references_for(half), half)
 
     def _native_scores(self, strategy: Strategy, found: np.ndarray, *, hubness: bool) -> np.ndarray:
         """Native scores of the candidates of a lazy strategy, computed once."""
@@ -199,13 +227,13 @@ class Runner:
             self._native[key] = self.benchmark.native_scores(found)
         return self._native[key]
 
-    def _mixed(self, strategy: Strategy, half: int) -> np.ndarray:
-        """Translated rows; those found by most queries of the other half are re-encoded."""
+    def _mixed(self, strategy: Strategy, half: int) -> tuple[np.ndarray, np.ndarray]:
+        """Translated rows, of which those found by most queries of the other half are re-encoded; and the positions of these."""
         found = self.found(TRANSLATE_DOCUMENTS)[self.benchmark.half != half]
         rows = self.rows(Rows.TRANSLATED, half).copy()
         chosen = by_hits(found, len(rows))[0][: strategy.encodes(len(rows))]
         rows[chosen] = self.benchmark.corpus.y[chosen]
-        return rows
+        return rows, chosen
 
     def _chosen_weight(self, half: int) -> float:
         """The weight nearest to 0.5 that one half of the queries cannot distinguish from the best."""

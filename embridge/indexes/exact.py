@@ -60,8 +60,7 @@ def search_exactly(
         given = fused_queries(fusion, *fused.spaces, queries, via, old_queries, has_bias=has_bias)
         nearest = _nearest(fused, given, k)
         return Hits(_ids(collection, nearest.rows), nearest.scores.astype(np.float32))
-    if hubness is not None or references is not None:
-        raise ParameterError(f"hubness belongs to a fused search, and {collection.name} has no old vectors beside its new ones.")
+    check_unfused(collection, hubness, references)
     given, offset = plain_queries(collection.space, queries, via, old_queries, weight)
     rows = PlainRows.of(collection)
     given = prepare(given, rows.metric)
@@ -69,6 +68,17 @@ def search_exactly(
     if rows.provenance and rows.metric == Metric.L2:
         offset = offset + max(rows.provenance.offset, 0)
     return Hits(_ids(collection, nearest.rows), (nearest.scores + offset[:, None]).astype(np.float32))
+
+
+def check_unfused(collection: Collection, hubness: object, references: object) -> None:
+    """Refuse options of a fused search for a collection without old vectors.
+
+    Raises
+    ------
+    ParameterError
+    """
+    if hubness is not None or references is not None:
+        raise ParameterError(f"hubness belongs to a fused search, and {collection.name} has no old vectors beside its new ones.")
 
 
 def _nearest(rows: PlainRows | FusedRows, queries: np.ndarray, k: int) -> Nearest:
@@ -87,4 +97,4 @@ def _ids(collection: Collection, rows: np.ndarray) -> np.ndarray:
     return out
 
 
-__all__ = ["search_exactly"]
+__all__ = ["check_unfused", "search_exactly"]

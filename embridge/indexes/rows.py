@@ -125,12 +125,7 @@ class FusedRows:
         spaces: tuple[Space, Space] | None = None,
     ) -> None:
         self.spaces = spaces or (old.space, collection.space)
-        check_fusible(*self.spaces)
-        if old.space.same_as(collection.space):
-            raise ParameterError(
-                f"A fused search needs vectors of two spaces, but {old.name} and {collection.name} are both of "
-                f"{old.space.name!r}. Hint: of a two-vector collection, open the old side with vector_column='old_vector'."
-            )
+        check_sides(collection, old, self.spaces)
         if (collection.vector_column, collection.fingerprint()) == (old.vector_column, old.fingerprint()):
             raise ParameterError(
                 f"A fused search needs old and new vectors, but both sides are column {old.vector_column!r} of {old.name}. "
@@ -179,6 +174,22 @@ class FusedRows:
         counts = None if self.references is None else [len(queries) for queries in self.references]
         fusion = {"old_space": self.spaces[0].to_dict(), "weight": self.fusion.weight, "hubness": str(self.fusion.hubness)}
         return {"fusion": fusion | {"references": counts}}
+
+
+def check_sides(collection: Collection, old: Collection, spaces: tuple[Space, Space]) -> None:
+    """Check that the old and the new vectors can be searched together.
+
+    Raises
+    ------
+    ParameterError
+        A side is measured by L2, or both are of the same space.
+    """
+    check_fusible(*spaces)
+    if old.space.same_as(collection.space):
+        raise ParameterError(
+            f"A fused search needs vectors of two spaces, but {old.name} and {collection.name} are both of "
+            f"{old.space.name!r}. Hint: of a two-vector collection, open the old side with vector_column='old_vector'."
+        )
 
 
 def _matched(collection: Collection, old: Collection) -> np.ndarray:
@@ -233,4 +244,4 @@ class _Reordered:
         return self._vectors[batch.start : batch.start + len(batch)]
 
 
-__all__ = ["FusedRows", "PlainRows", "prepare"]
+__all__ = ["FusedRows", "PlainRows", "check_sides", "prepare"]

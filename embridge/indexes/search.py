@@ -8,6 +8,7 @@ from embridge.errors import BadIdsError, ParameterError, SpaceMismatchError
 from embridge.indexes.exact import search_exactly
 from embridge.indexes.fusion import Hubness, reference_pair
 from embridge.indexes.index import Index
+from embridge.indexes.through_store import is_searchable, search_store
 from embridge.maps import Map
 from embridge.stores.base import Collection
 from embridge.stores.ids import match_rows
@@ -27,6 +28,7 @@ def search(
     references: Collection | None = None,
     old_references: Collection | None = None,
     parameters: str = "",
+    exact: bool = False,
 ) -> tuple[np.ndarray, Hits]:
     """Search with a collection of queries; every space is checked.
 
@@ -35,11 +37,14 @@ def search(
     Parameters
     ----------
     index : Index or Collection
-        A collection is searched exactly, row by row; one with two vectors by both of them.
+        A collection in a store that has an index of its own is searched through that (`embridge.indexes.through_store`), any other
+        exactly, row by row; one with two vectors by both of them.
     fuse : Collection, optional
         The old vectors of a collection, where it does not hold them itself.
     references, old_references : Collection, optional
         Reference queries of both spaces, for the hubness correction of a collection; an index has its own.
+    exact : bool, default False
+        Search a collection in a store row by row too.
 
     Returns
     -------
@@ -58,17 +63,17 @@ def search(
     """
     is_index = isinstance(index, Index)
     old_side = None if is_index else fuse or index.old_side
-    old_space = index.old_space if is_index else old_side.space if old_side is not None else None
-    name = "The index" if is_index else index.name
-    _check_queries(name, index.space, old_space, queries, via)
+    old_space = index.old_space if is_index else old_side.stated_space if old_side is not None else None
+    name, space = ("The index", index.space) if is_index else (index.name, index.stated_space)
+    _check_queries(name, space, old_space, queries, via)
     ids, vectors = queries.read()
     old = None
     if old_queries is not None:
-        old = _matched(queries, old_queries, *(("Blending", index.space) if old_space is None else ("The old side", old_space)))
+        old = _matched(queries, old_queries, *(("Blending", space) if old_space is None else ("The old side", old_space)))
     options = {"via": via, "old_queries": old, "weight": weight, "hubness": hubness}
     if is_index:
-        if fuse is not None or references is not None or old_references is not None:
-            raise ParameterError("An index has its own old vectors and reference queries. Leave fuse and references out.")
+        if fuse is not None or references is not None or old_references is not None or exact:
+            raise ParameterError("An index has its own old vectors and reference queries. Leave fuse, references and exact out.")
         return ids, index.search(vectors, k, parameters=parameters, **options)
     if parameters:
         raise ParameterError(f"Search parameters ({parameters}) belong to an index, and {index.name} is a collection.")
@@ -76,9 +81,10 @@ def search(
         raise ParameterError(f"Reference queries belong to a fused search, and {index.name} has no old vectors.")
     pair = None
     if old_space is not None:
-        sides = ((old_references, old_space), (references, index.space))
-        pair = reference_pair(*(None if side is None else _references(side, space) for side, space in sides))
-    return ids, search_exactly(index, vectors, k, fuse=old_side, references=pair, **options)
+        sides = ((old_references, old_space), (references, space))
+        pair = reference_pair(*(None if side is None else _references(side, own) for side, own in sides))
+    run = search_exactly if exact or not is_searchable(index, old_side) else search_store
+    return ids, run(index, vectors, k, fuse=old_side, references=pair, **options)
 
 
 def _check_queries(name: str, space: Space, old_space: Space | None, queries: Collection, via: Map | None) -> None:

@@ -127,7 +127,7 @@ class KernelMap:
         if not isinstance(vectors, torch.Tensor):
             if not isinstance(vectors, np.ndarray) or vectors.ndim not in (1, 2) or vectors.dtype.kind != "f":
                 vectors = as_vectors(vectors, what="vectors")
-            return cast(Vectors, self.apply(torch.tensor(np.asarray(vectors, np.float32))).numpy())
+            return cast(Vectors, self.apply(torch.tensor(np.ascontiguousarray(vectors, np.float32))).numpy())
         return cast(Vectors, self.affine.apply_tensor(vectors, self.add_features))
 
     def project_queries(self, queries: np.ndarray) -> np.ndarray:

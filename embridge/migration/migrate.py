@@ -24,6 +24,7 @@ from embridge.outputs import INDEX, Output, claim
 from embridge.records import Migration
 from embridge.stores.faiss.file import FAISS_ERRORS, faiss_reason, index_fingerprint, write_index_file
 from embridge.stores.faiss.index_file import IndexFile
+from embridge.stores.uri import scheme_of, without_password
 from embridge.types import DeclaredSpace, Space
 
 MODES = ("auto", "wrap", "rewrite", "rebuild")
@@ -95,6 +96,10 @@ def migrate(
         It has kernel features.
     UnreadableFileError, MissingFileError, OutputExistsError, InterruptedOutputError, UndeclaredSpaceError
     """
+    if scheme_of(os.fspath(path)) is not None:
+        raise ParameterError(
+            f"{without_password(os.fspath(path))!r} is a collection in a store. Hint: eb.migrate_in_place(uri, translation)."
+        )
     mode = "rewrite" if mode == "move" else mode
     if mode not in MODES:
         raise ParameterError.must_be("mode", f"one of {', '.join(MODES)}", mode)

@@ -25,6 +25,8 @@ class Conversion:
     device : str
     source, map, fingerprint : str
         Fingerprints of its inputs, and its own.
+    reused : int
+        Rows of the source that an earlier, interrupted run had done already, bad rows included.
     """
 
     path: str
@@ -35,6 +37,7 @@ class Conversion:
     map: str
     fingerprint: str
     skipped: int = 0
+    reused: int = 0
 
     @property
     def rows_per_second(self) -> float:
@@ -43,7 +46,8 @@ class Conversion:
 
     def to_rows(self) -> Iterator[Row]:
         """Rows of the catalog's tables."""
-        yield "conversion", columns_of(self, map="translator", fingerprint="output") | {"path": absolute(self.path)}
+        columns = columns_of(self, leave_out=("reused",), map="translator", fingerprint="output")
+        yield "conversion", columns | {"path": absolute(self.path)}
 
 
 @dataclass(frozen=True)

@@ -12,9 +12,11 @@ import pyarrow as pa
 
 from embridge.anchors import Anchors, ids_at
 from embridge.arrays import check_rows, unit
+from embridge.errors import UnreadableFileError
 from embridge.maps import Map, load_map
 from embridge.records import AnchorRecord
-from embridge.rollout.steps import COLLECTION, MAP, QRELS, QUERIES, QUERIES_MAP, REACH
+from embridge.rollout.rows import open_rows, store_for, writing_rows
+from embridge.rollout.steps import MAP, QRELS, QUERIES, QUERIES_MAP, REACH
 from embridge.stores import ParquetCollection
 from embridge.stores.base import Collection
 from embridge.stores.batch import Batch, IdValues
@@ -41,14 +43,17 @@ class Stage:
     folder: Path
 
     @cached_property
-    def new(self) -> ParquetCollection:
+    def new(self) -> Collection:
         """The rows with their vectors of the new space, native or translated."""
-        return ParquetCollection(self.folder / COLLECTION)
+        return open_rows(self.folder)
 
     @cached_property
-    def old(self) -> ParquetCollection:
+    def old(self) -> Collection:
         """The rows with their vectors of the old space."""
-        return ParquetCollection(self.folder / COLLECTION, vector_column=OLD_VECTOR)
+        old = self.new.old_side
+        if old is None:
+            raise UnreadableFileError.altered(self.new.name)
+        return old
 
     @cached_property
     def native(self) -> np.ndarray:
@@ -146,14 +151,15 @@ class NativeRows:
 
 
 def write_rows(
-    path: Path, source: Collection, translation: Map, entering: NativeRows, *, before: Stage | None, retranslate: bool,
+    folder: Path, source: Collection, translation: Map, entering: NativeRows, *, before: Stage | None, retranslate: bool,
     lineage: dict[str, str],
 ) -> None:  # fmt: skip
     """Write the rows of a stage, batch by batch, in the order of `source`.
 
     Parameters
     ----------
-    path : Path
+    folder : Path
+        Of the stage.
     source : Collection
         The old collection, or that of the stage before with its old vectors.
     translation : LinearMap or KernelMap
@@ -172,7 +178,8 @@ def write_rows(
     options = {"columns": (source.id_column, vector_column), "lineage": lineage, "provenance": PROVENANCE}
     options |= {"metadata": source.metadata, "payload_spaces": {OLD_VECTOR: source.space}}
     news = None if before is None else before.new.batches(source.default_batch_rows())
-    with write_collection(path, target, source.id_type, schema, **options) as writer:
+    place = store_for(source if before is None else before.new)
+    with writing_rows(folder, place, target, source.id_type, schema, **options) as write:
         for batch in source.batches(source.default_batch_rows(), payload=True):
             native = np.zeros(len(batch), bool)
             if news is None or before is None:
@@ -187,7 +194,7 @@ def write_rows(
             old = pa.FixedSizeListArray.from_arrays(pa.array(np.ascontiguousarray(batch.vectors).ravel()), type=old_type)
             kinds = pa.DictionaryArray.from_arrays(pa.array((~native).astype(np.int8)), pa.array([NATIVE, TRANSLATED]))
             columns = [batch.payload.column(f.name) for f in kept]
-            writer.write(Batch(batch.start, batch.ids, vectors, pa.record_batch([*columns, old, kinds], schema=schema)))
+            write(Batch(batch.start, batch.ids, vectors, pa.record_batch([*columns, old, kinds], schema=schema)))
 
 
 def write_queries(path: Path, queries: Anchors) -> None:

@@ -22,7 +22,6 @@ from embridge.rollout.maps import fit_first
 from embridge.rollout.quality import check_judgments
 from embridge.rollout.stage import OLD_VECTOR, PROVENANCE, NativeRows, Stage, write_queries, write_rows
 from embridge.rollout.steps import (
-    COLLECTION,
     QRELS,
     QUERIES,
     STATE,
@@ -114,7 +113,7 @@ def _first_stage(
     maps.write(working)
     entering = NativeRows(rows, anchors)
     write_rows(
-        working / COLLECTION,
+        working,
         old,
         maps.rows,
         entering,

@@ -18,21 +18,21 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
-import numpy as np
-
 from embridge.errors import EmbridgeError, InterruptedOutputError, MissingFileError, OutputError, UnreadableFileError
 from embridge.files import fingerprint, sync_folder, whole_or_absent, writing
 from embridge.folders import MANIFEST, check_own_folder, entries, read_manifest, write_manifest
 from embridge.outputs import Output, claim
 from embridge.records.rollout import RolloutStatus
+from embridge.rollout.listed import LISTED
+from embridge.rollout.rows import COLLECTION, LINK, MADE, check_rows_of, remove_unused
 
 STATE, WORKING = "state.json", ".working"
-COLLECTION, MAP, QUERIES_MAP, MOMENTS = "collection.parquet", "map.safetensors", "queries-map.safetensors", "moments.safetensors"
+MAP, QUERIES_MAP, MOMENTS = "map.safetensors", "queries-map.safetensors", "moments.safetensors"
 QUERIES, QRELS, REACH, INDEX = "queries.parquet", "qrels.parquet", "reach.npy", "index.faiss"
 INDEX_FILES = (INDEX, f"{INDEX}.json", f"{INDEX}.ids.parquet")
-FILES = (COLLECTION, MAP, QUERIES_MAP, MOMENTS, QUERIES, QRELS, REACH, *INDEX_FILES, MANIFEST)
-_NAMED_BY = (COLLECTION, QUERIES, QRELS, REACH)
-_STAGE, _LISTED = "stage-", "listed-"
+FILES = (COLLECTION, LINK, MAP, QUERIES_MAP, MOMENTS, QUERIES, QRELS, REACH, *INDEX_FILES, MANIFEST)
+_NAMED_BY = (COLLECTION, LINK, QUERIES, QRELS, REACH)
+_STAGE = "stage-"
 _FORMAT = "embridge.rollout.1"
 _LARGEST = 16 << 20  # bytes of state.json
 _TRIES = 20
@@ -89,7 +89,7 @@ class State:
                 raise UnreadableFileError.altered(where)
             if values.pop("format") != _FORMAT:
                 raise UnreadableFileError.foreign(where, "the state of a rollout", f"the format {_FORMAT!r}")
-            for name, start in ((values["folder"], _STAGE), (values["listed"] or _LISTED, _LISTED)):
+            for name, start in ((values["folder"], _STAGE), (values["listed"] or LISTED, LISTED)):
                 if not name.startswith(start) or "/" in name:
                     raise ValueError(f"{name!r} does not begin with {start!r}")
             return cls(**values | {"status": RolloutStatus.from_dict(values["status"])})
@@ -149,6 +149,8 @@ def check_stage(folder: Path, *, content: bool = False) -> None:
             raise UnreadableFileError(f"{str(path)!r} is missing or has another size than it was written with.")
         if content and fingerprint(path) != mark:
             raise UnreadableFileError.altered(str(path))
+    if content:
+        check_rows_of(folder)
 
 
 @contextlib.contextmanager
@@ -178,10 +180,11 @@ def step(root: Path, *outputs: Output, inputs: list[str], overwrite: bool = Fals
 
 def clear(root: Path, state: State | None) -> None:
     """Remove stages and lists of rows other than those of `state`; files that embridge did not write stay, with their folder."""
+    remove_unused(root, None if state is None else root / state.folder)
     kept = () if state is None else (state.folder, state.listed)
     for entry in sorted(os.scandir(root), key=lambda entry: entry.name):
         folder = Path(entry.path)
-        if entry.name.removeprefix(".").startswith(_LISTED) and entry.name not in kept and not entry.is_dir():
+        if entry.name.removeprefix(".").startswith(LISTED) and entry.name not in kept and not entry.is_dir():
             folder.unlink()
         elif (entry.name == WORKING or entry.name.startswith(_STAGE)) and entry.name not in kept:
             check_own_folder(folder)
@@ -208,34 +211,6 @@ def copy(stage: Path, working: Path, names: tuple[str, ...]) -> None:
         if (stage / name).exists():
             with whole_or_absent(working / name) as temporary:
                 shutil.copyfile(stage / name, temporary)
-
-
-def write_listed(root: Path, rows: np.ndarray) -> str:
-    """Write positions of listed rows beside the stages, under a hash of the content; returns the name, empty for no rows."""
-    if not len(rows):
-        return ""
-    content = rows.astype("<i8").tobytes()
-    name = f"{_LISTED}{hashlib.blake2b(content, digest_size=8).hexdigest()}"
-    with whole_or_absent(root / name) as temporary:
-        temporary.write_bytes(content)
-    return name
-
-
-def read_listed(root: Path, state: State) -> np.ndarray:
-    """Sorted positions of listed rows.
-
-    Raises
-    ------
-    UnreadableFileError
-        The file is missing or was altered.
-    """
-    if not state.listed:
-        return np.empty(0, np.int64)
-    path = root / state.listed
-    content = path.read_bytes() if path.is_file() else b""
-    if state.listed != f"{_LISTED}{hashlib.blake2b(content, digest_size=8).hexdigest()}":
-        raise UnreadableFileError.altered(str(path))
-    return np.frombuffer(content, "<i8").astype(np.int64)
 
 
 def seal(working: Path, stage: int, lineage: dict[str, str]) -> str:
@@ -298,7 +273,7 @@ def discard(building: Path) -> None:
         check_own_folder(building)
         clear(building, None)
         for name, _ in list(entries(building)):
-            if name == STATE or name.startswith(f".{STATE}."):
+            if name in (STATE, MADE) or name.startswith((f".{STATE}.", f".{MADE}.")):
                 (building / name).unlink()
         _remove_empty(building)
 

@@ -19,11 +19,12 @@ from embridge.indexes.rows import FusedRows
 from embridge.records.rollout import RolloutStage, RolloutStatus, RolloutStep
 from embridge.rollout.figures import measure
 from embridge.rollout.forecast import expected, order_of, reached
+from embridge.rollout.listed import read_listed, write_listed
 from embridge.rollout.maps import MOST_HELD_OUT, MOST_KERNEL, Maps, fit_projection, refit
 from embridge.rollout.quality import CHOOSING, REPORTED, Logged, check_judgments, found_rows, reference_rows
+from embridge.rollout.rows import COLLECTION, LINK
 from embridge.rollout.stage import NativeRows, Stage, is_held_out, write_queries, write_rows
 from embridge.rollout.steps import (
-    COLLECTION,
     INDEX,
     MAP,
     MOMENTS,
@@ -33,8 +34,6 @@ from embridge.rollout.steps import (
     REACH,
     State,
     copy,
-    read_listed,
-    write_listed,
 )
 from embridge.stores import MemoryCollection
 from embridge.tables.ids import read_ids, write_order
@@ -96,7 +95,7 @@ def list_rows(state: State, stage: Stage, root: Path, n: int, path: Path, *, aga
     ParameterError
         No row is left.
     """
-    left, listed, status = ~stage.native, read_listed(root, state), state.status
+    left, listed, status = ~stage.native, read_listed(root, state.listed), state.status
     if not again:
         replaced = _rows_in(path, stage) if path.exists() else listed[:0]
         left[np.setdiff1d(listed, replaced)] = False
@@ -131,12 +130,12 @@ def add_native(state: State, stage: Stage, working: Path, entering: NativeRows, 
     is_new = maps.rows.fingerprint != stage.translation.fingerprint
     maps.write(working)
     write_rows(
-        working / COLLECTION, stage.old, maps.rows, entering, before=stage, retranslate=is_new,
+        working, stage.old, maps.rows, entering, before=stage, retranslate=is_new,
         lineage=_lineage(state, maps),
     )  # fmt: skip
     copy(stage.folder, working, (QUERIES, QRELS))
     root = working.parent
-    handed = np.setdiff1d(read_listed(root, state), entering.rows)
+    handed = np.setdiff1d(read_listed(root, state.listed), entering.rows)
     then = stage.native.copy()
     then[entering.rows] = True
     foreseen = expected(before, *(reached(stage.reach, native) for native in (stage.native, then)))
@@ -167,7 +166,7 @@ def add_queries(
     judged = {query: {**stage.qrels.get(query, {}), **qrels.get(query, {})} for query in (*stage.qrels, *qrels)}
     if qrels:
         check_judgments(queries, qrels, stage.new)
-    copy(stage.folder, working, (COLLECTION, MAP, MOMENTS))
+    copy(stage.folder, working, (COLLECTION, LINK, MAP, MOMENTS))
     write_queries(working / QUERIES, queries)
     if judged:
         write_qrels(working / QRELS, judged)

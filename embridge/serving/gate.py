@@ -16,9 +16,10 @@ from embridge.serving.options import ServeOptions
 from embridge.serving.problems import Problem
 
 if TYPE_CHECKING:
-    from starlette.types import ASGIApp, Message, Receive, Scope, Send
+    from starlette.types import Message, Receive, Scope, Send
 
 ROWS = "embridge.rows"  # key of a scope for the number of vectors or texts of a request
+_METHODS = ("GET", "POST")  # as labels of metrics; a client can invent any number of others
 _ID = re.compile(r"[A-Za-z0-9._:-]{1,128}")
 _PROBES = ("/healthz", "/readyz")
 OPEN = ("/", "/openapi.json", *_PROBES)  # without a key: they show nothing of maps or vectors
@@ -30,12 +31,13 @@ class Gate:
 
     Attributes
     ----------
+    application : Application
     draining : bool
         The service shuts down: ``/readyz`` says so, and connections are closed after their response.
     """
 
-    def __init__(self, app: ASGIApp, options: ServeOptions, metrics: Metrics) -> None:
-        self._app, self._options, self._metrics = app, options, metrics
+    def __init__(self, app: Any, options: ServeOptions, metrics: Metrics) -> None:
+        self.application, self._options, self._metrics = app, options, metrics
         self._key = None if options.api_key is None else options.api_key.encode()
         self._in_flight = 0
         self.draining = False
@@ -43,7 +45,7 @@ class Gate:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Handle one request; other kinds of scope belong to the application."""
         if scope["type"] != "http":
-            await self._app(scope, receive, send)
+            await self.application(scope, receive, send)
             return
         exchange = _Exchange(scope, receive, send, self._options.max_body, closes=self.draining)
         started = time.perf_counter()
@@ -61,7 +63,7 @@ class Gate:
         try:
             self._admit(exchange, busy=busy)
             async with asyncio.timeout(self._options.timeout):
-                await self._app(exchange.scope, exchange.receive, exchange.send)
+                await self.application(exchange.scope, exchange.receive, exchange.send)
         except Problem as problem:
             await exchange.answer(problem)
         except TimeoutError:
@@ -93,7 +95,7 @@ class Gate:
         scope = exchange.scope
         route, method = getattr(scope.get("route"), "path", "unmatched"), scope["method"]
         rows, status = scope.get(ROWS, 0), exchange.status
-        self._metrics.requests.labels(route, method if route != "unmatched" else "", status).inc()
+        self._metrics.requests.labels(route, method if method in _METHODS else "other", status).inc()
         self._metrics.seconds.labels(route).observe(seconds)
         if rows:
             self._metrics.rows.labels(route).inc(rows)
@@ -138,7 +140,7 @@ class _Exchange:
 
 def _too_large(limit: int) -> Problem:
     """The error for a body beyond the limit."""
-    return Problem(413, "body__too_large", f"The body is larger than {limit:,} bytes.", headers={"Connection": "close"})
+    return Problem(413, "body_too_large", f"The body is larger than {limit:,} bytes.", headers={"Connection": "close"})
 
 
 __all__ = ["OPEN", "ROWS", "Gate"]

@@ -68,7 +68,8 @@ class Conversion:
         Problem
             A row of the result cannot be used, with its number.
         """
-        out = project_queries(vectors, self.translation, self.target)
+        with np.errstate(over="ignore", invalid="ignore"):  # rows that overflow are found below
+            out = project_queries(vectors, self.translation, self.target)
         cosine = self.target.metric == Metric.COSINE
         checked(out, replace(self.target, metric=Metric.COSINE) if cosine else self.target, what, " after the translation")
         return unit(out) if self.is_adjoint and self.target.normalized else out

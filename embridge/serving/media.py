@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
+import struct
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -23,6 +24,7 @@ from embridge.types import Metric, Space
 JSON, RAW, ARROW = "application/json", "application/octet-stream", "application/vnd.apache.arrow.stream"
 TYPES = (JSON, RAW, ARROW)
 _LITTLE = np.dtype("<f4")
+_DICTIONARY, _RECORDS = 2, 3  # kinds of messages of Arrow's IPC format
 
 
 @dataclass(frozen=True, eq=False)
@@ -120,10 +122,12 @@ def from_raw(body: bytes, space: Space, limit: int) -> Rows:
 def from_arrow(body: bytes, space: Space, limit: int, column: str = "vector") -> Rows:
     """A table as an Arrow IPC stream; its vectors are checked, and so is the space that its metadata name."""
     try:
+        if any(_is_compressed(message.metadata.to_pybytes()) for message in pa.ipc.MessageReader.open_stream(body)):
+            raise Problem.invalid("Compressed streams are not taken, as their size is unknown. Hint: write without compression.")
         with pa.ipc.open_stream(body) as reader:
             table = reader.read_all()
         table.validate(full=True)
-    except (pa.ArrowException, OSError, ValueError, RecursionError, MemoryError) as e:
+    except (pa.ArrowException, OSError, ValueError, RecursionError, MemoryError, struct.error, IndexError) as e:
         raise Problem.invalid(
             f"The body is not an Arrow IPC stream: {str(e).splitlines()[0] if str(e) else type(e).__name__}."
         ) from e
@@ -147,6 +151,31 @@ def from_arrow(body: bytes, space: Space, limit: int, column: str = "vector") ->
             raise Problem.invalid(str(e), column, "bad_vectors") from e
         start += len(part)
     return Rows(checked(np.concatenate(parts), space), table, column)
+
+
+def _is_compressed(message: bytes) -> bool:
+    """Whether the buffers of a message of Arrow's IPC format are compressed.
+
+    The message is a flatbuffer, ``Message.fbs`` of the Arrow format. Its root has the kind of its header in field 1, and the header
+    in field 2; a dictionary batch (2) has a record batch (3) in its field 1, and that one names its compression in field 3.
+    """
+    kind = message[_field(message, _at(message, 0), 1)]
+    header = _at(message, _field(message, _at(message, 0), 2))
+    if kind == _DICTIONARY:
+        header = _at(message, _field(message, header, 1))
+    return kind in (_DICTIONARY, _RECORDS) and _field(message, header, 3) != header
+
+
+def _at(message: bytes, place: int) -> int:
+    """Where an offset of a flatbuffer leads."""
+    return place + struct.unpack_from("<I", message, place)[0]
+
+
+def _field(message: bytes, table: int, number: int) -> int:
+    """The place of a field of a table, or that of the table itself where the field is absent."""
+    names = table - struct.unpack_from("<i", message, table)[0]
+    size = struct.unpack_from("<H", message, names)[0]
+    return table + (struct.unpack_from("<H", message, names + 4 + 2 * number)[0] if size > 4 + 2 * number else 0)
 
 
 def check_count(count: int, limit: int, name: str = "vectors") -> None:

@@ -126,6 +126,13 @@ def _chosen(service: Service, target: Target, strategy: str, given: SearchReques
     # A rollout has a map of its own for fused searches.
     fuses = strategy == FUSED and given.old_vectors is None and target.kind != "rollout"
     conversion = projection_of(service, target, given.map) if fuses or strategy in (PROJECTED, BLENDED) else None
+    unused = {
+        "map": given.map is not None and conversion is None,
+        "weight": given.weight is not None and strategy not in (BLENDED, FUSED),
+        "hubness": given.hubness is not None and strategy != FUSED,
+    }
+    if wrong := next((name for name, is_wrong in unused.items() if is_wrong), None):
+        raise Problem.invalid(f"{wrong} does not go with {strategy!r} over {target.name!r} here. Leave it out.", wrong)
     space = target.query_space(strategy, None if conversion is None else conversion.source)
     if given.space is not None and given.space != space.name:
         message = f"{strategy!r} over {target.name!r} takes queries of {space.name!r}. Got space {given.space[:100]!r} instead."
@@ -200,7 +207,10 @@ def hits_of(target: Target, search: Search) -> list[list[dict[str, Any]]]:
     try:
         hits: Hits = target.search(search)
     except EmbridgeError as e:
-        raise Problem.of(e) from e
+        problem = Problem.of(e)
+        if problem.status == 503:
+            target.expire()
+        raise problem from e
     rows = (hits.row(i) for i in range(len(hits)))
     return [[{"id": one, "score": score} for one, score in zip(*row, strict=True)] for row in rows]
 

@@ -40,8 +40,8 @@ def run(options: ServeOptions) -> None:
         Ctrl-C, once all is finished.
     """
     with contextlib.closing(_bind(options.host, options.port)) as opened:
-        to_stderr()
         service = Service(options)
+        to_stderr()
         gate = create_app(options, service)
         if options.api_key is None and not _is_loopback(opened.getsockname()[0]):
             hint = "set EMBRIDGE_SERVE_API_KEY, or --api-key-file"

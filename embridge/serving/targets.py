@@ -17,6 +17,7 @@ With an old space A and a new space B:
 
 from __future__ import annotations
 
+import math
 import os
 import time
 from dataclasses import dataclass
@@ -78,7 +79,7 @@ class Search:
         if self.strategy == FUSED:
             old = {"via": self.via} if self.old_queries is None else {"old_queries": self.old_queries}
             return {**old, "weight": self.weight, "hubness": self.hubness}
-        return {"hubness": self.hubness or "none"}
+        return {"hubness": "none"}
 
 
 class Target:
@@ -141,6 +142,10 @@ class Target:
             raise
         self.__dict__.update(fresh.__dict__)
         return not is_store
+
+    def expire(self) -> None:
+        """Let the next `reopen` open a store again, since it could not be read (a connection was lost)."""
+        self._opened_at = -math.inf
 
     @property
     def collection(self) -> Collection | None:
@@ -217,8 +222,6 @@ class Target:
         return blend(search.old_queries, projected, 0.5 if search.weight is None else search.weight, self.rows_space.metric)
 
     def _plain(self, search: Search) -> Hits:
-        if search.hubness is not None:
-            raise ParameterError(f"hubness belongs to a fused search, and {self.name!r} has vectors of one space only.")
         options: dict[str, Any] = {}
         if search.strategy != OWN:
             options["via"] = search.via

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import collections
+import copy
 from abc import abstractmethod
-from collections.abc import Iterator
-from dataclasses import replace
-from typing import Any, ClassVar
+from collections.abc import Iterable, Iterator
 
 import numpy as np
 import pyarrow as pa
@@ -19,7 +18,6 @@ from embridge.stores.id_types import id_type_of, normalize_ids
 from embridge.stores.memory import empty_payload
 from embridge.stores.parquet.file import row_lengths, vectors_of
 from embridge.stores.store import Note
-from embridge.stores.uri import Location
 from embridge.types import DeclaredSpace, Metric, Space
 
 _ROWS = 1 << 12  # rows of a batch when the width of vectors is looked for
@@ -37,10 +35,9 @@ class ArrowCollection(DeclaredCollection):
     """
 
     lineage: dict[str, str] = {}  # noqa: RUF012 (replaced, not changed)
-    _location: Location
 
-    opens_further: ClassVar[bool] = False  # a vector column of the payload can be opened as that of the vectors
     _further: dict[str, Space] = {}  # noqa: RUF012 (replaced, not changed)
+    _main: ArrowCollection | None = None  # the collection whose old side this is
 
     @abstractmethod
     def _record_batches(self, columns: list[str], batch_rows: int, after: str | int | None = None) -> Iterator[pa.RecordBatch]:
@@ -65,6 +62,7 @@ class ArrowCollection(DeclaredCollection):
         UndeclaredSpaceError, SpaceMismatchError
         """
         self.id_column, self.vector_column = columns
+        self._schema = schema
         if note is not None:
             is_main = note.columns["vector"] == self.vector_column
             known = note.space if is_main else note.payload_spaces.get(self.vector_column)
@@ -80,6 +78,7 @@ class ArrowCollection(DeclaredCollection):
         nested = pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind)
         if not nested or not pa.types.is_floating(kind.value_type):
             raise BadVectorsError.dtype(f"Column {self.vector_column!r} of {self.name}", kind)
+        self._value_type = str(kind.value_type.to_pandas_dtype().__name__)
         if not len(self):
             raise CollectionError.empty(self.name)
         dim = kind.list_size if pa.types.is_fixed_size_list(kind) else self._width()
@@ -90,13 +89,20 @@ class ArrowCollection(DeclaredCollection):
         return self._further
 
     @property
+    def vector_type(self) -> str:
+        return self._value_type
+
+    @property
     def old_side(self) -> ArrowCollection | None:
         if not self.opens_further or len(self._further) != 1:
             return None
         [(column, space)] = self._further.items()
-        options = {name: value for name, value in self._location.options.items() if name != "vector"}
-        make: Any = type(self)
-        return make(replace(self._location, options=options), space=space, id_column=self.id_column, vector_column=column)
+        side = copy.copy(self)  # of the same snapshot or version, which `self` holds
+        side.__dict__.pop("space", None)
+        side._main = self
+        side._describe(self._schema, (self.id_column, column), None, known=space)
+        side._further = {}
+        return side
 
     def _width(self) -> int:
         """The width of most of the first rows that have a vector; rows of another width are reported when they are read."""
@@ -144,6 +150,13 @@ class ArrowCollection(DeclaredCollection):
         if payload and self.payload_schema.names:
             others = pa.record_batch([batch.column(name) for name in self.payload_schema.names], schema=self.payload_schema)
         return Batch(start, ids, values, others)
+
+    def _gathered(self, found: Iterable[pa.RecordBatch]) -> Batch:
+        """Batches of ids and vectors as one, for `_fetch`."""
+        parts = [self._batch(0, part, payload=False, vectors=True, validate=False) for part in found]
+        ids = pa.chunked_array([part.ids for part in parts], self.id_type).combine_chunks()
+        none = np.empty((0, self._stated.dim), np.float32)
+        return Batch(0, ids, np.concatenate([none, *(part.vectors for part in parts)]), empty_payload(len(ids)))
 
     def _check_values(self, batch: pa.RecordBatch, start: int) -> None:
         for name, column in zip(batch.schema.names, batch.columns, strict=True):

@@ -16,6 +16,7 @@ from embridge.arrays import bad_rows, check_rows, not_unit
 from embridge.errors import BadIdsError, ChangedSourceError, CollectionError, EmbridgeError, ParameterError
 from embridge.stores.batch import Batch, IdValues
 from embridge.stores.capabilities import Capabilities
+from embridge.stores.fetching import selected
 from embridge.types import Metric, Provenance, Space
 
 BATCH_BYTES = 32 << 20  # of float32 vectors in a batch, by default
@@ -39,6 +40,12 @@ class Collection(ABC):
         What its store does with its rows.
     seeks : bool
         It can be read from an id on without reading what is before it.
+    fetches : bool
+        Rows can be looked up by their ids.
+    index_metric : Metric or None
+        The one metric by which the index of its store ranks; None where there is no such index, or it ranks by any.
+    opens_further : bool
+        A collection of its store may have two vectors a row, each opened as a collection (`old_side`).
     path : str or None
         Its path, or its URI without a password.
     id_type : pyarrow.DataType
@@ -53,6 +60,9 @@ class Collection(ABC):
     is_exact: ClassVar[bool] = False
     capabilities: Capabilities = Capabilities(keeps_repeated_ids=True)
     seeks: bool = False
+    fetches: bool = False
+    index_metric: Metric | None = None
+    opens_further: ClassVar[bool] = False
     path: str | None
     id_type: pa.DataType
     payload_schema: pa.Schema
@@ -128,6 +138,10 @@ class Collection(ABC):
         if found < 0:
             raise ChangedSourceError.of(self.name, f"it has no row with the id {after!r} any more")
         return found
+
+    def _fetch(self, ids: pa.Array) -> Batch:
+        """The rows with one of a few thousand `ids`, in any order, unchecked and without payload; for a store that `fetches`."""
+        raise NotImplementedError
 
     @abstractmethod
     def fingerprint(self) -> str:
@@ -225,29 +239,19 @@ class Collection(ABC):
     def select(self, rows: np.ndarray) -> Iterator[tuple[slice, np.ndarray]]:
         """Vectors of the rows at `rows` (sorted positions), as pieces: the positions within `rows`, and the vectors.
 
-        Only these rows are checked, not others in the same batch.
+        Only these rows are checked, not others in the same batch. Where they are few, and the store can look rows up, only their
+        vectors leave it.
 
         Raises
         ------
         ParameterError
             Positions that are not sorted, or out of range.
+        ChangedSourceError
+            A row that is looked up is not there any more.
         BadVectorsError
             As for `batches`.
         """
-        if len(rows) and (rows[0] < 0 or rows[-1] >= len(self) or (np.diff(rows) < 0).any()):
-            expected = f"sorted positions between 0 and {len(self) - 1:,} (the rows of {self.name})"
-            raise ParameterError.must_be("rows", expected, rows)
-
-        def row_filter(start: int, stop: int) -> bool:
-            return bool(np.searchsorted(rows, start) < np.searchsorted(rows, stop))
-
-        for batch in self.batches(row_filter=row_filter, validate=False):
-            low, high = np.searchsorted(rows, (batch.start, batch.start + len(batch)))
-            if low < high:
-                places = rows[low:high] - batch.start
-                vectors = batch.vectors[places]
-                self._check(vectors, batch.ids.take(places), ", or without a vector of the right width")
-                yield slice(int(low), int(high)), vectors
+        return selected(self, rows)
 
     def take(self, rows: np.ndarray) -> np.ndarray:
         """Vectors of the rows at `rows` (sorted positions) in float32, shape (len(rows), dim)."""

@@ -33,6 +33,12 @@ class Capabilities:
         Of its vectors: ``float32``, ``float16``.
     largest_batch : int, optional
         Rows of one write; None is as many as memory holds.
+    in_place_modes : tuple of str
+        How a collection can be migrated in place (`embridge.stores.in_place`): ``column``, ``shadow``; the first is the default.
+    finds_missing : bool
+        Rows without a new vector are found, so that rows written during a migration in place are translated too.
+    marks_changed : bool
+        Rows whose old vector changes during a migration in place can be marked, so that they are translated again.
     """
 
     keeps_lengths: bool = True
@@ -45,3 +51,6 @@ class Capabilities:
     metrics: tuple[Metric, ...] = tuple(Metric)
     dtypes: tuple[str, ...] = ("float32",)
     largest_batch: int | None = None
+    in_place_modes: tuple[str, ...] = ()
+    finds_missing: bool = False
+    marks_changed: bool = False

@@ -37,8 +37,11 @@ class DeclaredCollection(Collection):
     def space(self) -> Space:
         if self._is_settled:
             return self._stated
-        parts = (batch.vectors for batch in self.batches(validate=False))
-        return replace(self._stated, normalized=all_unit(parts, zero_is_bad=self._stated.metric == Metric.COSINE))
+        return replace(self._stated, normalized=self._is_unit(zero_is_bad=self._stated.metric == Metric.COSINE))
+
+    def _is_unit(self, *, zero_is_bad: bool) -> bool:
+        """Whether all usable rows have unit length (`all_unit`); a store whose engine can tell overrides it."""
+        return all_unit((batch.vectors for batch in self.batches(validate=False)), zero_is_bad=zero_is_bad)
 
     @property
     def stated_space(self) -> Space:

@@ -23,6 +23,20 @@ def shown(path: str) -> str:
     return re.sub(r"(?<=://)[^/@]*:[^/]*@", "", path)
 
 
+def check_no_secret(path: str) -> None:
+    """Refuse a URI with credentials, which must not leave the process.
+
+    Raises
+    ------
+    ParameterError
+    """
+    if shown(path) != path:
+        raise ParameterError(
+            f"{shown(path)!r} names credentials, which are not sent to other machines. Hint: leave them out, and set "
+            "AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY on every node, or give the nodes a role."
+        )
+
+
 @contextlib.contextmanager
 def wrapped(path: str, kind: str = "a location") -> Iterator[None]:
     """Turn errors of a file system about `path` into errors of embridge."""

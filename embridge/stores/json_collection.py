@@ -14,7 +14,7 @@ import numpy as np
 import pyarrow as pa
 
 from embridge.arrays import as_vectors
-from embridge.errors import ChangedSourceError, CollectionError, n_rows
+from embridge.errors import ChangedSourceError, CollectionError, ParameterError, n_rows
 from embridge.stores.batch import Batch
 from embridge.stores.declared import DeclaredCollection
 from embridge.stores.json_columns import JsonColumns, Row
@@ -39,7 +39,7 @@ def recorded(layout: Layout, note: str) -> dict[str, str]:
 class JsonCollection(DeclaredCollection):
     """Rows with an id, a vector and JSON fields.
 
-    A store sets the attributes, and implements `_read`, `_count`, `_keys`, `_fields`, `_fetch` and `_nearest`.
+    A store sets the attributes, and implements `_read`, `_count`, `_keys`, `_fields`, `_by_key` and `_nearest`.
 
     Attributes
     ----------
@@ -95,6 +95,7 @@ class JsonCollection(DeclaredCollection):
         stated = note if note and note.columns["vector"] == self.vector_column else None
         self._further = stated.payload_spaces if stated else {}
         known = stated.space if stated else None
+        self.index_metric = metric
         self._declare(space, known, dim, metric, normalized=not self.capabilities.keeps_lengths)
 
     @abstractmethod
@@ -110,7 +111,7 @@ class JsonCollection(DeclaredCollection):
         """The fields of all rows."""
 
     @abstractmethod
-    def _fetch(self, keys: list[Any]) -> dict[Any, tuple[Sequence[float] | None, Row]]:
+    def _by_key(self, keys: list[Any]) -> dict[Any, tuple[Sequence[float] | None, Row]]:
         """Vector and fields of some rows by their keys."""
 
     @abstractmethod
@@ -155,7 +156,7 @@ class JsonCollection(DeclaredCollection):
             seen += len(keys)
         for start in range(0, len(sample), _FETCHED):
             keys = sample[start : start + _FETCHED]
-            found = self._fetch(keys)
+            found = self._by_key(keys)
             if missing := next((key for key in keys if key not in found), None):
                 raise ChangedSourceError.of(self.name, f"the row {missing!r} was removed")
             for key in keys:
@@ -165,7 +166,18 @@ class JsonCollection(DeclaredCollection):
         return digest.hexdigest()
 
     def search(self, queries: np.ndarray, k: int = 10) -> Hits:
-        """The k nearest rows by the store's own index (see `Searchable`)."""
+        """The k nearest rows by the store's own index (see `Searchable`).
+
+        Raises
+        ------
+        ParameterError
+            The space was declared with another metric than that of the index.
+        """
+        if self.index_metric != (metric := self.stated_space.metric):
+            raise ParameterError(
+                f"The index of {self.name} ranks by {self.index_metric}, and its space was declared with {metric}. Hint: declare "
+                f"it as {self.stated_space.name}:{self.index_metric}, or search without the index (embridge search --exact)."
+            )
         is_text = pa.types.is_string(self.id_type)
         rows = np.ascontiguousarray(as_vectors(queries, self.stated_space.dim, "queries"), np.float32)
         ids = np.full((len(rows), k), None if is_text else -1, object)

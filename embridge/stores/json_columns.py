@@ -41,12 +41,15 @@ class JsonColumns:
         """The rows of a batch as dictionaries of JSON values."""
         if not batch.num_columns:
             return [{} for _ in range(batch.num_rows)]
-        columns = [self._values(column) for column in batch.columns]
+        columns = [self._values(column, name) for name, column in zip(batch.schema.names, batch.columns, strict=True)]
         return [dict(zip(batch.schema.names, row, strict=True)) for row in zip(*columns, strict=True)]
 
-    def _values(self, column: pa.Array) -> list[Any]:
+    def _values(self, column: pa.Array, name: str) -> list[Any]:
         carrier = _carrier(column.type, self.is_flat)
-        values = (column if carrier == column.type else column.cast(carrier)).to_pylist()
+        held = column if carrier == column.type else column.cast(carrier)
+        if pa.types.is_temporal(column.type) and not _is_same(held, column):
+            raise CollectionError(f"Column {name!r} has {column.type} values that cannot be kept as text. Hint: drop or cast it.")
+        values = held.to_pylist()
         if pa.types.is_nested(carrier):
             plain = [_finite(value) for value in values]
             return [None if value is None else json.dumps(value) for value in plain] if self.is_flat else plain
@@ -120,6 +123,14 @@ class JsonColumns:
         mixed = frozenset(name for name, kind in kinds.items() if kind is None or not _is_held(kind))
         fields = [(name, pa.string() if kind is None or name in mixed else kind) for name, kind in sorted(kinds.items())]
         return cls(pa.schema(fields), is_flat, mixed)
+
+
+def _is_same(texts: pa.Array, values: pa.Array) -> bool:
+    """Whether texts are read as the values they were made from: not outside the years 0 to 9999."""
+    try:
+        return texts.cast(values.type).equals(values)
+    except pa.ArrowException:
+        return False
 
 
 def refusal(kind: pa.DataType) -> str | None:

@@ -33,7 +33,7 @@ def translated_rows(collection: Collection, column: str) -> np.ndarray:
     kind = collection.payload_schema.field(column).type
     if (kind.value_type if pa.types.is_dictionary(kind) else kind) not in (pa.string(), pa.large_string(), pa.string_view()):
         raise CollectionError(f"Column {column!r} of {collection.name} must be 'native' or 'translated'. Got {kind} instead.")
-    narrow = _with_payload(collection, pa.schema([collection.payload_schema.field(column)]))
+    narrow = with_payload(collection, pa.schema([collection.payload_schema.field(column)]))
     found = np.empty(len(collection), bool)
     for batch in narrow._read(1 << 16, payload=True, vectors=False, row_filter=None, validate=False):
         values = np.asarray(batch.payload.column(column).cast(pa.string()).to_pylist(), object)
@@ -124,7 +124,7 @@ class MixedRows:
                 yield Batch(start, batch.ids, batch.vectors, self._payload(batch, more, places, np.zeros(len(batch), bool)))
                 start += len(batch)
             kept.close()
-            for batch in _with_payload(self._translated, self._theirs).batches(batch_rows, payload=True):
+            for batch in with_payload(self._translated, self._theirs).batches(batch_rows, payload=True):
                 low, high = np.searchsorted(self._replaced, (batch.start, batch.start + len(batch)))
                 rows = np.delete(np.arange(len(batch)), self._replaced[low:high] - batch.start)
                 if len(rows):
@@ -140,7 +140,7 @@ class MixedRows:
             return bool(np.searchsorted(self._replaced, start) < np.searchsorted(self._replaced, stop))
 
         rows = batch_rows or self._translated.default_batch_rows()
-        narrow = _with_payload(self._translated, pa.schema([self._theirs.field(name) for name in self._only_theirs.names]))
+        narrow = with_payload(self._translated, pa.schema([self._theirs.field(name) for name in self._only_theirs.names]))
         for batch in narrow._read(rows, payload=True, vectors=False, row_filter=row_filter, validate=False):
             low, high = np.searchsorted(self._replaced, (batch.start, batch.start + len(batch)))
             if low < high:
@@ -204,7 +204,7 @@ class _Kept:
             self._source.close()
 
 
-def _with_payload(collection: Collection, schema: pa.Schema) -> Collection:
+def with_payload(collection: Collection, schema: pa.Schema) -> Collection:
     """The same collection with fewer columns, which are then not read."""
     if schema.names == collection.payload_schema.names:
         return collection

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from abc import ABC, abstractmethod
 from dataclasses import asdict, dataclass, field, replace
-from typing import Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
 import numpy as np
 import pyarrow as pa
@@ -16,6 +16,9 @@ from embridge.stores.batch import Batch
 from embridge.stores.capabilities import Capabilities
 from embridge.stores.uri import Location
 from embridge.types import DeclaredSpace, Hits, Metric, Space
+
+if TYPE_CHECKING:
+    from embridge.stores.in_place import InPlace
 
 
 @dataclass(frozen=True)
@@ -117,7 +120,7 @@ class Note:
             values = json.loads(text or "null")
         except (ValueError, RecursionError):
             return None
-        if not isinstance(values, dict) or "embridge" not in values:
+        if not isinstance(values, dict) or "embridge" not in values or "migration" in values:
             return None
         try:
             cursor = None if (found := values.get("cursor")) is None else Cursor(**found)
@@ -218,6 +221,10 @@ class Store(ABC):
         """
         raise ParameterError(f"{location.uri!r} can only be read; embridge does not write {location.scheme}://.")
 
+    def places(self, location: Location) -> set[str]:
+        """What an existing collection is kept in, named alike however its URI is written: files, or a collection of a server."""
+        return {location.uri}
+
     def create(self, location: Location, layout: Layout) -> Writer:
         """Create an empty collection with the note of `layout` and its cursor."""
         raise NotImplementedError
@@ -229,6 +236,18 @@ class Store(ABC):
     def drop(self, location: Location) -> None:
         """Remove a collection that embridge wrote."""
         raise NotImplementedError
+
+    def index_like(self, location: Location, other: Collection) -> None:  # noqa: B027 (most stores index by themselves, or not at all)
+        """Build the indexes that another collection of the store has over its vectors over those of this one too.
+
+        The main vectors of `other`, and its old ones where it has them, name the indexes of the main and of the old vectors.
+        """
+
+    def in_place(self, location: Location) -> InPlace:
+        """The steps of a migration in place of an existing collection; see `Capabilities.in_place_modes`."""
+        raise ParameterError(
+            f"{location.uri!r} cannot be migrated in place. Hint: convert it into a new collection: embridge convert SRC MAP OUT."
+        )
 
     def check(self, location: Location, layout: Layout) -> None:
         """Refuse, before anything is written, what the store cannot hold.

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import logging
 import re
+from collections.abc import Callable
 from dataclasses import dataclass, field
-from urllib.parse import parse_qsl, unquote, urlsplit
+from urllib.parse import parse_qsl, quote, unquote, urlencode, urlsplit, urlunsplit
 
 from embridge.errors import ParameterError
 
@@ -93,6 +94,32 @@ class Location:
         if named is not None and given is not None and named != given:
             raise ParameterError(f"{self.uri!r} names the column {named!r} ({option}=), but {given!r} was given. Hint: name one.")
         return named or given or default
+
+
+def beside(uri: str, name: Callable[[str], str], *, without: tuple[str, ...] = ("id", "vector")) -> str:
+    """The URI of the collection beside another whose name is ``name(its name)``, opened with the same password.
+
+    Parameters
+    ----------
+    uri : str
+    name : callable
+    without : tuple of str
+        Options that are left out.
+    """
+    location = Location.parse(uri)
+    url, options = urlsplit(location.uri), {key: value for key, value in location.options.items() if key not in without}
+    path, part = location.path, location.part
+    if "table" in options:
+        options["table"] = name(options["table"])
+    elif part:
+        part = name(part)
+    else:
+        path = name(path)
+    made = urlunsplit((url.scheme, url.netloc, quote(path), urlencode(options, quote_via=quote), quote(part)))
+    made = made if url.netloc else made.replace(f"{url.scheme}:/", f"{url.scheme}:///", 1)
+    if location.password is not None:
+        _SECRETS[made] = location.password
+    return made
 
 
 def scheme_of(path: str) -> str | None:

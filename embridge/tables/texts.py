@@ -5,11 +5,12 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 
-from embridge.errors import BadIdsError, CollectionError
+from embridge.errors import BadIdsError, CollectionError, ParameterError
 from embridge.stores.batch import cast_column
 from embridge.stores.filesystems import shown
 from embridge.stores.id_types import id_type_of, normalize_ids
@@ -110,24 +111,66 @@ class TextTable:
             count = f"{len(missing):,} row{'' if len(missing) == 1 else 's'}"
             raise CollectionError(f"{file.name} has {count} without a text (null): ids {missing[:5]}.")
 
-    def batches(self, batch_rows: int) -> Iterator[TextBatch]:
-        """Read all rows in order.
+    def batches(self, batch_rows: int, span: tuple[int, int] | None = None) -> Iterator[TextBatch]:
+        """Read all rows, or those of a span of positions, in order.
 
         Raises
         ------
         BadIdsError, CollectionError
             Null ids or texts.
         """
-        start = 0
+        low, high = span or (0, len(self))
+        columns, offset = [self.id_column, *self.payload_schema.names], 0
         for file in self._files.files:
-            for batch in file.batches([self.id_column, *self.payload_schema.names], batch_rows):
+            for start, batch in file.spans(columns, batch_rows, lambda start, stop: start < high and stop > low, offset):
                 ids = normalize_ids(batch.column(self.id_column), file.name)
                 texts = batch.column(self.text_column)
                 self._check(file, ids, texts)
-                columns = [cast_column(batch.column(f.name), f, file.name) for f in self.payload_schema]
-                payload = pa.record_batch(columns, schema=self.payload_schema)
-                yield TextBatch(start, ids, texts.to_pylist(), payload)
-                start += len(batch)
+                casted = [cast_column(batch.column(f.name), f, file.name) for f in self.payload_schema]
+                found = TextBatch(start, ids, texts.to_pylist(), pa.record_batch(casted, schema=self.payload_schema))
+                rows = np.arange(max(low - start, 0), min(high - start, len(found)))
+                if len(rows):
+                    yield found if len(rows) == len(found) else found.at(rows)
+            offset += file.rows
+
+    def chosen(self, only: np.ndarray) -> set[Any]:
+        """Some ids as a set.
+
+        Raises
+        ------
+        ParameterError, BadIdsError
+            There are none, or the table does not have all of them.
+        """
+        wanted = set(only.tolist())
+        if not wanted:
+            raise ParameterError.must_be("only", "at least one id", [])
+        missing = set(wanted)
+        for batch in self.id_reader():
+            missing.difference_update(batch.column(0).to_pylist())
+        if missing:
+            raise BadIdsError.unknown("The choice of ids", sorted(missing))
+        return wanted
+
+    def parts(self, part_rows: int, wanted: set[Any] | None, span: tuple[int, int] | None = None) -> Iterator[TextBatch]:
+        """The wanted rows in parts of `part_rows`, also where a row group has few of them."""
+        held: list[TextBatch] = []
+        for batch in self.batches(part_rows, span):
+            rest = batch if wanted is None else batch.at(np.flatnonzero([i in wanted for i in batch.ids.to_pylist()]))
+            while len(rest) >= (room := part_rows - sum(map(len, held))):
+                yield TextBatch.joined([*held, rest.at(np.arange(room))])
+                held, rest = [], rest.at(np.arange(room, len(rest)))
+            if len(rest):
+                held.append(rest)
+        if held:
+            yield TextBatch.joined(held)
+
+    def part_spans(self, part_rows: int, wanted: set[Any] | None) -> list[tuple[int, int]]:
+        """The span of positions that each of `parts` is in."""
+        rows = np.arange(len(self))
+        if wanted is not None:
+            found = [b.column(1).to_numpy()[[i in wanted for i in b.column(0).to_pylist()]] for b in self.id_reader()]
+            rows = np.concatenate(found)
+        return [(int(rows[i]), int(rows[min(i + part_rows, len(rows)) - 1]) + 1) for i in range(0, len(rows), part_rows)]
 
     def id_reader(self) -> pa.RecordBatchReader:
         """All ids with their positions, as a stream of columns ``id`` and ``row``."""

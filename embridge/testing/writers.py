@@ -24,12 +24,14 @@ import pyarrow as pa
 import pytest
 
 from embridge.arrays import unit
+from embridge.conversion import copy
 from embridge.errors import (
     ChangedSourceError,
     CollectionError,
     EmbridgeError,
     InterruptedOutputError,
     MissingFileError,
+    OutputExistsError,
     ParameterError,
 )
 from embridge.neighbors import top_k
@@ -40,6 +42,7 @@ from embridge.stores.id_types import normalize_ids
 from embridge.stores.registry import store_of
 from embridge.stores.store import Cursor, Layout, Searchable, Store
 from embridge.stores.uri import Location
+from embridge.testing.in_place import InPlaceConformance
 from embridge.testing.stored_rows import DIM, Make, N
 from embridge.testing.stores import CollectionConformance
 from embridge.types import Metric, Space
@@ -47,7 +50,7 @@ from embridge.types import Metric, Space
 _PLAN = "a" * 32
 
 
-class StoreConformance(CollectionConformance):
+class StoreConformance(CollectionConformance, InPlaceConformance):
     """Tests that every store passes which embridge writes; what is expected follows from `capabilities`.
 
     Attributes
@@ -199,6 +202,16 @@ class StoreConformance(CollectionConformance):
         write(uri, self.ids()[:5], self.vectors()[:5], self.space())
         assert len(open_collection(uri)) == 5
 
+    def test_a_collection_does_not_replace_itself(self, new_uri: Callable[[], str]) -> None:
+        """Not under another form of its URI either: the old rows would be removed before they are read."""
+        uri = new_uri()
+        write(uri, self.ids(), self.vectors(), self.space())
+        base, hash_mark, part = uri.partition("#")
+        other = f"{base}{'&' if '?' in base else '?'}id=id{hash_mark}{part}"
+        with pytest.raises(OutputExistsError, match="both input and output"):
+            copy(open_collection(uri), other, overwrite=True)
+        assert len(open_collection(uri)) == N
+
     def test_rows_added_while_reading_are_not_read_or_noticed(self, new_uri: Callable[[], str]) -> None:
         uri, ids, vectors = new_uri(), self.ids(), self.vectors()
         write(uri, ids[:60], vectors[:60], self.space())
@@ -213,10 +226,6 @@ class StoreConformance(CollectionConformance):
         else:
             with pytest.raises(ChangedSourceError):
                 collection.check_unchanged()
-
-    def add(self, uri: str, ids: list[Any], vectors: np.ndarray) -> None:
-        """Add rows to a finished collection, as another program would."""
-        raise NotImplementedError(f"{type(self).__name__} must override `add`.")
 
     @pytest.mark.parametrize("metric", list(Metric))
     def test_search_agrees_with_brute_force(self, make: Make, metric: Metric) -> None:

@@ -151,17 +151,20 @@ class Translator(ABC):
 
 def total(data: Moments | FoldMoments) -> Moments:
     """Moments of all rows; those of folds are cached, and with them what is cached of moments."""
-    if not isinstance(data, FoldMoments):
-        return data
-    cache = data.__dict__.setdefault("_total", [])
-    if not cache:
-        cache.append(data.total())
-    return cache[0]
+    return data.total() if isinstance(data, FoldMoments) else data
 
 
 def centered_factor(moments: Moments) -> tuple[np.ndarray, int]:
     """The orthogonal factor of Sxy and its rank, cached: many candidates are solved on the same moments."""
-    cache = moments.__dict__.setdefault("_centered_factor", [])
-    if not cache:
-        cache.append(orthogonal_factor(moments.sxy))
-    return cache[0]
+    cache = moments.__dict__.setdefault("_factors", {})
+    if "centered" not in cache:
+        cache["centered"] = orthogonal_factor(moments.sxy)
+    return cache["centered"]
+
+
+def uncentered_factor(moments: Moments) -> tuple[np.ndarray, int]:
+    """The orthogonal factor of the cross product ``x^T y`` and its rank, cached."""
+    cache = moments.__dict__.setdefault("_factors", {})
+    if "uncentered" not in cache:
+        cache["uncentered"] = orthogonal_factor(moments.sxy + moments.n * np.outer(moments.mean_x, moments.mean_y))
+    return cache["uncentered"]

@@ -99,9 +99,8 @@ class Bridge(Translator):
     def translate(self, data: Moments, x: np.ndarray) -> np.ndarray:
         if self.alpha is None or self.shrinkage_target_weight is None:
             return super().translate(data, x)
-        scaled = Scaled.of(data)
-        mapped = scaled.rotated(x) @ scaled.family.rotated_weight(self.alpha, self.shrinkage_target_weight).astype(np.float32)
-        return mapped * np.float32(scaled.scale_y / scaled.scale_x) + (self.mean_weight * data.mean_y).astype(np.float32)
+        mapped = Scaled.of(data).mapped(x, self.alpha, self.shrinkage_target_weight)
+        return mapped + (self.mean_weight * data.mean_y).astype(np.float32)
 
 
 class Ridge(Bridge):
@@ -153,6 +152,17 @@ class Scaled:
         cache = self.__dict__.setdefault("_rotated", [None, None])
         if cache[0] is not x:
             cache[:] = x, (x - self.mean_x.astype(np.float32)) @ self.family.vectors.astype(np.float32)
+        return cache[1]
+
+    def mapped(self, x: np.ndarray, alpha: float, s: float) -> np.ndarray:
+        """Centered rows by the map of alpha and s, in float32.
+
+        The last result is cached: candidates that differ only in the weight of the mean have the same.
+        """
+        rotated, cache = self.rotated(x), self.__dict__.setdefault("_mapped", [None, None])
+        if cache[0] is None or cache[0][0] is not rotated or cache[0][1:] != (alpha, s):
+            mapped = rotated @ self.family.rotated_weight(alpha, s).astype(np.float32)
+            cache[:] = (rotated, alpha, s), mapped * np.float32(self.scale_y / self.scale_x)
         return cache[1]
 
     def unscale(self, weight: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -16,6 +16,7 @@ from embridge.anchors.fold_moments import FoldMoments
 from embridge.errors import ParameterError, TooFewAnchorsError
 from embridge.maps import LinearMap, Map
 from embridge.outputs import Output, replacing
+from embridge.ray import Backend, as_backend, connected
 from embridge.records import AnchorRecord
 from embridge.stores.base import Collection
 from embridge.stores.ids import hash_ids
@@ -91,6 +92,7 @@ def fit_maps(
     test_size: float = 0.1,
     seed: int = 0,
     device: str | torch.device | None = "cpu",
+    backend: Backend = "local",
     progress: Callable[[str], contextlib.AbstractContextManager[None]] | None = None,
     parameters: Mapping[str, Any] | None = None,
 ) -> FittedMaps:
@@ -125,6 +127,9 @@ def fit_maps(
         confidence of an affine map.
     seed : int, default 0
     device : str, default "cpu"
+    backend : {"local", "ray"} or RayBackend, default "local"
+        With Ray tasks take the moments of shards of the anchors, which were matched here, and the map is the same to the last bit.
+        Both sides are Parquet, and all nodes can read them. Rows themselves, which ``kernel`` needs, are used here.
     progress : callable, optional
         Called with the name of a step; returns a context manager that is active during the step.
     parameters : mapping, optional
@@ -159,36 +164,37 @@ def fit_maps(
         has_queries=queries is not None,
         has_qrels=qrels is not None,
     )
-    step = progress or (lambda _: contextlib.nullcontext())
-    with step("matching ids"):
-        known = None if update is None or remove else update.anchor_hashes
-        train, held_out = match(source, target, known=known).split(test_size, seed)
-    if update is not None and not len(train):
-        raise ParameterError(f"{source.name!r} and {target.name!r} share no row to fit on that is not in the moments already.")
-    pairs = None if queries is None else query_pairs(queries, qrels, seed)
-    folds = None
-    if keep_moments or update is not None:
-        with step("taking moments"):
-            # Reverse maps, and maps for queries, need full moments.
-            folds = _folds(train, update, device, remove=remove, full=reverse or chosen == "queries")
-    data = folds or train
-    directions = [(chosen, data, held_out, pairs)]
-    if reverse:
-        directions.append((_OTHER[chosen], data.reversed(), held_out.reversed(), pairs and pairs.reversed()))
-    made: list[Map] = []
-    for direction, rows, left, real_queries in directions:
-        with step(f"fitting {method}"):
-            translation = fit(
-                rows, method, role=direction, keep_affine=keep_affine, queries=real_queries, device=device, **(parameters or {})
-            )
-            record = left.record
-            translation = translation.recorded(held_out=len(left), sources=(record.source, record.target))
-        half = len(left) // 2  # the other half remains for `evaluate` to check the confidence on
-        if half >= LEAST_ROWS and isinstance(translation, LinearMap):
-            with step("calibrating"):
-                translation = calibrate(translation, rows, left.sample(half, seed), seed=seed, device=device)
-        made.append(translation)
-    return FittedMaps(made[0], made[1] if reverse else None, folds, train.record)
+    step, ray = progress or (lambda _: contextlib.nullcontext()), as_backend(backend)
+    with connected(ray):
+        with step("matching ids"):
+            known = None if update is None or remove else update.anchor_hashes
+            train, held_out = match(source, target, known=known, backend=ray).split(test_size, seed)
+        if update is not None and not len(train):
+            raise ParameterError(f"{source.name!r} and {target.name!r} share no row to fit on that is not in the moments already.")
+        pairs = None if queries is None else query_pairs(queries, qrels, seed)
+        folds = None
+        if keep_moments or update is not None:
+            with step("taking moments"):
+                # Reverse maps, and maps for queries, need full moments.
+                folds = _folds(train, update, device, remove=remove, full=reverse or chosen == "queries")
+        data = folds or train
+        directions = [(chosen, data, held_out, pairs)]
+        if reverse:
+            directions.append((_OTHER[chosen], data.reversed(), held_out.reversed(), pairs and pairs.reversed()))
+        made: list[Map] = []
+        for direction, rows, left, real_queries in directions:
+            with step(f"fitting {method}"):
+                translation = fit(
+                    rows, method, role=direction, keep_affine=keep_affine, queries=real_queries, device=device, **(parameters or {})
+                )
+                record = left.record
+                translation = translation.recorded(held_out=len(left), sources=(record.source, record.target))
+            half = len(left) // 2  # the other half remains for `evaluate` to check the confidence on
+            if half >= LEAST_ROWS and isinstance(translation, LinearMap):
+                with step("calibrating"):
+                    translation = calibrate(translation, rows, left.sample(half, seed), seed=seed, device=device)
+            made.append(translation)
+        return FittedMaps(made[0], made[1] if reverse else None, folds, train.record)
 
 
 def _folds(train: Anchors, update: FoldMoments | None, device: Any, *, remove: bool, full: bool) -> FoldMoments:

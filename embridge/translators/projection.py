@@ -78,6 +78,6 @@ def _reversed(moments: Moments) -> Moments:
     if not cache:
         factor, rank = centered_factor(moments)
         back = moments.reversed()
-        back.__dict__["_centered_factor"] = [(factor.T, rank)]
+        back.__dict__["_factors"] = {"centered": (factor.T, rank)}
         cache.append(back)
     return cache[0]

@@ -6,8 +6,7 @@ import numpy as np
 
 from embridge.anchors.fold_moments import FoldMoments
 from embridge.anchors.moments import Moments
-from embridge.translators.base import Solution, Translator, centered_factor, total
-from embridge.translators.solvers import orthogonal_factor
+from embridge.translators.base import Solution, Translator, centered_factor, total, uncentered_factor
 
 
 class Rotation(Translator):
@@ -22,8 +21,7 @@ class Rotation(Translator):
     minimum = 1
 
     def solve(self, data: Moments | FoldMoments) -> Solution:
-        moments = total(data)
-        weight, rank = orthogonal_factor(moments.sxy + moments.n * np.outer(moments.mean_x, moments.mean_y))
+        weight, rank = uncentered_factor(total(data))
         return Solution(weight, np.zeros(weight.shape[1]), {"rank": rank})
 
 

@@ -12,7 +12,7 @@ from embridge.anchors.fold_moments import FoldMoments
 from embridge.anchors.moments import Moments
 from embridge.arrays import unit
 from embridge.errors import ParameterError
-from embridge.neighbors import overlap, top_k
+from embridge.neighbors import overlap, rankings, top_k
 from embridge.stores.ids import hash_ids
 from embridge.translators.base import Translator
 from embridge.types import Metric, Space
@@ -236,7 +236,9 @@ def overlap_of_queries(queries: QueryPairs, y: np.ndarray, translations: Iterabl
 
 
 def _nearest(queries: np.ndarray, translated: np.ndarray, k: int, target: Space) -> np.ndarray:
-    return top_k(queries, unit(translated) if target.normalized else translated, k, target.metric).ids
+    """Positions of the k nearest rows; under cosine their lengths do not count."""
+    rows = unit(translated) if target.normalized and target.metric != Metric.COSINE else translated
+    return rankings(queries, rows, k, target.metric)[0]
 
 
 @dataclass(frozen=True, eq=False)
@@ -299,4 +301,9 @@ def _positions(relevant: Sequence[np.ndarray], folds: FoldMoments) -> list[np.nd
 
 def _recall(found: np.ndarray, relevant: Sequence[np.ndarray]) -> np.ndarray:
     """Recall of the queries that have a relevant row."""
-    return np.array([np.isin(wanted, ids).mean() for wanted, ids in zip(relevant, found, strict=False) if len(wanted)])
+    counts = np.array([len(wanted) for wanted in relevant], np.int64)
+    if not counts.any():
+        return np.empty(0)
+    queries = np.repeat(np.arange(len(relevant)), counts)
+    hits = (found[queries] == np.concatenate(relevant)[:, None]).any(1)
+    return (np.bincount(queries, hits, minlength=len(relevant)) / np.maximum(counts, 1))[counts > 0]

@@ -83,7 +83,13 @@ class Auto:
         self.keep_affine = keep_affine
         self.queries = queries
 
-    def fit(self, anchors: Anchors | Moments | FoldMoments, *, device: str | torch.device | None = "cpu") -> Map:
+    def fit(
+        self,
+        anchors: Anchors | Moments | FoldMoments,
+        *,
+        device: str | torch.device | None = "cpu",
+        moments: FoldMoments | None = None,
+    ) -> Map:
         """Fit the map from the source to the target of the anchors.
 
         Parameters
@@ -91,6 +97,8 @@ class Auto:
         anchors : Anchors or FoldMoments
             FoldMoments have no rows to fit `Kernel` on, so the map is affine.
         device : str, default "cpu"
+        moments : FoldMoments, optional
+            Those of the anchors, where they are known; for ``queries`` full ones.
 
         Returns
         -------
@@ -106,8 +114,8 @@ class Auto:
         role = as_role(self.role)
         chooser = _AutoAffine(role, self.queries)
         if role != "documents" or self.keep_affine or not isinstance(anchors, Anchors):
-            return chooser.fit(anchors, device=device)
-        folds = anchors.folds(device=device)
+            return chooser.fit(anchors, device=device, moments=moments)
+        folds = moments or anchors.folds(device=device)
         affine = chooser.fit(anchors, device=device, moments=folds)
         # Real queries prefer more shrinkage than a kernel needs.
         queries = self.queries if affine.record.chosen_by == "queries" else None

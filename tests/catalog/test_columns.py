@@ -68,7 +68,7 @@ def full_records():
             {"weight", "source", "target", "norms", "labels", "unlabelled", "lazy_depths", "qrels", "own_rows"}
             | {"curve", "curve_projected", "isotropy"},
         ),
-        (Run.of("convert", result=Conversion("o.parquet", 100, 2.0, "cpu", "c-old", "f1", "c-out", 3)), set()),
+        (Run.of("convert", result=Conversion("o.parquet", 100, 2.0, "cpu", "c-old", "f1", "c-out", 3)), {"reused"}),
         (Run.of("migrate", result=move), {"source_space", "space"}),
         (Run.of("merge", result=merge), set()),
         (Run.of("decode", result=Decoding("p.parquet", 9, ("prediction",), True, 1.0, "cpu", "c1", "d1", "c2", "f1")), set()),

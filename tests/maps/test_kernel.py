@@ -339,3 +339,12 @@ def test_the_command_line_refuses_moments_and_migrating_an_index(files: list[str
     assert done.exit_code == 1
     assert "not affine" in done.stderr
     assert not pathlib.Path("new.faiss").exists()
+
+
+@pytest.mark.parametrize("view", [lambda x: x[::-1], lambda x: x[:, ::-1], lambda x: x[::3, :], lambda x: x.astype(">f4")])
+def test_views_of_any_strides_and_byte_order_are_translated(view):
+    rng = np.random.default_rng(0)
+    affine = eb.LinearMap(rng.normal(size=(3, 4)), rng.normal(size=3), eb.Space("a", 4), eb.Space("b", 3))
+    found = eb.KernelMap(affine, rng.normal(size=(5, 4)), rng.normal(size=(5, 3)), 0.5)
+    rows = view(rng.normal(size=(12, 4)).astype(np.float32))
+    np.testing.assert_allclose(found.apply(rows), found.apply(np.array(rows, np.float32)), atol=1e-6)

@@ -37,12 +37,17 @@ class QdrantServer:
         Connections are dropped after this many more requests.
     keeps_metadata : bool
         False for a server older than 1.16.
+    version : str
+        That it states.
+    updates : list of dict
+        What it was told to change in the settings of collections; the engine itself has no such settings.
     before : callable or None
         Called with the path of each request, before it is answered.
     """
 
     def __init__(self, folder):
-        self.folder, self.collections, self.lock = folder, {}, threading.Lock()
+        self.folder, self.collections, self.aliases, self.lock = folder, {}, {}, threading.Lock()
+        self.version, self.updates = "1.18.0", []
         self.api_key = self.broken = self.before = None
         self.keeps_metadata = True
         self.headers = []
@@ -70,11 +75,12 @@ class QdrantServer:
                 try:
                     with owner.lock:
                         result = owner.do(self.command, path, json.loads(body) if body else {})
-                    self.answer(200, {"result": result, "status": "ok", "time": 0.0})
+                    fixed = {"title": "qdrant", "version": owner.version}
+                    self.answer(200, {"result": result, "status": "ok", "time": 0.0} | fixed)
                 except KeyError as e:
                     self.answer(404, {"status": {"error": f"Not found: {e}"}})
                 except Exception as e:
-                    self.answer(400, {"status": {"error": str(e)}})
+                    self.answer(404 if "No point with id" in str(e) else 400, {"status": {"error": str(e)}})
 
             do_GET = do_PUT = do_POST = do_PATCH = do_DELETE = handle_any
 
@@ -104,15 +110,52 @@ class QdrantServer:
             shard.close()
 
     def do(self, method, path, body):
+        if path == ["aliases"]:
+            return {"aliases": [{"alias_name": a, "collection_name": c} for a, c in self.aliases.items()]}
         if path[:1] != ["collections"]:
             return {}
-        name, rest = path[1], path[2:]
+        if path == ["collections", "aliases"]:
+            return self._move_aliases(body["actions"])
+        name, rest = self.aliases.get(path[1], path[1]), path[2:]
         if rest == ["exists"]:
             return {"exists": name in self.collections}
         if not rest:
             return getattr(self, f"_{method.lower()}")(name, body)
-        shard = self.collections[name][0]
+        shard, given, *_ = self.collections[name]
+        if rest[0] == "vectors":
+            return self._change_vectors(name, shard, given, rest[1], body)
         return getattr(self, f"_{method.lower()}_{'_'.join(rest)}")(shard, body)
+
+    def _move_aliases(self, actions):
+        moved = dict(self.aliases)
+        for action in actions:
+            if "delete_alias" in action:
+                moved.pop(action["delete_alias"]["alias_name"], None)
+            else:
+                made = action["create_alias"]
+                self.collections[made["collection_name"]]
+                if made["alias_name"] in self.collections:
+                    raise ValueError(f"Wrong input: Collection `{made['alias_name']}` already exists!")
+                moved[made["alias_name"]] = made["collection_name"]
+        self.aliases = moved
+        return True
+
+    def _change_vectors(self, name, shard, given, vector, body):
+        """The engine creates or deletes a named vector; the settings of the collection follow, as on a server."""
+        kinds = {"": given} if "size" in given else dict(given)
+        if body:
+            kind = body["dense"]
+            datatype = {None: None, "float16": edge.VectorStorageDatatype.Float16}[kind.get("datatype")]
+            made = edge.UpdateOperation.create_dense_vector(
+                vector, kind["size"], getattr(edge.Distance, kind["distance"]), datatype=datatype
+            )
+            kinds[vector] = kind
+        else:
+            made = edge.UpdateOperation.delete_vector_name(vector)
+            kinds.pop(vector, None)
+        shard.update(made)
+        self.collections[name] = (shard, kinds, *self.collections[name][2:])
+        return {"operation_id": 0, "status": "completed"}
 
     def _put(self, name, body):
         if name in self.collections:
@@ -138,7 +181,10 @@ class QdrantServer:
         return _FIXED | {"points_count": shard.info().points_count, "config": config}
 
     def _patch(self, name, body):
-        self.collections[name][2].update(body.get("metadata") or {})
+        held = self.collections[name][2]
+        for key, value in (body.pop("metadata", None) or {}).items():
+            held.pop(key, None) if value is None else held.update({key: value})
+        self.updates += [body] if body else []
         return True
 
     def _delete(self, name, _):
@@ -161,12 +207,19 @@ class QdrantServer:
         shard.update(edge.UpdateOperation.delete_points(body["points"]))
         return {"operation_id": 0, "status": "completed"}
 
-    def _post_points_count(self, shard, _):
-        return {"count": shard.count(edge.CountRequest(exact=True))}
+    def _put_points_vectors(self, shard, body):
+        points = [edge.PointVectors(point["id"], point["vector"]) for point in body["points"]]
+        shard.update(edge.UpdateOperation.update_vectors(points))
+        return {"operation_id": 0, "status": "completed"}
+
+    def _post_points_count(self, shard, body):
+        return {"count": shard.count(edge.CountRequest(exact=True, filter=_filter(body.get("filter"))))}
 
     def _post_points_scroll(self, shard, body):
         wanted = {"with_payload": body.get("with_payload", True), "with_vector": body.get("with_vector", False)}
-        records, offset = shard.scroll(edge.ScrollRequest(limit=body["limit"], offset=body.get("offset"), **wanted))
+        records, offset = shard.scroll(
+            edge.ScrollRequest(limit=body["limit"], offset=body.get("offset"), filter=_filter(body.get("filter")), **wanted)
+        )
         return {"points": [_record(record) for record in records], "next_page_offset": offset}
 
     def _post_points(self, shard, body):
@@ -186,3 +239,12 @@ class QdrantServer:
 
 def _record(record):
     return {"id": record.id, "payload": record.payload, "vector": record.vector}
+
+
+def _filter(given):
+    """Conditions on the vectors that points have."""
+    if given is None:
+        return None
+    kinds = {name: given.get(name) or [] for name in ("must", "must_not")}
+    kinds = {name: kind if isinstance(kind, list) else [kind] for name, kind in kinds.items()}
+    return edge.Filter(**{name: [edge.HasVectorCondition(c["has_vector"]) for c in kind] for name, kind in kinds.items()})

@@ -22,7 +22,12 @@ ROWS = np.random.default_rng(2).normal(size=(600, 4)).astype(np.float32)
 
 class TestLance(StoreConformance):
     capabilities = Capabilities(
-        keeps_repeated_ids=True, has_snapshot=True, supports_second_vector=True, dtypes=("float32", "float16")
+        keeps_repeated_ids=True,
+        has_snapshot=True,
+        supports_second_vector=True,
+        dtypes=("float32", "float16"),
+        in_place_modes=("column",),
+        finds_missing=True,
     )
     keeps_bad_values = False  # LanceDB refuses them
     is_reproducible = False  # the fingerprint is that of a version of one table

@@ -2,6 +2,8 @@
 
 import itertools
 import json
+import os
+import shutil
 import uuid
 
 import numpy as np
@@ -16,6 +18,8 @@ from embridge.errors import (
     ChangedSourceError,
     CollectionError,
     EmbridgeError,
+    MissingFileError,
+    OutputExistsError,
     ParameterError,
     UndeclaredSpaceError,
     UnreadableFileError,
@@ -211,3 +215,50 @@ def test_every_batch_size_reads_every_row_of_every_layout(tmp_path):
     found = eb.open(f"npy://{tmp_path}/a.npz", space="a")
     for rows in (1, 7, 50, 51):
         assert [b.start for b in found.batches(rows)] == [0, *itertools.accumulate(len(b) for b in found.batches(rows))][:-1]
+
+
+def test_a_run_that_is_killed_at_its_very_end_is_finished(tmp_path, monkeypatch, make_space):
+    source, uri = eb.MemoryCollection(range(50), ROWS, make_space("s", 4)), f"npy://{tmp_path}/v.npy"
+    remove = shutil.rmtree
+
+    def stop(path, **options):
+        if str(path).endswith(".partial"):
+            raise KeyboardInterrupt
+        remove(path, **options)
+
+    with monkeypatch.context() as patch:
+        patch.setattr("embridge.stores.npy.writer.shutil.rmtree", stop)
+        with pytest.raises(KeyboardInterrupt):
+            eb.copy(source, uri)
+    assert eb.copy(source, uri, resume=True).rows == 50
+    np.testing.assert_array_equal(eb.open(uri).read()[1], ROWS)
+    eb.copy(source, uri, overwrite=True)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["v.npy", "v.npy.ids.parquet"]
+
+
+def test_vectors_are_never_left_without_their_ids(tmp_path, monkeypatch, make_space):
+    """A bare array would be read with positions as ids."""
+    ids, uri = [f"d{i}" for i in range(50)], f"npy://{tmp_path}/v.npy"
+    source, unlink = eb.MemoryCollection(ids, ROWS, make_space("s", 4)), os.unlink
+    eb.copy(source, uri)
+
+    def stop(path, **options):
+        unlink(path, **options)
+        if str(path).startswith(str(tmp_path / "v.npy")):
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr("embridge.stores.npy.os.unlink", stop)
+        with pytest.raises(KeyboardInterrupt):
+            eb.copy(source, uri, overwrite=True)
+    with pytest.raises(MissingFileError):
+        eb.open(uri, space="s")
+
+
+def test_a_parquet_collection_is_not_replaced_as_the_ids_of_an_array(tmp_path, make_space):
+    source = eb.MemoryCollection(range(50), ROWS, make_space("s", 4))
+    eb.copy(source, tmp_path / "rows.parquet")
+    np.save(tmp_path / "v.npy", ROWS)
+    with pytest.raises(OutputExistsError, match="was not written by embridge"):
+        eb.copy(source, f"npy://{tmp_path}/v.npy?ids=rows.parquet", overwrite=True)
+    assert len(eb.open(tmp_path / "rows.parquet")) == 50

@@ -40,6 +40,9 @@ class TestPgvector(StoreConformance):
         has_snapshot=True,
         supports_second_vector=True,
         dtypes=("float32", "float16"),
+        in_place_modes=("column",),
+        finds_missing=True,
+        marks_changed=True,
     )
     keeps_bad_values = False  # pgvector refuses them
     is_reproducible = False  # the fingerprint is that of the versions of rows

@@ -147,6 +147,8 @@ def test_under_cosine_vectors_have_unit_length_and_a_map_of_others_is_refused(ur
     np.testing.assert_allclose(stored.read()[1], unit(x)[[order[i] for i in stored.read()[0]]], atol=1e-6)
     with pytest.raises(eb.EmbridgeError, match="scaled to unit length, and the map was fitted on vectors of other lengths"):
         eb.convert(stored, eb.fit(eb.match(old, new), "ridge", alpha=0.1), tmp_path / "out.parquet")
+    rotation = eb.fit(eb.match(old, new), "rotation")  # without an intercept, lengths do not change directions
+    assert eb.convert(stored, rotation, tmp_path / "rotated.parquet").rows == len(ids)
     fitted = eb.fit(eb.match(stored, new), "ridge", alpha=0.1)
     assert eb.convert(stored, fitted, tmp_path / "out.parquet").rows == len(ids)
     assert eb.convert(stored, fitted, f"{uri}2").rows == len(ids)

@@ -1,4 +1,7 @@
-"""``python -m tests.torture [kills | mutations | races | disks] [--count N] [--seed N] ...``; exit status 1 on any failure."""
+"""``python -m tests.torture [kills | mutations | races | disks] [--count N] [--seed N] ...``; exit status 1 on any failure.
+
+``python -m tests.torture in-place [--rows N] [--kills N]`` is another kind, which is not in the default.
+"""
 
 from __future__ import annotations
 
@@ -22,7 +25,7 @@ SLOW = ("encode", "fit-kernel", "plan", "parts", "onnx", "provenance")  # cases 
 def main() -> int:
     """Run the requested kinds."""
     parser = argparse.ArgumentParser(prog="python -m tests.torture", description=__doc__)
-    parser.add_argument("kinds", nargs="*", metavar="KIND", help="kills, mutations, races, disks; default: all of them")
+    parser.add_argument("kinds", nargs="*", metavar="KIND", help="kills, mutations, races, disks (default: all), or in-place")
     parser.add_argument("--count", type=int, help=f"how many of each kind; default: {COUNTS}")
     parser.add_argument("--sample", action="store_true", help=f"a minute of it: {SAMPLE}, without {', '.join(SLOW)}")
     parser.add_argument("--seed", type=int, help="only this one, as a failure names it")
@@ -30,7 +33,13 @@ def main() -> int:
     parser.add_argument("--only", action="append", default=[], metavar="NAME", help="a case, or a format of mutations")
     parser.add_argument("--keep", type=Path, metavar="FOLDER", help="work here and leave it; default: a temporary folder")
     parser.add_argument("--verbose", action="store_true", help="say on stderr what is done")
+    parser.add_argument("--rows", type=int, default=200_000, help="in-place: rows of the table")
+    parser.add_argument("--kills", type=int, default=20, help="in-place: how often the migration is killed")
     options = parser.parse_args()
+    if options.kinds == ["in-place"]:
+        from tests.torture import in_place
+
+        return in_place.main(options.rows, options.kills, options.seed or 0, verbose=options.verbose)
     kinds = options.kinds or list(COUNTS)
     if unknown := set(kinds) - set(COUNTS):
         parser.error(f"no such kind: {', '.join(sorted(unknown))}")

@@ -9,15 +9,14 @@ import pyarrow as pa
 
 from embridge.stores.batch import Batch
 from embridge.stores.capabilities import Capabilities
-from embridge.stores.chroma.client import FORMS, collection_name, collection_of, connect, reading, storing
+from embridge.stores.chroma.client import FORMS, collection_name, collection_of, connect, reading, request_rows, storing
 from embridge.stores.chroma.collection import CAPABILITIES, SPACES, TEXTS, ChromaCollection
+from embridge.stores.chroma.in_place import ChromaInPlace
 from embridge.stores.json_collection import NOTE, recorded
 from embridge.stores.json_columns import JsonColumns, refusal
 from embridge.stores.store import Layout, Note, Store, Writer
 from embridge.stores.uri import Location
 from embridge.types import DeclaredSpace, Metric, Space
-
-_REQUEST_BYTES = 16 << 20  # of vectors as JSON; a server takes 40 MiB
 
 
 class ChromaWriter(Writer):
@@ -31,7 +30,7 @@ class ChromaWriter(Writer):
         self._layout = layout
 
     def write(self, batch: Batch, note: str) -> None:
-        rows = max(1, min(self._largest, _REQUEST_BYTES // (20 * batch.vectors.shape[1])))
+        rows = request_rows(batch.vectors.shape[1], self._largest)
         for start in range(0, len(batch), rows):
             part = slice(start, start + rows)
             fields = [
@@ -75,6 +74,10 @@ class ChromaStore(Store):
             found = collection_of(connect(location), location)
             return Note.loads((found.metadata or {}).get(NOTE), location.uri)
 
+    def places(self, location: Location) -> set[str]:
+        with reading(location):
+            return {str(collection_of(connect(location), location).id)}
+
     def create(self, location: Location, layout: Layout) -> Writer:
         name = collection_name(location)
         metadata = recorded(layout, layout.note(layout.cursor))
@@ -91,6 +94,9 @@ class ChromaStore(Store):
     def drop(self, location: Location) -> None:
         with storing(location):
             connect(location).delete_collection(collection_name(location))
+
+    def in_place(self, location: Location) -> ChromaInPlace:
+        return ChromaInPlace(location)
 
 
 def is_text(column: pa.Field) -> bool:

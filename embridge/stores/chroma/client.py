@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from contextlib import AbstractContextManager
+from dataclasses import replace
 from typing import Any
 
 from embridge.errors import MissingDependencyError, MissingFileError
@@ -18,6 +20,8 @@ except ImportError as error:
     raise MissingDependencyError.of("chromadb", "chroma://", "chroma") from error
 
 PORT = 8000
+_REQUEST_BYTES = 16 << 20  # of vectors as JSON; a server takes 40 MiB
+_LISTED = 100  # collections of one request
 FORMS = "chroma:///folder#collection, or chroma://host:8000/collection for a server"
 
 
@@ -58,7 +62,30 @@ def collection_of(client: Any, location: Location) -> Any:
     try:
         return client.get_collection(name, embedding_function=None)
     except NotFoundError as e:
-        raise MissingFileError(f"There is no collection {name!r} at {location.uri!r}.") from e
+        hint = (
+            " Hint: complete its swap: embridge cutover, or embridge rollback."
+            if f"{name}_old" in {held.name for held in listed(client)}
+            else ""
+        )
+        raise MissingFileError(f"There is no collection {name!r} at {location.uri!r}.{hint}") from e
+
+
+def listed(client: Any) -> Iterator[Any]:
+    """All collections, with names, ids and metadata."""
+    start = 0
+    while found := client.list_collections(limit=_LISTED, offset=start):
+        yield from found
+        start += len(found)
+
+
+def at(location: Location, name: str) -> Location:
+    """The location of another collection in the same folder or on the same server."""
+    return replace(location, **({"path": f"/{name}"} if location.host else {"part": name}))
+
+
+def request_rows(dim: int, largest: int) -> int:
+    """Rows with vectors that one request writes, where the server takes so many."""
+    return max(1, min(largest, _REQUEST_BYTES // (20 * dim)))
 
 
 def reading(location: Location) -> AbstractContextManager[None]:

@@ -9,19 +9,22 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from embridge.errors import BadIdsError, ChangedSourceError, CollectionError
+from embridge.errors import BadIdsError, ChangedSourceError, CollectionError, InterruptedOutputError
 from embridge.stores.base import RowFilter
 from embridge.stores.batch import Batch
 from embridge.stores.capabilities import Capabilities
 from embridge.stores.chroma.client import collection_name, collection_of, connect, reading
-from embridge.stores.json_collection import JsonCollection
+from embridge.stores.in_place import MigrationNote
+from embridge.stores.json_collection import NOTE, JsonCollection
 from embridge.stores.json_columns import Row
+from embridge.stores.store import Note
 from embridge.stores.uri import Location
 from embridge.types import DeclaredSpace, Metric, Space
 
 SPACES = {Metric.COSINE: "cosine", Metric.DOT: "ip", Metric.L2: "l2"}
 TEXTS = {"document": "documents", "uri": "uris"}  # columns that Chroma keeps beside the metadata of a row
-CAPABILITIES = Capabilities(keeps_order=False)
+CAPABILITIES = Capabilities(keeps_order=False, in_place_modes=("shadow",), finds_missing=True)
+MIGRATION = f"{NOTE}_migration"  # key in the metadata of a collection that began as the shadow of another
 _PAGE = 1024  # rows of one request
 
 
@@ -29,11 +32,17 @@ class ChromaCollection(JsonCollection):
     """Rows of a collection in the order of their ids as text.
 
     All ids are read when rows are first needed, and the rows by their ids: paging by number would leave rows out after deletions.
+
+    Attributes
+    ----------
+    is_live : bool
+        Rows that are deleted while they are read are left out; else they are an error.
     """
 
     kind = "chroma"
+    is_live = False
     capabilities = CAPABILITIES
-    seeks = True
+    seeks = fetches = True
 
     def __init__(
         self,
@@ -48,7 +57,7 @@ class ChromaCollection(JsonCollection):
         with reading(location):
             self._client = connect(location)
             self._collection = collection_of(self._client, location)
-            note, id_type = self._recall(self._collection.metadata or {}, is_flat=True)
+            note, id_type = self._recall(metadata := self._collection.metadata or {}, is_flat=True)
             first = self._collection.get(limit=1, include=["embeddings"])["embeddings"]
             configuration = self._collection.configuration_json or {}
         known = note.columns if note else {}
@@ -60,8 +69,26 @@ class ChromaCollection(JsonCollection):
         self.id_type = id_type or pa.string()
         index = configuration.get("hnsw") or configuration.get("spann") or {}
         metric = next((metric for metric, name in SPACES.items() if name == index.get("space", "l2")), None)
+        note = self._migrated(note, MigrationNote.loads(metadata.get(MIGRATION), self.name))
         self._settle(space, note, len(first[0]), metric, index.get("space"))
         self._sorted: list[str] | None = None
+
+    def _migrated(self, note: Note | None, migration: MigrationNote | None) -> Note | None:
+        """The note of embridge as a migration in place left it.
+
+        Raises
+        ------
+        InterruptedOutputError
+            The collection is the shadow of another, and lacks rows of it.
+        """
+        if migration is None:
+            return note
+        if migration.stage == "filling":
+            raise InterruptedOutputError(
+                f"{self.name} is the unfinished shadow of {migration.name!r}. Hint: open {migration.name!r}."
+            )
+        columns = {"id": self.id_column, "vector": self.vector_column}
+        return Note(migration.new, columns, {}, payload_spaces=note.payload_spaces if note else {})
 
     def _count(self) -> int:
         with reading(self._location):
@@ -88,13 +115,18 @@ class ChromaCollection(JsonCollection):
         return (found[start : start + _PAGE] for start in range(0, len(found), _PAGE))
 
     def _fields(self) -> Iterator[list[Row]]:
-        return ([row for _, row in self._rows_of(keys, vectors=False)] for keys in self._keys())
+        return ([row for _, row in self._rows_of(keys, vectors=False).values()] for keys in self._keys())
 
-    def _fetch(self, keys: list[Any]) -> dict[Any, tuple[Sequence[float] | None, Row]]:
-        return dict(zip(keys, self._rows_of(keys), strict=True))
+    def _by_key(self, keys: list[Any]) -> dict[Any, tuple[Sequence[float] | None, Row]]:
+        return self._rows_of(keys)
 
-    def _rows_of(self, keys: list[str], *, vectors: bool = True, payload: bool = True) -> list[tuple[Any, Row]]:
-        """Vectors and fields of rows, in the order of `keys`.
+    def _fetch(self, ids: pa.Array) -> Batch:
+        keys = list(map(str, ids.to_pylist()))
+        found = self._rows_of(keys, payload=False)
+        return self._batch(0, ids, [found[key][0] for key in keys], None, validate=False)
+
+    def _rows_of(self, keys: list[str], *, vectors: bool = True, payload: bool = True) -> dict[Any, tuple[Any, Row]]:
+        """Vectors and fields of rows by their ids, in the order of `keys`.
 
         Raises
         ------
@@ -105,12 +137,13 @@ class ChromaCollection(JsonCollection):
         with reading(self._location):
             found = self._collection.get(ids=keys, include=include)
         places = {key: place for place, key in enumerate(found["ids"])}
-        if missing := [key for key in keys if key not in places]:
+        if not self.is_live and (missing := [key for key in keys if key not in places]):
             raise ChangedSourceError.of(self.name, f"{len(missing):,} rows were removed, the first {missing[0]!r}")
-        order = [places[key] for key in keys]
+        order = {key: places[key] for key in keys if key in places}
         held = found["embeddings"] if vectors else None
-        rows = [self._row(found, place) if payload else {} for place in order]
-        return [(None if held is None else held[place], row) for place, row in zip(order, rows, strict=True)]
+        return {
+            key: (None if held is None else held[place], self._row(found, place) if payload else {}) for key, place in order.items()
+        }
 
     def _row(self, found: Any, place: int) -> Row:
         row = dict((found["metadatas"] or {})[place] or {}) if found["metadatas"] else {}
@@ -133,9 +166,9 @@ class ChromaCollection(JsonCollection):
             start = low - first
             if row_filter is not None and not row_filter(start, start + len(part)):
                 continue
-            rows = self._rows_of(part, vectors=vectors, payload=payload) if vectors or payload else []
-            found, fields = [vector for vector, _ in rows], [row for _, row in rows]
-            ids = self._ids(part)
+            rows = self._rows_of(part, vectors=vectors, payload=payload) if vectors or payload else dict.fromkeys(part, (None, {}))
+            found, fields = [vector for vector, _ in rows.values()], [row for _, row in rows.values()]
+            ids = self._ids(list(rows))
             yield self._batch(start, ids, found if vectors else None, fields if payload else None, validate=validate)
 
     def _read_after(self, after: str | int, batch_rows: int, *, row_filter: RowFilter | None, **options: bool) -> Iterator[Batch]:

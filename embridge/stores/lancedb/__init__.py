@@ -2,110 +2,36 @@
 
 from __future__ import annotations
 
-import contextlib
-import hashlib
 import os
-from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 
-from embridge.arrays import as_vectors
-from embridge.errors import (
-    EmbridgeError,
-    InterruptedOutputError,
-    MissingDependencyError,
-    MissingFileError,
-    OutputError,
-    ParameterError,
-    UnreadableFileError,
-)
-from embridge.files import writing
-from embridge.stores.arrow import ArrowCollection
+from embridge.errors import InterruptedOutputError, MissingDependencyError
 from embridge.stores.batch import Batch
 from embridge.stores.capabilities import Capabilities
-from embridge.stores.store import Layout, Note, Store, Writer, check_finished
+from embridge.stores.store import Layout, Note, Store, Writer
 from embridge.stores.uri import Location
-from embridge.types import DeclaredSpace, Hits, Metric, Space
+from embridge.types import DeclaredSpace, Metric, Space
 
 try:
     import lancedb
 except ImportError as error:
     raise MissingDependencyError.of("lancedb", "lancedb://", "lancedb") from error
 
-_NOTE = "embridge"  # key in the metadata of the vector column
-_CAPABILITIES = Capabilities(keeps_repeated_ids=True, has_snapshot=True, supports_second_vector=True, dtypes=("float32", "float16"))
-
-
-class LanceCollection(ArrowCollection):
-    """Rows of a table at the version that was the latest when it was opened: ``lancedb:///path?id=id&vector=vector#table``."""
-
-    kind = "lancedb"
-    capabilities = _CAPABILITIES
-    opens_further = True
-
-    def __init__(
-        self,
-        location: Location,
-        *,
-        space: Space | DeclaredSpace | str | None = None,
-        id_column: str | None = None,
-        vector_column: str | None = None,
-    ) -> None:
-        self.path, self._location = location.uri, location
-        location.check_options("id", "vector")
-        with _reading(self.path):
-            table = _open(location)
-            self._version, schema = table.version, table.schema
-            written = next(entry for entry in table.list_versions() if entry["version"] == self._version)
-            self._mark = f"{os.path.realpath(location.path)} {location.part} {self._version} {written['timestamp']}"
-            self._rows = table.count_rows()
-        column, note = _note_of(schema, self.path)
-        check_finished(note, self.name)
-        known = note.columns if note else {}
-        columns = location.column("id", id_column, known.get("id", "id")), location.column("vector", vector_column, column)
-        with _reading(location.uri):
-            metric = _metric_of(table, columns[1]) if columns[1] in schema.names else None
-        self._describe(schema, columns, space, note=note, metric=metric)
-
-    def _pinned(self) -> Any:
-        """The table at the version that was opened; a handle of its own, which nothing else can move."""
-        table = _open(self._location)
-        table.checkout(self._version)
-        return table
-
-    def _record_batches(self, columns: list[str], batch_rows: int, after: str | int | None = None) -> Iterator[pa.RecordBatch]:
-        with _reading(self._location.uri):
-            for batch in self._pinned().search().select(columns).to_batches(batch_rows):
-                yield batch.select(columns)
-
-    def __len__(self) -> int:
-        return self._rows
-
-    @property
-    def files(self) -> list[str]:
-        return [_folder(self._location)]
-
-    def fingerprint(self) -> str:
-        """Of the version of the table, which LanceDB never changes."""
-        return hashlib.blake2b(self._mark.encode(), digest_size=16).hexdigest()
-
-    def search(self, queries: np.ndarray, k: int = 10) -> Hits:
-        """The k nearest rows, through the table's vector index where it has one (see `Searchable`)."""
-        metric = self.stated_space.metric
-        rows = np.ascontiguousarray(as_vectors(queries, self.stated_space.dim, "queries"), np.float32)
-        ids = np.full((len(rows), k), None if pa.types.is_string(self.id_type) else -1, object)
-        scores = np.full((len(rows), k), -np.inf, np.float32)
-        with _reading(self._location.uri):
-            table = self._pinned()
-            for i, query in enumerate(rows):
-                found = table.search(query, vector_column_name=self.vector_column).distance_type(metric.value).limit(k)
-                held = found.select([self.id_column, "_distance"]).to_arrow()
-                distances = held["_distance"].to_numpy()
-                ids[i, : len(held)] = held[self.id_column].to_pylist()
-                scores[i, : len(held)] = -distances if metric == Metric.L2 else 1 - distances
-        return Hits(ids if pa.types.is_string(self.id_type) else ids.astype(np.int64), scores)
+from embridge.stores.lancedb.collection import (
+    CAPABILITIES,
+    FORM,
+    NOTE,
+    LanceCollection,
+    folder_of,
+    notes_of,
+    open_table,
+    reading,
+    writing,
+)  # fmt: skip
+from embridge.stores.lancedb.in_place import LanceInPlace
 
 
 class LanceWriter(Writer):
@@ -114,7 +40,7 @@ class LanceWriter(Writer):
     def __init__(self, location: Location, layout: Layout, table: Any) -> None:
         self._where, self._layout, self._table = location.uri, layout, table
         cursor = layout.cursor
-        with _writing(self._where):
+        with writing(self._where):
             rows = table.count_rows()
             if cursor is not None and rows > cursor.written and table.version > 1:  # the note of the last addition is missing
                 table.checkout(table.version - 1)
@@ -128,19 +54,19 @@ class LanceWriter(Writer):
         schema = _schema(self._layout)
         vectors = np.ascontiguousarray(batch.vectors, self._layout.dtype).reshape(-1)
         column = pa.FixedSizeListArray.from_arrays(pa.array(vectors), type=schema.field(1).type)
-        with _writing(self._where):
+        with writing(self._where):
             self._table.add(pa.record_batch([batch.ids, column, *batch.payload.columns], schema=schema))
             self.finish(note)
 
     def finish(self, note: str) -> None:
-        with _writing(self._where):
-            self._table.update_field_metadata({"path": self._layout.vector_column, "metadata": {_NOTE: note}})
+        with writing(self._where):
+            self._table.update_field_metadata({"path": self._layout.vector_column, "metadata": {NOTE: note}})
 
 
 class LanceStore(Store):
     """LanceDB in a local folder."""
 
-    form = "lancedb:///path#table"
+    form = FORM
 
     def open(
         self, location: Location, *, space: Space | DeclaredSpace | str | None, id_column: str | None, vector_column: str | None
@@ -148,7 +74,7 @@ class LanceStore(Store):
         return LanceCollection(location, space=space, id_column=id_column, vector_column=vector_column)
 
     def capabilities(self, metric: Metric) -> Capabilities:
-        return _CAPABILITIES
+        return CAPABILITIES
 
     def refuses(self, field: pa.Field) -> str | None:
         try:
@@ -158,36 +84,31 @@ class LanceStore(Store):
         return None if _bare(held) == _bare(field.type) else f"it would come back as {held}"
 
     def note(self, location: Location) -> Note | None:
-        with _reading(location.uri):
-            return _note_of(_open(location).schema, location.uri)[1]
+        with reading(location.uri):
+            texts = notes_of(open_table(location).schema, location.uri).values()
+        return next((note for text in texts if (note := Note.loads(text, location.uri)) is not None), None)
+
+    def places(self, location: Location) -> set[str]:
+        return {os.path.realpath(folder_of(location))}
 
     def create(self, location: Location, layout: Layout) -> Writer:
-        with _writing(location.uri):
+        with writing(location.uri):
             table = lancedb.connect(location.path).create_table(location.part, schema=_schema(layout))
             writer = LanceWriter(location, layout, table)
             writer.finish(layout.note(layout.cursor))
             return writer
 
     def resume(self, location: Location, layout: Layout) -> Writer:
-        with _reading(location.uri):
-            table = _open(location)
+        with reading(location.uri):
+            table = open_table(location)
         return LanceWriter(location, layout, table)
 
+    def in_place(self, location: Location) -> LanceInPlace:
+        return LanceInPlace(location)
+
     def drop(self, location: Location) -> None:
-        with _writing(location.uri):
+        with writing(location.uri):
             lancedb.connect(location.path).drop_table(location.part)
-
-
-def _folder(location: Location) -> str:
-    return os.path.join(location.path, f"{location.part}.lance")
-
-
-def _open(location: Location) -> Any:
-    if location.host or not location.path or not location.part:
-        raise ParameterError(f"{location.uri!r} does not name a local table. Hint: write {LanceStore.form}.")
-    if not os.path.isdir(_folder(location)):  # connecting would create the folder
-        raise MissingFileError.at(_folder(location))
-    return lancedb.connect(location.path).open_table(location.part)
 
 
 def _schema(layout: Layout) -> pa.Schema:
@@ -203,40 +124,3 @@ def _bare(kind: pa.DataType) -> pa.DataType:
     if pa.types.is_list(kind) or pa.types.is_large_list(kind):
         return (pa.list_ if pa.types.is_list(kind) else pa.large_list)(_bare(kind.value_type))
     return pa.struct([(f.name, _bare(f.type)) for f in kind]) if pa.types.is_struct(kind) else kind
-
-
-def _note_of(schema: pa.Schema, where: str) -> tuple[str, Note | None]:
-    """The column with a note of embridge, and the note; ``vector`` and None where there is none."""
-    for column in schema:
-        if (note := Note.loads((column.metadata or {}).get(_NOTE.encode()), where)) is not None:
-            return column.name, note
-    return "vector", None
-
-
-def _metric_of(table: Any, column: str) -> Metric | None:
-    """The metric of the index over a column of vectors; None where it has none."""
-    for index in table.list_indices():
-        if column in index.columns and (stats := table.index_stats(index.name)) is not None and stats.distance_type:
-            return Metric(stats.distance_type)
-    return None
-
-
-@contextlib.contextmanager
-def _reading(where: str) -> Iterator[None]:
-    try:
-        yield
-    except EmbridgeError:
-        raise
-    except Exception as e:  # LanceDB raises RuntimeError, ValueError and OSError alike
-        raise UnreadableFileError.at(where, "a LanceDB table", str(e).split(", /")[0]) from e
-
-
-@contextlib.contextmanager
-def _writing(where: str) -> Iterator[None]:
-    try:
-        with writing(where):
-            yield
-    except EmbridgeError:
-        raise
-    except Exception as e:
-        raise OutputError(f"{where!r} cannot be written: {str(e).splitlines()[0]}") from e

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+from typing import NoReturn
 
 import pyarrow.parquet as pq
 
@@ -29,7 +30,7 @@ class NpyStore(Store):
     ) -> Collection:
         _check_path(location)
         if not os.path.exists(location.path):
-            check_finished(Note.loads(read_note(location.path), location.uri), repr(location.uri))
+            check_finished(Note.loads(read_note(location.path, ""), location.uri), repr(location.uri))
         kind = DatasetCollection if is_dataset(location.path) else NpyCollection
         return kind(location, space=space, id_column=id_column, vector_column=vector_column)
 
@@ -38,7 +39,7 @@ class NpyStore(Store):
 
     def note(self, location: Location) -> Note | None:
         vectors, ids = _outputs(location)
-        if (text := read_note(vectors)) is not None:
+        if (text := read_note(vectors, ids)) is not None:
             return Note.loads(text, location.uri)
         if not os.path.lexists(vectors) and not os.path.lexists(ids):
             raise MissingFileError.at(vectors)
@@ -46,18 +47,29 @@ class NpyStore(Store):
             return None
         try:
             schema = pq.read_schema(ids)
-            space, lineage = read_space(schema, ids, main_column(schema, ids)), read_texts(schema, LINEAGE_KEY, ids)
+            column = main_column(schema, ids)
+            space, lineage = read_space(schema, ids, column), read_texts(schema, LINEAGE_KEY, ids)
         except (EmbridgeError, OSError, ValueError):
             return None
-        return None if space is None or not lineage else Note(space, {}, lineage, None)
+        return None if space is None or not lineage or column in schema.names else Note(space, {}, lineage, None)
+
+    def places(self, location: Location) -> set[str]:
+        ids = ids_path(location) or f"{location.path}.ids.parquet"
+        return {os.path.realpath(path) for path in (location.path, ids)}
 
     def create(self, location: Location, layout: Layout) -> Writer:
         return NpyWriter(*_outputs(location), layout)
 
     resume = create
 
+    def in_place(self, location: Location) -> NoReturn:
+        raise ParameterError(
+            f"{location.uri!r} is not migrated in place: an array in a file has no room for second vectors, and those who read it "
+            "would find half of it changed. Hint: embridge convert writes a new one, in another file or folder."
+        )
+
     def drop(self, location: Location) -> None:
-        for path in (*_outputs(location)[::-1],):
+        for path in _outputs(location):  # vectors first: without their ids, they would be read with positions as ids
             if os.path.lexists(path):
                 os.unlink(path)
         shutil.rmtree(partial_folder(location.path), ignore_errors=True)

@@ -17,7 +17,7 @@ from embridge.stores.batch import Batch
 from embridge.stores.parquet.metadata import COLUMNS_KEY, LINEAGE_KEY, SPACE_KEY, further_space_key
 from embridge.stores.store import Layout, Writer
 
-_NOTE = "note.json"
+_NOTE, _ROWS = "note.json", "rows"
 
 
 def partial_folder(vectors: str) -> Path:
@@ -46,7 +46,7 @@ class NpyWriter(Writer):
             if not self._written:
                 self._folder.mkdir(exist_ok=True)
                 self._put_note(layout.note(layout.cursor))
-            self._rows = self._folder / "rows"
+            self._rows = self._folder / _ROWS
             self._file = open(self._rows, "r+b" if self._written else "w+b", buffering=0)  # noqa: SIM115 (closed by `close`)
             self._put_header()
             size = self._file.tell() + self._written * layout.space.dim * self._dtype.itemsize
@@ -102,7 +102,10 @@ class NpyWriter(Writer):
             temporary.write_text(note)
 
 
-def read_note(vectors: str) -> str | None:
-    """The note of an unfinished array; None where there is none."""
-    path = partial_folder(vectors) / _NOTE
+def read_note(vectors: str, ids: str) -> str | None:
+    """The note of an unfinished array; None where there is none, or a writer was killed when only its folder was left to remove."""
+    folder = partial_folder(vectors)
+    if os.path.isfile(vectors) and os.path.isfile(ids) and not (folder / _ROWS).exists():
+        return None
+    path = folder / _NOTE
     return path.read_text() if path.is_file() else None

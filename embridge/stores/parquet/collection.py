@@ -6,6 +6,7 @@ import collections
 import copy
 import os
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -78,6 +79,7 @@ class ParquetCollection(DeclaredCollection):
     """
 
     kind = "parquet"
+    _span: tuple[int, int] | None = None  # of rows, where it is a part of the files
 
     def __init__(
         self,
@@ -189,9 +191,35 @@ class ParquetCollection(DeclaredCollection):
         return most
 
     def __len__(self) -> int:
-        return len(self._files)
+        return len(self._files) if self._span is None else self._span[1] - self._span[0]
 
-    def _read(
+    def rows(self, start: int, stop: int) -> ParquetCollection:
+        """The rows from `start` to `stop`, of the same files, as a collection; its fingerprint is that of the files."""
+        part, first = copy.copy(self), 0 if self._span is None else self._span[0]
+        part._span = (first + start, first + stop)
+        return part
+
+    def row_group_starts(self) -> list[int]:
+        """The position of the first row of each row group of its files."""
+        starts = np.cumsum([0, *(file.rows for file in self._files.files)])
+        return [int(at + start) for at, file in zip(starts, self._files.files, strict=False) for start in file.group_starts]
+
+    def _read(self, batch_rows: int, *, row_filter: RowFilter | None, **options: bool) -> Iterator[Batch]:
+        if self._span is None:
+            yield from self._read_files(batch_rows, row_filter=row_filter, **options)
+            return
+        low, high = self._span
+
+        def wanted(start: int, stop: int) -> bool:
+            start, stop = max(start, low), min(stop, high)
+            return start < stop and (row_filter is None or row_filter(start - low, stop - low))
+
+        for batch in self._read_files(batch_rows, row_filter=wanted, **options):
+            rows = np.arange(max(low - batch.start, 0), min(high - batch.start, len(batch)))
+            if len(rows):
+                yield replace(part := batch.at(rows), start=part.start - low)
+
+    def _read_files(
         self, batch_rows: int, *, payload: bool, vectors: bool, row_filter: RowFilter | None, validate: bool
     ) -> Iterator[Batch]:
         offset = 0

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import contextlib
-import copy
 import logging
+import os
 from collections.abc import Iterator
-from urllib.parse import unquote
+from urllib.parse import quote, unquote
 
 import numpy as np
 import pyarrow as pa
@@ -23,8 +23,8 @@ from embridge.errors import (
     n_rows,
 )
 from embridge.stores.base import RowFilter
-from embridge.stores.filesystems import shown
-from embridge.stores.locations import file_identity, find_files, fingerprint_files, left_out_message
+from embridge.stores.filesystems import check_no_secret, shown
+from embridge.stores.locations import file_identity, find_files, fingerprint_files, is_remote, left_out_message
 from embridge.stores.parquet import thrift
 
 _LOG = logging.getLogger("embridge")
@@ -66,6 +66,16 @@ class ParquetFile:
             raise MissingFileError.at(self._shown) from e
         except (pa.ArrowException, OSError, ValueError) as e:
             raise UnreadableFileError.at(self._shown, "Parquet", e) from e
+
+    @property
+    def group_starts(self) -> list[int]:
+        """The position of the first row of each row group."""
+        return self._starts[:-1].tolist()
+
+    @property
+    def stamp(self) -> tuple[object, object]:
+        """Its size and the time of its last change when it was opened: what all machines that share it see alike."""
+        return self._identity[0], self._identity[3 if len(self._identity) > 3 else 2]
 
     def check_unchanged(self) -> None:
         """Check that the file at the path is the one that was opened, by size, times and inode."""
@@ -169,6 +179,7 @@ class ParquetFiles:
         if found.left_out:
             _LOG.warning(left_out_message(path, found))
         self.path, self._fs, self.base = path, found.filesystem, found.base
+        self._given = path
         names = found.paths if found.base is not None else [shown(path)]
         self.files = [ParquetFile(self._fs, p, repr(n), self.base) for p, n in zip(found.paths, names, strict=True)]
         self._fingerprint: str | None = None
@@ -183,9 +194,34 @@ class ParquetFiles:
 
     def one(self, file: ParquetFile) -> ParquetFiles:
         """The same with one of its files."""
-        part = copy.copy(self)
-        part.path, part.base, part.files, part._fingerprint = file.path, None, [file], None
+        part = object.__new__(ParquetFiles)
+        vars(part).update(vars(self) | {"path": file.path, "base": None, "files": [file], "_fingerprint": None})
         return part
+
+    def __getstate__(self) -> tuple[str, list[tuple[object, object]]]:
+        """What another process needs to open the same files: no open file, no row and no secret."""
+        return self.location, [file.stamp for file in self.files]
+
+    def __setstate__(self, state: tuple[str, list[tuple[object, object]]]) -> None:
+        location, stamps = state
+        self.__init__(location)
+        if [file.stamp for file in self.files] != stamps:
+            raise ChangedSourceError.of(repr(shown(location)), "other files are there, or their size or time differs")
+
+    @property
+    def location(self) -> str:
+        """The path as another process can open it: absolute, or a URI.
+
+        Raises
+        ------
+        ParameterError
+            The URI holds credentials, which must not leave the process.
+        """
+        if not is_remote(self._given):
+            return self.path if "://" in self.path else os.path.abspath(self.path)
+        check_no_secret(self._given)
+        scheme, _, query = self._given.partition("://")[0], *self._given.partition("?")[1:]
+        return self.path if self.path == self._given else f"{scheme}://{quote(self.path)}{'?' if query else ''}{query}"
 
     def fingerprint(self) -> str:
         """Content hash."""

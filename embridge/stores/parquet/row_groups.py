@@ -10,6 +10,7 @@ Sources: the Apache Parquet format specification (parquet.thrift; "RLE/bit-packe
 
 from __future__ import annotations
 
+import os
 import struct
 from dataclasses import dataclass
 from typing import Any
@@ -95,9 +96,7 @@ class Encoder:
             3: (I64, len(vectors)),
             5: (I64, offset),
             6: (I64, compressed),
-        }
-        if ordinal < 1 << 15:  # an optional field of 16 bits
-            metadata[7] = (I16, ordinal)
+        } | _ordinal(ordinal)
         return RowGroup(metadata, buffers, size)
 
     def _split(self, vectors: np.ndarray, offset: int) -> tuple[list[Struct], memoryview]:
@@ -114,6 +113,28 @@ class Encoder:
         content = self._template | {3: (I64, rows), 4: (LIST, (STRUCT, groups))}
         data = thrift.dumps(dict(sorted(content.items())))
         return data + struct.pack("<I", len(data)) + MAGIC
+
+
+def moved_group(group: Struct, shift: int, ordinal: int) -> Struct:
+    """The metadata of a row group whose bytes were moved by `shift`, as number `ordinal` of another file."""
+    columns = [_moved(chunk, shift) for chunk in group[1][1][1]]
+    fields = group | {1: (LIST, (STRUCT, columns)), 5: (I64, group[5][1] + shift)}
+    fields.pop(7, None)
+    return fields | _ordinal(ordinal)
+
+
+def _ordinal(number: int) -> Struct:
+    """The optional field of a row group's number, which has 16 bits."""
+    return {7: (I16, number)} if number < 1 << 15 else {}
+
+
+def read_groups(path: str | os.PathLike[str]) -> tuple[list[Struct], int]:
+    """Metadata of the row groups of a file that `Encoder` encoded, and where their bytes end."""
+    with open(path, "rb") as file:
+        size = file.seek(-8, os.SEEK_END) + 8
+        end = size - 8 - struct.unpack("<I", file.read(4))[0]
+        file.seek(end)
+        return thrift.loads(file.read(size - 8 - end))[4][1][1], end
 
 
 def _encoded(table: pa.Table, schema: pa.Schema, options: dict[str, Any], offset: int) -> tuple[list[Struct], memoryview]:

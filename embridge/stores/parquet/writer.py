@@ -27,10 +27,11 @@ from embridge.stores.parquet.metadata import (
     fitted,
     further_space_key,
 )
-from embridge.stores.parquet.row_groups import MAGIC, Encoder
+from embridge.stores.parquet.row_groups import MAGIC, Encoder, moved_group, read_groups
 from embridge.stores.parquet.thrift import Struct
 from embridge.types import Metric, Provenance, Space
 
+_BLOCK = 16 << 20
 GROUP_BYTES = 16 << 20  # of vectors in a row group; a conversion holds about six row groups, a reader one
 
 
@@ -173,6 +174,18 @@ class CollectionWriter:
         self.groups.append(group.metadata)
         self.rows += len(vectors)
         return group.metadata
+
+    def append_file(self, path: str | os.PathLike[str]) -> None:
+        """Append the row groups of a file that a writer of the same schema and options wrote, without decoding them."""
+        groups, end = read_groups(path)
+        shift = self._file.tell() - len(MAGIC)
+        with open(path, "rb") as file:
+            file.seek(len(MAGIC))
+            while block := file.read(min(_BLOCK, end - file.tell())):
+                self._put(block)
+        for group in groups:
+            self.groups.append(moved_group(group, shift, len(self.groups)))
+            self.rows += group[3][1]
 
     def close(self) -> None:
         """Write the remaining rows, and the footer. The file stays open."""

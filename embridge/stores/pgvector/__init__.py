@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from typing import Any
 
 import pyarrow as pa
 
-from embridge.errors import BadIdsError, DiskFullError, EmbridgeError, MissingDependencyError, OutputError
+from embridge.errors import CollectionError, MissingDependencyError, ParameterError
+from embridge.stores.base import Collection
 from embridge.stores.batch import Batch
 from embridge.stores.capabilities import Capabilities
 from embridge.stores.parquet.file import vectors_of
@@ -16,14 +17,28 @@ from embridge.stores.uri import Location
 from embridge.types import DeclaredSpace, Metric, Space
 
 try:
-    import psycopg
+    import psycopg  # noqa: F401
 except ImportError as error:
     raise MissingDependencyError.of("psycopg", "postgresql://", "pgvector") from error
 
 from psycopg import sql
 
-from embridge.stores.pgvector.collection import CAPABILITIES, PgCollection, columns_of, connect, note_of, table_of, translated
+from embridge.stores.pgvector.collection import (
+    CAPABILITIES,
+    PgCollection,
+    columns_of,
+    connect,
+    note_of,
+    one,
+    table_of,
+    translated,
+    writing,
+)  # fmt: skip
 from embridge.stores.pgvector.columns import to_wire, type_for
+from embridge.stores.pgvector.in_place import PgInPlace
+from embridge.stores.pgvector.indexes import build_like
+
+_LONGEST = 63  # bytes of a name
 
 
 class PgWriter(Writer):
@@ -49,7 +64,7 @@ class PgWriter(Writer):
         columns += [
             sql.SQL("{} {}").format(sql.Identifier(field.name), sql.SQL(self._type(field))) for field in layout.payload_schema
         ]
-        with _writing(self._location), self._connection.transaction():
+        with writing(self._location), self._connection.transaction():
             self._connection.execute("CREATE EXTENSION IF NOT EXISTS vector")
             self._connection.execute(sql.SQL("CREATE TABLE {} ({})").format(self._table, sql.SQL(", ").join(columns)))
             self._put(layout.note(layout.cursor))
@@ -65,11 +80,11 @@ class PgWriter(Writer):
                 dim = self._spaces[field.name].dim
                 columns.append(to_wire(vectors_of(column, dim, self._location.uri, 0, validate=True), "vector"))
             else:
-                columns.append(column.to_pylist())
+                columns.append(_values(column, field, self._location))
         query = sql.SQL("COPY {} ({}) FROM STDIN (FORMAT BINARY)").format(
             self._table, sql.SQL(", ").join(map(sql.Identifier, names))
         )
-        with _writing(self._location), self._connection.transaction():
+        with writing(self._location), self._connection.transaction():
             with self._connection.cursor() as cursor, cursor.copy(query) as copy:
                 copy.set_types(kinds)
                 for row in zip(*columns, strict=True):
@@ -82,7 +97,7 @@ class PgWriter(Writer):
         return str(type_for(field.type)) if space is None else f"vector({space.dim})"
 
     def finish(self, note: str) -> None:
-        with _writing(self._location):
+        with writing(self._location):
             self._put(note)
 
     def _put(self, note: str) -> None:
@@ -109,9 +124,26 @@ class PgStore(Store):
     def refuses(self, field: pa.Field) -> str | None:
         return None if type_for(field.type) else "PostgreSQL has no type that keeps its values"
 
+    def check(self, location: Location, layout: Layout) -> None:
+        super().check(location, layout)
+        names = (layout.id_column, layout.vector_column, *layout.payload_schema.names)
+        for name in (location.options.get("schema", ""), location.options.get("table", ""), *names):
+            if len(name.encode()) > _LONGEST:
+                raise ParameterError(
+                    f"{location.uri!r} cannot have the name {name!r}: PostgreSQL cuts names after {_LONGEST} bytes."
+                )
+
     def note(self, location: Location) -> Note | None:
         with translated(location), contextlib.closing(connect(location)) as connection:
             return note_of(columns_of(connection, location), location)[1]
+
+    def places(self, location: Location) -> set[str]:
+        query = (
+            "SELECT concat_ws(' ', system_identifier, d.oid, %s::regclass::oid) FROM pg_control_system(), pg_database d "
+            "WHERE d.datname = current_database()"
+        )
+        with translated(location), contextlib.closing(connect(location)) as connection:
+            return {one(connection, query, table_of(location).as_string(connection))[0]}
 
     def create(self, location: Location, layout: Layout) -> Writer:
         writer = PgWriter(location, layout)
@@ -125,20 +157,29 @@ class PgStore(Store):
     def resume(self, location: Location, layout: Layout) -> Writer:
         return PgWriter(location, layout)
 
+    def index_like(self, location: Location, other: Collection) -> None:
+        made = PgCollection(location)
+        with writing(location), contextlib.closing(connect(location)) as connection:
+            for one, side in ((other, made), (other.old_side or other, made.old_side)):
+                if isinstance(one, PgCollection) and side is not None:
+                    build_like(connection, one, location, side)
+            connection.execute(sql.SQL("ANALYZE {}").format(table_of(location)))
+
+    def in_place(self, location: Location) -> PgInPlace:
+        return PgInPlace(location)
+
     def drop(self, location: Location) -> None:
         with translated(location), contextlib.closing(connect(location)) as connection:
+            connection.execute("SET lock_timeout = '10s'")  # readers that come later would wait behind it
             connection.execute(sql.SQL("DROP TABLE {}").format(table_of(location)))
 
 
-@contextlib.contextmanager
-def _writing(location: Location) -> Iterator[None]:
+def _values(column: pa.Array, field: pa.Field, location: Location) -> list[Any]:
+    """The Python values of a payload column."""
     try:
-        yield
-    except EmbridgeError:
-        raise
-    except psycopg.errors.UniqueViolation as e:
-        raise BadIdsError(f"{location.uri!r} would hold ids more than once: {e.diag.message_detail}") from e
-    except psycopg.errors.DiskFull as e:
-        raise DiskFullError(f"The disk of {location.uri!r} is full. Hint: free some and run again with --resume.") from e
-    except (psycopg.Error, OSError, ValueError, OverflowError) as e:
-        raise OutputError(f"{location.uri!r} cannot be written: {str(e).strip().splitlines()[0]}") from e
+        return column.to_pylist()
+    except (ValueError, OverflowError) as e:
+        raise CollectionError(
+            f"Column {field.name!r} has values that cannot be written to {location.uri!r}: dates and times outside the years 1 to "
+            "9999. Hint: drop or cast it."
+        ) from e

@@ -14,20 +14,24 @@ import psycopg
 import pyarrow as pa
 from psycopg import sql
 
-from embridge.arrays import as_vectors
+from embridge.arrays import UNIT_TOLERANCE, as_vectors
 from embridge.errors import (
     BadIdsError,
     BadVectorsError,
     ChangedSourceError,
     CollectionError,
+    DiskFullError,
     EmbridgeError,
     MissingFileError,
+    OutputError,
     ParameterError,
     UnreadableFileError,
 )
 from embridge.stores.arrow import ArrowCollection
+from embridge.stores.batch import Batch
 from embridge.stores.capabilities import Capabilities
-from embridge.stores.pgvector.columns import VECTORS, Column
+from embridge.stores.in_place import note_to_open
+from embridge.stores.pgvector.columns import QUERY, VECTORS, VIEW_HINT, Column
 from embridge.stores.store import Note, check_finished
 from embridge.stores.uri import Location
 from embridge.types import DeclaredSpace, Hits, Metric, Space
@@ -38,11 +42,14 @@ CAPABILITIES = Capabilities(
     has_snapshot=True,
     supports_second_vector=True,
     dtypes=("float32", "float16"),
+    in_place_modes=("column",),
+    finds_missing=True,
+    marks_changed=True,
 )
 _OPTIONS = ("table", "schema", "id", "vector")
 _BEGIN = "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY"
 _OPERATORS = {Metric.COSINE: "<=>", Metric.DOT: "<#>", Metric.L2: "<->"}
-_CLASSES = {"cosine": Metric.COSINE, "ip": Metric.DOT, "l2": Metric.L2}
+CLASSES = {"cosine": Metric.COSINE, "ip": Metric.DOT, "l2": Metric.L2}
 _TEXT = ("text", "varchar", "bpchar", "name", "citext", "uuid")  # types of ids that are read as text
 
 
@@ -55,7 +62,7 @@ class PgCollection(ArrowCollection):
 
     kind = "postgresql"
     capabilities = CAPABILITIES
-    seeks = opens_further = True
+    seeks = fetches = opens_further = True
 
     def __init__(
         self,
@@ -67,21 +74,22 @@ class PgCollection(ArrowCollection):
     ) -> None:
         self.path, self._location, self._table = location.uri, location, table_of(location)
         with translated(location):
-            held = connect(location)
+            held = connect(location)  # it holds the snapshot, but no lock, so that others can alter the table
             self._release = weakref.finalize(self, held.close)
             held.execute(_BEGIN)
             self._snapshot: str = one(held, "SELECT pg_export_snapshot()")[0]
-            self._held = held
-            known = columns_of(held, location)
-            column, note = note_of(known, location)
-            check_finished(note, self.name)
-            named = note.columns if note else {}
-            vectors = [c.name for c in known if c.kind in VECTORS]
-            default = column or (vectors[0] if len(vectors) == 1 else "vector")
-            name = location.column("vector", vector_column, default)
-            self._columns = {c.name: c for c in known}
-            metric = _index_metric(held, location, name)
-            self._rows = one(held, sql.SQL("SELECT count(*) FROM {}").format(self._table))[0]
+            self._held, self._shape = held, None
+            with self._reader() as reader:
+                known = columns_of(reader, location)
+                self._columns = {c.name: c for c in known}
+                self._shape = self._shape_now(reader)
+                vectors = [c.name for c in known if c.kind in VECTORS]
+                default = vectors[0] if len(vectors) == 1 else "vector"
+                note, name = note_to_open({c.name: c.comment for c in known}, location, vector_column, default)
+                check_finished(note, self.name)
+                metric = _index_metric(reader, location, name)
+                self._rows = one(reader, sql.SQL("SELECT count(*) FROM {}").format(self._table))[0]
+        named = note.columns if note else {}
         columns = location.column("id", id_column, named.get("id", "id")), name
         schema = pa.schema([(c.name, self._arrow(c, columns)) for c in known])
         self._describe(schema, columns, space, note=note, metric=metric)
@@ -94,20 +102,34 @@ class PgCollection(ArrowCollection):
         return column.arrow
 
     def _record_batches(self, columns: list[str], batch_rows: int, after: str | int | None = None) -> Iterator[pa.RecordBatch]:
-        chosen = [self._columns[name] for name in columns]
         where, order = sql.SQL(""), self._order()
         if after is not None:
             kind = "uuid" if self._columns[self.id_column].kind == "uuid" else "text" if isinstance(after, str) else "int8"
             value = sql.SQL("{}::{}").format(sql.Literal(after), sql.SQL(kind))
-            where = sql.SQL(" WHERE {} > {}").format(order, value)
-        query = sql.SQL("COPY (SELECT {} FROM {}{} ORDER BY {}) TO STDOUT (FORMAT BINARY)").format(
-            sql.SQL(", ").join(c.query for c in chosen), self._table, where, order
+            where = sql.SQL("WHERE {} > {}").format(order, value)
+        yield from self._copied(columns, batch_rows, sql.SQL("{} ORDER BY {}").format(where, order))
+        if after is not None and not self._columns[self.id_column].not_null:  # they come last, and no comparison finds them
+            yield from self._copied(columns, batch_rows, sql.SQL("WHERE {} IS NULL").format(sql.Identifier(self.id_column)))
+
+    def _copied(self, columns: list[str], batch_rows: int, rest: sql.Composable) -> Iterator[pa.RecordBatch]:
+        """Columns of the rows that the rest of a query selects."""
+        chosen = [self._columns[name] for name in columns]
+        query = sql.SQL("COPY (SELECT {} FROM {} {}) TO STDOUT (FORMAT BINARY)").format(
+            sql.SQL(", ").join(c.query for c in chosen), self._table, rest
         )
         with translated(self._location), self._reader() as reader, reader.cursor() as cursor, cursor.copy(query) as copy:
             copy.set_types([c.wire for c in chosen])
             rows = copy.rows()
             while part := list(itertools.islice(rows, batch_rows)):
-                yield pa.record_batch([c.array(v) for c, v in zip(chosen, zip(*part, strict=True), strict=True)], names=columns)
+                found = zip(chosen, zip(*part, strict=True), strict=True)
+                yield pa.record_batch([column.array(values, self.name) for column, values in found], names=columns)
+
+    def _fetch(self, ids: pa.Array) -> Batch:
+        column = self._columns[self.id_column]
+        kind = "uuid" if column.kind == "uuid" else "text" if pa.types.is_string(ids.type) else "int8"
+        name = column.query if column.wire == "text" and kind != "uuid" else sql.Identifier(column.name)
+        where = sql.SQL("WHERE {} = ANY ({}::{}[])").format(name, sql.Literal(ids.to_pylist()), sql.SQL(kind))
+        return self._gathered(self._copied([self.id_column, self.vector_column], len(ids), where))
 
     def _order(self) -> sql.Composable:
         """The expression that orders rows: text by code point, as Arrow and DuckDB do."""
@@ -125,10 +147,34 @@ class PgCollection(ArrowCollection):
             except psycopg.Error as e:
                 reason = f"its snapshot was lost with the connection that held it ({_fact(e)})"
                 raise ChangedSourceError.of(self.name, reason) from e
+            reader.execute(sql.SQL("SELECT FROM {} LIMIT 0").format(self._table))  # from here on nobody alters it
+            if self._shape is not None and self._shape_now(reader) != self._shape:
+                raise ChangedSourceError.of(self.name, "its columns were renamed or altered, or it was truncated")
             yield reader
+
+    def _shape_now(self, reader: psycopg.Connection[Any]) -> Any:
+        """The table, its file and its columns as they are now: a snapshot shows old rows, but under the new names."""
+        numbers = [column.number for column in self._columns.values()]
+        query = (
+            "SELECT t.oid, pg_relation_filenode(t.oid), array(SELECT pg_describe_object(1259, t.oid, n) FROM unnest(%s::int[]) n) "
+            "FROM (SELECT %s::regclass::oid) t (oid)"
+        )
+        return one(reader, query, numbers, self._table.as_string(reader))
 
     def __len__(self) -> int:
         return self._rows
+
+    def _is_unit(self, *, zero_is_bad: bool) -> bool:
+        column = self._columns[self.vector_column]
+        length = sql.SQL("vector_norm" if column.kind == "vector" else "l2_norm")
+        query = sql.SQL("SELECT bool_and(abs(length - 1) < {}) FROM (SELECT {}({}) AS length, {} AS v FROM {}) t WHERE {}").format(
+            sql.Literal(UNIT_TOLERANCE), length, name := sql.Identifier(column.name), name, self._table,
+            sql.SQL("vector_dims(v) = {} AND length >= {}").format(
+                sql.Literal(self._stated.dim), sql.SQL("1e-38" if zero_is_bad else "0")
+            ),
+        )  # fmt: skip
+        with translated(self._location), self._reader() as reader:
+            return bool(one(reader, query)[0])
 
     def fingerprint(self) -> str:
         """Of the versions of all rows: PostgreSQL gives a changed row another transaction and place."""
@@ -147,15 +193,16 @@ class PgCollection(ArrowCollection):
         is_text = pa.types.is_string(self.id_type)
         ids = np.full((len(rows), k), None if is_text else -1, object)
         scores = np.full((len(rows), k), -np.inf, np.float32)
-        query = sql.SQL("SELECT {}, {} {} %s::{} AS d FROM {} WHERE {} IS NOT NULL ORDER BY d LIMIT {}").format(
-            self._columns[self.id_column].query, name := sql.Identifier(column.name), sql.SQL(_OPERATORS[metric]),
-            sql.SQL(column.kind), self._table, name, sql.Literal(k),
-        )  # fmt: skip
+        name, own_id = sql.Identifier(column.name), self._columns[self.id_column].query
+        head = sql.SQL("SELECT {}, {} {} ").format(own_id, name, sql.SQL(_OPERATORS[metric]))
+        rest = sql.SQL("::{} AS d FROM {} WHERE {} IS NOT NULL ORDER BY d LIMIT {}").format(
+            sql.SQL(column.kind), self._table, name, sql.Literal(k)
+        )
         with translated(self._location), self._reader() as reader:
             reader.execute(f"SET LOCAL hnsw.ef_search = {min(max(k, 40), 1000)}")
             reader.execute("SET LOCAL hnsw.iterative_scan = strict_order")
             for i, row in enumerate(rows):
-                found = reader.execute(query, [str(row.tolist())]).fetchall()
+                found = reader.execute(head + sql.Literal(str(row.tolist())) + rest).fetchall()  # names may hold % signs
                 ids[i, : len(found)] = [hit[0] for hit in found]
                 distances = np.array([hit[1] for hit in found])
                 scores[i, : len(found)] = {Metric.COSINE: 1 - distances, Metric.DOT: -distances, Metric.L2: -(distances**2)}[metric]
@@ -184,12 +231,7 @@ def table_of(location: Location) -> sql.Identifier:
 
 def columns_of(connection: psycopg.Connection[Any], location: Location) -> list[Column]:
     """The columns of the table."""
-    query = (
-        "SELECT a.attname, t.typname, a.atttypmod, col_description(a.attrelid, a.attnum) FROM pg_attribute a "
-        "JOIN pg_type t ON t.oid = a.atttypid WHERE a.attrelid = %s::regclass AND a.attnum > 0 AND NOT a.attisdropped "
-        "ORDER BY a.attnum"
-    )
-    return [Column(*row) for row in connection.execute(query, [table_of(location).as_string(connection)])]
+    return [Column(*row) for row in connection.execute(QUERY, [table_of(location).as_string(connection)])]
 
 
 def note_of(columns: list[Column], location: Location) -> tuple[str | None, Note | None]:
@@ -210,8 +252,8 @@ def _index_metric(connection: psycopg.Connection[Any], location: Location, colum
         "JOIN pg_opclass o ON o.oid = i.indclass[0] WHERE i.indrelid = %s::regclass AND a.attname = %s AND i.indisvalid"
     )
     for (name,) in connection.execute(query, [table_of(location).as_string(connection), column]).fetchall():
-        if (metric := name.removesuffix("_ops").rpartition("_")[2]) in _CLASSES:
-            return _CLASSES[metric]
+        if (metric := name.removesuffix("_ops").rpartition("_")[2]) in CLASSES:
+            return CLASSES[metric]
     return None
 
 
@@ -224,10 +266,27 @@ def translated(location: Location) -> Iterator[None]:
         raise
     except (psycopg.errors.UndefinedTable, psycopg.errors.InvalidSchemaName) as e:
         raise MissingFileError(f"There is no table {location.options.get('table')!r} at {location.uri!r}.") from e
+    except psycopg.DataError as e:
+        raise CollectionError(f"{location.uri!r} has values that cannot be read: {_fact(e)}. {VIEW_HINT}") from e
     except psycopg.ProgrammingError as e:
         raise CollectionError(f"{location.uri!r} cannot be used: {_fact(e)}") from e
     except (psycopg.Error, OSError) as e:
         raise UnreadableFileError(f"{location.uri!r} cannot be reached or read: {_fact(e)}") from e
+
+
+@contextlib.contextmanager
+def writing(location: Location) -> Iterator[None]:
+    """As `translated`, for statements that write."""
+    try:
+        yield
+    except EmbridgeError:
+        raise
+    except psycopg.errors.UniqueViolation as e:
+        raise BadIdsError(f"{location.uri!r} would hold ids more than once: {e.diag.message_detail}") from e
+    except psycopg.errors.DiskFull as e:
+        raise DiskFullError(f"The disk of {location.uri!r} is full. Hint: free some and run again with --resume.") from e
+    except (psycopg.Error, OSError, ValueError, OverflowError) as e:
+        raise OutputError(f"{location.uri!r} cannot be written: {_fact(e)}") from e
 
 
 def _fact(error: Exception) -> str:

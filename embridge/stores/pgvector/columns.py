@@ -9,6 +9,9 @@ import numpy as np
 import pyarrow as pa
 from psycopg import sql
 
+from embridge.errors import CollectionError
+
+VIEW_HINT = "Hint: read a view of the table that casts the column or leaves it out."
 _PLAIN = {
     "bool": pa.bool_(), "int2": pa.int16(), "int4": pa.int32(), "int8": pa.int64(), "float4": pa.float32(), "float8": pa.float64(),
     "text": pa.string(), "bytea": pa.binary(), "date": pa.date32(), "timestamp": pa.timestamp("us"),
@@ -18,6 +21,13 @@ _TO = {kind: name for name, kind in _PLAIN.items()} | {
     pa.large_string(): "text", pa.string_view(): "text", pa.large_binary(): "bytea", pa.binary_view(): "bytea",
     pa.int8(): "int2", pa.uint8(): "int2", pa.uint16(): "int4", pa.uint32(): "int8", pa.float16(): "float4",
 }  # fmt: skip
+QUERY = (  # the columns of a table, with the type below a domain
+    "WITH RECURSIVE base (type, real, modifier) AS (SELECT oid, oid, -1 FROM pg_type WHERE typtype <> 'd' UNION ALL "
+    "SELECT d.oid, real, greatest(typtypmod, modifier) FROM pg_type d JOIN base ON type = typbasetype WHERE typtype = 'd') "
+    "SELECT attname, typname, greatest(atttypmod, modifier), col_description(attrelid, attnum), attnum, attnotnull "
+    "FROM pg_attribute JOIN base ON type = atttypid JOIN pg_type t ON t.oid = real "
+    "WHERE attrelid = %s::regclass AND attnum > 0 AND NOT attisdropped ORDER BY attnum"
+)
 VECTORS = {"vector": ">f4", "halfvec": ">f2"}  # and the type of their values on the wire
 
 
@@ -33,12 +43,17 @@ class Column:
     modifier : int
         Modifier of the type: the width of a vector, precision and scale of a numeric; -1 where it has none.
     comment : str, optional
+    number : int
+        Of the column in its table, which never changes.
+    not_null : bool
     """
 
     name: str
     kind: str
     modifier: int
     comment: str | None = None
+    number: int = 0
+    not_null: bool = False
 
     @property
     def arrow(self) -> pa.DataType:
@@ -47,7 +62,8 @@ class Column:
             value = pa.float32() if self.kind == "vector" else pa.float16()
             return pa.list_(value, self.modifier) if self.modifier > 0 else pa.list_(value)
         if self.kind == "numeric" and 0 < (precision := (self.modifier - 4) >> 16) <= 38:
-            return pa.decimal128(precision, (self.modifier - 4) & 0x7FF)
+            scale = ((self.modifier - 4 & 0x7FF) ^ 0x400) - 0x400  # of 11 bits, signed
+            return pa.decimal128(min(max(precision, scale), 38), scale)
         if self.kind.startswith("_") and self.kind[1:] in _PLAIN:
             return pa.list_(_PLAIN[self.kind[1:]])
         return _PLAIN.get(self.kind, pa.string())
@@ -67,9 +83,22 @@ class Column:
         name = sql.Identifier(self.name)
         return sql.SQL("{}::text").format(name) if self.wire == "text" and self.kind != "text" else name
 
-    def array(self, values: tuple[Any, ...]) -> pa.Array:
-        """Values that were copied out, as an array."""
-        return _vectors(self, values) if self.kind in VECTORS else pa.array(values, self.arrow)
+    def array(self, values: tuple[Any, ...], where: str) -> pa.Array:
+        """Values that were copied out, as an array.
+
+        Raises
+        ------
+        CollectionError
+            Its type in Arrow cannot hold one: arrays of several dimensions, numbers that are NaN.
+        """
+        if self.kind in VECTORS:
+            return _vectors(self, values)
+        try:
+            return pa.array(values, self.arrow)
+        except (pa.ArrowException, OverflowError, TypeError) as e:
+            raise CollectionError(
+                f"Column {self.name!r} of {where} has values that are not {self.arrow}: {str(e).splitlines()[0]}. {VIEW_HINT}"
+            ) from e
 
 
 def _vectors(column: Column, values: tuple[bytes | None, ...]) -> pa.Array:

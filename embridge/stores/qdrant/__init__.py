@@ -12,13 +12,23 @@ from embridge.stores.batch import Batch
 from embridge.stores.capabilities import Capabilities
 from embridge.stores.json_collection import NOTE, recorded
 from embridge.stores.json_columns import JsonColumns, refusal
-from embridge.stores.qdrant.client import FORMS, collection_name, connect, models, point_of, reading, release, storing
-from embridge.stores.qdrant.collection import DISTANCES, QdrantCollection, capabilities_of, describe
+from embridge.stores.qdrant.client import (
+    FORMS,
+    collection_name,
+    connect,
+    models,
+    places_of,
+    point_of,
+    reading,
+    release,
+    request_rows,
+    storing,
+)
+from embridge.stores.qdrant.collection import DISTANCES, QdrantCollection, capabilities_of, describe, real_name
+from embridge.stores.qdrant.in_place import QdrantInPlace
 from embridge.stores.store import Layout, Note, Store, Writer
 from embridge.stores.uri import Location
 from embridge.types import DeclaredSpace, Metric, Space
-
-_REQUEST_ROWS, _REQUEST_BYTES = 512, 4 << 20  # of vectors as JSON; a server takes 32 MiB
 
 
 class QdrantWriter(Writer):
@@ -30,7 +40,7 @@ class QdrantWriter(Writer):
         self._columns = JsonColumns(layout.payload_schema)
 
     def write(self, batch: Batch, note: str) -> None:
-        rows = max(1, min(_REQUEST_ROWS, _REQUEST_BYTES // (20 * batch.vectors.shape[1])))
+        rows = request_rows(batch.vectors.shape[1])
         for start in range(0, len(batch), rows):
             part = slice(start, start + rows)
             ids = batch.ids[part].to_pylist()
@@ -72,6 +82,10 @@ class QdrantStore(Store):
         with reading(location):
             return Note.loads(describe(connect(location), name, location)[1].get(NOTE), location.uri)
 
+    def places(self, location: Location) -> set[str]:
+        with reading(location):
+            return {f"{place}#{real_name(connect(location), collection_name(location))}" for place in places_of(location)}
+
     def create(self, location: Location, layout: Layout) -> Writer:
         name = collection_name(location)
         datatype = models.Datatype.FLOAT16 if layout.dtype == "float16" else None
@@ -94,3 +108,6 @@ class QdrantStore(Store):
     def drop(self, location: Location) -> None:
         with storing(location):
             connect(location).delete_collection(collection_name(location))
+
+    def in_place(self, location: Location) -> QdrantInPlace:
+        return QdrantInPlace(location)

@@ -6,6 +6,7 @@ import atexit
 import contextlib
 import json
 import os
+import socket
 import uuid
 import warnings
 import weakref
@@ -23,11 +24,24 @@ try:
 except ImportError as error:
     raise MissingDependencyError.of("qdrant-client", "qdrant://", "qdrant") from error
 
-__all__ = ["FORMS", "collection_name", "connect", "models", "point_of", "reading", "release", "storing"]
+__all__ = [
+    "FORMS",
+    "UnexpectedResponse",
+    "collection_name",
+    "connect",
+    "models",
+    "places_of",
+    "point_of",
+    "reading",
+    "release",
+    "request_rows",
+    "storing",
+]
 
 PORT = 6333
 FORMS = "qdrant://host:6333/collection?vector=name, or qdrant:///folder#collection for the local mode of qdrant-client"
 _TIMEOUT = 120  # seconds for one request
+_REQUEST_ROWS, _REQUEST_BYTES = 512, 4 << 20  # of vectors as JSON; a server takes 32 MiB
 _CLIENTS: weakref.WeakValueDictionary[str, QdrantClient] = weakref.WeakValueDictionary()  # a folder is locked by its client
 
 
@@ -67,6 +81,18 @@ def _options(location: Location) -> dict[str, Any]:
     return {"host": location.host, "port": location.port or PORT, "https": https, "api_key": key, "timeout": _TIMEOUT}
 
 
+def places_of(location: Location) -> set[str]:
+    """The folder, or the addresses of the server."""
+    if not location.host:
+        return {os.path.realpath(location.path)}
+    port = location.port or PORT
+    try:
+        found = socket.getaddrinfo(location.host, port, type=socket.SOCK_STREAM)
+    except OSError:
+        return {f"{location.host}:{port}"}
+    return {f"{address[0]}:{port}" for *_, address in found}
+
+
 def release(location: Location) -> None:
     """Close the client of a folder: opened again, it returns cosine vectors as they are on the disk, always the same."""
     if not location.host and (client := _CLIENTS.pop(repr(_options(location)), None)) is not None:
@@ -77,6 +103,11 @@ def release(location: Location) -> None:
 def _close() -> None:  # before modules are torn down, which the client needs to unlock its folder
     for client in list(_CLIENTS.values()):
         client.close()
+
+
+def request_rows(dim: int) -> int:
+    """Rows with vectors that one request writes."""
+    return max(1, min(_REQUEST_ROWS, _REQUEST_BYTES // (20 * dim)))
 
 
 def point_of(value: str | int) -> str | int:

@@ -1,0 +1,1 @@
+"""Translation inside other software: SQL in DuckDB, and the embedders of LangChain, LlamaIndex and Haystack."""
