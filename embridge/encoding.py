@@ -105,7 +105,6 @@ def encode(
     Returns
     -------
     Collection
-        The output, opened.
 
     Raises
     ------
@@ -188,7 +187,7 @@ def _join(parts: Parts, table: TextTable, rows: int, target: Path, plan: dict[st
 
 @dataclass(frozen=True, eq=False)
 class _Job:
-    """What is encoded, and how: all that a worker needs, with names of files and no rows."""
+    """What is encoded, and how: all that a worker needs."""
 
     table: TextTable
     model: str

@@ -20,6 +20,7 @@ from embridge.folders import check_replaceable
 # Side files by kind of output: suffixes of the output's name. Every side file must be listed here.
 FILE: tuple[str, ...] = ()
 INDEX = (".json", ".ids.parquet")
+ON_DISK = (*INDEX, ".parts")  # an index whose inverted lists are in another file; that file is named by its content
 DECODER = (".json",)
 CONVERSION = (".bad.parquet", ".journal", ".partial", ".partial.bad", ".partial.old", ".tasks")
 ENCODING = (".parts", ".tasks")
@@ -301,6 +302,7 @@ __all__ = [
     "ENCODING",
     "FILE",
     "INDEX",
+    "ON_DISK",
     "Output",
     "check_outputs",
     "claim",

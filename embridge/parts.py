@@ -1,4 +1,4 @@
-"""Parts of an unfinished encoding: a folder beside the output, with a plan that describes the inputs."""
+"""Parts of an unfinished output (an encoding, an index on disk): a folder beside it, with a plan that describes the inputs."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from embridge.files import fingerprint, whole_or_absent
 from embridge.folders import check_own_folder, remove_known, without_mark
 
 _PLAN = "_plan.json"  # readers ignore it
-_PART = re.compile(r"part-(\d{6,})(?:-([0-9a-f]{32}))?\.parquet")
+_PART = re.compile(r"part-(\d{6,})(?:-([0-9a-f]{32}))?\.(?:parquet|faiss)")
 
 
 class Parts:
@@ -29,6 +29,8 @@ class Parts:
         Everything that determines the parts, as JSON.
     overwrite : bool
         Remove parts of another plan.
+    kind : {"parquet", "faiss"}
+        The extension of parts.
 
     Raises
     ------
@@ -40,8 +42,8 @@ class Parts:
         The plan is damaged.
     """
 
-    def __init__(self, folder: Path, plan: dict[str, Any], *, overwrite: bool) -> None:
-        self.folder = folder
+    def __init__(self, folder: Path, plan: dict[str, Any], *, overwrite: bool, kind: str = "parquet") -> None:
+        self.folder, self._kind = folder, kind
         if os.path.lexists(folder):
             check_own_folder(folder)
             found = _read_plan(folder / _PLAN)
@@ -74,12 +76,13 @@ class Parts:
 
     def new(self, number: int) -> Path:
         """The path to write a part to; `keep` renames it."""
-        return self.folder / f"part-{number:06d}.parquet"
+        return self.folder / f"part-{number:06d}.{self._kind}"
 
     def keep(self, number: int) -> None:
         """Rename a completely written part."""
         path = self.new(number)
-        os.rename(path, whole := whole_part(self.folder, number, mark := fingerprint(path)))
+        whole = whole_part(self.folder, number, mark := fingerprint(path), self._kind)
+        os.rename(path, whole)
         self._whole[number] = whole.name, mark
 
     def remove(self) -> None:
@@ -91,9 +94,9 @@ class Parts:
         return [_PLAN, *(name for name in os.listdir(self.folder) if _PART.fullmatch(without_mark(name)))]
 
 
-def whole_part(folder: Path, number: int, mark: str) -> Path:
+def whole_part(folder: Path, number: int, mark: str, kind: str = "parquet") -> Path:
     """The path of a completely written part."""
-    return folder / f"part-{number:06d}-{mark}.parquet"
+    return folder / f"part-{number:06d}-{mark}.{kind}"
 
 
 def _read_plan(path: Path) -> dict[str, Any] | None:
@@ -103,7 +106,7 @@ def _read_plan(path: Path) -> dict[str, Any] | None:
     try:
         found = json.loads(path.read_bytes())
     except (ValueError, RecursionError) as e:
-        raise UnreadableFileError.at(str(path), "the plan of an unfinished encoding", e) from e
-    if not isinstance(found, dict) or "model" not in found:
-        raise UnreadableFileError.foreign(str(path), "the plan of an unfinished encoding", "the model")
+        raise UnreadableFileError.at(str(path), "the plan of an unfinished run", e) from e
+    if not isinstance(found, dict) or not found.keys() & {"model", "factory"}:
+        raise UnreadableFileError.foreign(str(path), "the plan of an unfinished run", "the model, or the factory of an index")
     return found

@@ -27,23 +27,11 @@ def two_nodes():
         cluster.shutdown()
 
 
-def workers(parent=None):
-    """Process ids of the workers that run a task of embridge, of one node or of all."""
-    found = []
-    for folder in Path("/proc").iterdir():
-        with contextlib.suppress(OSError, ValueError):
-            if folder.name.isdigit() and (folder / "cmdline").read_bytes().startswith(b"ray::embridge"):
-                above = int((folder / "stat").read_text().rpartition(")")[2].split()[1])
-                if parent in (None, above):
-                    found.append(int(folder.name))
-    return found
-
-
-def stop_one(writes, parent=None):
-    """Stop (SIGSTOP) a worker while it has a file open whose path ends in `writes`; its process id."""
+def stop_one(writes, nodes):
+    """Stop (SIGSTOP) a worker of some nodes while it has a file open whose path ends in `writes`; its process id."""
     end = time.monotonic() + WAIT
     while time.monotonic() < end:
-        for process in workers(parent):
+        for process in children(nodes):
             with contextlib.suppress(OSError):
                 os.kill(process, signal.SIGSTOP)
                 if any(os.readlink(f"/proc/{process}/fd/{fd}").endswith(writes) for fd in os.listdir(f"/proc/{process}/fd")):
@@ -51,3 +39,22 @@ def stop_one(writes, parent=None):
                 os.kill(process, signal.SIGCONT)
         time.sleep(0.002)
     raise AssertionError(f"no worker wrote {writes}")
+
+
+def children(nodes):
+    """Process ids of the workers of some nodes."""
+    found = []
+    for node in nodes:
+        raylet = node.all_processes["raylet"][0].process.pid
+        for thread in Path(f"/proc/{raylet}/task").iterdir():
+            with contextlib.suppress(OSError):
+                found += map(int, (thread / "children").read_text().split())
+    return [process for process in found if is_task(process)]
+
+
+def is_task(process):
+    """True for a worker that runs a task of embridge; others must not be stopped."""
+    try:
+        return Path(f"/proc/{process}/cmdline").read_bytes().startswith(b"ray::embridge")
+    except OSError:
+        return False

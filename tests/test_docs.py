@@ -21,6 +21,7 @@ LINK = re.compile(r"(?<!!)\[[^\]]*\]\(([^)#\s]+)(?:#[^)]*)?\)")
 EXPECTED = {
     "README.md": {"old-in-new.parquet", "converted.faiss", "hits.parquet", "blended.parquet", "embridge.duckdb"},
     "docs/guides/chroma.md": {"chroma", "old-in-new.parquet"},
+    "docs/guides/cluster.md": {"on-ray.parquet"},
     "docs/guides/convert.md": {"big.parquet", "with-errors.parquet"},
     "docs/guides/decoders.md": {"head.safetensors", "labels.parquet", "labels-again.parquet"},
     "docs/guides/evaluate.md": {"by-query.parquet", "plan.html", "next.parquet"},

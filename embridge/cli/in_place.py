@@ -11,7 +11,9 @@ from embridge.cli.session import Session, Verb, verb
 if TYPE_CHECKING:
     from embridge.records.in_place import Swap
 
-OF_INDEXES = ("min_recall", "queries", "verify_queries", "hubness", "query_space", "external_lists", "seed", "overwrite")
+OF_INDEXES = (
+    "min_recall", "queries", "verify_queries", "hubness", "query_space", "external_lists", "on_disk", "seed", "overwrite",
+)  # fmt: skip
 OF_STORES = ("into", "metric", "dtype", "mark_changed", "on_bad", "resume", "dry_run", "device", "precision", "batch_rows")
 _INDEX_MODES, _STORE_MODES = ("auto", "wrap", "rewrite", "move", "rebuild"), ("column", "shadow")
 

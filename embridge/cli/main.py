@@ -54,6 +54,10 @@ class _Verbs(click.Group):
         with formatter.section("Commands"):
             formatter.write_dl([(name, found.get_short_help_str(1000)) for name, found in verbs if found])
 
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """Take passwords out of URIs before any message can show them; opening these URIs finds their passwords."""
+        return super().parse_args(ctx, [_shown(argument) for argument in args])
+
     def invoke(self, ctx: click.Context) -> Any:
         """Run a verb; Ctrl-C exits with status 130."""
         try:
@@ -66,6 +70,15 @@ class _Verbs(click.Group):
         if args and args[0] not in _VERBS:
             ctx.fail(f"No such verb {args[0]!r}. Verbs: {', '.join(_VERBS)}.")
         return super().resolve_command(ctx, args)
+
+
+def _shown(argument: str) -> str:
+    if "://" not in argument:
+        return argument
+    from embridge.stores.uri import without_password
+
+    option, mark, value = argument.partition("=") if argument.startswith("--") else ("", "", argument)
+    return option + mark + without_password(value)
 
 
 @click.command(cls=_Verbs, context_settings={"help_option_names": ["-h", "--help"]})

@@ -13,6 +13,7 @@ from embridge.cli.session import (
     columns,
     device_option,
     external_lists_option,
+    on_disk_option,
     open_source,
     overwrite_option,
     seed_option,
@@ -43,6 +44,7 @@ from embridge.cli.session import (
 @click.option("--space", metavar="NAME[:METRIC]", help="Space of OLD.faiss, where no sidecar names it.")
 @click.option("--query-space", metavar="NAME[:METRIC]", help="Space of QUERIES and REFERENCES, where the files do not name it.")
 @external_lists_option
+@on_disk_option
 @columns
 @seed_option
 @overwrite_option
@@ -109,16 +111,18 @@ def migrate(session: Session, path: str, map_path: str, output: str | None, mode
 
 def _migrate_index(
     session: Session, index_path: str, map_path: str, output: str, mode: str, min_recall: float | None, queries: str | None,
-    verify_queries: int, hubness: str | None, space: str | None, query_space: str | None, external_lists: bool,
+    verify_queries: int, hubness: str | None, space: str | None, query_space: str | None, external_lists: bool, on_disk: bool,
     id_column: str | None, vector_column: str | None, seed: int, overwrite: bool,
 ) -> None:  # fmt: skip
     """Migrate a FAISS index into a new file."""
     import embridge as eb
-    from embridge.outputs import INDEX, Output, check_outputs
+    from embridge.outputs import INDEX, ON_DISK, Output, check_outputs
     from embridge.records import Artifact, Run
     from embridge.types import space_mismatch
 
-    check_outputs(Output(output, INDEX), overwrite=overwrite, inputs=[index_path, map_path, queries, hubness])
+    check_outputs(
+        Output(output, ON_DISK if on_disk else INDEX), overwrite=overwrite, inputs=[index_path, map_path, queries, hubness]
+    )
     translation = eb.load_map(map_path)
     inputs, vectors = [], []
     for role, path in (("queries", queries), ("reference queries", hubness)):
@@ -131,8 +135,8 @@ def _migrate_index(
     with session.progress("rebuilding") as progress:
         done = eb.migrate(
             index_path, translation, output, mode=mode, space=space, min_recall=min_recall, queries=vectors[0],
-            hubness=vectors[1], verify_queries=verify_queries, external_lists=external_lists, overwrite=overwrite, seed=seed,
-            progress=progress,
+            hubness=vectors[1], verify_queries=verify_queries, external_lists=external_lists, on_disk=on_disk, overwrite=overwrite,
+            seed=seed, progress=progress,
         )  # fmt: skip
     old = Artifact("index", index_path, done.source, "faiss", done.rows, done.source_space)
     new = Artifact("index", output, done.fingerprint, "faiss", done.rows, done.space)

@@ -13,6 +13,7 @@ from embridge.cli.session import (
     Verb,
     columns,
     external_lists_option,
+    on_disk_option,
     open_source,
     overwrite_option,
     seed_option,
@@ -44,6 +45,7 @@ _old_space_option = click.option("--old-space", metavar="NAME[:METRIC]", help="S
 @click.option(
     "--uncalibrated", is_flag=True, help="Do not use the offset of translated rows (`embridge merge`); a fused index never does."
 )
+@on_disk_option
 @space_option
 @_old_space_option
 @columns
@@ -52,7 +54,7 @@ _old_space_option = click.option("--old-space", metavar="NAME[:METRIC]", help="S
 @verb()
 def index(
     session: Session, source: str, output: str, factory: str, fuse: str | None, weight: float | None, fused_hubness: str | None,
-    hubness: str | None, old_hubness: str | None, uncalibrated: bool, space: str | None, old_space: str | None,
+    hubness: str | None, old_hubness: str | None, uncalibrated: bool, on_disk: bool, space: str | None, old_space: str | None,
     id_column: str | None, vector_column: str | None, seed: int, overwrite: bool,
 ) -> None:  # fmt: skip
     """Build a FAISS index over a collection, or a fused one over its old and new vectors.
@@ -63,18 +65,20 @@ def index(
     \b
     embridge index old-in-new.parquet old-in-new.faiss
     embridge index old.parquet old.faiss --factory "IVF1024,Flat" --space minilm
+    embridge index large.parquet large.faiss --factory "IVF65536,Flat" --on-disk
     embridge index old-in-new.parquet old-in-new.faiss --hubness queries-new.parquet
     embridge index old-in-new.parquet fused.faiss --fuse old.parquet --weight 0.3
     embridge index both.parquet fused.faiss --fuse both.parquet --hubness queries-new.parquet --old-hubness queries-old.parquet
     """
     import embridge as eb
-    from embridge.outputs import INDEX, Output, check_outputs
+    from embridge.outputs import INDEX, ON_DISK, Output, check_outputs
     from embridge.records import Artifact, Run
 
     started = time.perf_counter()
     if fuse is None and (weight is not None or fused_hubness or old_hubness or old_space):
         raise click.UsageError("--weight, --fused-hubness, --old-hubness and --old-space belong to a fused index: give --fuse OLD.")
-    check_outputs(Output(output, INDEX), overwrite=overwrite, inputs=[source, fuse, hubness, old_hubness])
+    sides = ON_DISK if on_disk else INDEX
+    check_outputs(Output(output, sides), overwrite=overwrite, inputs=[source, fuse, hubness, old_hubness])
     named = (id_column, vector_column)
     collection = open_source(source, space, *named)
     old = _open_old(fuse, old_space, *named) if fuse else None
@@ -85,7 +89,7 @@ def index(
     with session.progress("adding") as progress:
         made = eb.build_index(
             collection, output, factory, fuse=old, fusion=fusion, hubness=references, old_hubness=old_references,
-            calibrated=not uncalibrated, overwrite=overwrite, seed=seed, progress=progress,
+            calibrated=not uncalibrated, on_disk=on_disk, overwrite=overwrite, seed=seed, progress=progress,
         )  # fmt: skip
     seconds = time.perf_counter() - started
     given = {"source": collection, "old vectors": old, "reference queries": references, "old reference queries": old_references}

@@ -200,6 +200,11 @@ target_space_option = click.option("--target-space", metavar="NAME[:METRIC]", he
 external_lists_option = click.option(
     "--external-lists", is_flag=True, help="Allow inverted lists of the index to lie outside its folder, if you trust it."
 )
+on_disk_option = click.option(
+    "--on-disk",
+    is_flag=True,
+    help="Build an IVF index in bounded memory, with its inverted lists in a file beside it; repeat the command to go on.",
+)
 overwrite_option = click.option("--overwrite", is_flag=True, help="Replace an output that exists.")
 seed_option = click.option(
     "--seed", type=click.IntRange(0, 2**31 - 1), default=0, show_default=True, help="Seed of all random choices."

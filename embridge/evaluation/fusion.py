@@ -16,7 +16,7 @@ from embridge.arrays import as_vectors
 from embridge.errors import BadVectorsError
 from embridge.evaluation.metrics import DEPTH
 from embridge.indexes.fusion import Fusion, Hubness
-from embridge.neighbors.screening import lower_limit, places
+from embridge.neighbors.screening import kth_largest, lower_limit, places
 
 WEIGHTS = tuple(step / 10 for step in range(11))
 LEAST_QUERIES = 50  # to choose on; with fewer the old model is kept
@@ -174,7 +174,7 @@ class CandidateSearch:
         chosen = torch.zeros(parts[1].shape, dtype=torch.bool)
         depth = min(self._depth, chosen.shape[1])
         for scores in self._all_scores(*parts):
-            chosen.scatter_(1, scores.topk(depth, dim=1, sorted=False).indices, value=True)
+            chosen |= scores >= kth_largest(scores, depth)
         return _selected(chosen & (parts[0] >= 0), parts)
 
     def _all_scores(self, rows: torch.Tensor, *parts: torch.Tensor) -> Iterator[torch.Tensor]:

@@ -9,7 +9,7 @@ from enum import StrEnum
 from embridge.anchors.moments import Moments
 from embridge.evaluation.metrics import QueryScores
 from embridge.indexes.fusion import Fusion
-from embridge.maps import Map
+from embridge.maps import KernelMap, Map
 from embridge.translators import Translator
 
 PERCENTS = (1, 5, 20)
@@ -153,7 +153,7 @@ class Maps:
 
     translation: Map
     reverse: Map | None = None
-    kernel: Map | None = None
+    kernel: KernelMap | None = None
     refit: Refit | None = None
 
 

@@ -6,6 +6,7 @@ import math
 import os
 import re
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import faiss
@@ -18,8 +19,9 @@ from embridge.indexes.describe import apply_settings
 from embridge.indexes.fusion import Fusion, reference_pair
 from embridge.indexes.gpu import on_gpu
 from embridge.indexes.index import Index
+from embridge.indexes.on_disk import OnDisk, check_type, unused_lists
 from embridge.indexes.rows import FusedRows, PlainRows
-from embridge.outputs import INDEX, Output, claim
+from embridge.outputs import INDEX, ON_DISK, Output, claim
 from embridge.stores import source_paths
 from embridge.stores.base import Collection
 from embridge.stores.faiss.decode import keeps_labels
@@ -42,6 +44,7 @@ def build_index(
     hubness: Collection | None = None,
     old_hubness: Collection | None = None,
     calibrated: bool = True,
+    on_disk: bool = False,
     overwrite: bool = False,
     seed: int = 0,
     progress: Callable[[int, int], None] | None = None,
@@ -73,6 +76,10 @@ def build_index(
         Reference queries of the old space. A fused index takes both or neither.
     calibrated : bool, default True
         Store the calibrated offset for the translated rows of a merged collection.
+    on_disk : bool, default False
+        Keep the inverted lists of an IVF index in a file of their own, ``PATH.DIGEST.lists``, which searches map into memory, and
+        build it in bounded memory: for collections larger than memory. A build that was interrupted goes on where it was when it is
+        repeated. The index keeps the path of that file, so neither can be moved. String ids are held in memory.
     overwrite : bool, default False
     seed : int, default 0
         Seed of the sample that the index is trained on.
@@ -95,22 +102,29 @@ def build_index(
         Sides that cannot be fused (L2, or both of one space), or options that belong to a fused index only.
     """
     sources = [side for side in (collection, fuse, hubness, old_hubness) if side is not None]
-    with claim(Output(path, INDEX), inputs=source_paths(*sources), overwrite=overwrite):
+    target = Path(path)
+    with (
+        claim(Output(path, ON_DISK if on_disk else INDEX), inputs=source_paths(*sources), overwrite=overwrite),
+        unused_lists(target),
+    ):
         if fuse is None and (fusion is not None or old_hubness is not None):
             raise ParameterError("fusion and old_hubness belong to a fused index. Hint: give its old vectors (fuse, --fuse).")
         check_unique(collection)
         references = None if hubness is None else _references(hubness, collection.space)
         if fuse is None:
-            made = build(collection, factory, references=references, calibrated=calibrated, seed=seed, progress=progress)
+            rows = _plain_rows(collection, references, calibrated=calibrated)
         else:
             check_unique(fuse)
             old_references = None if old_hubness is None else _references(old_hubness, fuse.space)
             rows = FusedRows(collection, fuse, reference_pair(old_references, references), fusion)
-            made = build_over(rows, factory, seed=seed, progress=progress)
+        where = OnDisk(target, overwrite) if on_disk else None
+        made = build_over(rows, factory, seed=seed, where=where, progress=progress)
         for role, queries in (("hubness", hubness), ("old_hubness", old_hubness)):
             if queries is not None:
                 made.lineage[role] = queries.fingerprint()
         write_index_file(os.fspath(path), made)
+        if where is not None:
+            where.finish()
     return Index(path)
 
 
@@ -129,6 +143,7 @@ def build(
     references: np.ndarray | None = None,
     calibrated: bool = True,
     settings: dict[str, Any] | None = None,
+    where: OnDisk | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> IndexFile:
     """Train an index on a sample of a collection and add all of it.
@@ -137,13 +152,18 @@ def build(
     labels (in an IDMap2 where the type has none of its own); string ids, and int64 ids with -1 among them, stay beside it, by
     position. With `references` (queries of the same space) each row gets its hubness bias as one more dimension (see
     `embridge.indexes.hubness`). Translated rows of a merged collection get their offset in the same way, unless `calibrated` is
-    False. `settings` are those of another index (`settings_of`).
+    False. `settings` are those of another index (`settings_of`). With `where` inverted lists are built on disk.
 
     Raises
     ------
     FaissIndexError
         FAISS does not know the factory string, or cannot build it over these vectors; or a bias is requested under L2.
     """
+    rows = _plain_rows(collection, references, calibrated=calibrated)
+    return build_over(rows, factory, seed=seed, gpu=gpu, settings=settings, where=where, progress=progress)
+
+
+def _plain_rows(collection: Collection, references: np.ndarray | None, *, calibrated: bool) -> PlainRows:
     space = collection.space
     if references is not None:
         if space.metric == Metric.L2:
@@ -151,9 +171,7 @@ def build(
                 f"{collection.name} is measured by L2; a hubness bias needs cosine or inner product. Hint: leave --hubness out."
             )
         references = as_vectors(references, space.dim, "reference queries")
-
-    rows = PlainRows.of(collection, references, calibrated=calibrated)
-    return build_over(rows, factory, seed=seed, gpu=gpu, settings=settings, progress=progress)
+    return PlainRows.of(collection, references, calibrated=calibrated)
 
 
 def build_over(
@@ -163,6 +181,7 @@ def build_over(
     seed: int = 0,
     gpu: bool = True,
     settings: dict[str, Any] | None = None,
+    where: OnDisk | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> IndexFile:
     """`build` over prepared rows, such as those of a fused search.
@@ -176,15 +195,13 @@ def build_over(
     collection, metric = rows.collection, faiss.METRIC_L2 if rows.metric == Metric.L2 else faiss.METRIC_INNER_PRODUCT
     own_ids = collection.id_type == pa.int64() and not _has_empty_label(collection)
     try:
-        index = faiss.index_factory(rows.dim, _with_padding(factory, rows), metric)
-        if index.metric_type != metric:
-            raise FaissIndexError(
-                f"FAISS cannot build {factory!r}: it measures by L2 alone, and {collection.name} by {rows.metric}"
+        if where is not None:
+            check_type(_untrained(rows, factory, metric), factory)
+            plan = {"factory": factory, "seed": seed, "settings": settings or {}, "faiss": faiss.__version__}
+            return where.build(
+                rows, lambda: _trained(rows, factory, metric, seed, settings, gpu=gpu), plan, own_ids=own_ids, progress=progress
             )
-        apply_settings(index, settings or {})
-        if not index.is_trained:
-            index = _train(index, rows, seed, gpu=gpu)
-            apply_settings(index, settings or {})
+        index = _trained(rows, factory, metric, seed, settings, gpu=gpu)
         if own_ids and not keeps_labels(index):
             index = faiss.IndexIDMap2(index)
         held = _add_all(index, rows, progress, own_ids=own_ids)
@@ -194,6 +211,27 @@ def build_over(
         raise FaissIndexError(f"FAISS cannot build {factory!r}: {faiss_reason(e)}") from e
     ids = None if own_ids else pa.chunked_array(held, collection.id_type).combine_chunks()
     return IndexFile(index, collection.space, ids, rows.lineage(), rows.notes())
+
+
+def _untrained(rows: PlainRows | FusedRows, factory: str, metric: int) -> Any:
+    index = faiss.index_factory(rows.dim, _with_padding(factory, rows), metric)
+    if index.metric_type != metric:
+        raise FaissIndexError(
+            f"FAISS cannot build {factory!r}: it measures by L2 alone, and {rows.collection.name} by {rows.metric}"
+        )
+    return index
+
+
+def _trained(
+    rows: PlainRows | FusedRows, factory: str, metric: int, seed: int, settings: dict[str, Any] | None, *, gpu: bool
+) -> Any:
+    """The empty index, trained on a sample of the rows."""
+    index = _untrained(rows, factory, metric)
+    apply_settings(index, settings or {})
+    if not index.is_trained:
+        index = _train(index, rows, seed, gpu=gpu)
+        apply_settings(index, settings or {})
+    return index
 
 
 def _with_padding(factory: str, rows: PlainRows | FusedRows) -> str:

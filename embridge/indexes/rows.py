@@ -53,9 +53,9 @@ class PlainRows:
         """Width of the rows."""
         return self.collection.space.dim + (self.references is not None or self.provenance is not None)
 
-    def batches(self) -> Iterator[tuple[Batch, np.ndarray]]:
-        """All rows in order, with the batches that they were made of."""
-        for batch in self.collection.batches():
+    def batches(self, start: int = 0) -> Iterator[tuple[Batch, np.ndarray]]:
+        """All rows in order, with the batches that they were made of; batches that end before the position `start` are left out."""
+        for batch in self.collection.batches(row_filter=lambda _, stop: stop > start):
             yield batch, self._make(batch.vectors, slice(batch.start, batch.start + len(batch)))
 
     def take(self, places: np.ndarray) -> np.ndarray:
@@ -148,11 +148,13 @@ class FusedRows:
         """Width of the rows."""
         return sum(space.dim for space in self.spaces) + 2 * (self.references is not None)
 
-    def batches(self) -> Iterator[tuple[Batch, np.ndarray]]:
-        """All rows in order, with the batches of new vectors that they were made of."""
+    def batches(self, start: int = 0) -> Iterator[tuple[Batch, np.ndarray]]:
+        """All rows in order, with the batches of new vectors that they were made of; without those before the position `start`."""
         old = _InOrder(self.old) if self._is_aligned else _Reordered(self.old, self._old_rows)
         for batch in self.collection.batches():
-            yield batch, self._make(old.take(batch), batch.vectors)
+            vectors = old.take(batch)
+            if batch.start + len(batch) > start:
+                yield batch, self._make(vectors, batch.vectors)
 
     def take(self, places: np.ndarray) -> np.ndarray:
         """The rows at some sorted positions."""

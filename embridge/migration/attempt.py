@@ -11,6 +11,7 @@ import numpy as np
 
 from embridge.arrays import as_vectors
 from embridge.errors import CollectionError, FaissIndexError
+from embridge.indexes.on_disk import OnDisk
 from embridge.maps import LinearMap
 from embridge.migration.equivalence import Equivalence, Extent, equivalence, extent
 from embridge.migration.rebuild import TranslatedRows, rebuild
@@ -36,6 +37,7 @@ class MigrationAttempt:
     references: np.ndarray | None
     progress: Callable[[int, int], None] | None
     external_lists: bool = False
+    where: OnDisk | None = None
 
     def __post_init__(self) -> None:
         self.started = time.perf_counter()
@@ -87,6 +89,8 @@ class MigrationAttempt:
         """Why a mode is not possible, or None."""
         if mode == "rebuild":
             return None if self.equivalence.forward else self.equivalence.reason
+        if self.where is not None:
+            return "inverted lists on disk are built anew"
         if self.references is not None:
             return "a hubness bias is a new dimension, which needs a rebuild"
         if "scores" in self.file.notes:
@@ -107,7 +111,9 @@ class MigrationAttempt:
         if mode == "rebuild":
             file = self.file if self._untouched else self._read()
             rows = TranslatedRows(file, self.path, self.fingerprint, self.translation, self.equivalence.space)
-            made, factory = rebuild(rows, file.index, references=self.references, seed=self.seed, progress=self.progress)
+            made, factory = rebuild(
+                rows, file.index, references=self.references, seed=self.seed, where=self.where, progress=self.progress
+            )
             exact = factory == "Flat"
             reason = f"{factory} built over translated vectors" + ("" if exact else ", as accurate as such an index is")
             return IndexFile(made.index, made.space, made.ids, lineage, made.notes), exact, reason

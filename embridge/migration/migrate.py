@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import numpy as np
 
@@ -17,10 +18,11 @@ from embridge.errors import (
     ParameterError,
     UnreadableFileError,
 )
+from embridge.indexes.on_disk import OnDisk, unused_lists
 from embridge.maps import LinearMap, Map
 from embridge.migration.attempt import MigrationAttempt
 from embridge.migration.verification import AGREES, Verification, VerificationScore
-from embridge.outputs import INDEX, Output, claim
+from embridge.outputs import INDEX, ON_DISK, Output, claim
 from embridge.records import Migration
 from embridge.stores.faiss.file import FAISS_ERRORS, faiss_reason, index_fingerprint, write_index_file
 from embridge.stores.faiss.index_file import IndexFile
@@ -43,6 +45,7 @@ def migrate(
     hubness: np.ndarray | None = None,
     verify_queries: int = 100,
     external_lists: bool = False,
+    on_disk: bool = False,
     overwrite: bool = False,
     seed: int = 0,
     progress: Callable[[int, int], None] | None = None,
@@ -77,6 +80,9 @@ def migrate(
     verify_queries : int, default 100
     external_lists : bool, default False
         Inverted lists in another file may lie outside the folder of the index.
+    on_disk : bool, default False
+        Rebuild an IVF index in bounded memory with its inverted lists in a file of their own, as `build_index`; a migration that
+        was interrupted goes on where it was when it is repeated.
     overwrite : bool, default False
     seed : int, default 0
     progress : callable, optional
@@ -109,12 +115,18 @@ def migrate(
         raise ParameterError.must_be("verify_queries", "at least 1", verify_queries)
     if not isinstance(translation, LinearMap):
         raise MapError.not_affine("it cannot migrate an index; convert the collection and build an index over it")
-    with claim(Output(output, INDEX), inputs=(path,), overwrite=overwrite):
-        attempt = MigrationAttempt(os.fspath(path), translation, space, seed, hubness, progress, external_lists)
+    target = Path(output)
+    with claim(Output(output, ON_DISK if on_disk else INDEX), inputs=(path,), overwrite=overwrite), unused_lists(target):
+        where = OnDisk(target, overwrite) if on_disk else None
+        attempt = MigrationAttempt(os.fspath(path), translation, space, seed, hubness, progress, external_lists, where)
         if queries is not None:
             queries = as_vectors(queries, attempt.equivalence.space.dim, "queries")[:verify_queries]
         try:
             return _migrate(attempt, os.fspath(output), mode, min_recall, queries, verify_queries)
+        except MigrationRefusedError:
+            if where is not None:
+                where.finish()
+            raise
         except FAISS_ERRORS as e:  # FAISS read the file, but detects only now that it is damaged
             if isinstance(e, EmbridgeError):
                 raise
@@ -182,6 +194,8 @@ def _finish(
 ) -> Migration:
     made.notes["migration"] = {"mode": mode, "exact": exact, "verified_overlap": score.overlap}
     write_index_file(target, made)
+    if attempt.where is not None:
+        attempt.where.finish()
     return Migration(
         path=target,
         mode=mode,

@@ -10,6 +10,7 @@ import pyarrow as pa
 
 from embridge.indexes.build import build
 from embridge.indexes.describe import factory_of, settings_of
+from embridge.indexes.on_disk import OnDisk
 from embridge.maps import LinearMap
 from embridge.stores.base import Batch, Collection, RowFilter
 from embridge.stores.faiss.collection import external_ids
@@ -54,9 +55,12 @@ def rebuild(
     *,
     references: np.ndarray | None = None,
     seed: int = 0,
+    where: OnDisk | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> tuple[IndexFile, str]:
     """An index over translated rows with the structure and the search settings of another, and its factory string.
+
+    With `where` its inverted lists are built on disk.
 
     Raises
     ------
@@ -66,4 +70,5 @@ def rebuild(
     factory = factory_of(like)
     for prefix in ("IDMap2,", "IDMap,"):  # `build` adds an id map where one is needed
         factory = factory.removeprefix(prefix)
-    return build(rows, factory, references=references, settings=settings_of(like), seed=seed, progress=progress), factory
+    settings = settings_of(like)
+    return build(rows, factory, references=references, settings=settings, seed=seed, where=where, progress=progress), factory

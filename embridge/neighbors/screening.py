@@ -153,7 +153,13 @@ def lower_limit(scores: torch.Tensor, k: int) -> torch.Tensor:
     groups = _GROUPS * k
     size = scores.shape[1] // groups
     maxima = scores[:, : groups * size].reshape(len(scores), size, groups).amax(1)
-    return maxima.topk(k, dim=1).values[:, -1:]
+    return kth_largest(maxima, k)
+
+
+def kth_largest(values: torch.Tensor, k: int) -> torch.Tensor:
+    """The k-th largest value of each row, shape (rows, 1). NumPy's partition is several times faster than `torch.topk`."""
+    place = values.shape[1] - k
+    return torch.from_numpy(np.partition(values.numpy(), place, axis=1)[:, place : place + 1])
 
 
 def places(rows: np.ndarray, count: int) -> tuple[np.ndarray, int]:

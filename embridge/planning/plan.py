@@ -19,6 +19,7 @@ from embridge.evaluation.strategies import ENCODING, FUSED, STRATEGIES, Maps, St
 from embridge.isotropy import Isotropy
 from embridge.neighbors import check_k
 from embridge.planning.descriptives import figures_by_label, norm_distributions
+from embridge.planning.landmarks import landmark_costs
 from embridge.planning.learning_curve import learning_curve
 from embridge.planning.maps import fitted_maps
 from embridge.planning.recommendation import recommend
@@ -143,6 +144,7 @@ def plan(
         own_rows=benchmark.own_rows,
         curve=_curve(strategies, ""),
         curve_projected=_curve(strategies, "-projected"),
+        landmarks=() if maps[0].kernel is None else landmark_costs(maps[0].kernel, train, benchmark, seed=seed, device=device),
         isotropy=tuple(_isotropy(side.name, rows) for side, rows in ((shared.source, shared.x), (shared.target, shared.y))),
     )
 

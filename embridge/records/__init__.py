@@ -1,7 +1,7 @@
 """Results of every verb: frozen records that turn into JSON and into rows of the catalog."""
 
 from embridge.records.artifacts import Artifact, Summary
-from embridge.records.curves import CurvePoint, LazyDepth, LearningCurve
+from embridge.records.curves import CurvePoint, LandmarkCost, LazyDepth, LearningCurve
 from embridge.records.evaluation import CorpusSize, Difference, Evaluation, LabelScore, PerQuery, StrategyScore
 from embridge.records.fitting import AnchorRecord, Candidate, FitRecord, FitReport
 from embridge.records.outputs import Conversion, DecoderRecord, Decoding, Merge, Migration
@@ -43,6 +43,7 @@ __all__ = [
     "FitReport",
     "LabelFigures",
     "LabelScore",
+    "LandmarkCost",
     "LazyDepth",
     "LearningCurve",
     "Merge",

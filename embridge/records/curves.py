@@ -40,6 +40,30 @@ class CurvePoint:
 
 
 @dataclass(frozen=True)
+class LandmarkCost:
+    """A kernel map with some number of landmarks.
+
+    Attributes
+    ----------
+    landmarks : int
+    overlap : float
+        Of ``translate-documents-kernel`` with so many, likewise
+    recall : float or None
+        None without judged queries.
+    seconds : float
+        To translate a million rows on the CPU of this machine, without reading and writing them.
+    is_enough : bool
+        The fewest landmarks whose score (recall where queries are judged, else overlap) is within one standard error of the best.
+    """
+
+    landmarks: int
+    overlap: float
+    recall: float | None
+    seconds: float
+    is_enough: bool = False
+
+
+@dataclass(frozen=True)
 class LazyDepth:
     """The costs and scores of a lazy strategy at one depth.
 
@@ -109,6 +133,17 @@ def lazy_lines(k: int, depths: Sequence[LazyDepth]) -> list[str]:
         points = (f"{one.depth}: {getattr(one, measure):.3f} ({one.encodes:,})" for one in mine)
         lines.append(f"{title}, {measure}@{k} and rows encoded, by candidates per query: {', '.join(points)}")
     return lines
+
+
+def landmark_lines(k: int, costs: Sequence[LandmarkCost]) -> list[str]:
+    """Quality of kernel maps by landmarks against the cost of a conversion."""
+    if not costs:
+        return []
+    measure = "overlap" if costs[0].recall is None else "recall"
+    points = (f"{one.landmarks:,}: {getattr(one, measure):.3f} ({one.seconds:,.0f} s)" for one in costs)
+    enough = next(one.landmarks for one in costs if one.is_enough)
+    title = f"kernel maps by landmarks, {measure}@{k} and seconds to translate a million rows"
+    return [f"{title}: {', '.join(points)}; {enough:,} are enough"]
 
 
 def learning_curve_lines(curve: LearningCurve) -> list[str]:

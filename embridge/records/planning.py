@@ -6,7 +6,16 @@ from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from embridge.records.curves import CurvePoint, LazyDepth, LearningCurve, curve_lines, lazy_lines, learning_curve_lines
+from embridge.records.curves import (
+    CurvePoint,
+    LandmarkCost,
+    LazyDepth,
+    LearningCurve,
+    curve_lines,
+    landmark_lines,
+    lazy_lines,
+    learning_curve_lines,
+)
 from embridge.records.evaluation import StrategyScore
 from embridge.records.queries import QrelsCoverage, query_notes
 from embridge.records.rows import Row, columns_of
@@ -167,6 +176,8 @@ class Plan:
         Progressive migration from 0 to 100 % of the rows, with both encoders and with the old encoder gone. Empty under L2.
     isotropy : tuple of SpaceIsotropy
         Of the source's rows and of the target's.
+    landmarks : tuple of LandmarkCost
+        Kernel maps with 500, 1,500 and 5,000 landmarks (at most one an anchor).
     """
 
     k: int
@@ -190,6 +201,7 @@ class Plan:
     curve: tuple[CurvePoint, ...] = ()
     curve_projected: tuple[CurvePoint, ...] = ()
     isotropy: tuple[SpaceIsotropy, ...] = ()
+    landmarks: tuple[LandmarkCost, ...] = ()
 
     def __getitem__(self, title: str) -> CostedScore:
         for strategy in self.strategies:
@@ -261,7 +273,8 @@ class Plan:
             lines.append(f"and {left} more strategies (--all-strategies)")
         lines += curve_lines(self.k, self.curve, "progressive migration with both encoders, by rows re-encoded:")
         lines += curve_lines(self.k, self.curve_projected, "the same with the old encoder gone:")
-        lines += [*self.notes, *lazy_lines(self.k, self.lazy_depths), *learning_curve_lines(self.learning_curve)]
+        lines += [*self.notes, *lazy_lines(self.k, self.lazy_depths), *landmark_lines(self.k, self.landmarks)]
+        lines += learning_curve_lines(self.learning_curve)
         if self.labels:
             some = (f"{x.label} ({x.queries:,}) {x.values['keep-old']:.3f} {x.values['re-encode']:.3f}" for x in self.labels[:8])
             lines += [f"largest of {len(self.labels):,} labels, keep-old and re-encode: {', '.join(some)}"]

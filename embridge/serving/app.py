@@ -14,8 +14,10 @@ from fastapi.openapi.utils import get_openapi
 from fastapi.responses import HTMLResponse, JSONResponse
 from pydantic.json_schema import models_json_schema
 from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
 
 from embridge import __version__
+from embridge.errors import EmbridgeError
 from embridge.serving import comparing, embedding, facts, schemas, searching, translating
 from embridge.serving.gate import OPEN, Gate
 from embridge.serving.options import ServeOptions
@@ -148,6 +150,10 @@ async def _on_problem(_: Request, error: Any) -> Response:
     return error.response()
 
 
+async def _on_library(_: Request, error: Any) -> Response:
+    return Problem.of(error).response()
+
+
 async def _on_http(_: Request, error: Any) -> Response:
     codes = {404: "not_found", 405: "method_not_allowed"}
     return Problem(
@@ -161,12 +167,18 @@ async def _on_validation(_: Request, error: Any) -> Response:
     return Problem.invalid(f"{param}: {first['msg']}", param).response()
 
 
+async def _on_disconnect(_: Request, __: Any) -> Response:
+    return Response(status_code=499)  # for log and metrics: nobody is there to read it
+
+
 async def _on_fault(request: Request, _: Any) -> Response:
     return Problem(500, "fault", f"A fault of the service; its log has it under {request.scope['embridge.id']}.").response()
 
 
 _HANDLERS: dict[Any, Any] = {
     Problem: _on_problem,
+    EmbridgeError: _on_library,
+    ClientDisconnect: _on_disconnect,
     HTTPException: _on_http,
     RequestValidationError: _on_validation,
     Exception: _on_fault,

@@ -8,7 +8,6 @@ import numpy as np
 from fastapi import APIRouter, Request, Response
 from pydantic_core import to_json
 
-from embridge.errors import EmbridgeError
 from embridge.serving.embedding import checked_encoding
 from embridge.serving.encoders import Request as EncodeRequest
 from embridge.serving.gate import ROWS
@@ -161,8 +160,5 @@ async def log_queries(request: Request) -> Response:
     if old is None:
         raise Problem.invalid("Queries are logged by both models: old_vectors are missing.", "old_vectors")
     request.scope[ROWS] = len(new)
-    try:
-        ids = await service.workers.run(log.add, old, new)
-    except EmbridgeError as e:
-        raise Problem.of(e) from e
+    ids = await service.workers.run(log.add, old, new)
     return Response(to_json({"ids": ids}), media_type=JSON)

@@ -8,7 +8,6 @@ import numpy as np
 from fastapi import APIRouter, Request, Response
 from pydantic_core import to_json
 
-from embridge.errors import EmbridgeError
 from embridge.serving.encoders import Encoded
 from embridge.serving.encoders import Request as EncodeRequest
 from embridge.serving.gate import ROWS
@@ -70,10 +69,7 @@ def model_of(service: Service, name: str) -> Conversion:
 
 def _answer(wanted: _Wanted, encoded: Encoded) -> bytes:
     conversion = wanted.conversion
-    try:
-        out = conversion.apply(checked_encoding(encoded.vectors, conversion.source), "input")
-    except EmbridgeError as e:
-        raise Problem.of(e) from e
+    out = conversion.apply(checked_encoding(encoded.vectors, conversion.source), "input")
     rows = [as_base64(row) for row in out] if wanted.as_base64 else out.tolist()
     data = [{"object": "embedding", "index": i, "embedding": row} for i, row in enumerate(rows)]
     return to_json({"object": "list", "data": data, "model": conversion.name, "usage": encoded.usage})

@@ -112,22 +112,19 @@ async def maps(request: Request) -> Response:
 
 
 def _plan(figures: Figures) -> bytes:
-    try:
-        last = figures.rows(
-            "SELECT run.id AS run, run.finished_at, p.method, p.k, p.queries, p.judged, p.corpus, p.anchors FROM run "
-            "JOIN plan p ON p.run = run.id ORDER BY run.id DESC LIMIT 1"
-        )
-        if not last:
-            raise Problem(404, "no_plan", "The catalog has no plan. Hint: embridge plan OLD SAMPLE_NEW --queries ...")
-        where = f"WHERE run = {int(last[0]['run'])}"
-        left_out = "EXCLUDE (run, method, anchors, k, queries, corpus, judged)"
-        parts = {
-            "strategies": figures.rows(f"SELECT * {left_out} FROM plan {where} ORDER BY gain DESC"),
-            "recommendations": figures.rows(f"SELECT * EXCLUDE (run) FROM recommendation {where} ORDER BY situation"),
-            "learning_curve": figures.rows(f"SELECT * EXCLUDE (run) FROM learning_curve {where} ORDER BY anchors"),
-        }
-    except EmbridgeError as e:
-        raise Problem.of(e) from e
+    last = figures.rows(
+        "SELECT run.id AS run, run.finished_at, p.method, p.k, p.queries, p.judged, p.corpus, p.anchors FROM run "
+        "JOIN plan p ON p.run = run.id ORDER BY run.id DESC LIMIT 1"
+    )
+    if not last:
+        raise Problem(404, "no_plan", "The catalog has no plan. Hint: embridge plan OLD SAMPLE_NEW --queries ...")
+    where = f"WHERE run = {int(last[0]['run'])}"
+    left_out = "EXCLUDE (run, method, anchors, k, queries, corpus, judged)"
+    parts = {
+        "strategies": figures.rows(f"SELECT * {left_out} FROM plan {where} ORDER BY gain DESC"),
+        "recommendations": figures.rows(f"SELECT * EXCLUDE (run) FROM recommendation {where} ORDER BY situation"),
+        "learning_curve": figures.rows(f"SELECT * EXCLUDE (run) FROM learning_curve {where} ORDER BY anchors"),
+    }
     return to_json(last[0] | parts)
 
 
@@ -143,10 +140,7 @@ async def plan(request: Request) -> Response:
 def _rollout(target: Target) -> bytes:
     if target.rollout is None or target.old_space is None:
         raise Problem(404, "no_rollout", "No rollout is served.")
-    try:
-        status = target.rollout.status().to_dict()
-    except EmbridgeError as e:
-        raise Problem.of(e) from e
+    status = target.rollout.status().to_dict()
     facts = {"name": target.name, "old_space": target.old_space.to_dict(), "space": target.space.to_dict(), "status": status}
     return to_json(facts)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from embridge.errors import ParameterError
@@ -62,7 +62,7 @@ class ServeOptions:
     device: str = "auto"
     host: str = "127.0.0.1"
     port: int = 8080
-    api_key: str | None = None
+    api_key: str | None = field(default=None, repr=False)
     catalog: str | None = None
     query_log: str | None = None
     max_body: int = 32 << 20
@@ -84,16 +84,19 @@ class ServeOptions:
 
 
 def named_paths(given: tuple[str, ...], what: str) -> dict[str, str]:
-    """``PATH`` and ``NAME=PATH`` as paths by name.
+    """``PATH`` and ``NAME=PATH`` as paths by name, URIs without their passwords.
 
     Raises
     ------
     ParameterError
         Two have one name, or a name is empty.
     """
+    from embridge.stores.uri import without_password  # loads Arrow, which the help of the command line does not need
+
     found: dict[str, str] = {}
     for text in given:
         name, path = split_name(text)
+        path = without_password(path)
         name = _default_name(path) if name is None else name
         if not name or not path:
             raise ParameterError(f"{text!r} names no {what}. Hint: PATH, or NAME=PATH.")

@@ -44,6 +44,7 @@ from embridge.types import Hits, Metric, Space
 OWN, OLD, PROJECTED, BLENDED, FUSED, NATIVE = STRATEGIES = (
     "own-space", "old-space", "projected", "blended", "fused", "native",
 )  # fmt: skip
+_PROVENANCE = "provenance"  # column of a rollout's rows
 _STORE_SECONDS = 60.0  # a store is opened again after so long: what it shows is its state when it was opened
 
 
@@ -171,7 +172,7 @@ class Target:
             return "it has vectors of one space only"
         if strategy in (PROJECTED, BLENDED) and not has_map:
             return f"no map leads queries to {self.rows_space.name!r}"
-        if not one and searches and strategy not in (OWN, OLD):
+        if not one and searches and strategy == FUSED:
             return "a store ranks by one vector at a time; serve a fused index or a rollout"
         has_provenance = self.kind == "rollout" or (self.kind == "collection" and self._collection.provenance is not None)
         if strategy == NATIVE and not has_provenance:
@@ -202,8 +203,7 @@ class Target:
             return _by_rollout(self._rollout, search)
         searched = self._index if self.kind == "index" else self.collection
         if isinstance(searched, Searchable) and not isinstance(searched, Index):
-            side = searched.old_side if search.strategy == OLD else searched  # type: ignore[attr-defined]
-            return side.search(np.asarray(search.queries, np.float32), search.k)
+            return self._by_store(searched, search)
         queries, options = search.queries, search.fusion()
         if search.strategy == OWN:
             options |= {"weight": 1.0}
@@ -211,6 +211,13 @@ class Target:
             options |= {"weight": 0.0, "old_queries": self._old_queries(search)}
             queries = np.ones((len(queries), self.space.dim), np.float32)  # of weight 0, but it must not be a zero vector
         return _by_both(searched, queries, search, options)
+
+    def _by_store(self, collection: Any, search: Search) -> Hits:
+        """Search of one of the two vectors by the store's own engine."""
+        _no_parameters(search, self.name)
+        own = search.strategy == OWN
+        side, queries = (collection, search.queries) if own else (collection.old_side, self._old_queries(search))
+        return side.search(np.asarray(queries, np.float32), search.k)
 
     def _old_queries(self, search: Search) -> np.ndarray:
         """The queries over old vectors alone."""
@@ -241,9 +248,9 @@ class Target:
     def _native(self, search: Search) -> Hits:
         """Exact search among native rows."""
         collection = self.collection
-        if collection is None or collection.provenance is None:
+        if collection is None:
             raise ParameterError(f"The rows of {self.name!r} do not say which of them are native.")
-        translated = translated_rows(collection, collection.provenance.column)
+        translated = translated_rows(collection, _PROVENANCE if collection.provenance is None else collection.provenance.column)
         cosine = collection.space.metric == Metric.COSINE
         metric = Metric.L2 if collection.space.metric == Metric.L2 else Metric.DOT
         nearest = Nearest(unit(search.queries) if cosine else search.queries, search.k, metric)

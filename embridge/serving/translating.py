@@ -7,7 +7,6 @@ from typing import Annotated, TypeVar
 from fastapi import APIRouter, Query, Request, Response
 from pydantic import BaseModel, ValidationError
 
-from embridge.errors import EmbridgeError
 from embridge.serving import media
 from embridge.serving.gate import ROWS
 from embridge.serving.media import ARROW, JSON, RAW
@@ -70,10 +69,7 @@ def _translate(
         rows = media.Rows(media.from_json(given.vectors, source, limit))
     else:
         rows = media.from_raw(body, source, limit) if kind == RAW else media.from_arrow(body, source, limit, column)
-    try:
-        out = conversion.apply(rows.vectors)
-    except EmbridgeError as e:
-        raise Problem.of(e) from e
+    out = conversion.apply(rows.vectors)
     content = media.to_body(wanted, rows, out, conversion.target, conversion.facts())
     headers = media.headers_of(conversion.map, conversion.translation.fingerprint, conversion.target)
     return Response(content, media_type=wanted, headers=headers), len(out)

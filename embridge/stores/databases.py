@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 from collections.abc import Callable, Iterator
 
 from embridge.errors import EmbridgeError, OutputError, ParameterError, UnreadableFileError
@@ -39,6 +40,20 @@ def collection_in(location: Location, form: str, *options: str) -> str:
         if location.options.get(option, values[0]) not in values:
             raise ParameterError(f"{location.uri!r}: {option} must be {' or '.join(values)}.")
     return name
+
+
+def key_of(location: Location, variable: str) -> str | None:
+    """The API key of a server: the URI's, else that of an environment variable.
+
+    Raises
+    ------
+    ParameterError
+        It has characters that no header of HTTP may have; clients show them in their errors.
+    """
+    key = (location.password or os.environ.get(variable) or "").strip()
+    if not (key.isascii() and key.isprintable()):
+        raise ParameterError(f"The API key for {location.uri!r} has characters other than printable ASCII. Hint: check {variable}.")
+    return key or None
 
 
 @contextlib.contextmanager

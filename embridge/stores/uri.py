@@ -12,9 +12,12 @@ from embridge.errors import ParameterError
 
 _LOG = logging.getLogger("embridge")
 _SECRETS: dict[str, str] = {}  # by URI without its password, so that this URI opens the same collection in this process
-_SECRET_OPTIONS = ("password", "passwd", "api_key", "apikey", "api-key", "token", "secret", "sslpassword")
-_USER = re.compile(r"^(?P<start>[a-zA-Z][\w+.-]*://)(?P<user>[^/?#:@]*)(?::(?P<password>[^/?#]*))?@")
-_OPTION = re.compile(rf"(?<=[?&])(?:{'|'.join(_SECRET_OPTIONS)})=([^&#]*)&?", re.IGNORECASE)
+_FURTHER: dict[str, dict[str, str]] = {}  # the same for options of a driver that are secret, and no password of the server
+_PASSWORD = re.compile(r"password|passwd|api[_-]?key|token|secret", re.IGNORECASE)
+_SECRET = re.compile(r".*(passw|secret|token|api[_-]?key|(client|server)_key).*", re.IGNORECASE)
+_START = r"^(?P<start>[a-zA-Z][\w+.-]*://)(?P<user>[^/?#:@]*)"
+_USER = re.compile(_START + r"(?::(?P<password>[^/?#]*))?@")
+_LOOSE_USER = re.compile(_START + r":(?!\d*(?:[/?#]|$))(?P<password>[^@]*[/?#].*)@")  # a password with characters to be encoded
 _FILES = ("file", "s3", "gs", "gcs")  # of Parquet, whose credentials pyarrow reads
 
 
@@ -37,6 +40,8 @@ class Location:
         After ``?``.
     password : str, optional
         A password, or an API key, that was given in the URI.
+    secrets : dict of str to str
+        Other secret options, such as ``sslpassword``.
     """
 
     uri: str
@@ -48,6 +53,7 @@ class Location:
     part: str = ""
     options: dict[str, str] = field(default_factory=dict)
     password: str | None = field(default=None, repr=False)
+    secrets: dict[str, str] = field(default_factory=dict, repr=False)
 
     @classmethod
     def parse(cls, uri: str) -> Location:
@@ -70,7 +76,7 @@ class Location:
             raise ParameterError(f"{plain!r} repeats an option. Options: {', '.join(name for name, _ in pairs)}.")
         user = None if url.username is None else unquote(url.username)
         place = {"host": host, "port": port, "user": user, "part": unquote(url.fragment), "options": options}
-        return cls(plain, url.scheme, unquote(url.path), **place, password=_SECRETS.get(plain))
+        return cls(plain, url.scheme, unquote(url.path), **place, password=_SECRETS.get(plain), secrets=_FURTHER.get(plain, {}))
 
     def check_options(self, *known: str) -> None:
         """Refuse options that the store does not have.
@@ -135,20 +141,28 @@ def without_password(path: str) -> str:
     """
     if scheme_of(path) is None:
         return path
-    plain, secrets = path, []
-    if (user := _USER.match(plain)) and user["password"] is not None:
-        secrets += [unquote(user["password"])] if user["password"] else []
+    plain, passwords = path, []
+    if (user := _USER.match(plain) or _LOOSE_USER.match(plain)) and user["password"] is not None:
+        passwords += [unquote(user["password"])] if user["password"] else []
         kept = f"{user['user']}@" if user["user"] else ""
         plain = f"{user['start']}{kept}{plain[user.end() :]}"
     base, mark, part = plain.partition("#")
-    secrets += [unquote(found[1]) for found in _OPTION.finditer(base)]
-    plain = _OPTION.sub("", base).rstrip("?&") + mark + part
-    if secrets:
-        if plain not in _SECRETS:
+    base, question, query = base.partition("?")
+    pairs = [(unquote(pair.partition("=")[0]), pair) for pair in query.split("&")]
+    secret = {name: unquote(pair.partition("=")[2]) for name, pair in pairs if "=" in pair and _SECRET.fullmatch(name)}
+    if secret:
+        query = "&".join(pair for name, pair in pairs if name not in secret)
+        question = question if query else ""
+    plain = base + question + query + mark + part
+    passwords += [value for name, value in secret.items() if _PASSWORD.fullmatch(name)]
+    further = {name: value for name, value in secret.items() if not _PASSWORD.fullmatch(name)}
+    if passwords or further:
+        if plain not in _SECRETS and plain not in _FURTHER:
             _LOG.warning(
                 "%r was given with a password, which others may see in the list of processes or in a shell history. Hint: use the "
                 "environment or the files of its driver (PGPASSWORD, ~/.pgpass, QDRANT_API_KEY).",
                 plain,
             )
-        _SECRETS[plain] = secrets[-1]
+        _SECRETS.update({plain: passwords[-1]} if passwords else {})
+        _FURTHER.update({plain: further} if further else {})
     return plain

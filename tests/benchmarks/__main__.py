@@ -1,7 +1,8 @@
 """`make bench`: ratios measured in one run, each case in a process of its own, printed as a table and written as JSON.
 
-`python -m tests.benchmarks [--only query kernel fit convert quality fused] [--rows ...] [--anchors ...] [--repeat 3] [--folder DIR]
-[--out FILE]`; 10,000,000 rows on request.
+`python -m tests.benchmarks [--only query kernel fit convert quality fused service] [--rows ...] [--anchors ...] [--repeat 3]
+[--folder DIR] [--out FILE]`; 10,000,000 rows on request. `make bench BENCH=scale` (or `BENCH="scale --rows 10000000"`) is
+`tests.benchmarks.scale`.
 """
 
 from __future__ import annotations
@@ -17,10 +18,10 @@ import sys
 import tempfile
 from pathlib import Path
 
-from tests.benchmarks import fused, quality
+from tests.benchmarks import fused, quality, scale, service
 
 WIDTHS = ((384, 768), (1024, 1024))
-PARTS = ("query", "kernel", "fit", "convert", "quality", "fused")
+PARTS = ("query", "kernel", "fit", "convert", "quality", "fused", "service")
 
 
 def case(name: str, folder: Path, *arguments: object) -> dict[str, float]:
@@ -133,6 +134,8 @@ def main() -> None:
             report["fused"] = fused.show(quality.DATA)
         elif "fused" in options.only:
             print(f"fused: left out, since {quality.DATA} is not there", flush=True)
+        if "service" in options.only:
+            report["service"] = service.show()
         options.out.write_text(json.dumps(report, indent=2) + "\n")
         print(f"written to {options.out}")
     finally:
@@ -141,4 +144,7 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    if sys.argv[1:2] == ["scale"]:
+        scale.main(sys.argv[2:])
+    else:
+        main()

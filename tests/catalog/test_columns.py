@@ -66,7 +66,7 @@ def full_records():
         (
             Run.of("plan", result=plan),
             {"weight", "source", "target", "norms", "labels", "unlabelled", "lazy_depths", "qrels", "own_rows"}
-            | {"curve", "curve_projected", "isotropy"},
+            | {"curve", "curve_projected", "isotropy", "landmarks"},
         ),
         (Run.of("convert", result=Conversion("o.parquet", 100, 2.0, "cpu", "c-old", "f1", "c-out", 3)), {"reused"}),
         (Run.of("migrate", result=move), {"source_space", "space"}),

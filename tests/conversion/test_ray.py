@@ -87,12 +87,12 @@ def meanwhile(disturb, *arguments):
         done.result()
 
 
-def kill_one():
-    os.kill(stop_one("output.parquet.partial"), signal.SIGKILL)
+def kill_one(cluster):
+    os.kill(stop_one("output.parquet.partial", cluster.list_all_nodes()), signal.SIGKILL)
 
 
 def test_a_worker_is_killed_in_the_middle(cluster, shards, here, tmp_path):
-    with meanwhile(kill_one):
+    with meanwhile(kill_one, cluster):
         done = eb.convert(eb.open(shards), TRANSLATION, tmp_path / "new", backend="ray")
     assert content(tmp_path / "new") == here
     assert (done.rows, done.reused) == (FILES * ROWS, 0)
@@ -238,15 +238,14 @@ def test_without_ray_the_error_names_the_extra(shards, tmp_path, monkeypatch):
 def remove_node(cluster):
     """Remove a node while one of its workers writes."""
     node = next(iter(cluster.worker_nodes))
-    stop_one("output.parquet.partial", node.all_processes["raylet"][0].process.pid)
+    worker = stop_one("output.parquet.partial", [node])
     cluster.remove_node(node, allow_graceful=False)
+    os.kill(worker, signal.SIGKILL)  # it would end by itself, if it were not stopped
 
 
-def test_a_node_is_removed_in_the_middle(cluster, shards, here, tmp_path, monkeypatch):
-    """And a file is converted in spans of row groups, which are joined."""
-    monkeypatch.setattr(on_ray, "_SPAN_BYTES", 4 * Q * 7_000)
+def test_a_node_is_removed_in_the_middle(cluster, shards, here, tmp_path):
     with meanwhile(remove_node, cluster):
-        done = eb.convert(eb.open(shards / "0.parquet"), TRANSLATION, tmp_path / "new.parquet", backend="ray")
-    assert (tmp_path / "new.parquet").read_bytes() == here["0.parquet"]
-    assert (done.rows, done.reused) == (ROWS, 0)
+        done = eb.convert(eb.open(shards), TRANSLATION, tmp_path / "new", backend="ray")
+    assert content(tmp_path / "new") == here
+    assert (done.rows, done.reused) == (FILES * ROWS, 0)
     assert working(tmp_path) == []

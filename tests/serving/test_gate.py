@@ -8,6 +8,7 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from embridge.serving.logs import JsonLines
+from embridge.serving.maps import Conversion
 from embridge.serving.workers import Workers
 from tests.serving.support import PATIENCE, error_of, vector_of
 
@@ -97,6 +98,24 @@ def test_more_requests_than_the_limit_are_sent_away_and_probes_are_not(slow, ups
     thread.join(PATIENCE)
     assert found[0].status_code == 200
     assert embed(client).status_code == 200
+
+
+def test_health_is_answered_while_all_threads_compute(client_of, world, monkeypatch):
+    gate, begun, apply = threading.Event(), threading.Semaphore(0), Conversion.apply
+
+    def held(self, vectors, what="vectors"):
+        begun.release()
+        gate.wait(PATIENCE)
+        return apply(self, vectors, what)
+
+    monkeypatch.setattr(Conversion, "apply", held)
+    client = client_of("queries", workers=1)
+    thread, found = in_thread(lambda: client.post("/v1/translate", json={"vectors": world.query_new.tolist()}))
+    assert begun.acquire(timeout=PATIENCE)
+    assert client.get("/healthz").status_code == client.get("/readyz").status_code == client.get("/metrics").status_code == 200
+    gate.set()
+    thread.join(PATIENCE)
+    assert found[0].status_code == 200
 
 
 def test_a_request_that_takes_too_long_is_ended(slow, upstream):

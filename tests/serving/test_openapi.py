@@ -10,7 +10,7 @@ from tests.serving.support import error_of
 from tests.torture.service import fuzz
 
 ROOT = Path(__file__).parents[2]
-REQUESTS = 100
+REQUESTS = 50
 
 
 @pytest.fixture

@@ -8,6 +8,7 @@ import signal
 import socket
 import sys
 import threading
+from urllib.parse import urlsplit
 
 import httpx
 import numpy as np
@@ -107,6 +108,18 @@ def test_under_load_sigterm_loses_no_accepted_request(world):
     assert status == 0
     assert logged == done, other
     assert len(done) >= 200
+
+
+def test_a_client_that_goes_away_is_no_fault(world):
+    with serving(world.path("queries.safetensors")) as (process, client):
+        place = urlsplit(process.url)
+        with socket.create_connection((place.hostname, place.port)) as connection:
+            head = "POST /v1/translate HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: 1000\r\n\r\n"
+            connection.sendall(head.encode() + b'{"vectors"')
+            assert client.get("/healthz").status_code == 200
+        assert process.wait_for("request", route="/v1/translate")["status"] == 499
+        assert translate(client, world.query_new).status_code == 200
+        assert not [line for line in process.log if line["event"] == "fault"]
 
 
 def test_readiness_ends_before_connections_do(world):

@@ -130,6 +130,12 @@ def test_a_stream_of_another_space_is_refused(client, world):
     assert error_of(post(client, ARROW, stream_of(table)), 400)["code"] == "space_mismatch"
 
 
+@pytest.mark.parametrize("text", ["x", "[]", '{"name": 5}', "{"])
+def test_a_stream_with_damaged_metadata_is_refused(client, world, text):
+    table = table_of(world.old).replace_schema_metadata({"embridge.space": text})
+    assert "'embridge.space'" in error_of(post(client, ARROW, stream_of(table)), 400)["message"]
+
+
 def changed(row, value, rows=8):
     vectors = np.tile(np.linspace(0.1, 0.6, OLD.dim, dtype=np.float32), (rows, 1))
     vectors[row] = value

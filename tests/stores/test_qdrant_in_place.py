@@ -110,7 +110,7 @@ def test_a_shadow_whatever_request_was_the_last(engine_uri):
     assert survives_interrupts(lambda: shadowed(next(uris)), REQUESTS, check_interrupted, mode="shadow") >= 15
 
 
-@pytest.mark.parametrize(("mode", "kills"), [("column", {"migrate": 8}), ("shadow", {"migrate": 7, "cutover": 4})])
+@pytest.mark.parametrize(("mode", "kills"), [("column", {"migrate": 8}), ("shadow", {"migrate": 7, "cutover": 3})])
 def test_processes_that_are_killed(engine_uri, tmp_path, mode, kills):
     MAP.save(tmp_path / "map.safetensors")
     uri = shadowed(engine_uri) if mode == "shadow" else planted(engine_uri)

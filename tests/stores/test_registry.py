@@ -13,11 +13,12 @@ import numpy as np
 import pytest
 
 import embridge as eb
-from embridge.errors import ParameterError
+from embridge.errors import ParameterError, UnreadableFileError
 from embridge.stores import uri
 from embridge.stores.uri import Location, without_password
 from tests.support import run
 
+URI = "postgresql://u:hunter2@127.0.0.1:1/db?table=t"
 STORE = """
     from embridge.stores import MemoryCollection
     from embridge.stores.capabilities import Capabilities
@@ -101,6 +102,11 @@ def test_a_store_that_cannot_be_loaded_is_an_error(install, entry, code, reason)
         ("qdrant://h:6333/c?api_key=k%201&vector=v", "qdrant://h:6333/c?vector=v", "k 1"),
         ("qdrant://h/c?vector=v&API_KEY=k", "qdrant://h/c?vector=v", "k"),
         ("qdrant://h/c?password=k#t", "qdrant://h/c#t", "k"),
+        ("pg://ann:a/b#c?d@db/x", "pg://ann@db/x", "a/b#c?d"),
+        ("pg://h/c?vector=v&p%61ssword=k", "pg://h/c?vector=v", "k"),
+        ("pg://h:5/x@y?a=b#c@d", "pg://h:5/x@y?a=b#c@d", None),
+        ("pg://h:5?a=b@c", "pg://h:5?a=b@c", None),
+        ("pg://h?a=b&c=d:e@f/g", "pg://h?a=b&c=d:e@f/g", None),
         ("pg://ann@db/x?table=t:u@v", "pg://ann@db/x?table=t:u@v", None),
         ("npy:///a/b:c@d.npy", "npy:///a/b:c@d.npy", None),
     ],
@@ -113,6 +119,47 @@ def test_passwords_are_taken_out_and_kept(given, shown, password, caplog):
     assert Location.parse(shown) == location
     assert not password or (password not in repr(location) and password not in caplog.text)
     assert (shown in caplog.text) == (password is not None)
+
+
+def test_other_secrets_of_a_driver_keep_their_names(caplog):
+    uri._SECRETS.clear()
+    location = Location.parse("pg://ann:k@h/c?sslpassword=hunter1&scram_client_key=hunter2&oauth_client_secret=hunter3&a=b")
+    assert (location.uri, location.password) == ("pg://ann@h/c?a=b", "k")
+    assert location.secrets == {"sslpassword": "hunter1", "scram_client_key": "hunter2", "oauth_client_secret": "hunter3"}
+    assert "hunter" not in repr(location) + caplog.text
+    assert Location.parse(location.uri) == location
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["copy", URI],
+        ["copy", URI, "b", "c", URI],
+        [URI],
+        ["catalog", URI],
+        ["copy", "a", "b", "--dtype", URI],
+        ["copy", "a", "b", f"--batch-rows={URI}"],
+        ["info", f"{URI}\udcff"],
+        ["info", URI, "--no-catalog", "--debug"],
+    ],
+)
+def test_no_message_shows_a_password(words):
+    done = run(*words)
+    assert done.exit_code
+    assert "hunter2" not in done.output + repr(done.exception)
+
+
+@pytest.mark.parametrize(("scheme", "variable"), [("qdrant", "QDRANT_API_KEY"), ("chroma", "CHROMA_API_KEY")])
+def test_a_key_that_is_no_header_is_not_shown(scheme, variable, monkeypatch):
+    pytest.importorskip({"qdrant": "qdrant_client", "chroma": "chromadb"}[scheme])
+    for key in ("hunter2\x7f", "hunter2é", "hun\nter2"):
+        monkeypatch.setenv(variable, key)
+        with pytest.raises(ParameterError, match="other than printable ASCII") as e:
+            eb.open(f"{scheme}://127.0.0.1:1/rows", space="a")
+        assert "ter2" not in str(e.value)
+    monkeypatch.setenv(variable, "hunter2\n")  # as read from a file
+    with pytest.raises(UnreadableFileError, match="server running"):
+        eb.open(f"{scheme}://127.0.0.1:1/rows", space="a")
 
 
 def test_paths_of_files_are_not_uris():

@@ -72,7 +72,7 @@ def fuzz(folder: Path, requests: int, seed: int, *, rollout: bool = True) -> tup
         command += ["--phases", "coverage,fuzzing", "--exclude-checks", CHECKS_LEFT_OUT, "--continue-on-failure"]
         command += ["--max-examples", str(max(1, requests // 5)), "--warnings", "off", "--suppress-health-check", "all"]
         environment = os.environ | {"SCHEMATHESIS_HOOKS": "tests.torture.service_hooks", "PYTHONPATH": _path()}
-        done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
+        done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, check=False)
         faults = [line for line in process.log if line["event"] == "fault"]
         answered = [line for line in process.log if line["event"] == "request"]
         by_status: dict[int, int] = {}

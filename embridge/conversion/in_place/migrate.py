@@ -11,7 +11,16 @@ import numpy as np
 import pyarrow as pa
 
 from embridge.conversion.batch import prepare
-from embridge.conversion.in_place.plan import InPlaceOptions, check_found, new_note, open_old, opened, rows_of, task_of
+from embridge.conversion.in_place.plan import (
+    InPlaceOptions,
+    check_found,
+    new_note,
+    open_old,
+    opened,
+    rows_of,
+    rows_of_group,
+    task_of,
+)
 from embridge.conversion.pipeline import Group, translate_rows
 from embridge.conversion.task import Progress, Task
 from embridge.errors import BadVectorsError, CollectionError, n_rows
@@ -22,7 +31,6 @@ from embridge.stores.batch import Batch
 from embridge.stores.capabilities import Capabilities
 from embridge.stores.in_place import InPlace, MigrationNote, Preview
 from embridge.stores.memory import empty_payload
-from embridge.stores.parquet.writer import rows_of_group
 from embridge.stores.uri import without_password
 
 _PASSES = 3  # over rows that stay without a new vector although they can be translated, before this is an error

@@ -8,12 +8,15 @@ from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, replace
 
+import numpy as np
+
 from embridge.conversion.engine import Precision, TranslateOptions
 from embridge.conversion.task import OnBad, Progress, Task
 from embridge.errors import CollectionError, InterruptedOutputError, OutputExistsError, ParameterError
 from embridge.maps import Map
 from embridge.stores import Collection, open_collection
 from embridge.stores.in_place import InPlace, MigrationNote, Mode
+from embridge.stores.parquet import writer
 from embridge.stores.registry import store_of
 from embridge.stores.store import Cursor, Store
 from embridge.stores.uri import Location
@@ -180,6 +183,11 @@ def rows_of(change: InPlace, note: MigrationNote, uri: str) -> Collection:
     if found is None:
         raise CollectionError(f"{uri!r} has no row with a vector in {note.old_name!r}, so there is nothing to migrate.")
     return found
+
+
+def rows_of_group(dim: int, dtype: np.dtype) -> int:
+    """Rows of one write: 4 MiB of vectors, so that reading and translating overlap with writing in small collections too."""
+    return max(1, writer.rows_of_group(dim, dtype) // 4)
 
 
 def open_old(uri: str, options: InPlaceOptions) -> Collection:

@@ -44,7 +44,7 @@ def connect(location: Location, *, may_create: bool = False) -> Any:
         if not may_create and not os.path.isfile(os.path.join(folder, "chroma.sqlite3")):  # the client would create it
             raise MissingFileError.at(location.path)
         return chromadb.PersistentClient(folder, **place)
-    key = location.password or os.environ.get("CHROMA_API_KEY")
+    key = databases.key_of(location, "CHROMA_API_KEY")
     headers = {"x-chroma-token": key} if key else None
     https = location.options.get("https") == "true"
     return chromadb.HttpClient(location.host, location.port or PORT, ssl=https, headers=headers, **place)

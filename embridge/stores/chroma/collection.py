@@ -23,7 +23,7 @@ from embridge.types import DeclaredSpace, Metric, Space
 
 SPACES = {Metric.COSINE: "cosine", Metric.DOT: "ip", Metric.L2: "l2"}
 TEXTS = {"document": "documents", "uri": "uris"}  # columns that Chroma keeps beside the metadata of a row
-CAPABILITIES = Capabilities(keeps_order=False, in_place_modes=("shadow",), finds_missing=True)
+CAPABILITIES = Capabilities(keeps_order=False, in_place_modes=("shadow",), finds_missing=True, largest_batch=4096)
 MIGRATION = f"{NOTE}_migration"  # key in the metadata of a collection that began as the shadow of another
 _PAGE = 1024  # rows of one request
 

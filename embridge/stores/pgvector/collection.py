@@ -213,7 +213,7 @@ def connect(location: Location) -> psycopg.Connection[Any]:
     """A connection; credentials that the URI does not have come from the environment and the files of libpq."""
     known = [option.keyword.decode() for option in psycopg.pq.Conninfo.get_defaults()]
     location.check_options(*_OPTIONS, *known)
-    others = {name: value for name, value in location.options.items() if name not in _OPTIONS}
+    others = {name: value for name, value in location.options.items() if name not in _OPTIONS} | location.secrets
     place = {"host": location.host, "port": location.port, "user": location.user, "password": location.password}
     place |= {"dbname": location.path.strip("/")}
     found = psycopg.connect(**{name: value for name, value in place.items() if value} | others, autocommit=True)

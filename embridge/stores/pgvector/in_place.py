@@ -134,7 +134,6 @@ class PgInPlace(InPlace):
     def finish(self, note: MigrationNote) -> list[str]:
         with writing(self._location):
             remarks = build_indexes(self._connection, self._location, note, _kind(note))
-            self._connection.execute(sql.SQL("ANALYZE {}").format(self._table))
             self._keep(note)
         return remarks
 

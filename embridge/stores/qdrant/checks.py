@@ -41,8 +41,10 @@ def _numbers(version: str) -> tuple[int, ...]:
     return tuple(int(part) for part in re.findall(r"\d+", version)[:2])
 
 
-def _check_column(_: Any, location: Location, note: MigrationNote, info: Any) -> None:
+def _check_column(client: Any, location: Location, note: MigrationNote, info: Any) -> None:
     vectors = vectors_of(info)
+    if not hasattr(client, "create_vector_name"):
+        raise CollectionError("--mode column needs qdrant-client 1.18 or newer. Hint: pip install -U qdrant-client.")
     if note.name not in vectors:
         raise CollectionError(
             f"{location.uri!r} has a vector without a name. With a named one beside it, points come back in another form, and "

@@ -77,7 +77,7 @@ def _options(location: Location) -> dict[str, Any]:
     if not location.host:
         return {"path": os.path.realpath(location.path), "force_disable_check_same_thread": True}
     https = {"true": True, "false": False}.get(location.options.get("https", ""))
-    key = location.password or os.environ.get("QDRANT_API_KEY") or None
+    key = databases.key_of(location, "QDRANT_API_KEY")
     return {"host": location.host, "port": location.port or PORT, "https": https, "api_key": key, "timeout": _TIMEOUT}
 
 

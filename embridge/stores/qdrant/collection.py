@@ -31,7 +31,7 @@ _MIGRATION = f"{NOTE}_migration:"  # keys in the metadata of a collection, follo
 def capabilities_of(metric: Metric | None) -> Capabilities:
     """Of a collection: under cosine, vectors are stored with unit length."""
     rest = {"dtypes": ("float32", "float16"), "supports_second_vector": True, "supports_alias": True}
-    rest |= {"in_place_modes": ("column", "shadow"), "finds_missing": True}
+    rest |= {"in_place_modes": ("column", "shadow"), "finds_missing": True, "largest_batch": 4096}  # rows with their payload
     return Capabilities(keeps_lengths=metric != Metric.COSINE, keeps_order=False, **rest)
 
 

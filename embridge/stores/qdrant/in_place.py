@@ -190,7 +190,7 @@ class QdrantInPlace(InPlace):
         info, _ = self._describe(note.aside or self._name)
         using, index = using_of(note, info), index_of(note, info)
         old = vectors_of(info)[note.name if note.mode == "column" else using]
-        placed = {"quantization_config": old.quantization_config, "on_disk": old.on_disk, "memory": old.memory}
+        placed = {name: getattr(old, name) for name in models.VectorParamsDiff.model_fields if name != "hnsw_config"}
         with storing(self._location):
             remarks = []
             if note.mode == "shadow":
