@@ -1,8 +1,9 @@
 """Reading and writing collections of stores, beside the shortest script with the engine's own client, in one run.
 
-`python -m tests.benchmarks.stores [--rows 20000 200000] [--only pgvector lancedb npy qdrant chroma] [--repeat 3]
-[--folder DIR]`. Rows have 384 values and a text id. Writing is `embridge copy` of a Parquet file, beside a script that reads it with
-pyarrow and writes it with the client; reading is all batches of ids and vectors as arrays. Each case is a process; cases alternate, and medians count.
+`python -m tests.benchmarks.stores [--rows 20000 200000] [--only pgvector npy ...] [--repeat 3] [--folder DIR]`.
+
+Rows have 384 values and a text id. Writing is `embridge copy` of a Parquet file, beside a script that reads it with pyarrow and
+writes it with the client; reading is all batches of ids and vectors as arrays. Each case is a process; cases alternate, and medians count.
 Qdrant is the local mode of its client, which keeps all rows in memory and is measured at 20,000 rows only.
 """
 
