@@ -9,6 +9,7 @@ import os
 os.environ.setdefault("OMP_NUM_THREADS", "2")  # before FAISS and torch are loaded: the tests are small
 os.environ.setdefault("HAYSTACK_TELEMETRY_ENABLED", "False")  # read when haystack is imported; its default is to send statistics
 
+import shutil
 import tempfile
 import uuid
 import warnings
@@ -79,6 +80,27 @@ def postgres():
 def new_table(postgres):
     """``new_table()`` gives the URI of a table that does not exist."""
     return lambda: f"{postgres}&table=t{uuid.uuid4().hex[:12]}"
+
+
+@pytest.fixture(scope="module")
+def browser():
+    """Chromium, through playwright."""
+    playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
+    path = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome", "chrome"))), None)
+    if path is None:
+        pytest.skip("no Chromium on the path")
+    flags = [
+        "no-sandbox",
+        "disable-gpu",
+        "no-first-run",
+        "disable-background-networking",
+        "disable-component-update",
+        "disable-sync",
+    ]
+    with playwright.sync_playwright() as engine:
+        found = engine.chromium.launch(executable_path=path, args=[f"--{flag}" for flag in flags])
+        yield found
+        found.close()
 
 
 @pytest.fixture(scope="session")

@@ -1,6 +1,6 @@
-"""Verbs that compare two collections take those of stores on either side: figures are those of the same rows in Parquet.
+"""Verbs that compare two collections take those of stores: figures are those of the same rows in Parquet.
 
-A store may have another order of rows. Rows are sampled and split by hashes of their ids, so figures differ by no more than the last
+A store may have another order of rows. Rows are sampled and split by hashes of ids, so figures differ by no more than the last
 digits of sums, and the order of rows whose scores are equal.
 """
 

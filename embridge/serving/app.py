@@ -5,13 +5,12 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import AsyncIterator
-from pathlib import Path
 from typing import Any
 
 from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
 from fastapi.openapi.utils import get_openapi
-from fastapi.responses import HTMLResponse, JSONResponse
+from fastapi.responses import JSONResponse
 from pydantic.json_schema import models_json_schema
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
@@ -21,20 +20,17 @@ from embridge.errors import EmbridgeError
 from embridge.serving import comparing, embedding, facts, schemas, searching, translating
 from embridge.serving.gate import OPEN, Gate
 from embridge.serving.options import ServeOptions
+from embridge.serving.page import Page
 from embridge.serving.problems import Problem, answers, place
 from embridge.serving.schemas import Health
 from embridge.serving.service import Service
 
-_PAGE = Path(__file__).with_name("page.html")
 _BODIES = (
     schemas.TranslateRequest,
     schemas.EmbeddingsRequest,
     schemas.SearchRequest,
     schemas.CompareRequest,
     schemas.LogRequest,
-)
-_POLICY = (
-    "default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; img-src data:; connect-src 'self'; base-uri 'none'"
 )
 _ABOUT = (
     "Between an application and an index when the encoder changes: queries and vectors are translated between the spaces of two "
@@ -89,7 +85,7 @@ def create_app(options: ServeOptions, service: Service | None = None) -> Gate:
     service = service or Service(options)
     app = Application(title="embridge", version=__version__, description=_ABOUT, openapi_url=None, lifespan=_lifespan)
     app.state.service, app.state.figures = service, facts.Figures(options.catalog)
-    app.state.page = _PAGE.read_text(encoding="utf-8")
+    app.state.page = Page()
     for module in (embedding, translating, searching, comparing, facts):
         app.include_router(module.router)
     _add_plain_routes(app)
@@ -142,8 +138,7 @@ def _add_plain_routes(app: Application) -> None:
 
     @app.get("/", include_in_schema=False)
     async def page() -> Response:
-        headers = {"Content-Security-Policy": _POLICY, "X-Content-Type-Options": "nosniff", "Referrer-Policy": "no-referrer"}
-        return HTMLResponse(app.state.page, headers=headers)
+        return app.state.page.response()
 
 
 async def _on_problem(_: Request, error: Any) -> Response:

@@ -13,7 +13,8 @@ from embridge.serving.encoders import Request as EncodeRequest
 from embridge.serving.gate import ROWS
 from embridge.serving.media import JSON
 from embridge.serving.problems import Problem, answers
-from embridge.serving.schemas import CompareAnswer, CompareRequest, LogAnswer, LogRequest, SearchRequest
+from embridge.serving.query_log import logged_queries
+from embridge.serving.schemas import CompareAnswer, CompareRequest, LogAnswer, LoggedAnswer, LogRequest, SearchRequest
 from embridge.serving.searching import (
     Chosen,
     Given,
@@ -32,13 +33,14 @@ from embridge.serving.targets import BLENDED, OLD, OWN, STRATEGIES, Target
 from embridge.serving.translating import parsed_json, service_of
 
 router = APIRouter(tags=["search"])
+_LISTED = 100  # logged queries
 
 
 @router.post(
     "/v1/compare",
     summary="Compare strategies on one query",
     response_class=Response,
-    responses={200: {"model": CompareAnswer}, **answers(400, 408, 413, 415, 429, 502, 504)},
+    responses={200: {"model": CompareAnswer}, **answers(400, 404, 408, 413, 415, 429, 502, 504)},
     openapi_extra=json_body("CompareRequest"),
 )
 async def compare(request: Request) -> Response:
@@ -50,16 +52,27 @@ async def compare(request: Request) -> Response:
     service, body = service_of(request), await request.body()
     given = await service.workers.run(parsed_json, CompareRequest, body, request.headers.get("content-type"))
     parts = (given.vectors, given.old_vectors, given.texts)
-    if (given.texts is None) == (given.vectors is None and given.old_vectors is None):
-        raise Problem.invalid("Give one query: as text (texts), or by the new model (vectors), the old one (old_vectors) or both.")
+    has_vectors = given.vectors is not None or given.old_vectors is not None
+    if [given.texts is not None, given.logged is not None, has_vectors].count(True) != 1:
+        ways = "as text (texts), a logged one (logged), or by the new model (vectors), the old one (old_vectors) or both"
+        raise Problem.invalid(f"Give one query: {ways}.")
     if any(part is not None and len(part) != 1 for part in parts):
         raise Problem.invalid("Strategies are compared on one query at a time.", code="too_many_rows")
     request.scope[ROWS] = 1
-    whole = Given(*parts)
+    whole = Given(*parts) if given.logged is None else await service.workers.run(_logged, service, given.logged)
     encoded = {} if given.texts is None else await _encoded(service, given.texts)
     permitted = [(t, s) for t in service.targets.values() for s in STRATEGIES if s not in refusals(service, t)]
     columns = [await service.workers.run(_column, service, *one, whole, encoded, given.k) for one in permitted]
     return Response(to_json({"k": given.k, "columns": columns}), media_type=JSON)
+
+
+def _logged(service: Service, query: str) -> Given:
+    """A logged query by both models."""
+    found = logged_queries(service.rollout.path)
+    position = None if found is None else next((i for i, known in enumerate(found.ids) if str(known) == query), None)
+    if found is None or position is None:
+        raise Problem(404, "query_not_found", f"The rollout has logged no query {query[:100]!r}.", "logged")
+    return Given([found.y[position].tolist()], [found.x[position].tolist()], None)
 
 
 async def _encoded(service: Service, texts: list[str]) -> dict[str, np.ndarray]:
@@ -135,6 +148,24 @@ def _title(service: Service, target: Target, strategy: str) -> str:
     if target.old_space is not None:
         return "translated"
     return "old" if is_old(service, target.space) else "new"
+
+
+def _listed(service: Service) -> bytes:
+    found = logged_queries(service.rollout.path)
+    ids = [] if found is None else found.ids
+    return to_json({"ids": [str(one) for one in ids[:_LISTED]], "count": len(ids)})
+
+
+@router.get(
+    "/v1/queries",
+    summary="List logged queries",
+    response_class=Response,
+    responses={200: {"model": LoggedAnswer}, **answers(404)},
+)
+async def listed_queries(request: Request) -> Response:
+    """List queries that the rollout has logged; `POST /v1/compare` takes their ids."""
+    service = service_of(request)
+    return Response(await service.workers.run(_listed, service), media_type=JSON)
 
 
 @router.post(

@@ -91,17 +91,18 @@ def _index_facts(service: Service, target: Target) -> dict[str, Any]:
 
 
 def _all(service: Service, figures: Figures) -> bytes:
-    fault, quality = None, {}
-    for served in service.maps:
-        try:
-            quality[served.name] = _quality(figures, served.translation.fingerprint)
-        except EmbridgeError as e:
-            fault = str(e)
+    fault, quality, plans = None, {}, []
+    try:
+        quality = {served.name: _quality(figures, served.translation.fingerprint) for served in service.maps}
+        plans = figures.rows("SELECT max(run) AS run FROM plan")
+    except EmbridgeError as e:
+        fault = str(e)
     found: dict[str, Any] = {"maps": [_map_facts(service, served, quality.get(served.name, [])) for served in service.maps]}
     found["indexes"] = [_index_facts(service, target) for target in service.targets.values()]
     encoders = ((encoder.space, isinstance(encoder, LocalEncoder)) for encoder in service.encoders)
     found["encoders"] = [{"space": space, "kind": "model" if local else "upstream"} for space, local in encoders]
-    return to_json(found | {"query_log": service.query_log is not None, "catalog_fault": fault})
+    found |= {"query_log": service.query_log is not None, "plan": plans[0]["run"] if plans else None}
+    return to_json(found | {"catalog_fault": fault})
 
 
 @router.get("/v1/maps", summary="List maps", response_class=Response, responses={200: {"model": MapsAnswer}, **answers()})

@@ -1,4 +1,4 @@
-"""The log of queries for a rollout: Parquet files of queries by the old and by the new model, in two folders."""
+"""Queries of a rollout: those that it has logged, and a log of further ones, Parquet files by the old and by the new model."""
 
 from __future__ import annotations
 
@@ -9,11 +9,29 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 
+from embridge.anchors import Anchors
 from embridge.files import writing
+from embridge.rollout.stage import Stage
+from embridge.rollout.steps import reading
 from embridge.stores.base import Batch
 from embridge.stores.memory import empty_payload
 from embridge.stores.parquet.writer import write_collection
 from embridge.types import Space
+
+
+def logged_queries(rollout: str) -> Anchors | None:
+    """The queries of a rollout by both models; None where it has none.
+
+    Parameters
+    ----------
+    rollout : str
+        Its folder.
+
+    Raises
+    ------
+    UnreadableFileError
+    """
+    return reading(Path(rollout), lambda _, folder: Stage(folder).queries)
 
 
 class QueryLog:

@@ -156,6 +156,7 @@ class SearchAnswer(BaseModel):
 class CompareRequest(_Queries):
     """One query, for all strategies."""
 
+    logged: Name | None = Field(None, description="A query that the rollout has logged, by its id, in place of vectors or texts.")
     k: Count = Field(10, description="Hits of each strategy.")
 
 
@@ -186,6 +187,13 @@ class LogAnswer(BaseModel):
     """The ids under which queries were logged, in their order."""
 
     ids: list[str]
+
+
+class LoggedAnswer(BaseModel):
+    """Queries that the rollout has logged."""
+
+    ids: list[str] = Field(description="The first 100.")
+    count: int
 
 
 class MapFacts(BaseModel):
@@ -232,6 +240,7 @@ class MapsAnswer(BaseModel):
     indexes: list[IndexFacts]
     encoders: list[EncoderFacts]
     query_log: bool
+    plan: int | None = Field(description="Run of the newest plan in the catalog, see `GET /v1/plan`.")
     catalog_fault: str | None = Field(description="Why there are no figures from the catalog.")
 
 

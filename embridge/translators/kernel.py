@@ -187,7 +187,8 @@ class Kernel:
     ) -> np.ndarray:
         """Scores of every penalty on folds (see `HeldOutRows` and `overlap_of_queries`), shape (penalties, units)."""
         rows, role = anchors.sample(_CHOSEN_ON, self.seed), as_role(self.role)
-        fold = np.argsort(np.argsort(hash_ids(rows.ids, "kernel fold", self.seed))) % _FOLDS  # the same in any order of rows
+        rows = rows.at(np.argsort(hash_ids(rows.ids, "kernel fold", self.seed)))  # the same choice in any order of anchors
+        fold = np.arange(len(rows)) % _FOLDS
         translated = np.empty((len(PENALTIES), *rows.y.shape), np.float32)
         units = []
         for number in range(_FOLDS):

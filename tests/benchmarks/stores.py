@@ -1,8 +1,8 @@
 """Reading and writing collections of stores, beside the shortest script with the engine's own client, in one run.
 
-`python -m tests.benchmarks.stores [--rows 20000 200000] [--only pgvector lancedb npy qdrant chroma] [--repeat 3] [--folder DIR]`.
-Rows have 384 values and a text id. Writing is `embridge copy` of a Parquet file, beside a script that reads it with pyarrow and writes
-it with the client; reading is all batches of ids and vectors as arrays. Each case is a process; cases alternate, and medians count.
+`python -m tests.benchmarks.stores [--rows 20000 200000] [--only pgvector lancedb npy qdrant chroma] [--repeat 3]
+[--folder DIR]`. Rows have 384 values and a text id. Writing is `embridge copy` of a Parquet file, beside a script that reads it with
+pyarrow and writes it with the client; reading is all batches of ids and vectors as arrays. Each case is a process; cases alternate, and medians count.
 Qdrant is the local mode of its client, which keeps all rows in memory and is measured at 20,000 rows only.
 """
 
@@ -83,10 +83,10 @@ def write_pgvector(folder: Path, name: str) -> None:
 def read_pgvector(folder: Path, name: str) -> int:
     import psycopg
 
-    with psycopg.connect(f"host={folder}/pg user=postgres") as connection:
-        with connection.cursor().copy(f"COPY (SELECT id, vector FROM {name} ORDER BY id) TO STDOUT (FORMAT BINARY)") as copy:
-            copy.set_types(["text", "bytea"])
-            return len([(one, np.frombuffer(row, ">f4", offset=4)) for one, row in copy.rows()])
+    query = f"COPY (SELECT id, vector FROM {name} ORDER BY id) TO STDOUT (FORMAT BINARY)"
+    with psycopg.connect(f"host={folder}/pg user=postgres") as connection, connection.cursor().copy(query) as copy:
+        copy.set_types(["text", "bytea"])
+        return len([(one, np.frombuffer(row, ">f4", offset=4)) for one, row in copy.rows()])
 
 
 def write_qdrant(folder: Path, name: str) -> None:
@@ -152,8 +152,10 @@ def read_ours(store: str, folder: Path, name: str) -> int:
 def case(store: str, verb: str, whose: str, folder: Path, name: str) -> None:
     """Run one case, and print its seconds; packages are imported before."""
     import embridge.conversion
+    from embridge.stores.registry import store_of
 
-    __import__({"npy": "numpy", "pgvector": "psycopg", "qdrant": "qdrant_client", "chroma": "chromadb"}.get(store, store))
+    store_of(uri_of(store, folder, name))  # loads the engine's client
+    __import__("duckdb")
     assert embridge.conversion
     if whose == "ours":
         run: Callable[..., Any] = write_ours if verb == "write" else read_ours

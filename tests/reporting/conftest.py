@@ -9,7 +9,7 @@ from click.testing import CliRunner
 import embridge as eb
 from embridge.cli.main import main
 from embridge.testing.translators import planted_anchors
-from tests.reporting.support import BROWSER, FLAGS, HOSTILE, cosine
+from tests.reporting.support import HOSTILE, cosine
 
 
 @pytest.fixture(scope="module")
@@ -42,17 +42,6 @@ def hostile():
     rows = cosine(planted_anchors(700, 8, 12, noise=0.4), source=HOSTILE[0], target=HOSTILE[1])
     labels = {i: HOSTILE[n % (len(HOSTILE) + 1)] for n, i in enumerate(rows.ids.tolist()) if n % (len(HOSTILE) + 1) < len(HOSTILE)}
     return eb.plan(rows, anchors=300, labels=labels), labels
-
-
-@pytest.fixture(scope="module")
-def browser():
-    playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
-    if BROWSER is None:
-        pytest.skip("no Chromium on the path")
-    with playwright.sync_playwright() as engine:
-        found = engine.chromium.launch(executable_path=BROWSER, args=FLAGS)
-        yield found
-        found.close()
 
 
 @pytest.fixture

@@ -1,7 +1,6 @@
 """Data and functions for the tests of the report of a plan."""
 
 import datetime
-import shutil
 from dataclasses import replace
 
 import numpy as np
@@ -9,11 +8,6 @@ import numpy as np
 import embridge as eb
 from embridge.types import Metric, Space
 
-BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome", "chrome"))), None)
-FLAGS = [
-    "--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking", "--disable-component-update",
-    "--disable-sync",
-]  # fmt: skip
 FIGURES = ("strategies", "curve", "progress", "norms", "labels")
 DAY = datetime.date(2026, 3, 4)
 HOSTILE = (

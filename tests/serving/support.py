@@ -50,6 +50,9 @@ class Upstream(ThreadingHTTPServer):
     def url(self):
         return f"http://127.0.0.1:{self.server_port}/v1"
 
+    def vector(self, text):
+        return vector_of(text, self.dim)
+
 
 class _Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
@@ -64,7 +67,7 @@ class _Handler(BaseHTTPRequestHandler):
         if server.failure is not None:
             self.answer(*server.failure)
             return
-        rows = [vector_of(one, server.dim).tolist() for one in body["input"]]
+        rows = [server.vector(one).tolist() for one in body["input"]]
         data = [{"object": "embedding", "index": i, "embedding": row} for i, row in enumerate(rows)]
         usage = {"prompt_tokens": 7 * len(rows), "total_tokens": 7 * len(rows)}
         found = {"object": "list", "data": data[::-1], "model": body["model"], "usage": usage}
@@ -82,8 +85,8 @@ class _Handler(BaseHTTPRequestHandler):
 
 
 @contextlib.contextmanager
-def running_upstream():
-    with Upstream() as server:
+def running_upstream(kind=Upstream, *arguments):
+    with kind(*arguments) as server:
         thread = threading.Thread(target=server.serve_forever, args=(0.01,))
         thread.start()
         try:
