@@ -51,7 +51,8 @@ def landmark_costs(kernel: KernelMap, train: Anchors, benchmark: Benchmark, *, s
         measured.append(benchmark.measure(scores))
         recall = float(scores.recall.mean()) if len(scores.recall) else None
         out.append(LandmarkCost(count, float(scores.overlap.mean()), recall, _seconds(fitted, benchmark.corpus.x[:_TIMED])))
-    enough = one_standard_error(np.array(measured))[0]
+    table = np.array(measured)
+    enough = one_standard_error(table)[0] if table.shape[1] > 1 else len(out) - 1  # one query has no standard error
     return tuple(replace(one, is_enough=number == enough) for number, one in enumerate(out))
 
 

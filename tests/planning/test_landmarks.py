@@ -37,6 +37,14 @@ def test_more_landmarks_cost_more_and_the_fewest_that_suffice_are_marked(anchors
     assert all(one.landmarks >= enough.landmarks or one.overlap < best for one in found)
 
 
+def test_with_one_query_the_most_landmarks_are_named(anchors, monkeypatch):
+    monkeypatch.setattr(landmarks, "_COUNTS", (8, 5_000))
+    train = anchors.sample(100, 0)
+    benchmark = Benchmark.of(anchors.without(train.hashes()), None, 10, max_queries=1)
+    kernel = Kernel(penalty=0.3, alpha=1.0, shrinkage_target_weight=0.5).fit(train)
+    assert [one.is_enough for one in landmark_costs(kernel, train, benchmark, seed=0, device="cpu")] == [False, True]
+
+
 def test_a_plan_has_the_table_and_names_the_count(anchors):
     found = eb.plan(anchors, anchors=200)
     assert [one.landmarks for one in found.landmarks] == [200]
