@@ -30,6 +30,7 @@ from embridge.evaluation.decoders import evaluate_decoder as evaluate_decoder
 from embridge.evaluation.relative import relative as relative
 from embridge.evaluation.stitching import compare_stitching as compare_stitching
 from embridge.evaluation.stitching import stitch as stitch
+from embridge.evaluation.through import evaluate_through as evaluate_through
 from embridge.indexes.build import build_index as build_index
 from embridge.indexes.fusion import Fusion as Fusion
 from embridge.indexes.index import Index as Index

@@ -137,8 +137,7 @@ def encode(
         check_unique(table)
         table.check()
         wanted = None if only is None else table.chosen(only)
-        # Tasks find their devices on their nodes; here the model only states its prompts.
-        place = resolve_device(device if ray is None else "cpu")
+        place = resolve_device(device if ray is None else "cpu")  # tasks have their own; here the model only states its prompts
         encoder = load_encoder(model, place)
         chosen = _prompt(encoder, model, prompt, prompt_name)
         plan = {
@@ -219,7 +218,7 @@ def _encode_here(job: _Job, parts: Parts, encoder: SentenceTransformer, wanted: 
 
 
 def _encode_on_ray(job: _Job, parts: Parts, wanted: set[Any] | None, ray: RayBackend) -> Generator[int, None, None]:
-    """Encode the parts that are missing as tasks; yields the rows of those that are there already, then of each that ends."""
+    """The same as tasks; yields the rows of the parts that are there already, then of each that ends."""
     rows, total = job.plan["part_rows"], len(job.table) if wanted is None else len(wanted)
     spans = job.table.part_spans(rows, wanted)
     units = [_Part(f"part {i + 1} of {job.table.name}", i, job, span) for i, span in enumerate(spans) if parts.find(i) is None]
@@ -284,15 +283,7 @@ def encoder_of(collection: Collection) -> dict[str, Any]:
 
 
 def load_encoder(model: str, device: torch.device) -> SentenceTransformer:
-    """A sentence-transformers model, by name or path.
-
-    Raises
-    ------
-    MissingDependencyError
-        sentence-transformers is not installed.
-    ParameterError
-        There is no such model.
-    """
+    """A sentence-transformers model, by name or path; MissingDependencyError and ParameterError as for `encode`."""
     try:
         from sentence_transformers import SentenceTransformer
     except ImportError as e:

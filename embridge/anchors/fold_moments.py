@@ -57,16 +57,22 @@ class FoldMoments:
         return FoldMoments(tuple(part.reversed() for part in self.parts), samples, self.sample_hashes, self.anchor_hashes)
 
     def total(self) -> Moments:
-        """Moments of all parts together."""
-        return self.without(-1)
+        """Moments of all parts together, computed once."""
+        cache: list[Moments] = self.__dict__.setdefault("_total", [])
+        if not cache:
+            cache.append(self.without(-1))
+        return cache[0]
 
     def without(self, fold: int) -> Moments:
-        """Moments of all parts but one: a map is fitted on these and scored on that one. They are computed once."""
-        cache: dict[int, Moments] = self.__dict__.setdefault("_without", {})
-        if fold not in cache:
-            kept = [part for i, part in enumerate(self.parts) if i != fold]
-            cache[fold] = functools.reduce(operator.add, kept)
-        return cache[fold]
+        """Moments of all parts but one: a map is fitted on these and scored on that one."""
+        return functools.reduce(operator.add, [part for i, part in enumerate(self.parts) if i != fold])
+
+    def each_without(self) -> tuple[Moments, ...]:
+        """`without` of every part, kept with what is cached of them: several choices on the same folds share their solutions."""
+        cache: list[tuple[Moments, ...]] = self.__dict__.setdefault("_each_without", [])
+        if not cache:
+            cache.append(tuple(self.without(number) for number in range(len(self.parts))))
+        return cache[0]
 
     def __add__(self, other: FoldMoments) -> FoldMoments:
         """FoldMoments of both sets of anchors.

@@ -181,8 +181,9 @@ def copy(
 
 @click.command(cls=Verb)
 @click.argument("output", metavar="OUT")
+@click.argument("map_path", metavar="[MAP]", required=False)
 @click.option("--source", metavar="SRC", help="The collection that OUT was converted from.")
-@click.option("--map", "map_path", metavar="MAP", help="The map that it was converted with.")
+@click.option("--map", "named_map", metavar="MAP", help="The map that it was converted with, where it is not the second argument.")
 @click.option(
     "--precision", type=click.Choice(["float32", "tf32", "bfloat16"]), default="float32", help="Precision of the conversion."
 )
@@ -192,8 +193,8 @@ def copy(
 @verb()
 @backend_options
 def verify(
-    session: Session, output: str, source: str | None, map_path: str | None, precision: Any, sample: int | None, space: str | None,
-    backend: Any, **named: str | None,
+    session: Session, output: str, map_path: str | None, source: str | None, named_map: str | None, precision: Any,
+    sample: int | None, space: str | None, backend: Any, **named: str | None,
 ) -> None:  # fmt: skip
     """Check a converted collection: all rows are read and ids must be unique; with SRC and MAP every vector is recomputed.
 
@@ -202,12 +203,15 @@ def verify(
     \b
     embridge verify old-in-new.parquet
     embridge verify old-in-new.parquet --source old.parquet --map map.safetensors
-    embridge verify "postgresql://user@host/db?table=docs" --map map.safetensors --sample 10000
+    embridge verify "postgresql://user@host/db?table=docs" map.safetensors --sample 10000
     """
     import embridge as eb
     from embridge.records import Artifact, Run
 
     started = time.perf_counter()
+    if map_path and named_map:
+        raise click.UsageError("Name the map once: as the second argument, or with --map.")
+    map_path = map_path or named_map
     collection = open_source(source, space, **named) if source else None
     translation = eb.load_map(map_path) if map_path else None
     with session.progress("verifying") as progress:

@@ -26,7 +26,10 @@ from embridge.cli.session import (
 
 if TYPE_CHECKING:
     from embridge.anchors import Anchors
+    from embridge.evaluation.metrics import Qrels
+    from embridge.maps import Map
     from embridge.records import Artifact, Evaluation
+    from embridge.records.through import IndexEvaluation
     from embridge.stores import Collection
 
 
@@ -50,6 +53,11 @@ if TYPE_CHECKING:
 @click.option("--against", metavar="MAP2", help="Another map between the same spaces, for paired differences.")
 @click.option("--per-query", metavar="FILE", help="Parquet to write: one row per query and strategy.")
 @click.option("--max-queries", type=click.IntRange(1), default=5000, show_default=True, help="Larger sets of queries are sampled.")
+@click.option(
+    "--through",
+    metavar="STORE",
+    help="All rows by SRC's model in a store (SRC, or one with two vectors): measure strategies on the store's own index too.",
+)
 @source_space_option
 @target_space_option
 @columns
@@ -60,7 +68,7 @@ if TYPE_CHECKING:
 def evaluate(
     session: Session, map_path: str, source: str, target: str, queries: tuple[str, str] | None, qrels: str | None,
     reverse_map: str | None, hubness: str | None, labels: str | None, label_column: str, against: str | None,
-    per_query: str | None,
+    per_query: str | None, through: str | None,
     source_space: str | None, target_space: str | None, id_column: str | None, vector_column: str | None, overwrite: bool,
     **options: Any,
 ) -> None:  # fmt: skip
@@ -77,6 +85,7 @@ def evaluate(
     embridge evaluate map.safetensors old.parquet new.parquet --hubness more-queries-new.parquet
     embridge evaluate map.safetensors old.parquet new.parquet --against rotation.safetensors
     embridge evaluate map.safetensors old.parquet new.parquet --labels docs.parquet --per-query queries.parquet
+    embridge evaluate map.safetensors "postgresql://user@host/db?table=docs" new.parquet --through "postgresql://user@host/db?table=docs"
 
     The file of --per-query has query_id, label, strategy, overlap, candidate_recall, recall, reciprocal_rank and ndcg. In DuckDB:
 
@@ -94,7 +103,7 @@ def evaluate(
     started = time.perf_counter()
     if qrels and not queries:
         raise ParameterError("--qrels needs --queries QS QT.")
-    given = (map_path, source, target, *(queries or ()), qrels, reverse_map, hubness, labels, against)
+    given = (map_path, source, target, *(queries or ()), qrels, reverse_map, hubness, labels, against, through)
     if per_query:
         check_outputs(per_query, overwrite=overwrite, inputs=[path for path in given if path])
     translation = eb.load_map(map_path)
@@ -114,6 +123,7 @@ def evaluate(
             translation, shared, queries=query_pairs, qrels=judged, reverse_map=back, hubness=vectors, labels=known, against=other,
             corpus_size=size, progress=progress, **options,
         )  # fmt: skip
+    checked = _through(through, translation, query_pairs or shared, back, judged, found, spaces, options) if through else None
     if per_query and found.per_query is not None:
         write_per_query(per_query, found.per_query, inputs=given, overwrite=overwrite)
     inputs = [Artifact.of_map("map", map_path, translation)]
@@ -129,7 +139,25 @@ def evaluate(
         rows=found.corpus, device=device_name(options["device"]),
     )  # fmt: skip
     session.record(run)
-    session.emit(found.to_dict(), _text(found, map_path, [path for path in (reverse_map, against) if path], per_query))
+    text = _text(found, map_path, [path for path in (reverse_map, against) if path], per_query)
+    result = found.to_dict() | ({"through": checked.to_dict()} if checked else {})
+    session.emit(result, text if checked is None else f"{text}\n\n{checked}")
+
+
+def _through(
+    path: str, translation: Map, queries: Anchors, back: Map | None, judged: Qrels | None, found: Evaluation,
+    spaces: tuple[str | None, str | None], options: dict[str, Any],
+) -> IndexEvaluation:  # fmt: skip
+    """The strategies on the index of a store, with the weights that were chosen."""
+    import embridge as eb
+    from embridge.cli.session import open_beside
+
+    store = open_source(path, spaces[0], None, None) if spaces[0] else open_beside(path, translation.source, None, None)
+    fused = next((score.weight for score in found.strategies if score.name == "fuse"), None)
+    return eb.evaluate_through(
+        store, translation, queries, k=options["k"], reverse_map=back, qrels=judged, seed=options["seed"],
+        weight=0.5 if found.weight is None else found.weight, fusion=eb.Fusion() if fused is None else eb.Fusion(fused),
+    )  # fmt: skip
 
 
 def _text(found: Evaluation, map_path: str, maps: Sequence[str], per_query: str | None) -> str:

@@ -81,7 +81,7 @@ def migrate(session: Session, path: str, map_path: str, output: str | None, mode
 
     A collection in a store gets new vectors beside the old ones, which stay in use. A run that is interrupted continues with
     --resume. embridge cutover puts the new vectors into use, embridge rollback the old ones again, and embridge drop-vector
-    removes one side. embridge verify URI --map MAP recomputes the new vectors.
+    removes one side. embridge verify URI MAP recomputes the new vectors.
 
     An index is written as a new one; ids, deletions and search settings are kept.
 

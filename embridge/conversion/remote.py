@@ -140,6 +140,9 @@ def _convert_folder(task: Task, name: str, staging: Path) -> Conversion:
     files = files_of(task)
     names = [relative for relative, _ in files]
     before = _check_objects(task, name, names)
+    is_whole = set(before.files) == set(names) and _UNKNOWN not in before.files.values() and before.lineage == task.lineage
+    if is_whole and task.resume and not task.overwrite and (found := task.already_done(name)) is not None:
+        return found
     _put_manifest(Manifest(dict.fromkeys({*names, *before.files}, _UNKNOWN) | dict(before.files), task.lineage), name, staging)
     sides = staging / "bad"
     sides.mkdir(exist_ok=True)

@@ -17,8 +17,9 @@ from embridge.anchors.moments import Moments
 from embridge.arrays import unit
 from embridge.device import free_memory
 from embridge.evaluation.benchmark import References
-from embridge.evaluation.fusion import Candidates, CandidateSearch, KnownProducts, Products, best_fusion, fusion_scores
+from embridge.evaluation.fusion import Candidates, CandidateSearch, best_fusion, fusion_scores
 from embridge.evaluation.metrics import by_hits
+from embridge.evaluation.products import KnownProducts, Products
 from embridge.evaluation.rows import held, translate
 from embridge.evaluation.strategies import FUSE, Queries, Refit, Rows, Strategy
 from embridge.indexes.fusion import Fusion, Hubness

@@ -6,7 +6,7 @@ candidates.
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -15,6 +15,7 @@ import torch
 from embridge.arrays import as_vectors
 from embridge.errors import BadVectorsError
 from embridge.evaluation.metrics import DEPTH
+from embridge.evaluation.products import KnownProducts, Products
 from embridge.indexes.fusion import Fusion, Hubness
 from embridge.neighbors.screening import kth_largest, lower_limit, places
 
@@ -186,76 +187,6 @@ class CandidateSearch:
             yield scores if is_full else scores.masked_fill(empty, -torch.inf)
 
 
-class Products:
-    """Inner products of blocks of queries and rows, kept by name as long as they fit into a number of bytes."""
-
-    def __init__(self, limit: int) -> None:
-        self._left = limit
-        self._kept: dict[Hashable, torch.Tensor] = {}
-
-    def of(self, name: Hashable, queries: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
-        """``queries @ rows.T``, which is kept: it must not be changed."""
-        found = self._kept.get(name)
-        if found is None:
-            found = queries @ rows.T
-            if found.nbytes <= self._left:
-                self._left -= found.nbytes
-                self._kept[name] = found
-        return found
-
-
-@dataclass(frozen=True, eq=False)
-class KnownProducts:
-    """Names under which products with some rows are kept.
-
-    Attributes
-    ----------
-    products : Products
-    old, new : hashable, optional
-        The names of each side's queries and rows together; None: these are not kept.
-    changed : ndarray of int64, optional
-        The places, ascending, of the rows whose new vectors are others than under this name.
-    named : ndarray of shape (n, dim_new), optional
-        With `changed`: all the vectors of the name.
-    """
-
-    products: Products
-    old: Hashable | None = None
-    new: Hashable | None = None
-    changed: np.ndarray | None = None
-    named: np.ndarray | None = None
-
-    def sides(self, start: int, old: torch.Tensor, new: torch.Tensor) -> tuple[_Side, _Side]:
-        """Both sides of a part of the rows, which begins at the place `start`."""
-        olds = _Side((0, self.old, start), self.old is not None, old)
-        if self.new is None or self.changed is None or self.named is None:
-            return olds, _Side((1, self.new, start), self.new is not None, new)
-        low, high = np.searchsorted(self.changed, (start, start + len(new)))
-        places = torch.from_numpy(self.changed[low:high] - start)
-        named = torch.tensor(np.asarray(self.named[start : start + len(new)], np.float32))
-        return olds, _Side((1, self.new, start), True, named, places, new[places])
-
-
-@dataclass(frozen=True, eq=False)
-class _Side:
-    """Rows of one side with the name of their products, and the places and vectors of those that are other than under this name."""
-
-    name: Hashable
-    is_named: bool
-    rows: torch.Tensor
-    places: torch.Tensor | None = None
-    others: torch.Tensor | None = None
-
-    def of(self, products: Products, number: int, queries: torch.Tensor) -> torch.Tensor:
-        """Inner products with a block of queries; they must not be changed."""
-        if not self.is_named:
-            return queries @ self.rows.T
-        found = products.of((self.name, number), queries, self.rows)
-        if self.places is None or self.others is None or not len(self.places):
-            return found
-        return found.index_copy(1, self.places, queries @ self.others.T)
-
-
 def choose_fusion(
     candidates: Candidates, relevant: Sequence[np.ndarray], k: int = 10, hubness: Sequence[Hubness] = tuple(Hubness)
 ) -> Fusion:
@@ -293,7 +224,7 @@ def fusion_scores(candidates: Candidates, relevant: Sequence[np.ndarray], k: int
     """
     counted = np.array([place for place, rows in enumerate(relevant) if len(rows)], np.int64)
     used = candidates.at(counted)
-    shares = torch.from_numpy(used.shares([rows for rows in relevant if len(rows)]))
+    shares = used.shares([rows for rows in relevant if len(rows)])
     return np.stack([_recall(used, shares, fusion, k) for fusion in _fusions(hubness)])
 
 
@@ -312,10 +243,13 @@ def _fusions(hubness: Sequence[Hubness]) -> list[Fusion]:
     return [Fusion(0.0), *(Fusion(weight, correction) for correction in hubness for weight in WEIGHTS)]
 
 
-def _recall(candidates: Candidates, shares: torch.Tensor, fusion: Fusion, k: int) -> np.ndarray:
-    scores = torch.from_numpy(candidates.scores(fusion))
-    best = scores.topk(min(k, scores.shape[1]), dim=1, sorted=False).indices
-    return shares.gather(1, best).sum(1).to(torch.float64).numpy()
+def _recall(candidates: Candidates, shares: np.ndarray, fusion: Fusion, k: int) -> np.ndarray:
+    scores = candidates.scores(fusion)
+    if not scores.shape[1]:
+        return np.zeros(len(scores))
+    place = scores.shape[1] - min(k, scores.shape[1])
+    best = np.argpartition(scores, place, axis=1)[:, place:]  # much faster than `torch.topk`
+    return np.take_along_axis(shares, best, 1).sum(1, dtype=np.float64)
 
 
 def _smoothed(means: np.ndarray) -> np.ndarray:

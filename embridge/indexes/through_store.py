@@ -107,10 +107,11 @@ def _rows(
     old: Collection, new: Collection, candidates: list[set[Any]], references: tuple[np.ndarray, np.ndarray] | None
 ) -> tuple[list[Any], np.ndarray]:
     """Ids of the candidates that have both vectors, in order, and their fused rows."""
-    wanted = pa.array(sorted(set().union(*candidates)), new.id_type)
+    names = sorted(set().union(*candidates))
+    wanted = pa.array(names, new.id_type)
     sides = []
     for side in (old, new):
-        ids, vectors = vectors_by_id(side, wanted)
+        ids, vectors = vectors_by_id(side, names)
         usable = np.isfinite(vectors).all(axis=1)
         sides.append((ids.filter(pa.array(usable)), vectors[usable]))
     places = [pc.index_in(wanted, ids) for ids, _ in sides]

@@ -51,7 +51,7 @@ def measure(
     status = RolloutStatus(rows, native, number, DEFAULT.weight, str(DEFAULT.hubness), handed=handed, history=history)
     if stage.queries is None:
         reach = density_of(stage, seed)
-        return replace(status, forecast=forecast(status, reach, stage.native)), reach
+        return replace(status, forecast=forecast(status, reach, stage.ties, stage.native)), reach
     logged = Logged.of(stage.queries, stage.qrels, stage.new, seed)
     found = search_stage(stage, logged)
     chosen, alone = found.chosen(found.both), found.chosen(found.alone)
@@ -72,7 +72,7 @@ def measure(
         new_model_judged=models_judged,
         **_scores(stage, found, chosen, alone, held_out, reach, seed),
     )
-    return replace(status, forecast=forecast(status, reach, stage.native)), reach
+    return replace(status, forecast=forecast(status, reach, stage.ties, stage.native)), reach
 
 
 def _scores(

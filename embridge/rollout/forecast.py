@@ -17,9 +17,12 @@ PERCENTS = (1, 5, 20)
 LEAST_JUDGED = 30  # queries for the gain of the new model
 
 
-def order_of(reach: np.ndarray, left: np.ndarray) -> np.ndarray:
-    """Positions of the rows `left` (a mask), those that most queries of the choosing half reach first."""
-    order = np.argsort(-reach[CHOOSING], kind="stable")
+def order_of(reach: np.ndarray, ties: np.ndarray, left: np.ndarray) -> np.ndarray:
+    """Positions of the rows `left` (a mask), those that most queries of the choosing half reach first.
+
+    Rows that equally many reach are in the order of `ties`, so that it is the same in whatever order a store has its rows.
+    """
+    order = np.lexsort((ties, -reach[CHOOSING]))
     return order[left[order]]
 
 
@@ -41,9 +44,9 @@ def expected(status: RolloutStatus, present: float, share: float) -> float | Non
     return min(now + rise, 1.0)
 
 
-def forecast(status: RolloutStatus, reach: np.ndarray, native: np.ndarray) -> tuple[RolloutForecast, ...]:
+def forecast(status: RolloutStatus, reach: np.ndarray, ties: np.ndarray, native: np.ndarray) -> tuple[RolloutForecast, ...]:
     """Forecasts for the next 1, 5 and 20 % of all rows; none where all are native."""
-    left, present, found = order_of(reach, ~native), reached(reach, native), []
+    left, present, found = order_of(reach, ties, ~native), reached(reach, native), []
     for percent in PERCENTS:
         count = min(max(1, round(len(native) * percent / 100)), len(left))
         if not count or (found and count == found[-1].rows):

@@ -140,6 +140,7 @@ def _best(present: Map, candidates: Sequence[Map], held_out: Anchors, role: Role
     """The candidate with the best scores, if they exceed those of the present map by more than one standard error."""
     if len(held_out) < LEAST_HELD_OUT:
         return candidates[-1]
+    held_out = held_out.at(np.argsort(held_out.hashes()))  # stand-in queries are made of them in order
     own = _scores(present, held_out, role)
     scored = [(candidate, _scores(candidate, held_out, role)) for candidate in candidates]
     best, scores = max(scored, key=lambda one: one[1].mean())

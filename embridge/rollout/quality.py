@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from embridge.anchors import Anchors
+from embridge.anchors import Anchors, ids_at
 from embridge.arrays import unit
 from embridge.errors import ParameterError
 from embridge.evaluation.benchmark import REFERENCES
@@ -192,7 +192,7 @@ def overlaps(
         return {name: np.empty(0) for name in fusions}
     rows = stage.anchors(held_out)
     share = stage.native.mean()
-    first = np.argsort(-reach[CHOOSING][held_out], kind="stable")[: round(share * len(held_out))]
+    first = np.lexsort((stage.ties[held_out], -reach[CHOOSING][held_out]))[: round(share * len(held_out))]
     mixed = np.asarray(stage.translation.apply(rows.x))
     mixed[first] = rows.y[first]
     some = np.flatnonzero(logged.half == REPORTED)
@@ -238,7 +238,7 @@ def reach_of(found: Found, fusion: Fusion, rows: int) -> np.ndarray:
 def density_of(stage: Stage, seed: int) -> np.ndarray:
     """As `reach_of` where no query is logged: a sample of the rows are the queries, and do not find themselves."""
     count = len(stage.new)
-    places = np.sort(np.random.default_rng(seed).choice(count, min(STAND_INS, count), replace=False))
+    places = np.sort(np.argsort(hash_ids(ids_at(stage.new, np.arange(count)), "stand-ins", seed))[:STAND_INS])
     rows = stage.anchors(places)
     search = CandidateSearch(unit(rows.x), unit(rows.y), corrected=False)
     for start, old, new in stage.pairs():

@@ -90,6 +90,11 @@ class Stage:
         """For each row the number of queries that reach it, shape (n,)."""
         return np.load(self.folder / REACH, allow_pickle=False)
 
+    @cached_property
+    def ties(self) -> np.ndarray:
+        """A number for each row, by its id, that orders rows which are otherwise equal; shape (n,), uint64."""
+        return hash_ids(ids_at(self.new, np.arange(len(self.new))), "order")
+
     def pairs(self) -> Iterator[tuple[int, np.ndarray, np.ndarray]]:
         """Batches of rows in order: position of the first, vectors of the old and of the new space."""
         rows = min(self.old.default_batch_rows(), self.new.default_batch_rows())

@@ -99,7 +99,7 @@ def list_rows(state: State, stage: Stage, root: Path, n: int, path: Path, *, aga
     if not again:
         replaced = _rows_in(path, stage) if path.exists() else listed[:0]
         left[np.setdiff1d(listed, replaced)] = False
-    rows = order_of(stage.reach, left)[:n]
+    rows = order_of(stage.reach, stage.ties, left)[:n]
     if not len(rows):
         raise ParameterError(
             f"No row is left to list: {status.native:,} of {status.rows:,} are native and {status.handed:,} are listed already. "

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import TYPE_CHECKING
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
@@ -81,11 +81,12 @@ def fetched_rows(collection: Collection, rows: np.ndarray) -> Iterator[Batch]:
         yield Batch(start, wanted, found.vectors[order], found.payload)
 
 
-def vectors_by_id(collection: Collection, ids: pa.Array) -> tuple[pa.Array, np.ndarray]:
-    """Ids and vectors of those rows that have one of `ids` (distinct ones); in any order, unchecked.
+def vectors_by_id(collection: Collection, names: Sequence[Any]) -> tuple[pa.Array, np.ndarray]:
+    """Ids and vectors of those rows that have one of the ids `names` (distinct ones); in any order, unchecked.
 
     A collection that cannot look rows up is read for them.
     """
+    ids = pa.array(names, collection.id_type)
     if collection.fetches:
         parts = [collection._fetch(ids[start : start + _FETCHED]) for start in range(0, len(ids), _FETCHED)]
     else:

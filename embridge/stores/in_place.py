@@ -167,8 +167,10 @@ def note_to_open(
     migration = find_migration(texts, location.uri, location.options.get("vector", vector_column))
     name = location.column("vector", vector_column, migration.name if migration else column or default)
     if migration is not None and (space := migration.space_of(name)) is not None and (column != name or migration.is_live):
-        lineage = {"map": migration.map} if name == migration.new_name else {}
-        return Note(space, {"id": migration.id_column, "vector": name}, lineage), name
+        is_new, old = name == migration.new_name, migration.space_of(migration.old_name)
+        others = {migration.old_name: old} if is_new and old and migration.stage != "filling" else {}
+        lineage = {"map": migration.map} if is_new else {}
+        return Note(space, {"id": migration.id_column, "vector": name}, lineage, payload_spaces=others), name
     return note, name
 
 

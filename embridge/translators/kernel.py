@@ -18,6 +18,7 @@ from embridge.errors import ParameterError, TooFewAnchorsError
 from embridge.maps import KernelMap, LinearMap
 from embridge.maps.kernel import gaussian
 from embridge.records import Candidate, FitRecord
+from embridge.stores.ids import hash_ids
 from embridge.translators.base import total
 from embridge.translators.bridge import Bridge
 from embridge.translators.rigid import Isometry
@@ -186,7 +187,8 @@ class Kernel:
     ) -> np.ndarray:
         """Scores of every penalty on folds (see `HeldOutRows` and `overlap_of_queries`), shape (penalties, units)."""
         rows, role = anchors.sample(_CHOSEN_ON, self.seed), as_role(self.role)
-        fold = np.random.default_rng(self.seed).permutation(len(rows)) % _FOLDS
+        rows = rows.at(np.argsort(hash_ids(rows.ids, "kernel fold", self.seed)))  # the same choice in any order of anchors
+        fold = np.arange(len(rows)) % _FOLDS
         translated = np.empty((len(PENALTIES), *rows.y.shape), np.float32)
         units = []
         for number in range(_FOLDS):

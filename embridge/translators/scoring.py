@@ -251,7 +251,7 @@ class _Search:
 
     @classmethod
     def of(cls, folds: FoldMoments, role: Role) -> _Search:
-        return cls(folds, tuple(folds.without(number) for number in range(len(folds.parts))), role)
+        return cls(folds, folds.each_without(), role)
 
     def scores(self, methods: Sequence[Translator], queries: QueryPairs) -> QueryScores:
         """Scores on these queries."""

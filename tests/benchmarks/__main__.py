@@ -2,7 +2,7 @@
 
 `python -m tests.benchmarks [--only query kernel fit convert quality fused service] [--rows ...] [--anchors ...] [--repeat 3]
 [--folder DIR] [--out FILE]`; 10,000,000 rows on request. `make bench BENCH=scale` (or `BENCH="scale --rows 10000000"`) is
-`tests.benchmarks.scale`.
+`tests.benchmarks.scale`; `make bench BENCH=ray` is `tests.benchmarks.cluster`.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-from tests.benchmarks import fused, quality, scale, service
+from tests.benchmarks import cluster, fused, quality, scale, service
 
 WIDTHS = ((384, 768), (1024, 1024))
 PARTS = ("query", "kernel", "fit", "convert", "quality", "fused", "service")
@@ -104,6 +104,9 @@ def _cell(value: object) -> str:
 
 
 def main() -> None:
+    if sys.argv[1:2] == ["ray"]:
+        cluster.run(sys.argv[2:])
+        return
     parser = argparse.ArgumentParser(prog="python -m tests.benchmarks", description=__doc__)
     parser.add_argument("--rows", type=int, nargs="+", default=[100_000, 1_000_000], help="of the collections converted")
     parser.add_argument("--anchors", type=int, nargs="+", default=[5_000, 100_000, 1_000_000], help="that are fitted from")

@@ -103,7 +103,7 @@ def test_a_migration_that_is_killed_at_every_step_is_right_in_the_end(table, tmp
     killed("drop", 1, "late", uri, path)
     check(server, name, "vector", MAP.apply(X))
     assert migration_note(uri).stage == "finished"
-    assert server.execute("SELECT count(*) FROM pg_trigger WHERE NOT tgisinternal").fetchone() == (0,)
+    assert server.execute("SELECT count(*) FROM pg_trigger WHERE tgrelid = %s::regclass", [name]).fetchone() == (0,)
 
 
 def test_the_verbs_on_the_command_line(table, tmp_path, monkeypatch):
@@ -122,7 +122,7 @@ def test_the_verbs_on_the_command_line(table, tmp_path, monkeypatch):
     again = run("migrate", uri, "map.safetensors")
     assert (again.exit_code, "--resume continues it" in again.stderr) == (1, True)
     assert run("migrate", uri, "other.safetensors", "--resume").exit_code == 1
-    assert run_json("verify", uri, "--map", "map.safetensors", "--sample", "50", "--json")["compared"] == 50
+    assert run_json("verify", uri, "map.safetensors", "--sample", "50", "--json")["compared"] == 50
     assert run("verify", uri, "--map", "other.safetensors").exit_code == 1
     swapped = run("cutover", uri)
     assert swapped.stdout.startswith(f"{uri}: vectors of 'renewed' are in use\nFrom now on 'vector' takes vectors of 'renewed'")
@@ -150,6 +150,7 @@ def test_the_verbs_on_the_command_line(table, tmp_path, monkeypatch):
         (["migrate", "old.faiss", "m", "new.faiss", "--resume"], "--resume is not an option for an index"),
         (["migrate", "old.faiss", "m", "new.faiss", "--mode", "column"], "--mode column is not for an index"),
         (["drop-vector", "{uri}", "both"], "'both' is not one of"),
+        (["verify", "{uri}", "m", "--map", "m"], "Name the map once"),
     ],
 )
 def test_wrong_usage(words, reason):
@@ -164,5 +165,5 @@ def test_what_is_not_in_a_store_is_refused(tmp_path, monkeypatch):
         eb.cutover("old.parquet")
     with pytest.raises(eb.EmbridgeError, match=r"Hint: eb\.migrate_in_place"):
         eb.migrate("lancedb:///x#t", MAP, "new.faiss")
-    with pytest.raises(eb.EmbridgeError, match="cannot be migrated in place"):
+    with pytest.raises(eb.EmbridgeError, match=r"(cannot be|is not) migrated in place"):
         eb.migrate_in_place("npy:///x.npy", MAP)

@@ -194,3 +194,17 @@ def test_an_index_of_another_metric_than_declared_is_not_used(make):
         with pytest.raises(ParameterError, match=r"ranks by l2, and its space was declared with cosine"):
             found.search(QX, 5)
         assert found.space.normalized is False
+
+
+@pytest.mark.parametrize("kind", ["postgresql", "lancedb"])
+def test_both_vectors_of_a_migration_in_place_are_searched(place, kind):
+    eb.copy(collection(X, "old"), uri := place(kind))
+    eb.migrate_in_place(uri, the_map(), into="other")
+    marked = uri.replace("#", "?vector=other#") if "#" in uri else f"{uri}&vector=other"
+    old, new = queries()
+    both = eb.open(marked)
+    assert (both.space.name, both.old_side.space.name, eb.open(uri).old_side) == ("new", "old", None)
+    found, exact = (eb.search(both, new, 5, old_queries=old, exact=exact)[1] for exact in (False, True))
+    assert (found.ids == exact.ids).mean() > 0.99
+    translated = collection(the_map().apply(X), "new")
+    assert (eb.search(translated, new, 5, fuse=collection(X, "old"), old_queries=old)[1].ids == exact.ids).mean() > 0.99

@@ -4,7 +4,6 @@ import contextlib
 import uuid
 
 import numpy as np
-import pyarrow as pa
 import pytest
 
 import embridge as eb
@@ -50,16 +49,12 @@ def test_looked_up_rows_are_those_of_a_scan(new_uri, ids):
     rows = np.sort(RNG.choice(N, 60, replace=False))
     np.testing.assert_array_equal(found.take(rows), vectors[rows])
     np.testing.assert_array_equal(found.take(np.arange(N)), vectors)
-    keys, got = vectors_by_id(found, found_ids(found, names[rows[::-1]]))
+    keys, got = vectors_by_id(found, names[rows[::-1]].tolist())
     place = {name: n for n, name in enumerate(names.tolist())}
     np.testing.assert_array_equal(got, vectors[[place[key] for key in keys.to_pylist()]])
     assert sorted(keys.to_pylist()) == sorted(names[rows].tolist())
     with pytest.raises(eb.EmbridgeError, match="rows must be sorted positions"):
         found.take(np.array([N]))
-
-
-def found_ids(collection, ids):
-    return pa.array(ids.tolist(), collection.id_type)
 
 
 @pytest.mark.pgvector

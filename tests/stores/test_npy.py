@@ -217,6 +217,16 @@ def test_every_batch_size_reads_every_row_of_every_layout(tmp_path):
         assert [b.start for b in found.batches(rows)] == [0, *itertools.accumulate(len(b) for b in found.batches(rows))][:-1]
 
 
+def test_arrays_are_not_migrated_in_place(tmp_path, planted, make_space):
+    ids, x, y, _ = planted(n=60, p=4)
+    old, new = (eb.MemoryCollection(ids, v, make_space(n, v.shape[1])) for n, v in (("old", x), ("new", y)))
+    eb.copy(old, f"npy://{tmp_path}/a.npy")
+    before = (tmp_path / "a.npy").read_bytes()
+    with pytest.raises(ParameterError, match=r"no room for second vectors.* Hint: embridge convert writes a new one"):
+        eb.migrate_in_place(f"npy://{tmp_path}/a.npy", eb.fit(eb.match(old, new), "ridge", alpha=0.1))
+    assert (tmp_path / "a.npy").read_bytes() == before
+
+
 def test_a_run_that_is_killed_at_its_very_end_is_finished(tmp_path, monkeypatch, make_space):
     source, uri = eb.MemoryCollection(range(50), ROWS, make_space("s", 4)), f"npy://{tmp_path}/v.npy"
     remove = shutil.rmtree
@@ -262,13 +272,3 @@ def test_a_parquet_collection_is_not_replaced_as_the_ids_of_an_array(tmp_path, m
     with pytest.raises(OutputExistsError, match="was not written by embridge"):
         eb.copy(source, f"npy://{tmp_path}/v.npy?ids=rows.parquet", overwrite=True)
     assert len(eb.open(tmp_path / "rows.parquet")) == 50
-
-
-def test_arrays_are_not_migrated_in_place(tmp_path, planted, make_space):
-    ids, x, y, _ = planted(n=60, p=4)
-    old, new = (eb.MemoryCollection(ids, v, make_space(n, v.shape[1])) for n, v in (("old", x), ("new", y)))
-    eb.copy(old, f"npy://{tmp_path}/a.npy")
-    before = (tmp_path / "a.npy").read_bytes()
-    with pytest.raises(ParameterError, match=r"no room for second vectors.* Hint: embridge convert writes a new one"):
-        eb.migrate_in_place(f"npy://{tmp_path}/a.npy", eb.fit(eb.match(old, new), "ridge", alpha=0.1))
-    assert (tmp_path / "a.npy").read_bytes() == before

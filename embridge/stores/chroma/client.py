@@ -11,6 +11,8 @@ from typing import Any
 from embridge.errors import MissingDependencyError, MissingFileError
 from embridge.stores import databases
 from embridge.stores.databases import collection_in
+from embridge.stores.in_place import MigrationNote
+from embridge.stores.json_collection import NOTE
 from embridge.stores.uri import Location
 
 try:
@@ -21,6 +23,7 @@ except ImportError as error:
 
 PORT = 8000
 _REQUEST_BYTES = 16 << 20  # of vectors as JSON; a server takes 40 MiB
+MIGRATION = f"{NOTE}_migration"  # key in the metadata of a collection that began as the shadow of another
 _LISTED = 100  # collections of one request
 FORMS = "chroma:///folder#collection, or chroma://host:8000/collection for a server"
 
@@ -62,12 +65,16 @@ def collection_of(client: Any, location: Location) -> Any:
     try:
         return client.get_collection(name, embedding_function=None)
     except NotFoundError as e:
-        hint = (
-            " Hint: complete its swap: embridge cutover, or embridge rollback."
-            if f"{name}_old" in {held.name for held in listed(client)}
-            else ""
-        )
+        is_swapping = any(note.name == name for held in listed(client) if (note := note_of(held)) is not None)
+        hint = " Hint: complete its swap: embridge cutover, or embridge rollback." if is_swapping else ""
         raise MissingFileError(f"There is no collection {name!r} at {location.uri!r}.{hint}") from e
+
+
+def note_of(collection: Any) -> MigrationNote | None:
+    """The note in the metadata of a shadow; None for other collections."""
+    if collection is None or not collection.metadata:
+        return None
+    return MigrationNote.loads(collection.metadata.get(MIGRATION), repr(collection.name))
 
 
 def listed(client: Any) -> Iterator[Any]:

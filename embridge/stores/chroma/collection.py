@@ -13,9 +13,9 @@ from embridge.errors import BadIdsError, ChangedSourceError, CollectionError, In
 from embridge.stores.base import RowFilter
 from embridge.stores.batch import Batch
 from embridge.stores.capabilities import Capabilities
-from embridge.stores.chroma.client import collection_name, collection_of, connect, reading
+from embridge.stores.chroma.client import collection_name, collection_of, connect, note_of, reading
 from embridge.stores.in_place import MigrationNote
-from embridge.stores.json_collection import NOTE, JsonCollection
+from embridge.stores.json_collection import JsonCollection
 from embridge.stores.json_columns import Row
 from embridge.stores.store import Note
 from embridge.stores.uri import Location
@@ -24,7 +24,6 @@ from embridge.types import DeclaredSpace, Metric, Space
 SPACES = {Metric.COSINE: "cosine", Metric.DOT: "ip", Metric.L2: "l2"}
 TEXTS = {"document": "documents", "uri": "uris"}  # columns that Chroma keeps beside the metadata of a row
 CAPABILITIES = Capabilities(keeps_order=False, in_place_modes=("shadow",), finds_missing=True, largest_batch=4096)
-MIGRATION = f"{NOTE}_migration"  # key in the metadata of a collection that began as the shadow of another
 _PAGE = 1024  # rows of one request
 
 
@@ -57,7 +56,7 @@ class ChromaCollection(JsonCollection):
         with reading(location):
             self._client = connect(location)
             self._collection = collection_of(self._client, location)
-            note, id_type = self._recall(metadata := self._collection.metadata or {}, is_flat=True)
+            note, id_type = self._recall(self._collection.metadata or {}, is_flat=True)
             first = self._collection.get(limit=1, include=["embeddings"])["embeddings"]
             configuration = self._collection.configuration_json or {}
         known = note.columns if note else {}
@@ -69,7 +68,7 @@ class ChromaCollection(JsonCollection):
         self.id_type = id_type or pa.string()
         index = configuration.get("hnsw") or configuration.get("spann") or {}
         metric = next((metric for metric, name in SPACES.items() if name == index.get("space", "l2")), None)
-        note = self._migrated(note, MigrationNote.loads(metadata.get(MIGRATION), self.name))
+        note = self._migrated(note, note_of(self._collection))
         self._settle(space, note, len(first[0]), metric, index.get("space"))
         self._sorted: list[str] | None = None
 

@@ -12,8 +12,19 @@ import pyarrow as pa
 
 from embridge.errors import CollectionError, OutputExistsError, ParameterError, n_rows
 from embridge.stores.batch import Batch
-from embridge.stores.chroma.client import at, collection_name, collection_of, connect, listed, reading, request_rows, storing
-from embridge.stores.chroma.collection import MIGRATION, SPACES, TEXTS, ChromaCollection
+from embridge.stores.chroma.client import (
+    MIGRATION,
+    at,
+    collection_name,
+    collection_of,
+    connect,
+    listed,
+    note_of,
+    reading,
+    request_rows,
+    storing,
+)
+from embridge.stores.chroma.collection import SPACES, TEXTS, ChromaCollection
 from embridge.stores.in_place import InPlace, MigrationNote, Mode, Preview
 from embridge.stores.json_collection import NOTE
 from embridge.stores.json_columns import JsonColumns, Row
@@ -86,7 +97,7 @@ class ChromaInPlace(InPlace):
             every = {str(held.id): held for held in listed(self._client)}
         finished = None
         for shadow in every.values():
-            note = _note_of(shadow)
+            note = note_of(shadow)
             if note is not None and note.name == self._name:
                 if (original := every.get(shadow.metadata[_ORIGINAL])) is not None:
                     return shadow, original
@@ -95,7 +106,7 @@ class ChromaInPlace(InPlace):
 
     def note(self) -> MigrationNote | None:
         shadow, original = self._sides()
-        note = _note_of(shadow)
+        note = note_of(shadow)
         if note is None or original is None:
             return note and note.at("finished")
         if original.name == self._name:
@@ -243,13 +254,6 @@ class ChromaInPlace(InPlace):
             self._client.delete_collection(original.name if note.is_live else shadow.name)
         if note.is_live:
             self._keep(note.at("finished"))
-
-
-def _note_of(collection: Any) -> MigrationNote | None:
-    """The note in the metadata of a shadow; None for other collections."""
-    if collection is None or not collection.metadata:
-        return None
-    return MigrationNote.loads(collection.metadata.get(MIGRATION), repr(collection.name))
 
 
 def _index_of(collection: Any) -> tuple[str, dict[str, Any]]:

@@ -60,16 +60,16 @@ class ArrayFile:
         with self._opened() as (file, _):
 
             def read(start: int, count: int) -> np.ndarray:
+                out = np.empty((count, *self.shape[1:]), self.dtype)
                 row = self.dtype.itemsize * math.prod(self.shape[1:])
-                out = bytearray(count * row)
                 file.seek(self._offset + start * row)
-                view = memoryview(out)
+                view = memoryview(out.reshape(-1).view(np.uint8))
                 while view:
                     got = file.readinto(view) if hasattr(file, "readinto") else 0
                     if not got:
                         raise UnreadableFileError.at(self.path, "an array", "it ends early")
                     view = view[got:]
-                return np.frombuffer(out, self.dtype).reshape(count, *self.shape[1:])
+                return out
 
             yield read
 

@@ -255,6 +255,10 @@ class ParquetCollection(DeclaredCollection):
         self._files.check_unchanged()
 
     @property
+    def compared_fingerprint(self) -> str | None:
+        return self._files.compared
+
+    @property
     def metadata(self) -> dict[bytes, bytes]:
         """Metadata of the whole file, without that of embridge and Arrow; for several files, the entries that all share."""
         found = [foreign(file.schema) for file in self._files.files]

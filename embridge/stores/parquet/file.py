@@ -234,6 +234,11 @@ class ParquetFiles:
         self._fingerprint = self._fingerprint or found
         return found
 
+    @property
+    def compared(self) -> str | None:
+        """The fingerprint that `check_unchanged` compares with."""
+        return self._fingerprint
+
     def check_unchanged(self) -> None:
         """Check that the files are those that were opened, with the same content.
 
