@@ -96,7 +96,7 @@ def test_logged_queries_are_added_to_the_rollout(client, world, rollout, tmp_pat
 
 
 def test_logged_queries_are_listed_and_compared_by_their_ids(client, client_of, world):
-    answer = client.get("/v1/queries").json()
+    answer = client.get("/v1/rollout/queries").json()
     assert answer["count"] == len(set(answer["ids"])) >= 40
     assert answer["ids"][7] == "q7"
     by_id = client.post("/v1/compare", json={"logged": "q7", "k": 4}).json()
@@ -106,7 +106,7 @@ def test_logged_queries_are_listed_and_compared_by_their_ids(client, client_of, 
     assert error_of(client.post("/v1/compare", json={"logged": "none"}), 404)["code"] == "query_not_found"
     assert error_of(client.post("/v1/compare", json={"logged": "q7"} | vectors), 400)
     without = client_of("queries", indexes=(world.path("old.faiss"),))
-    assert error_of(without.get("/v1/queries"), 404)["code"] == "no_rollout"
+    assert error_of(without.get("/v1/rollout/queries"), 404)["code"] == "no_rollout"
     assert error_of(without.post("/v1/compare", json={"logged": "q7"}), 404)["code"] == "no_rollout"
 
 
