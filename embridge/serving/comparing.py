@@ -157,7 +157,7 @@ def _listed(service: Service) -> bytes:
 
 
 @router.get(
-    "/v1/queries",
+    "/v1/rollout/queries",
     summary="List logged queries",
     response_class=Response,
     responses={200: {"model": LoggedAnswer}, **answers(404)},

@@ -21,7 +21,7 @@ def document(client_of):
 def test_every_operation_documents_itself_and_its_errors(document):
     assert set(document["paths"]) == {
         "/healthz", "/readyz", "/metrics", "/v1/embeddings", "/v1/models", "/v1/models/{model}", "/v1/translate", "/v1/search",
-        "/v1/compare", "/v1/queries", "/v1/maps", "/v1/plan", "/v1/rollout",
+        "/v1/compare", "/v1/queries", "/v1/maps", "/v1/plan", "/v1/rollout", "/v1/rollout/queries",
     }  # fmt: skip
     for path, operations in document["paths"].items():
         for operation in operations.values():

@@ -95,6 +95,21 @@ def test_logged_queries_are_added_to_the_rollout(client, world, rollout, tmp_pat
     assert "added 10 queries" in done.output
 
 
+def test_logged_queries_are_listed_and_compared_by_their_ids(client, client_of, world):
+    answer = client.get("/v1/rollout/queries").json()
+    assert answer["count"] == len(set(answer["ids"])) >= 40
+    assert answer["ids"][7] == "q7"
+    by_id = client.post("/v1/compare", json={"logged": "q7", "k": 4}).json()
+    vectors = {"vectors": world.new[67:68].tolist(), "old_vectors": world.old[67:68].tolist(), "k": 4}
+    assert by_id == client.post("/v1/compare", json=vectors).json()
+    assert len(by_id["columns"]) == 6
+    assert error_of(client.post("/v1/compare", json={"logged": "none"}), 404)["code"] == "query_not_found"
+    assert error_of(client.post("/v1/compare", json={"logged": "q7"} | vectors), 400)
+    without = client_of("queries", indexes=(world.path("old.faiss"),))
+    assert error_of(without.get("/v1/rollout/queries"), 404)["code"] == "no_rollout"
+    assert error_of(without.post("/v1/compare", json={"logged": "q7"}), 404)["code"] == "no_rollout"
+
+
 @pytest.mark.parametrize(("left_out", "param"), [("old_vectors", "old_vectors"), ("vectors", "vectors")])
 def test_queries_are_logged_by_both_models(client, world, tmp_path, left_out, param):
     body = {"vectors": world.query_new.tolist(), "old_vectors": world.query_old.tolist()}
