@@ -9,7 +9,7 @@ import pyarrow as pa
 
 from embridge.stores.batch import Batch
 from embridge.stores.capabilities import Capabilities
-from embridge.stores.chroma.client import FORMS, collection_name, collection_of, connect, reading, request_rows, storing
+from embridge.stores.chroma.client import FORMS, collection_name, collection_of, connect, listed, reading, request_rows, storing
 from embridge.stores.chroma.collection import CAPABILITIES, SPACES, TEXTS, ChromaCollection
 from embridge.stores.chroma.in_place import ChromaInPlace
 from embridge.stores.json_collection import NOTE, recorded
@@ -94,6 +94,13 @@ class ChromaStore(Store):
     def drop(self, location: Location) -> None:
         with storing(location):
             connect(location).delete_collection(collection_name(location))
+
+    def replace(self, location: Location, by: Location) -> None:
+        with storing(location):
+            client, name = connect(location), collection_name(location)
+            if any(held.name == name for held in listed(client)):
+                client.delete_collection(name)
+            collection_of(client, by).modify(name=name)
 
     def in_place(self, location: Location) -> ChromaInPlace:
         return ChromaInPlace(location)

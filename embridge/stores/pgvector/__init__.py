@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 from typing import Any
 
 import pyarrow as pa
@@ -13,7 +14,7 @@ from embridge.stores.batch import Batch
 from embridge.stores.capabilities import Capabilities
 from embridge.stores.parquet.file import vectors_of
 from embridge.stores.store import Layout, Note, Store, Writer
-from embridge.stores.uri import Location
+from embridge.stores.uri import Location, beside
 from embridge.types import DeclaredSpace, Metric, Space
 
 try:
@@ -168,10 +169,28 @@ class PgStore(Store):
     def in_place(self, location: Location) -> PgInPlace:
         return PgInPlace(location)
 
+    def beside(self, location: Location) -> Location:
+        found = super().beside(location)
+        if len(found.options["table"].encode()) <= _LONGEST:
+            return found
+        return Location.parse(beside(location.uri, _short, without=()))
+
+    def replace(self, location: Location, by: Location) -> None:
+        name = sql.Identifier(location.options["table"])
+        with writing(location), contextlib.closing(connect(location)) as connection:
+            connection.execute("SET lock_timeout = '10s'")  # readers that come later would wait behind it
+            with connection.transaction():
+                connection.execute(sql.SQL("DROP TABLE IF EXISTS {}").format(table_of(location)))
+                connection.execute(sql.SQL("ALTER TABLE {} RENAME TO {}").format(table_of(by), name))
+
     def drop(self, location: Location) -> None:
         with translated(location), contextlib.closing(connect(location)) as connection:
             connection.execute("SET lock_timeout = '10s'")  # readers that come later would wait behind it
             connection.execute(sql.SQL("DROP TABLE {}").format(table_of(location)))
+
+
+def _short(name: str) -> str:
+    return f"replacement_{hashlib.blake2b(name.encode(), digest_size=16).hexdigest()}"
 
 
 def _values(column: pa.Array, field: pa.Field, location: Location) -> list[Any]:
