@@ -25,6 +25,7 @@ except ImportError as error:
 
 from embridge.stores.lancedb.collection import (
     CAPABILITIES,
+    DISTANCE,
     FORM,
     NOTE,
     LanceCollection,
@@ -80,6 +81,8 @@ class LanceStore(Store):
         return CAPABILITIES
 
     def refuses(self, field: pa.Field) -> str | None:
+        if field.name == DISTANCE:
+            return "LanceDB cannot search a table with a column of this name"
         try:
             held = lancedb.connect("memory://").create_table("t", schema=pa.schema([field])).schema.field(0).type
         except Exception as e:  # LanceDB has no class of its own for a type it cannot hold
