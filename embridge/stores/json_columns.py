@@ -185,13 +185,23 @@ def _is_held(kind: pa.DataType) -> bool:
 
 def _common(known: pa.DataType | None, values: list[Any]) -> pa.DataType | None:
     """The type of values of a known type and of others; None where there is none."""
-    if known is None or {bool} < {type(value) for value in values if value is not None}:  # Arrow takes True for 1.0
+    if known is None or _mixes_booleans(values):
         return None
     try:
         schemas = [pa.schema([("x", known)]), pa.schema([("x", pa.array(values).type)])]
         return pa.unify_schemas(schemas, promote_options="permissive").field(0).type
     except (pa.ArrowException, OverflowError, TypeError):
         return None
+
+
+def _mixes_booleans(values: list[Any]) -> bool:
+    """Booleans are among values of other types, at any depth; Arrow would take True for 1.0."""
+    if {bool} < {type(value) for value in values if value is not None}:
+        return True
+    items = [item for value in values if isinstance(value, list) for item in value]
+    fields = [value for value in values if isinstance(value, dict)]
+    names = dict.fromkeys(name for value in fields for name in value)
+    return (bool(items) and _mixes_booleans(items)) or any(_mixes_booleans([value.get(n) for value in fields]) for n in names)
 
 
 def _finite(value: Any) -> Any:
