@@ -21,7 +21,7 @@ from embridge.stores.qdrant.client import (
     point_of,
     reading,
     release,
-    request_rows,
+    requests_of,
     storing,
 )
 from embridge.stores.qdrant.collection import DISTANCES, QdrantCollection, capabilities_of, describe, real_name
@@ -40,14 +40,12 @@ class QdrantWriter(Writer):
         self._columns = JsonColumns(layout.payload_schema)
 
     def write(self, batch: Batch, note: str) -> None:
-        rows = request_rows(batch.vectors.shape[1])
-        for start in range(0, len(batch), rows):
-            part = slice(start, start + rows)
-            ids = batch.ids[part].to_pylist()
-            fields = self._columns.encode(batch.payload.slice(start, rows))
+        for part in requests_of(batch):
+            ids = part.ids.to_pylist()
+            fields = self._columns.encode(part.payload)
             if pa.types.is_string(self._layout.id_type):
                 fields = [{self._layout.id_column: value} | row for value, row in zip(ids, fields, strict=True)]
-            vectors = {self._layout.vector_column: np.asarray(batch.vectors[part], np.float32).tolist()}
+            vectors = {self._layout.vector_column: np.asarray(part.vectors, np.float32).tolist()}
             points = models.Batch(ids=[point_of(value) for value in ids], vectors=vectors, payloads=fields)
             with storing(self._location):
                 self._client.upsert(self._name, points, wait=True)
