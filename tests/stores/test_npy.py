@@ -272,3 +272,13 @@ def test_arrays_are_not_migrated_in_place(tmp_path, planted, make_space):
     with pytest.raises(ParameterError, match=r"no room for second vectors.* Hint: embridge convert writes a new one"):
         eb.migrate_in_place(f"npy://{tmp_path}/a.npy", eb.fit(eb.match(old, new), "ridge", alpha=0.1))
     assert (tmp_path / "a.npy").read_bytes() == before
+
+
+def test_a_selection_of_a_dataset_is_refused(tmp_path, table_of):
+    table = table_of([f"d{i}" for i in range(100)], np.ones((100, 4), np.float32))
+    state = json.loads((folder := save_to_disk(tmp_path / "d", table)).joinpath("state.json").read_text())
+    (folder / "state.json").write_text(json.dumps(state | {"_indices_data_files": []}))
+    assert len(eb.open(f"npy://{folder}", space="a")) == 100
+    (folder / "state.json").write_text(json.dumps(state | {"_indices_data_files": [{"filename": "indices.arrow"}]}))
+    with pytest.raises(CollectionError, match="flatten_indices"):
+        eb.open(f"npy://{folder}", space="a")
