@@ -17,7 +17,9 @@ from embridge.errors import (
     CollectionError,
     EmbridgeError,
     MissingFileError,
+    OutputError,
     ParameterError,
+    UndeclaredSpaceError,
     UnreadableFileError,
 )
 from embridge.stores.capabilities import Capabilities
@@ -104,6 +106,18 @@ def test_a_foreign_table_is_read_as_it_stands(foreign):
     assert [i for b in found.batches(after=sorted(ids)[50]) for i in b.ids.to_pylist()] == sorted(ids)[51:]
     hits = found.search(ROWS[:5], 60)
     assert {len(hits.row(i)[0]) for i in range(5)} == {60}
+
+
+def test_the_metric_is_that_of_all_indexes_or_declared(foreign, server):
+    uri, _, quoted = foreign
+    server.execute(f"CREATE INDEX ON {quoted} USING hnsw ((embedding::halfvec(4)) halfvec_ip_ops)")
+    assert eb.open(uri, space="minilm").stated_space.metric == Metric.DOT
+    server.execute(f"CREATE INDEX ON {quoted} USING hnsw ((embedding::halfvec(4)) halfvec_l2_ops)")
+    with pytest.raises(UndeclaredSpaceError, match=r"several metrics over 'embedding': dot, l2\. Hint: .*minilm:dot"):
+        eb.open(uri, space="minilm")
+    for metric in (Metric.L2, Metric.COSINE):
+        assert eb.open(uri, space=f"minilm:{metric}").stated_space.metric == metric
+        assert eb.open(uri, space=eb.Space("minilm", 4, metric)).space.metric == metric
 
 
 def test_null_vectors_are_named_and_left_out_on_request(foreign, server, tmp_path):
@@ -223,3 +237,18 @@ def test_without_the_package_the_error_names_the_extra():
     assert done.stdout.strip() == (
         "MissingDependencyError postgresql:// needs psycopg, which is not installed. Hint: pip install 'embridge[pgvector]'."
     )
+
+
+def test_a_replacement_is_one_transaction_and_needs_no_short_name(new_table, server):
+    uri = f"{new_table()}{'x' * 45}"
+    name = Location.parse(uri).options["table"]
+    first = eb.MemoryCollection(range(9), ROWS[:9], eb.Space("a", 4))
+    eb.copy(first, uri)
+    server.execute(f"CREATE VIEW v{name[:20]} AS SELECT id FROM {name}")
+    with pytest.raises(OutputError, match="other objects depend on it"):
+        eb.copy(eb.MemoryCollection(range(60), ROWS, eb.Space("a", 4)), uri, overwrite=True)
+    assert len(eb.open(uri)) == 9
+    server.execute(f"DROP VIEW v{name[:20]}")
+    assert eb.copy(eb.MemoryCollection(range(60), ROWS, eb.Space("a", 4)), uri, resume=True).rows == 60
+    assert len(eb.open(uri)) == 60
+    assert not server.execute("SELECT relname FROM pg_class WHERE relkind = 'r' AND relname LIKE 'replacement%'").fetchall()
