@@ -7,8 +7,11 @@ import hashlib
 import json
 import logging
 import os
+import tempfile
 import time
+from contextlib import AbstractContextManager
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
@@ -25,6 +28,7 @@ from embridge.errors import (
     OutputExistsError,
     VerificationError,
 )
+from embridge.outputs import locked
 from embridge.records import Conversion
 from embridge.stores import Batch, Collection, open_collection
 from embridge.stores.ids import check_unique
@@ -46,13 +50,19 @@ def convert_store(task: Task, uri: str) -> Conversion:
     Raises
     ------
     OutputExistsError, InterruptedOutputError
-        The collection exists; it is unfinished, and of another run; or embridge did not write it, and does not replace it.
+        The collection exists; it is unfinished, and of another run; embridge did not write it, and does not replace it; or another
+        run on this machine (PostgreSQL: on any) is writing it.
     CollectionError, BadIdsError, ParameterError
         The store cannot hold it; nothing is written.
     """
-    started = time.perf_counter()
     store, location = store_of(uri), Location.parse(uri)
     assert store is not None  # noqa: S101 (the caller looked)
+    with _alone(location):
+        return _convert(task, store, location)
+
+
+def _convert(task: Task, store: Store, location: Location) -> Conversion:
+    started, uri = time.perf_counter(), location.uri
     layout = _layout(task, location)
     store.check(location, layout)
     if not store.capabilities(layout.space.metric).keeps_lengths and not layout.space.normalized:
@@ -74,6 +84,15 @@ def convert_store(task: Task, uri: str) -> Conversion:
     if target != location:
         store.replace(location, target)
     return _result(task, location, done.written, done.skipped, started)
+
+
+def _alone(location: Location) -> AbstractContextManager[None]:
+    """A lock of this machine for the collection: servers do not refuse a second writer, and would mix the rows of both."""
+    path = location.path if location.host else os.path.realpath(location.path)
+    place = [location.scheme, location.host, location.port, path, location.part]
+    place += [location.options.get(name) for name in ("schema", "table", "tenant", "database")]
+    name = hashlib.blake2b(json.dumps(place).encode(), digest_size=16).hexdigest()
+    return locked(Path(tempfile.gettempdir()) / f"embridge-{os.getuid()}-{name}", location.uri)
 
 
 def _write(task: Task, store: Store, location: Location, layout: Layout) -> Cursor:

@@ -383,10 +383,15 @@ def test_a_finished_copy_of_another_type_is_not_taken_for_this_one(source, place
         eb.copy(eb.open(source), to, resume=True, dtype="float16")
 
 
-def test_what_lies_where_a_replacement_is_written_is_not_removed(source, place):
-    small = eb.MemoryCollection(["a"], [[1.0, 2.0]], eb.Space("small", 2))
-    eb.copy(small, to := place("lancedb"))
-    eb.copy(small, f"{to}_replacement")
-    with pytest.raises(OutputExistsError, match="Hint: rename or remove it"):
-        eb.copy(eb.open(source), to, overwrite=True)
-    assert len(eb.open(f"{to}_replacement")) == 1
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_second_writer_is_refused(source, place, kind):
+    to, refused = place(kind), []
+
+    def again(*_):
+        with pytest.raises(InterruptedOutputError, match="Another process is writing") as caught:
+            eb.copy(eb.open(source), to, resume=True, overwrite=True)
+        refused.append(str(caught.value))
+
+    eb.copy(eb.open(source), to, progress=again)
+    assert refused
+    assert by_id(eb.open(to)) == by_id(eb.open(source))

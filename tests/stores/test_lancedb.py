@@ -14,6 +14,7 @@ from embridge.errors import (
     CollectionError,
     InterruptedOutputError,
     MissingFileError,
+    OutputExistsError,
     ParameterError,
     UnreadableFileError,
 )
@@ -177,3 +178,12 @@ def test_a_table_that_was_only_created_can_be_replaced(tmp_path, monkeypatch):
     with pytest.raises(InterruptedOutputError, match="0 rows are written"):
         eb.open(uri)
     assert eb.copy(source, uri, overwrite=True).rows == len(ROWS)
+
+
+def test_what_lies_where_a_replacement_is_written_is_not_removed(tmp_path):
+    source = eb.MemoryCollection(range(len(ROWS)), ROWS, eb.Space("a", 4))
+    for uri in (f"lancedb://{tmp_path}/l#docs", f"lancedb://{tmp_path}/l#docs_replacement"):
+        eb.copy(eb.MemoryCollection(["a"], [[1.0, 2.0]], eb.Space("small", 2)), uri)
+    with pytest.raises(OutputExistsError, match="Hint: rename or remove it"):
+        eb.copy(source, f"lancedb://{tmp_path}/l#docs", overwrite=True)
+    assert len(eb.open(uri)) == 1

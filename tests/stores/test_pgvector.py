@@ -1,5 +1,6 @@
 """PostgreSQL with pgvector: the conformance suite, and what is particular to its tables."""
 
+import contextlib
 import subprocess
 import sys
 import uuid
@@ -16,6 +17,7 @@ from embridge.errors import (
     ChangedSourceError,
     CollectionError,
     EmbridgeError,
+    InterruptedOutputError,
     MissingFileError,
     OutputError,
     ParameterError,
@@ -252,3 +254,34 @@ def test_a_replacement_is_one_transaction_and_needs_no_short_name(new_table, ser
     assert eb.copy(eb.MemoryCollection(range(60), ROWS, eb.Space("a", 4)), uri, resume=True).rows == 60
     assert len(eb.open(uri)) == 60
     assert not server.execute("SELECT relname FROM pg_class WHERE relkind = 'r' AND relname LIKE 'replacement%'").fetchall()
+
+
+def test_a_writer_on_another_machine_is_refused(new_table, monkeypatch):
+    source, uri = eb.MemoryCollection(range(60), ROWS, eb.Space("a", 4)), new_table()
+    monkeypatch.setattr("embridge.conversion.store._alone", contextlib.nullcontext)
+    tried = []
+
+    def again(*_):
+        with pytest.raises((InterruptedOutputError, OutputError), match="Another process is writing"):
+            eb.copy(source, uri, resume=True)
+        tried.append(1)
+
+    monkeypatch.setattr("embridge.conversion.store.rows_of_group", lambda *_: 40)
+    assert eb.copy(source, uri, progress=lambda *a: tried or again(*a)).rows == 60
+    assert tried
+
+
+@pytest.mark.parametrize("end", ["source", "output"])
+def test_a_connection_that_is_dropped_in_the_middle_of_a_copy_is_an_error_and_it_continues(new_table, server, end, monkeypatch):
+    source, start, uri = eb.MemoryCollection(range(60), ROWS, eb.Space("a", 4)), new_table(), new_table()
+    eb.copy(source, start)
+    monkeypatch.setattr("embridge.conversion.store.rows_of_group", lambda *_: 20)
+    query = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE pid != pg_backend_pid() AND datname IS NOT NULL"
+    with pytest.raises(EmbridgeError, match=r"terminating connection|snapshot was lost|cannot be (reached|written)"):
+        eb.copy(eb.open(start) if end == "source" else source, uri, progress=lambda *_: server.execute(query))
+    with pytest.raises(EmbridgeError, match=r"unfinished|There is no table"):
+        eb.open(uri)
+    assert eb.copy(eb.open(start) if end == "source" else source, uri, resume=True).rows == 60
+    found = eb.open(uri)
+    assert found.read()[0].tolist() == list(range(60))
+    np.testing.assert_array_equal(found.read()[1], ROWS)
