@@ -121,7 +121,7 @@ def claim(
     _check_apart(outputs)
     with contextlib.ExitStack() as stack:
         for target in sorted(output.target for output in outputs):
-            stack.enter_context(_locked(target))
+            stack.enter_context(locked(target))
         for path in {path for output in outputs for path in output.touched}:
             remove_dead(path)
         check_outputs(*outputs, inputs=inputs, overwrite=overwrite, resume=resume)
@@ -150,10 +150,17 @@ def _lock_path(target: Path) -> Path:
 
 
 @contextlib.contextmanager
-def _locked(target: Path) -> Iterator[None]:
-    path = _lock_path(target)
-    with writing(target):
-        descriptor = _lock(path, target)
+def locked(target: Path, name: str | None = None) -> Iterator[None]:
+    """Hold the lock of an output, which messages call `name`.
+
+    Raises
+    ------
+    InterruptedOutputError
+        Another call, in this process or another, holds it.
+    """
+    path, name = _lock_path(target), name or str(target)
+    with writing(name):
+        descriptor = _lock(path, name)
     try:
         yield
     finally:
@@ -163,7 +170,7 @@ def _locked(target: Path) -> Iterator[None]:
         os.close(descriptor)
 
 
-def _lock(path: Path, target: Path) -> int:
+def _lock(path: Path, name: str) -> int:
     for _ in range(_TRIES):
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, 0o666)
         if not stat.S_ISREG(os.fstat(descriptor).st_mode):
@@ -175,15 +182,15 @@ def _lock(path: Path, target: Path) -> int:
                 return descriptor
         except BlockingIOError as e:
             os.close(descriptor)
-            raise _busy(target) from e
+            raise _busy(name) from e
         except FileNotFoundError:  # its owner removed it between our opening and locking
             pass
         os.close(descriptor)
-    raise _busy(target)
+    raise _busy(name)
 
 
-def _busy(target: Path) -> InterruptedOutputError:
-    return InterruptedOutputError(f"Another process is writing {str(target)!r}. Hint: wait for it, or give another output.")
+def _busy(name: str) -> InterruptedOutputError:
+    return InterruptedOutputError(f"Another process is writing {name!r}. Hint: wait for it, or give another output.")
 
 
 def _check_name(output: Output) -> None:
@@ -306,5 +313,6 @@ __all__ = [
     "Output",
     "check_outputs",
     "claim",
+    "locked",
     "replacing",
 ]

@@ -7,8 +7,11 @@ import hashlib
 import json
 import logging
 import os
+import tempfile
 import time
+from contextlib import AbstractContextManager
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
@@ -25,6 +28,7 @@ from embridge.errors import (
     OutputExistsError,
     VerificationError,
 )
+from embridge.outputs import locked
 from embridge.records import Conversion
 from embridge.stores import Batch, Collection, open_collection
 from embridge.stores.ids import check_unique
@@ -46,39 +50,60 @@ def convert_store(task: Task, uri: str) -> Conversion:
     Raises
     ------
     OutputExistsError, InterruptedOutputError
-        The collection exists; it is unfinished, and of another run; or embridge did not write it, and does not replace it.
+        The collection exists; it is unfinished, and of another run; embridge did not write it, and does not replace it; or another
+        run on this machine (PostgreSQL: on any) is writing it.
     CollectionError, BadIdsError, ParameterError
         The store cannot hold it; nothing is written.
     """
-    started = time.perf_counter()
     store, location = store_of(uri), Location.parse(uri)
     assert store is not None  # noqa: S101 (the caller looked)
+    with _alone(location):
+        return _convert(task, store, location)
+
+
+def _convert(task: Task, store: Store, location: Location) -> Conversion:
+    started, uri = time.perf_counter(), location.uri
     layout = _layout(task, location)
     store.check(location, layout)
     if not store.capabilities(layout.space.metric).keeps_lengths and not layout.space.normalized:
         _LOG.warning("%s scales vectors to unit length under %s: their lengths are not kept.", location.uri, layout.space.metric)
-    is_there, note = _find(store, location)
-    cursor = None if note is None else note.cursor
-    if is_there and store.places(location) & _places(task.source):
-        raise OutputExistsError.is_input(location.uri)
-    if is_there and note is None:
-        raise OutputExistsError(f"{location.uri!r} was not written by embridge, so it is not replaced. Hint: give another name.")
-    if note is not None and cursor is None and task.resume and not task.overwrite and note.lineage == layout.lineage:
+    plan = hashlib.blake2b(json.dumps([task.plan, layout.note(None)]).encode(), digest_size=16).hexdigest()
+    layout = replace(layout, plan=plan)
+    target = _target(task, store, location, layout)
+    if target is None:
         rows = len(open_collection(uri))
         return _result(task, location, rows, len(task.source) - rows, started)
-    plan = hashlib.blake2b(json.dumps([task.plan, layout.note(None)]).encode(), digest_size=16).hexdigest()
-    _check_existing(task, location, note, plan)
     check_unique(task.source)
+    is_there, note = _find(store, target)
+    cursor = None if note is None else note.cursor
     if cursor is None or cursor.after is None or not task.resume or cursor.plan != plan:
         cursor = Cursor(plan)
         if is_there:
-            store.drop(location)
+            store.drop(target)
+    done = _write(task, store, target, replace(layout, cursor=cursor))
+    if target != location:
+        store.replace(location, target)
+    return _result(task, location, done.written, done.skipped, started)
+
+
+def _alone(location: Location) -> AbstractContextManager[None]:
+    """A lock of this machine for the collection: servers do not refuse a second writer, and would mix the rows of both."""
+    path = location.path if location.host else os.path.realpath(location.path)
+    place = [location.scheme, location.host, location.port, path, location.part]
+    place += [location.options.get(name) for name in ("schema", "table", "tenant", "database")]
+    name = hashlib.blake2b(json.dumps(place).encode(), digest_size=16).hexdigest()
+    return locked(Path(tempfile.gettempdir()) / f"embridge-{os.getuid()}-{name}", location.uri)
+
+
+def _write(task: Task, store: Store, location: Location, layout: Layout) -> Cursor:
+    """Write all rows behind the cursor of the layout; how many there are then."""
+    cursor = layout.cursor or Cursor(layout.plan)
     open_writer = store.create if cursor.after is None else store.resume
     group_rows = rows_of_group(layout.space.dim, np.dtype(layout.dtype))
     largest = store.capabilities(layout.space.metric).largest_batch or group_rows
     sink = None
     try:
-        with contextlib.closing(open_writer(location, replace(layout, cursor=cursor))) as writer:
+        with contextlib.closing(open_writer(location, layout)) as writer:
             sink = _Sink(task, writer, layout, cursor)
             start = cursor.written + cursor.skipped
             translate_rows(task, min(group_rows, largest), sink.write, start=start, after=cursor.after)
@@ -92,9 +117,45 @@ def convert_store(task: Task, uri: str) -> Conversion:
         if sink is not None and (sink.cursor.after is None or isinstance(e, ChangedSourceError)):
             store.drop(location)
         raise
-    if (rows := len(open_collection(uri))) != done.written:
+    if (rows := len(open_collection(location.uri))) != done.written:
         raise VerificationError(f"{location.uri!r} has {rows:,} rows, but {done.written:,} were written.")
-    return _result(task, location, done.written, done.skipped, started)
+    return done
+
+
+def _target(task: Task, store: Store, location: Location, layout: Layout) -> Location | None:
+    """Where rows are written: at `location`, or beside a finished collection until the new one replaces it; None if all is done.
+
+    Raises
+    ------
+    OutputExistsError, InterruptedOutputError
+    """
+    is_there, note = _find(store, location)
+    if is_there and store.places(location) & _places(task.source):
+        raise OutputExistsError.is_input(location.uri)
+    if is_there and note is None:
+        raise OutputExistsError(f"{location.uri!r} was not written by embridge, so it is not replaced. Hint: give another name.")
+    beside, waits, new = None, False, None
+    if (task.overwrite or task.resume) and (note is None or note.cursor is None):
+        with contextlib.suppress(MissingFileError):  # no folder or schema, and nothing to replace
+            beside = store.beside(location)
+            waits, new = _find(store, beside)
+    if beside is not None and new is not None and new.plan == layout.plan:  # finished by a run that did not come to the exchange
+        store.replace(location, beside)
+        return None
+    if note is None or note.cursor is not None:
+        _check_existing(task, location, note, layout.plan)
+        return location
+    is_known = note.plan == layout.plan if note.plan else note.lineage == layout.lineage
+    if task.resume and not task.overwrite and is_known:
+        return None
+    continues = task.resume and new is not None and new.cursor is not None and new.cursor.plan == layout.plan
+    if beside is None or not (task.overwrite or continues):
+        raise OutputExistsError.at(location.uri)
+    if waits and (new is None or new.cursor is None):
+        raise OutputExistsError(
+            f"What replaces {location.uri!r} is written to {beside.uri!r} first, and that exists. Hint: rename or remove it."
+        )
+    return beside
 
 
 def _layout(task: Task, location: Location) -> Layout:

@@ -122,8 +122,21 @@ class JsonCollection(DeclaredCollection):
     def _json(self) -> JsonColumns:
         if self.columns is not None:
             return self.columns
-        found = ([{k: row[k] for k in row if k not in self.ignored} for row in rows] for rows in self._fields())
+        found = ([self._named(row) for row in rows] for rows in self._fields())
         return JsonColumns.infer(found)
+
+    def _named(self, row: Row) -> Row:
+        """The fields of a row that are payload; one with the name of the id or vector column is called ``payload_NAME``.
+
+        Raises
+        ------
+        CollectionError
+            There is a field of that name too.
+        """
+        named = {f"payload_{k}" if k in (self.id_column, self.vector_column) else k: row[k] for k in row if k not in self.ignored}
+        if len(named) < sum(k not in self.ignored for k in row):
+            raise CollectionError(f"{self.name} has fields {', '.join(map(repr, row))}, of which two would get the same name.")
+        return named
 
     @property
     def payload_schema(self) -> pa.Schema:  # pyright: ignore[reportIncompatibleVariableOverride] (others know it when opened)
@@ -192,6 +205,8 @@ class JsonCollection(DeclaredCollection):
     ) -> Batch:
         """Rows as a batch, without vectors or payload where they are None."""
         values = np.empty((len(ids), 0), np.float32) if vectors is None else self._vectors(vectors, start, validate=validate)
+        if rows is not None and self.columns is None:
+            rows = [self._named(row) for row in rows]
         payload = empty_payload(len(ids)) if rows is None else self._json.decode(rows, self.name, self.ignored)
         return Batch(start, ids, values, payload)
 

@@ -5,13 +5,16 @@ from __future__ import annotations
 import base64
 import json
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from embridge.errors import CollectionError
+from embridge.stores.batch import Batch
 from embridge.stores.memory import empty_payload
 
 Row = Mapping[str, Any]
@@ -133,6 +136,32 @@ def _is_same(texts: pa.Array, values: pa.Array) -> bool:
         return False
 
 
+def requests_of(batch: Batch, rows: int, size: int) -> Iterator[Batch]:
+    """Parts of a batch that one request each takes: of at most `rows` rows, and of about `size` bytes as JSON, or of one row."""
+    lengths = 20 * batch.vectors.shape[1] + _lengths(batch.ids)  # digits of a vector
+    for name, column in zip(batch.payload.schema.names, batch.payload.columns, strict=True):
+        lengths += len(name) + 24 + _lengths(column)
+    start, held = 0, 0
+    for row, length in enumerate(lengths.tolist()):
+        if row > start and (row - start == rows or held + length > size):
+            yield batch.at(np.arange(start, row))
+            start, held = row, 0
+        held += length
+    if start < len(batch):
+        yield batch.at(np.arange(start, len(batch)))
+
+
+def _lengths(column: pa.Array) -> np.ndarray:
+    """About how long the values of a column are as text, beyond a number."""
+    if pa.types.is_dictionary(column.type):
+        column = column.cast(column.type.value_type)
+    if pa.types.is_nested(column.type):
+        return np.array([len(str(value)) for value in column.to_pylist()])
+    if pa.types.is_string(column.type) or pa.types.is_large_string(column.type):
+        return pc.fill_null(pc.binary_length(column), 0).to_numpy(zero_copy_only=False).astype(np.int64)
+    return np.zeros(len(column), np.int64)
+
+
 def refusal(kind: pa.DataType) -> str | None:
     """Why a column of this type cannot be kept as JSON; None where it can."""
     try:
@@ -185,13 +214,23 @@ def _is_held(kind: pa.DataType) -> bool:
 
 def _common(known: pa.DataType | None, values: list[Any]) -> pa.DataType | None:
     """The type of values of a known type and of others; None where there is none."""
-    if known is None or {bool} < {type(value) for value in values if value is not None}:  # Arrow takes True for 1.0
+    if known is None or _mixes_booleans(values):
         return None
     try:
         schemas = [pa.schema([("x", known)]), pa.schema([("x", pa.array(values).type)])]
         return pa.unify_schemas(schemas, promote_options="permissive").field(0).type
     except (pa.ArrowException, OverflowError, TypeError):
         return None
+
+
+def _mixes_booleans(values: list[Any]) -> bool:
+    """Booleans are among values of other types, at any depth; Arrow would take True for 1.0."""
+    if {bool} < {type(value) for value in values if value is not None}:
+        return True
+    items = [item for value in values if isinstance(value, list) for item in value]
+    fields = [value for value in values if isinstance(value, dict)]
+    names = dict.fromkeys(name for value in fields for name in value)
+    return (bool(items) and _mixes_booleans(items)) or any(_mixes_booleans([value.get(n) for value in fields]) for n in names)
 
 
 def _finite(value: Any) -> Any:

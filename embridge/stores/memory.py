@@ -93,8 +93,16 @@ class MemoryCollection(Collection):
         digest = hashlib.blake2b(repr(self._ids.to_pylist()).encode(), digest_size=16)
         digest.update(np.ascontiguousarray(self._vectors).tobytes())
         if self.payload_schema.names:
-            digest.update(repr(self._payload.to_pydict()).encode())
+            digest.update(repr({name: _values(self._payload[name]) for name in self._payload.column_names}).encode())
         return digest.hexdigest()
+
+
+def _values(column: pa.ChunkedArray) -> list[Any]:
+    """The values of a column; as text where Python has no such moments."""
+    try:
+        return column.to_pylist()
+    except (ValueError, OverflowError):  # beyond the years 1 to 9999, or nanoseconds without pandas
+        return [chunk.to_string(window=len(chunk), skip_new_lines=True) for chunk in column.chunks]
 
 
 def empty_payload(rows: int) -> pa.RecordBatch:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import functools
+import os
 from importlib.metadata import EntryPoint, entry_points
 
 from embridge.errors import EmbridgeError, ParameterError
 from embridge.stores.store import Store
-from embridge.stores.uri import scheme_of, without_password
+from embridge.stores.uri import broken_scheme, scheme_of, without_password
 
 GROUP = "embridge.stores"
 FILES = ("file://", "s3://", "gs://")
@@ -24,7 +25,12 @@ def store_of(path: str) -> Store | None:
         The store needs a package that is not installed.
     """
     scheme = scheme_of(path)
-    return None if scheme is None else _load(scheme, without_password(path))
+    if scheme is None:
+        meant = broken_scheme(path)
+        if meant is not None and not os.path.exists(path) and ((shown := without_password(path)) != path or _entries(meant)):
+            raise ParameterError(f"{shown!r} is not a URI. Hint: write {meant}:// with two slashes, or three before a local path.")
+        return None
+    return _load(scheme, without_password(path))
 
 
 def _entries(scheme: str) -> list[EntryPoint]:

@@ -14,7 +14,7 @@ from embridge.errors import BadIdsError, CollectionError, InterruptedOutputError
 from embridge.stores.base import Collection
 from embridge.stores.batch import Batch
 from embridge.stores.capabilities import Capabilities
-from embridge.stores.uri import Location
+from embridge.stores.uri import Location, beside
 from embridge.types import DeclaredSpace, Hits, Metric, Space
 
 if TYPE_CHECKING:
@@ -60,6 +60,8 @@ class Layout:
         Fingerprints of its inputs.
     cursor : Cursor, optional
         None once all rows are written.
+    plan : str
+        See `Cursor`; it is kept with a finished collection too.
     """
 
     space: Space
@@ -71,6 +73,7 @@ class Layout:
     payload_spaces: dict[str, Space] = field(default_factory=dict)
     lineage: dict[str, str] = field(default_factory=dict)
     cursor: Cursor | None = None
+    plan: str = ""
 
     def named(self, location: Location) -> Layout:
         """The same with the columns that the options ``id`` and ``vector`` of a URI name."""
@@ -82,7 +85,8 @@ class Layout:
         columns = {"id": self.id_column, "vector": self.vector_column}
         others = {column: space.to_dict() for column, space in self.payload_spaces.items()}
         known = {"space": self.space.to_dict(), "columns": columns, "payload_spaces": others, "lineage": self.lineage}
-        return json.dumps({"embridge": 1, **known, **({} if cursor is None else {"cursor": asdict(cursor)})})
+        state = {"cursor": asdict(cursor)} if cursor is not None else {"plan": self.plan} if self.plan else {}
+        return json.dumps({"embridge": 1, **known, **state})
 
 
 @dataclass(frozen=True)
@@ -99,6 +103,8 @@ class Note:
         Of an unfinished collection.
     payload_spaces : dict of str to Space
         Of vector columns in the payload.
+    plan : str
+        Of the run that finished it; empty where it is not known.
     """
 
     space: Space
@@ -106,6 +112,7 @@ class Note:
     lineage: dict[str, str]
     cursor: Cursor | None = None
     payload_spaces: dict[str, Space] = field(default_factory=dict)
+    plan: str = ""
 
     @classmethod
     def loads(cls, text: str | bytes | None, where: str) -> Note | None:
@@ -127,7 +134,7 @@ class Note:
             columns = {key: str(values["columns"][key]) for key in ("id", "vector")}
             lineage = {str(key): str(value) for key, value in values["lineage"].items()}
             spaces = {str(name): Space.from_dict(space) for name, space in values.get("payload_spaces", {}).items()}
-            return cls(Space.from_dict(values["space"]), columns, lineage, cursor, spaces)
+            return cls(Space.from_dict(values["space"]), columns, lineage, cursor, spaces, str(values.get("plan", "")))
         except (KeyError, TypeError, ValueError, AttributeError) as e:
             raise CollectionError(f"The note of embridge in {where} is damaged: {e}. Note: {str(text)[:200]}") from e
 
@@ -235,6 +242,18 @@ class Store(ABC):
 
     def drop(self, location: Location) -> None:
         """Remove a collection that embridge wrote."""
+        raise NotImplementedError
+
+    def beside(self, location: Location) -> Location:
+        """Where a collection is written that will replace an existing one, until it is finished."""
+        return Location.parse(beside(location.uri, "{}_replacement".format, without=()))
+
+    def replace(self, location: Location, by: Location) -> None:
+        """Give the finished collection at `by` (see `beside`) the place of another one, which is removed.
+
+        In one step where the store can. Else the new collection is whole at one of the two places all the time, and a second call
+        completes what a killed one began, also where there is no other one any more.
+        """
         raise NotImplementedError
 
     def index_like(self, location: Location, other: Collection) -> None:  # noqa: B027 (most stores index by themselves, or not at all)

@@ -14,10 +14,15 @@ _LOG = logging.getLogger("embridge")
 _SECRETS: dict[str, str] = {}  # by URI without its password, so that this URI opens the same collection in this process
 _FURTHER: dict[str, dict[str, str]] = {}  # the same for options of a driver that are secret, and no password of the server
 _PASSWORD = re.compile(r"password|passwd|api[_-]?key|token|secret", re.IGNORECASE)
-_SECRET = re.compile(r".*(passw|secret|token|api[_-]?key|(client|server)_key).*", re.IGNORECASE)
-_START = r"^(?P<start>[a-zA-Z][\w+.-]*://)(?P<user>[^/?#:@]*)"
+_SECRET = re.compile(
+    r".*(passw|pwd|secret|token|credential|bearer|signature|(api|client|server|access|private|account)[_-]?key).*",
+    re.IGNORECASE,
+)
+_START = r"^(?P<start>[a-zA-Z][\w+.-]*:/{0,2})(?P<user>[^/?#:@]*)"
 _USER = re.compile(_START + r"(?::(?P<password>[^/?#]*))?@")
 _LOOSE_USER = re.compile(_START + r":(?!\d*(?:[/?#]|$))(?P<password>[^@]*[/?#].*)@")  # a password with characters to be encoded
+_BROKEN = re.compile(r"(?P<scheme>[a-zA-Z][\w+.-]+):/?(?!/)")  # with one slash or none
+_ALIASES = {"postgres": "postgresql"}
 _FILES = ("file", "s3", "gs", "gcs")  # of Parquet, whose credentials pyarrow reads
 
 
@@ -67,10 +72,13 @@ class Location:
         plain = without_password(uri)
         try:
             url = urlsplit(plain)
-            host, port = url.hostname, url.port
+            host, port = _host(url.netloc) or url.hostname, url.port
             pairs = parse_qsl(url.query, keep_blank_values=True, strict_parsing=bool(url.query))
         except ValueError as e:
-            raise ParameterError(f"{plain!r} is not a URI: {e}.") from None
+            several = (
+                " Hint: name several hosts as options, such as postgresql:///db?host=a,b&port=5432,5433." if "," in plain else ""
+            )
+            raise ParameterError(f"{plain!r} is not a URI: {e}.{several}") from None
         options = dict(pairs)
         if len(options) < len(pairs):
             raise ParameterError(f"{plain!r} repeats an option. Options: {', '.join(name for name, _ in pairs)}.")
@@ -86,7 +94,8 @@ class Location:
         ParameterError
         """
         if other := next((name for name in self.options if name not in known), None):
-            raise ParameterError(f"{self.uri!r} has an unknown option {other!r}. Options: {', '.join(known)}.")
+            shown = self.uri.partition("?")[0]  # a value may be a secret under a name that only its driver knows
+            raise ParameterError(f"{shown!r} has an unknown option {other!r}. Options: {', '.join(known)}.")
 
     def column(self, option: str, given: str | None, default: str) -> str:
         """The name of a column: the URI's option, the caller's, or the default.
@@ -125,13 +134,28 @@ def beside(uri: str, name: Callable[[str], str], *, without: tuple[str, ...] = (
     made = made if url.netloc else made.replace(f"{url.scheme}:/", f"{url.scheme}:///", 1)
     if location.password is not None:
         _SECRETS[made] = location.password
+    if location.secrets:
+        _FURTHER[made] = location.secrets
     return made
 
 
 def scheme_of(path: str) -> str | None:
     """The scheme of a URI; None for paths, and for the locations of Parquet files (``file``, ``s3``, ``gs``)."""
     scheme, mark, _ = path.partition("://")
-    return scheme if mark and re.fullmatch(r"[a-zA-Z][\w+.-]*", scheme) and scheme not in _FILES else None
+    is_store = mark and re.fullmatch(r"[a-zA-Z][\w+.-]*", scheme) and scheme not in _FILES
+    return _ALIASES.get(scheme, scheme) if is_store else None
+
+
+def broken_scheme(path: str) -> str | None:
+    """The scheme of what has one slash or none behind it, and may have been meant as a URI; None for anything else."""
+    found = _BROKEN.match(path)
+    return _ALIASES.get(found["scheme"], found["scheme"]) if found else None
+
+
+def _host(netloc: str) -> str | None:
+    """The folder of a socket, which is a host with encoded slashes; None for other hosts."""
+    host = netloc.rpartition("@")[2].partition(":")[0]
+    return unquote(host) if host[:3].lower() == "%2f" else None
 
 
 def without_password(path: str) -> str:
@@ -139,9 +163,10 @@ def without_password(path: str) -> str:
 
     All that is shown, recorded or written is this.
     """
-    if scheme_of(path) is None:
+    scheme = scheme_of(path)
+    if scheme is None and broken_scheme(path) is None:
         return path
-    plain, passwords = path, []
+    plain, passwords = path if scheme is None else scheme + path[path.index(":") :], []
     if (user := _USER.match(plain) or _LOOSE_USER.match(plain)) and user["password"] is not None:
         passwords += [unquote(user["password"])] if user["password"] else []
         kept = f"{user['user']}@" if user["user"] else ""

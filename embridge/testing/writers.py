@@ -39,6 +39,7 @@ from embridge.stores import open_collection
 from embridge.stores.base import Collection
 from embridge.stores.batch import Batch
 from embridge.stores.id_types import normalize_ids
+from embridge.stores.memory import MemoryCollection
 from embridge.stores.registry import store_of
 from embridge.stores.store import Cursor, Layout, Searchable, Store
 from embridge.stores.uri import Location
@@ -201,6 +202,34 @@ class StoreConformance(CollectionConformance, InPlaceConformance):
             open_collection(uri)
         write(uri, self.ids()[:5], self.vectors()[:5], self.space())
         assert len(open_collection(uri)) == 5
+
+    def test_a_collection_stays_until_its_replacement_is_whole(self, new_uri: Callable[[], str]) -> None:
+        """Whether writing is interrupted, or the process ends before the exchange; the same run completes both."""
+
+        def stop(*_: Any) -> None:
+            raise KeyboardInterrupt
+
+        uri, ids, vectors = new_uri(), self.ids(), self.vectors()
+        write(uri, ids[:9], vectors[:9], self.space())
+        source = MemoryCollection(ids, vectors, self.space())
+        with pytest.raises(KeyboardInterrupt):
+            copy(source, uri, overwrite=True, progress=stop)
+        assert sorted(open_collection(uri).read()[0].tolist()) == sorted(ids[:9])
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(type(_store(uri)), "replace", stop)
+            with pytest.raises(KeyboardInterrupt):
+                copy(source, uri, overwrite=True, resume=True)
+        assert sorted(open_collection(uri).read()[0].tolist()) == sorted(ids[:9])
+        with pytest.raises(OutputExistsError):
+            copy(source, uri)
+        assert copy(source, uri, resume=True).rows == N
+        found = open_collection(uri)
+        expected_ids, expected = self.expected(found, ids, vectors)
+        assert found.read()[0].tolist() == expected_ids
+        self.assert_close(found.read()[1], expected)
+        for rows in (5, 6):
+            copy(MemoryCollection(ids[:rows], vectors[:rows], self.space()), uri, overwrite=True)
+            assert sorted(open_collection(uri).read()[0].tolist()) == sorted(ids[:rows])
 
     def test_a_collection_does_not_replace_itself(self, new_uri: Callable[[], str]) -> None:
         """Not under another form of its URI either: the old rows would be removed before they are read."""

@@ -24,6 +24,7 @@ from embridge.errors import (
     ParameterError,
     VerificationError,
 )
+from embridge.stores.registry import store_of
 from tests.stores.support import memory_folder
 from tests.support import run, run_json
 
@@ -348,3 +349,49 @@ def test_a_full_disk_is_reported_and_the_copy_continues_when_there_is_room(disk,
     subprocess.run(["mount", "-o", "remount,size=40m", str(disk)], check=True)
     assert eb.copy(collection, to, resume=True).rows == 20_000
     assert by_id(eb.open(to)) == by_id(collection)
+
+
+EXCHANGES = {
+    "npy": "embridge.stores.npy.os.replace",
+    "lancedb": "embridge.stores.lancedb.sync_folder",
+    "qdrant": "qdrant_client.QdrantClient.update_collection_aliases",
+    "chroma": "embridge.stores.chroma.collection_of",
+}
+
+
+@pytest.mark.parametrize("kind", EXCHANGES)
+def test_an_exchange_that_was_interrupted_is_completed(source, place, kind, monkeypatch):
+    small = eb.MemoryCollection(["a"], [[1.0, 2.0]], eb.Space("small", 2, metric="dot"))
+    eb.copy(small, to := place(kind))
+
+    def stop(*_, **__):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        exchange, plain = type(store_of(to)).replace, EXCHANGES[kind]
+        patch.setattr(type(store_of(to)), "replace", lambda *places: patch.setattr(plain, stop) or exchange(*places))
+        with pytest.raises(KeyboardInterrupt):
+            eb.copy(eb.open(source), to, overwrite=True)
+    assert eb.copy(eb.open(source), to, resume=True).rows == N
+    assert by_id(eb.open(to)) == by_id(eb.open(source))
+
+
+def test_a_finished_copy_of_another_type_is_not_taken_for_this_one(source, place):
+    eb.copy(eb.open(source), to := place("lancedb"))
+    assert eb.copy(eb.open(source), to, resume=True).rows == N
+    with pytest.raises(OutputExistsError, match="exists already"):
+        eb.copy(eb.open(source), to, resume=True, dtype="float16")
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_second_writer_is_refused(source, place, kind):
+    to, refused = place(kind), []
+
+    def again(*_):
+        with pytest.raises(InterruptedOutputError, match="Another process is writing") as caught:
+            eb.copy(eb.open(source), to, resume=True, overwrite=True)
+        refused.append(str(caught.value))
+
+    eb.copy(eb.open(source), to, progress=again)
+    assert refused
+    assert by_id(eb.open(to)) == by_id(eb.open(source))

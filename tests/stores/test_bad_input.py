@@ -7,6 +7,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
+import embridge as eb
 from embridge.errors import (
     BadIdsError,
     BadVectorsError,
@@ -218,3 +219,14 @@ def test_memory_takes_ids_of_many_kinds(ids):
     collection = MemoryCollection(ids, VECTORS[:3], Space("m", 4))
     assert collection.id_type == pa.int64()
     assert collection.read()[0].tolist() == [0, 1, 2]
+
+
+@pytest.mark.parametrize("kind", [pa.timestamp("ns"), pa.timestamp("s"), pa.duration("ns"), pa.list_(pa.timestamp("us", "UTC"))])
+def test_a_fingerprint_includes_moments_that_python_does_not_have(kind):
+    def mark(number):
+        numbers = pa.array([number, None, 1], pa.int64())
+        held = pa.array([[i] for i in numbers.to_pylist()], pa.list_(pa.int64())) if pa.types.is_list(kind) else numbers
+        return eb.MemoryCollection(range(3), np.ones((3, 2)), eb.Space("a", 2), pa.table({"t": held.cast(kind)})).fingerprint()
+
+    assert mark(2**61 + 1) == mark(2**61 + 1)
+    assert len({mark(2**61 + 1), mark(2**61 + 2), mark(1)}) == 3

@@ -350,3 +350,21 @@ def test_without_the_package_the_error_names_the_extra():
     assert done.stdout.strip() == (
         "MissingDependencyError chroma:// needs chromadb, which is not installed. Hint: pip install 'embridge[chroma]'."
     )
+
+
+def test_metadata_named_as_the_id_or_the_vector_is_payload_of_another_name(uri, tmp_path):
+    client, name = client_of(uri)
+    client.create_collection(name, embedding_function=None).add(
+        ids=["a", "b"], embeddings=ROWS[:2], metadatas=[{"id": 7, "vector": "x", "n": 1}, {"id": 8, "n": 2}]
+    )
+    found = eb.open(uri, space="a")
+    eb.copy(found, tmp_path / "out.parquet")
+    rows = next(eb.open(tmp_path / "out.parquet").batches(payload=True))
+    assert rows.ids.to_pylist() == ["a", "b"]
+    assert rows.payload.to_pylist() == [
+        {"n": 1, "payload_id": 7, "payload_vector": "x"},
+        {"n": 2, "payload_id": 8, "payload_vector": None},
+    ]
+    collection_of(uri).update(ids=["b"], metadatas=[{"payload_id": 1}])
+    with pytest.raises(CollectionError, match="two would get the same name"):
+        eb.copy(eb.open(uri, space="a"), tmp_path / "other.parquet")

@@ -9,7 +9,15 @@ import pyarrow as pa
 import pytest
 
 import embridge as eb
-from embridge.errors import BadVectorsError, CollectionError, MissingFileError, ParameterError, UnreadableFileError
+from embridge.errors import (
+    BadVectorsError,
+    CollectionError,
+    InterruptedOutputError,
+    MissingFileError,
+    OutputExistsError,
+    ParameterError,
+    UnreadableFileError,
+)
 from embridge.stores.capabilities import Capabilities
 from embridge.testing.writers import StoreConformance
 from embridge.types import Metric
@@ -129,3 +137,53 @@ def test_without_the_package_the_error_names_the_extra():
     assert done.stdout.strip() == (
         "MissingDependencyError lancedb:// needs lancedb, which is not installed. Hint: pip install 'embridge[lancedb]'."
     )
+
+
+@pytest.mark.parametrize("config", ["IvfPq", "IvfSq", "HnswSq"])
+def test_scores_of_a_quantized_index_are_exact(tmp_path, config):
+    rows = np.random.default_rng(1).normal(size=(600, 16)).astype(np.float32)
+    rows /= np.linalg.norm(rows, axis=1, keepdims=True)
+    source = eb.MemoryCollection(range(600), rows, eb.Space("a", 16, Metric.COSINE))
+    eb.copy(source, uri := f"lancedb://{tmp_path}/l#docs")
+    lancedb.connect(tmp_path / "l").open_table("docs").create_index(
+        "vector", config=getattr(lancedb.index, config)(distance_type="cosine")
+    )
+    found = eb.open(uri).search(3 * rows[:20], 5)
+    exact = np.take_along_axis(rows[:20] @ rows.T, found.ids, axis=1)
+    np.testing.assert_allclose(found.scores, exact, atol=1e-5)
+    assert found.ids[:, 0].tolist() == list(range(20))
+
+
+def test_a_column_named_as_distances_are_is_refused(tmp_path):
+    data = [{"id": str(i), "vector": row.tolist(), "_distance": 1.0} for i, row in enumerate(ROWS)]
+    lancedb.connect(tmp_path / "l").create_table("docs", data)
+    found = eb.open(f"lancedb://{tmp_path}/l#docs", space="a")
+    with pytest.raises(CollectionError, match="has a column '_distance'"):
+        found.search(ROWS[:1], 1)
+    with pytest.raises(CollectionError, match="cannot hold the column '_distance'"):
+        eb.copy(found, f"lancedb://{tmp_path}/l#other")
+
+
+def test_a_table_that_was_only_created_can_be_replaced(tmp_path, monkeypatch):
+    source = eb.MemoryCollection(range(len(ROWS)), ROWS, eb.Space("a", 4))
+    uri = f"lancedb://{tmp_path}/l#docs"
+
+    def stop(*_):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr("embridge.stores.lancedb.LanceWriter", stop)
+        with pytest.raises(KeyboardInterrupt):
+            eb.copy(source, uri)
+    with pytest.raises(InterruptedOutputError, match="0 rows are written"):
+        eb.open(uri)
+    assert eb.copy(source, uri, overwrite=True).rows == len(ROWS)
+
+
+def test_what_lies_where_a_replacement_is_written_is_not_removed(tmp_path):
+    source = eb.MemoryCollection(range(len(ROWS)), ROWS, eb.Space("a", 4))
+    for uri in (f"lancedb://{tmp_path}/l#docs", f"lancedb://{tmp_path}/l#docs_replacement"):
+        eb.copy(eb.MemoryCollection(["a"], [[1.0, 2.0]], eb.Space("small", 2)), uri)
+    with pytest.raises(OutputExistsError, match="Hint: rename or remove it"):
+        eb.copy(source, f"lancedb://{tmp_path}/l#docs", overwrite=True)
+    assert len(eb.open(uri)) == 1

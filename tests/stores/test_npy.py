@@ -272,3 +272,13 @@ def test_a_parquet_collection_is_not_replaced_as_the_ids_of_an_array(tmp_path, m
     with pytest.raises(OutputExistsError, match="was not written by embridge"):
         eb.copy(source, f"npy://{tmp_path}/v.npy?ids=rows.parquet", overwrite=True)
     assert len(eb.open(tmp_path / "rows.parquet")) == 50
+
+
+def test_a_selection_of_a_dataset_is_refused(tmp_path, table_of):
+    table = table_of([f"d{i}" for i in range(100)], np.ones((100, 4), np.float32))
+    state = json.loads((folder := save_to_disk(tmp_path / "d", table)).joinpath("state.json").read_text())
+    (folder / "state.json").write_text(json.dumps(state | {"_indices_data_files": []}))
+    assert len(eb.open(f"npy://{folder}", space="a")) == 100
+    (folder / "state.json").write_text(json.dumps(state | {"_indices_data_files": [{"filename": "indices.arrow"}]}))
+    with pytest.raises(CollectionError, match="flatten_indices"):
+        eb.open(f"npy://{folder}", space="a")

@@ -1,5 +1,6 @@
 """PostgreSQL with pgvector: the conformance suite, and what is particular to its tables."""
 
+import contextlib
 import subprocess
 import sys
 import uuid
@@ -16,8 +17,11 @@ from embridge.errors import (
     ChangedSourceError,
     CollectionError,
     EmbridgeError,
+    InterruptedOutputError,
     MissingFileError,
+    OutputError,
     ParameterError,
+    UndeclaredSpaceError,
     UnreadableFileError,
 )
 from embridge.stores.capabilities import Capabilities
@@ -104,6 +108,18 @@ def test_a_foreign_table_is_read_as_it_stands(foreign):
     assert [i for b in found.batches(after=sorted(ids)[50]) for i in b.ids.to_pylist()] == sorted(ids)[51:]
     hits = found.search(ROWS[:5], 60)
     assert {len(hits.row(i)[0]) for i in range(5)} == {60}
+
+
+def test_the_metric_is_that_of_all_indexes_or_declared(foreign, server):
+    uri, _, quoted = foreign
+    server.execute(f"CREATE INDEX ON {quoted} USING hnsw ((embedding::halfvec(4)) halfvec_ip_ops)")
+    assert eb.open(uri, space="minilm").stated_space.metric == Metric.DOT
+    server.execute(f"CREATE INDEX ON {quoted} USING hnsw ((embedding::halfvec(4)) halfvec_l2_ops)")
+    with pytest.raises(UndeclaredSpaceError, match=r"several metrics over 'embedding': dot, l2\. Hint: .*minilm:dot"):
+        eb.open(uri, space="minilm")
+    for metric in (Metric.L2, Metric.COSINE):
+        assert eb.open(uri, space=f"minilm:{metric}").stated_space.metric == metric
+        assert eb.open(uri, space=eb.Space("minilm", 4, metric)).space.metric == metric
 
 
 def test_null_vectors_are_named_and_left_out_on_request(foreign, server, tmp_path):
@@ -223,3 +239,49 @@ def test_without_the_package_the_error_names_the_extra():
     assert done.stdout.strip() == (
         "MissingDependencyError postgresql:// needs psycopg, which is not installed. Hint: pip install 'embridge[pgvector]'."
     )
+
+
+def test_a_replacement_is_one_transaction_and_needs_no_short_name(new_table, server):
+    uri = f"{new_table()}{'x' * 45}"
+    name = Location.parse(uri).options["table"]
+    first = eb.MemoryCollection(range(9), ROWS[:9], eb.Space("a", 4))
+    eb.copy(first, uri)
+    server.execute(f"CREATE VIEW v{name[:20]} AS SELECT id FROM {name}")
+    with pytest.raises(OutputError, match="other objects depend on it"):
+        eb.copy(eb.MemoryCollection(range(60), ROWS, eb.Space("a", 4)), uri, overwrite=True)
+    assert len(eb.open(uri)) == 9
+    server.execute(f"DROP VIEW v{name[:20]}")
+    assert eb.copy(eb.MemoryCollection(range(60), ROWS, eb.Space("a", 4)), uri, resume=True).rows == 60
+    assert len(eb.open(uri)) == 60
+    assert not server.execute("SELECT relname FROM pg_class WHERE relkind = 'r' AND relname LIKE 'replacement%'").fetchall()
+
+
+def test_a_writer_on_another_machine_is_refused(new_table, monkeypatch):
+    source, uri = eb.MemoryCollection(range(60), ROWS, eb.Space("a", 4)), new_table()
+    monkeypatch.setattr("embridge.conversion.store._alone", contextlib.nullcontext)
+    tried = []
+
+    def again(*_):
+        with pytest.raises((InterruptedOutputError, OutputError), match="Another process is writing"):
+            eb.copy(source, uri, resume=True)
+        tried.append(1)
+
+    monkeypatch.setattr("embridge.conversion.store.rows_of_group", lambda *_: 40)
+    assert eb.copy(source, uri, progress=lambda *a: tried or again(*a)).rows == 60
+    assert tried
+
+
+@pytest.mark.parametrize("end", ["source", "output"])
+def test_a_connection_that_is_dropped_in_the_middle_of_a_copy_is_an_error_and_it_continues(new_table, server, end, monkeypatch):
+    source, start, uri = eb.MemoryCollection(range(60), ROWS, eb.Space("a", 4)), new_table(), new_table()
+    eb.copy(source, start)
+    monkeypatch.setattr("embridge.conversion.store.rows_of_group", lambda *_: 20)
+    query = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE pid != pg_backend_pid() AND datname IS NOT NULL"
+    with pytest.raises(EmbridgeError, match=r"terminating connection|snapshot was lost|cannot be (reached|written)"):
+        eb.copy(eb.open(start) if end == "source" else source, uri, progress=lambda *_: server.execute(query))
+    with pytest.raises(EmbridgeError, match=r"unfinished|There is no table"):
+        eb.open(uri)
+    assert eb.copy(eb.open(start) if end == "source" else source, uri, resume=True).rows == 60
+    found = eb.open(uri)
+    assert found.read()[0].tolist() == list(range(60))
+    np.testing.assert_array_equal(found.read()[1], ROWS)

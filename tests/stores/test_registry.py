@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 import embridge as eb
-from embridge.errors import ParameterError, UnreadableFileError
+from embridge.errors import EmbridgeError, ParameterError, UnreadableFileError
 from embridge.stores import uri
 from embridge.stores.uri import Location, without_password
 from tests.support import run
@@ -109,6 +109,7 @@ def test_a_store_that_cannot_be_loaded_is_an_error(install, entry, code, reason)
         ("pg://h?a=b&c=d:e@f/g", "pg://h?a=b&c=d:e@f/g", None),
         ("pg://ann@db/x?table=t:u@v", "pg://ann@db/x?table=t:u@v", None),
         ("npy:///a/b:c@d.npy", "npy:///a/b:c@d.npy", None),
+        ("postgres://ann:k@db/x?table=t", "postgresql://ann@db/x?table=t", "k"),
     ],
 )
 def test_passwords_are_taken_out_and_kept(given, shown, password, caplog):
@@ -128,6 +129,41 @@ def test_other_secrets_of_a_driver_keep_their_names(caplog):
     assert location.secrets == {"sslpassword": "hunter1", "scram_client_key": "hunter2", "oauth_client_secret": "hunter3"}
     assert "hunter" not in repr(location) + caplog.text
     assert Location.parse(location.uri) == location
+
+
+def test_a_uri_beside_another_has_its_secrets():
+    made = uri.beside("pg://ann:k@h/c?table=a&sslpassword=hunter1&id=x", "{}_b".format)
+    assert (made, Location.parse(made).password) == ("pg://ann@h/c?table=a_b", "k")
+    assert Location.parse(made).secrets == {"sslpassword": "hunter1"}
+
+
+@pytest.mark.parametrize(
+    ("given", "reason"),
+    [
+        ("postgresql:/u:hunter2@h/db?table=t", "'postgresql:/u@h/db.table=t' is not a URI. Hint: write postgresql:// with two"),
+        ("postgres:u:hunter2@h/db?table=t", "is not a URI. Hint: write postgresql:// with two slashes"),
+        ("mysql:/u:hunter2@h/db", "'mysql:/u@h/db' is not a URI"),
+        ("lancedb:/folder#table", "write lancedb:// with two slashes, or three before a local path"),
+        ("qdrant:/h/c?api_key=hunter2", "'qdrant:/h/c' is not a URI"),
+        ("postgresql://h/db?table=t&code=hunter2", "'postgresql://h/db' has an unknown option 'code'"),
+        ("postgresql://h/db?table=t&pwd=hunter2", "cannot be|has an unknown option"),
+        ("postgresql://u:hunter2@a:1,b:2/db?table=t", r"is not a URI: .* Hint: name several hosts as options"),
+    ],
+)
+def test_what_is_nearly_a_uri_is_refused_without_its_secrets(given, reason):
+    pytest.importorskip("psycopg")
+    with pytest.raises(EmbridgeError, match=reason) as caught:
+        eb.open(given)
+    assert "hunter2" not in repr(caught.value)
+    shown = run("info", given, "--no-catalog")
+    assert shown.exit_code == 1
+    assert "hunter2" not in shown.output
+
+
+def test_a_host_may_be_the_folder_of_a_socket():
+    location = Location.parse("postgresql://ann@%2FVar%2Frun:5433/db?table=t")
+    assert (location.host, location.port, location.user) == ("/Var/run", 5433, "ann")
+    assert Location.parse("postgresql://[::1]:5/db").host == "::1"
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ import pyarrow as pa
 
 from embridge.stores.batch import Batch
 from embridge.stores.capabilities import Capabilities
-from embridge.stores.chroma.client import FORMS, collection_name, collection_of, connect, reading, request_rows, storing
+from embridge.stores.chroma.client import FORMS, collection_name, collection_of, connect, listed, reading, requests_of, storing
 from embridge.stores.chroma.collection import CAPABILITIES, SPACES, TEXTS, ChromaCollection
 from embridge.stores.chroma.in_place import ChromaInPlace
 from embridge.stores.json_collection import NOTE, recorded
@@ -30,19 +30,16 @@ class ChromaWriter(Writer):
         self._layout = layout
 
     def write(self, batch: Batch, note: str) -> None:
-        rows = request_rows(batch.vectors.shape[1], self._largest)
-        for start in range(0, len(batch), rows):
-            part = slice(start, start + rows)
+        for part in requests_of(batch, self._largest):
             fields = [
-                {name: value for name, value in row.items() if value is not None}
-                for row in self._columns.encode(batch.payload.slice(start, rows))
+                {name: value for name, value in row.items() if value is not None} for row in self._columns.encode(part.payload)
             ]
             texts = {name: [row.pop(column, None) for row in fields] for column, name in self._texts.items()}
             texts = {name: values for name, values in texts.items() if any(value is not None for value in values)}
             metadata = {"metadatas": [row or None for row in fields]} if any(fields) else {}
-            vectors = np.ascontiguousarray(batch.vectors[part], np.float32)
+            vectors = np.ascontiguousarray(part.vectors, np.float32)
             with storing(self._location):
-                self._collection.upsert(ids=list(map(str, batch.ids[part].to_pylist())), embeddings=vectors, **metadata, **texts)
+                self._collection.upsert(ids=list(map(str, part.ids.to_pylist())), embeddings=vectors, **metadata, **texts)
         self.finish(note)
 
     def finish(self, note: str) -> None:
@@ -94,6 +91,13 @@ class ChromaStore(Store):
     def drop(self, location: Location) -> None:
         with storing(location):
             connect(location).delete_collection(collection_name(location))
+
+    def replace(self, location: Location, by: Location) -> None:
+        with storing(location):
+            client, name = connect(location), collection_name(location)
+            if any(held.name == name for held in listed(client)):
+                client.delete_collection(name)
+            collection_of(client, by).modify(name=name)
 
     def in_place(self, location: Location) -> ChromaInPlace:
         return ChromaInPlace(location)

@@ -9,7 +9,8 @@ from dataclasses import replace
 from typing import Any
 
 from embridge.errors import MissingDependencyError, MissingFileError
-from embridge.stores import databases
+from embridge.stores import databases, json_columns
+from embridge.stores.batch import Batch
 from embridge.stores.databases import collection_in
 from embridge.stores.in_place import MigrationNote
 from embridge.stores.json_collection import NOTE
@@ -22,7 +23,7 @@ except ImportError as error:
     raise MissingDependencyError.of("chromadb", "chroma://", "chroma") from error
 
 PORT = 8000
-_REQUEST_BYTES = 16 << 20  # of vectors as JSON; a server takes 40 MiB
+_REQUEST_BYTES = 16 << 20  # of vectors and payload as JSON; a server takes 40 MiB
 MIGRATION = f"{NOTE}_migration"  # key in the metadata of a collection that began as the shadow of another
 _LISTED = 100  # collections of one request
 FORMS = "chroma:///folder#collection, or chroma://host:8000/collection for a server"
@@ -90,9 +91,9 @@ def at(location: Location, name: str) -> Location:
     return replace(location, **({"path": f"/{name}"} if location.host else {"part": name}))
 
 
-def request_rows(dim: int, largest: int) -> int:
-    """Rows with vectors that one request writes, where the server takes so many."""
-    return max(1, min(largest, _REQUEST_BYTES // (20 * dim)))
+def requests_of(batch: Batch, largest: int) -> Iterator[Batch]:
+    """Parts of a batch that one request each writes; `largest` is how many rows the server takes."""
+    return json_columns.requests_of(batch, largest, _REQUEST_BYTES)
 
 
 def reading(location: Location) -> AbstractContextManager[None]:

@@ -21,7 +21,7 @@ from embridge.stores.chroma.client import (
     listed,
     note_of,
     reading,
-    request_rows,
+    requests_of,
     storing,
 )
 from embridge.stores.chroma.collection import SPACES, TEXTS, ChromaCollection
@@ -176,9 +176,7 @@ class ChromaInPlace(InPlace):
 
     def write(self, batch: Batch, note: MigrationNote) -> int:
         shadow = self._held(self._sides()[0].name)
-        rows = request_rows(note.new.dim, self._client.get_max_batch_size())
-        for start in range(0, len(batch), rows):
-            part = batch.at(np.arange(start, min(start + rows, len(batch))))
+        for part in requests_of(batch, self._client.get_max_batch_size()):
             texts = {kept: part.payload.column(name).to_pylist() for name, kept in TEXTS.items()}
             texts = {kept: values for kept, values in texts.items() if any(value is not None for value in values)}
             fields = [json.loads(text) or None for text in part.payload.column("metadata").to_pylist()]

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import os
+import shutil
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 
 from embridge.errors import InterruptedOutputError, MissingDependencyError
+from embridge.files import sync_folder
 from embridge.stores.batch import Batch
 from embridge.stores.capabilities import Capabilities
 from embridge.stores.store import Layout, Note, Store, Writer
@@ -22,6 +25,7 @@ except ImportError as error:
 
 from embridge.stores.lancedb.collection import (
     CAPABILITIES,
+    DISTANCE,
     FORM,
     NOTE,
     LanceCollection,
@@ -77,6 +81,8 @@ class LanceStore(Store):
         return CAPABILITIES
 
     def refuses(self, field: pa.Field) -> str | None:
+        if field.name == DISTANCE:
+            return "LanceDB cannot search a table with a column of this name"
         try:
             held = lancedb.connect("memory://").create_table("t", schema=pa.schema([field])).schema.field(0).type
         except Exception as e:  # LanceDB has no class of its own for a type it cannot hold
@@ -93,10 +99,11 @@ class LanceStore(Store):
 
     def create(self, location: Location, layout: Layout) -> Writer:
         with writing(location.uri):
-            table = lancedb.connect(location.path).create_table(location.part, schema=_schema(layout))
-            writer = LanceWriter(location, layout, table)
-            writer.finish(layout.note(layout.cursor))
-            return writer
+            schema = _schema(layout)  # with the note, so that there is no table without one
+            place = schema.get_field_index(layout.vector_column)
+            schema = schema.set(place, schema.field(place).with_metadata({NOTE: layout.note(layout.cursor)}))
+            table = lancedb.connect(location.path).create_table(location.part, schema=schema)
+            return LanceWriter(location, layout, table)
 
     def resume(self, location: Location, layout: Layout) -> Writer:
         with reading(location.uri):
@@ -105,6 +112,17 @@ class LanceStore(Store):
 
     def in_place(self, location: Location) -> LanceInPlace:
         return LanceInPlace(location)
+
+    def replace(self, location: Location, by: Location) -> None:
+        new, place = Path(folder_of(by)), Path(folder_of(location))
+        old = place.with_suffix(".replaced")  # no name of a table
+        with writing(location.uri):
+            shutil.rmtree(old, ignore_errors=True)
+            if place.exists():
+                os.rename(place, old)
+            os.rename(new, place)
+            sync_folder(place.absolute().parent)
+            shutil.rmtree(old, ignore_errors=True)
 
     def drop(self, location: Location) -> None:
         with writing(location.uri):

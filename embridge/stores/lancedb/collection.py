@@ -13,7 +13,7 @@ import numpy as np
 import pyarrow as pa
 
 from embridge.arrays import as_vectors
-from embridge.errors import EmbridgeError, MissingFileError, OutputError, ParameterError, UnreadableFileError
+from embridge.errors import CollectionError, EmbridgeError, MissingFileError, OutputError, ParameterError, UnreadableFileError
 from embridge.files import writing as writing_to
 from embridge.stores.arrow import ArrowCollection
 from embridge.stores.batch import Batch
@@ -24,6 +24,7 @@ from embridge.stores.uri import Location
 from embridge.types import DeclaredSpace, Hits, Metric, Space
 
 FORM = "lancedb:///path#table"
+DISTANCE = "_distance"  # the column of distances in the results of a search
 NOTE = "embridge"  # key in the metadata of the vector column
 CAPABILITIES = Capabilities(
     keeps_repeated_ids=True,
@@ -95,7 +96,20 @@ class LanceCollection(ArrowCollection):
         return hashlib.blake2b(self._mark.encode(), digest_size=16).hexdigest()
 
     def search(self, queries: np.ndarray, k: int = 10) -> Hits:
-        """The k nearest rows, through the table's vector index where it has one (see `Searchable`)."""
+        """The k nearest rows, through the table's vector index where it has one (see `Searchable`).
+
+        The index chooses the rows. Their scores are exact: those of a quantized index would be off by its loss.
+
+        Raises
+        ------
+        CollectionError
+            The table has a column of the name that LanceDB gives to distances.
+        """
+        if DISTANCE in self._schema.names:
+            raise CollectionError(
+                f"{self.name} has a column {DISTANCE!r}, under which LanceDB returns distances. "
+                "Hint: rename it, or search without the index (embridge search --exact)."
+            )
         metric = self.stated_space.metric
         rows = np.ascontiguousarray(as_vectors(queries, self.stated_space.dim, "queries"), np.float32)
         ids = np.full((len(rows), k), None if pa.types.is_string(self.id_type) else -1, object)
@@ -104,8 +118,8 @@ class LanceCollection(ArrowCollection):
             table = self._pinned()
             for i, query in enumerate(rows):
                 found = table.search(query, vector_column_name=self.vector_column).distance_type(metric.value).limit(k)
-                held = found.select([self.id_column, "_distance"]).to_arrow()
-                distances = held["_distance"].to_numpy()
+                held = found.refine_factor(1).select([self.id_column, DISTANCE]).to_arrow()
+                distances = held[DISTANCE].to_numpy()
                 ids[i, : len(held)] = held[self.id_column].to_pylist()
                 scores[i, : len(held)] = -distances if metric == Metric.L2 else 1 - distances
         return Hits(ids if pa.types.is_string(self.id_type) else ids.astype(np.int64), scores)

@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import os
 import shutil
+from pathlib import Path
 from typing import NoReturn
+from urllib.parse import quote, urlencode
 
 import pyarrow.parquet as pq
 
 from embridge.errors import EmbridgeError, MissingFileError, ParameterError, UnreadableFileError
+from embridge.files import sync_folder, whole_or_absent, writing
 from embridge.stores.base import Collection
 from embridge.stores.capabilities import Capabilities
 from embridge.stores.npy.collection import NpyCollection, ids_path
 from embridge.stores.npy.dataset import DatasetCollection, is_dataset
 from embridge.stores.npy.writer import NpyWriter, partial_folder, read_note
-from embridge.stores.parquet.metadata import LINEAGE_KEY, main_column, read_space, read_texts
+from embridge.stores.parquet.metadata import LINEAGE_KEY, PLAN_KEY, main_column, read_space, read_texts
 from embridge.stores.store import Layout, Note, Store, Writer, check_finished
 from embridge.stores.uri import Location
 from embridge.types import DeclaredSpace, Metric, Space
@@ -43,15 +46,16 @@ class NpyStore(Store):
             return Note.loads(text, location.uri)
         if not os.path.lexists(vectors) and not os.path.lexists(ids):
             raise MissingFileError.at(vectors)
-        if not os.path.isfile(vectors) or not os.path.isfile(ids):
+        if not os.path.isfile(ids) or (os.path.lexists(vectors) and not os.path.isfile(vectors)):
             return None
         try:
             schema = pq.read_schema(ids)
             column = main_column(schema, ids)
             space, lineage = read_space(schema, ids, column), read_texts(schema, LINEAGE_KEY, ids)
+            plan = read_texts(schema, PLAN_KEY, ids).get("plan", "")
         except (EmbridgeError, OSError, ValueError):
             return None
-        return None if space is None or not lineage or column in schema.names else Note(space, {}, lineage, None)
+        return None if space is None or not lineage or column in schema.names else Note(space, {}, lineage, plan=plan)
 
     def places(self, location: Location) -> set[str]:
         ids = ids_path(location) or f"{location.path}.ids.parquet"
@@ -61,6 +65,22 @@ class NpyStore(Store):
         return NpyWriter(*_outputs(location), layout)
 
     resume = create
+
+    def beside(self, location: Location) -> Location:
+        options = {name: _replacement(value) if name == "ids" else value for name, value in location.options.items()}
+        query = f"?{urlencode(options, quote_via=quote)}" if options else ""
+        return Location.parse(f"npy://{quote(_replacement(location.path))}{query}")
+
+    def replace(self, location: Location, by: Location) -> None:
+        (vectors, ids), (new_vectors, new_ids) = _outputs(location), _outputs(by)
+        with whole_or_absent(Path(ids)) as temporary:
+            shutil.copyfile(new_ids, temporary)
+            if os.path.lexists(vectors):
+                os.unlink(vectors)  # which would be read with ids of others
+        with writing(vectors):
+            os.replace(new_vectors, vectors)
+            sync_folder(Path(vectors).absolute().parent)
+            os.unlink(new_ids)
 
     def in_place(self, location: Location) -> NoReturn:
         raise ParameterError(
@@ -73,6 +93,12 @@ class NpyStore(Store):
             if os.path.lexists(path):
                 os.unlink(path)
         shutil.rmtree(partial_folder(location.path), ignore_errors=True)
+
+
+def _replacement(path: str) -> str:
+    folder, name = os.path.split(path)
+    stem, dot, extension = name.partition(".")
+    return os.path.join(folder, f"{stem}_replacement{dot}{extension}")
 
 
 def _check_path(location: Location) -> None:

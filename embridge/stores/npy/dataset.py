@@ -58,9 +58,15 @@ class DatasetCollection(ArrowCollection):
             raise CollectionError(f"{self.name} holds several datasets: {splits}. Hint: name the folder of one.")
         try:
             with open(path, "rb") as file:
-                names = [entry["filename"] for entry in json.load(file)["_data_files"]]
+                state = json.load(file)
+            names, chosen = [entry["filename"] for entry in state["_data_files"]], state.get("_indices_data_files")
         except (OSError, ValueError, LookupError, TypeError, RecursionError) as e:
             raise UnreadableFileError.at(path, "the state of a dataset", e) from e
+        if chosen:
+            raise CollectionError(
+                f"{self.name} keeps a selection or another order of its rows apart from them, which embridge does not read. "
+                "Hint: dataset.flatten_indices().save_to_disk(FOLDER)."
+            )
         if any(not isinstance(name, str) or os.path.basename(name) != name for name in names) or not names:
             raise UnreadableFileError.at(path, "the state of a dataset", "it names no files, or files outside its folder")
         return [os.path.join(self._folder, name) for name in names]

@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 from embridge.errors import InterruptedOutputError
 from embridge.files import sync_folder, whole_or_absent, writing
 from embridge.stores.batch import Batch
-from embridge.stores.parquet.metadata import COLUMNS_KEY, LINEAGE_KEY, SPACE_KEY, further_space_key
+from embridge.stores.parquet.metadata import COLUMNS_KEY, LINEAGE_KEY, PLAN_KEY, SPACE_KEY, further_space_key
 from embridge.stores.store import Layout, Writer
 
 _NOTE, _ROWS = "note.json", "rows"
@@ -70,6 +70,7 @@ class NpyWriter(Writer):
         values = json.loads(note)
         keys = ((SPACE_KEY, "space"), (COLUMNS_KEY, "columns"), (LINEAGE_KEY, "lineage"))
         metadata = {key: json.dumps(values[name]) for key, name in keys}
+        metadata |= {PLAN_KEY: json.dumps({"plan": values.get("plan", "")})}
         metadata |= {further_space_key(column): json.dumps(space) for column, space in values["payload_spaces"].items()}
         schema = self._schema.with_metadata(metadata)
         parts = sorted(self._folder.glob("*.parquet"))

@@ -12,6 +12,7 @@ from embridge.errors import CollectionError
 from embridge.types import Provenance, Space
 
 SPACE_KEY, LINEAGE_KEY, COLUMNS_KEY = b"embridge.space", b"embridge.lineage", b"embridge.columns"
+PLAN_KEY = b"embridge.plan"  # of the run that wrote an array
 CONFIDENCE_KEY, PROVENANCE_KEY = b"embridge.confidence", b"embridge.provenance"
 _OURS, _ARROW = b"embridge.", b"ARROW:schema"
 _PANDAS, _HUGGINGFACE = b"pandas", b"huggingface"

@@ -3,21 +3,22 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 from typing import Any
 
 import pyarrow as pa
 
-from embridge.errors import CollectionError, MissingDependencyError, ParameterError
+from embridge.errors import CollectionError, InterruptedOutputError, MissingDependencyError, ParameterError, UnreadableFileError
 from embridge.stores.base import Collection
 from embridge.stores.batch import Batch
 from embridge.stores.capabilities import Capabilities
 from embridge.stores.parquet.file import vectors_of
 from embridge.stores.store import Layout, Note, Store, Writer
-from embridge.stores.uri import Location
+from embridge.stores.uri import Location, beside
 from embridge.types import DeclaredSpace, Metric, Space
 
 try:
-    import psycopg  # noqa: F401
+    import psycopg
 except ImportError as error:
     raise MissingDependencyError.of("psycopg", "postgresql://", "pgvector") from error
 
@@ -39,6 +40,7 @@ from embridge.stores.pgvector.in_place import PgInPlace
 from embridge.stores.pgvector.indexes import build_like
 
 _LONGEST = 63  # bytes of a name
+_LOCK = 0x656D6272  # of advisory locks, beside the number of a table
 
 
 class PgWriter(Writer):
@@ -68,6 +70,28 @@ class PgWriter(Writer):
             self._connection.execute("CREATE EXTENSION IF NOT EXISTS vector")
             self._connection.execute(sql.SQL("CREATE TABLE {} ({})").format(self._table, sql.SQL(", ").join(columns)))
             self._put(layout.note(layout.cursor))
+        self.lock()
+
+    def lock(self) -> None:
+        """Be the only writer, until this connection ends; that of a killed process ends a moment after it.
+
+        Raises
+        ------
+        InterruptedOutputError
+        """
+        query = sql.SQL("SET lock_timeout = '5s'; SELECT pg_advisory_lock({}, {}::regclass::oid::int8::bit(32)::int4)").format(
+            sql.Literal(_LOCK), sql.Literal(self._table.as_string(self._connection))
+        )
+        try:
+            with translated(self._location):
+                self._connection.execute(query)
+                self._connection.execute("RESET lock_timeout")
+        except UnreadableFileError as e:
+            if not isinstance(e.__cause__, psycopg.errors.LockNotAvailable):
+                raise
+            raise InterruptedOutputError(
+                f"Another process is writing {self._location.uri!r}. Hint: wait for it, or give another output."
+            ) from e
 
     def write(self, batch: Batch, note: str) -> None:
         layout = self._layout
@@ -155,7 +179,13 @@ class PgStore(Store):
         return writer
 
     def resume(self, location: Location, layout: Layout) -> Writer:
-        return PgWriter(location, layout)
+        writer = PgWriter(location, layout)
+        try:
+            writer.lock()
+        except BaseException:
+            writer.close()
+            raise
+        return writer
 
     def index_like(self, location: Location, other: Collection) -> None:
         made = PgCollection(location)
@@ -168,10 +198,28 @@ class PgStore(Store):
     def in_place(self, location: Location) -> PgInPlace:
         return PgInPlace(location)
 
+    def beside(self, location: Location) -> Location:
+        found = super().beside(location)
+        if len(found.options["table"].encode()) <= _LONGEST:
+            return found
+        return Location.parse(beside(location.uri, _short, without=()))
+
+    def replace(self, location: Location, by: Location) -> None:
+        name = sql.Identifier(location.options["table"])
+        with writing(location), contextlib.closing(connect(location)) as connection:
+            connection.execute("SET lock_timeout = '10s'")  # readers that come later would wait behind it
+            with connection.transaction():
+                connection.execute(sql.SQL("DROP TABLE IF EXISTS {}").format(table_of(location)))
+                connection.execute(sql.SQL("ALTER TABLE {} RENAME TO {}").format(table_of(by), name))
+
     def drop(self, location: Location) -> None:
         with translated(location), contextlib.closing(connect(location)) as connection:
             connection.execute("SET lock_timeout = '10s'")  # readers that come later would wait behind it
             connection.execute(sql.SQL("DROP TABLE {}").format(table_of(location)))
+
+
+def _short(name: str) -> str:
+    return f"replacement_{hashlib.blake2b(name.encode(), digest_size=16).hexdigest()}"
 
 
 def _values(column: pa.Array, field: pa.Field, location: Location) -> list[Any]:

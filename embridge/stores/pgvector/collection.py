@@ -25,6 +25,7 @@ from embridge.errors import (
     MissingFileError,
     OutputError,
     ParameterError,
+    UndeclaredSpaceError,
     UnreadableFileError,
 )
 from embridge.stores.arrow import ArrowCollection
@@ -87,12 +88,18 @@ class PgCollection(ArrowCollection):
                 default = vectors[0] if len(vectors) == 1 else "vector"
                 note, name = note_to_open({c.name: c.comment for c in known}, location, vector_column, default)
                 check_finished(note, self.name)
-                metric = _index_metric(reader, location, name)
+                metrics = _index_metrics(reader, location, name)
                 self._rows = one(reader, sql.SQL("SELECT count(*) FROM {}").format(self._table))[0]
         named = note.columns if note else {}
         columns = location.column("id", id_column, named.get("id", "id")), name
         schema = pa.schema([(c.name, self._arrow(c, columns)) for c in known])
-        self._describe(schema, columns, space, note=note, metric=metric)
+        self._describe(schema, columns, space, note=note, metric=min(metrics, default=None))
+        declared = DeclaredSpace.parse(space) if isinstance(space, str) else space
+        if len(metrics) > 1 and not self._is_settled and declared is not None and declared.metric is None:
+            raise UndeclaredSpaceError(
+                f"{self.name} has indexes of several metrics over {name!r}: {', '.join(sorted(metrics))}. Hint: name one with the "
+                f"space: {self._stated.name}:{min(metrics)}."
+            )
 
     def _arrow(self, column: Column, columns: tuple[str, str]) -> pa.DataType:
         if column.name == columns[0] and column.kind not in _TEXT and column.kind not in ("int2", "int4", "int8"):
@@ -245,16 +252,17 @@ def one(connection: psycopg.Connection[Any], query: Any, *values: Any) -> Any:
     return connection.execute(query, values or None).fetchone()
 
 
-def _index_metric(connection: psycopg.Connection[Any], location: Location, column: str) -> Metric | None:
-    """The metric of an index over the column; None where there is none."""
+def _index_metrics(connection: psycopg.Connection[Any], location: Location, column: str) -> set[Metric]:
+    """The metrics of the indexes over the column, or over an expression of it, such as a cast to halfvec."""
     query = (
-        "SELECT o.opcname FROM pg_index i JOIN pg_attribute a ON a.attrelid = i.indrelid AND a.attnum = ANY(i.indkey) "
-        "JOIN pg_opclass o ON o.oid = i.indclass[0] WHERE i.indrelid = %s::regclass AND a.attname = %s AND i.indisvalid"
+        "SELECT o.opcname FROM pg_index i JOIN pg_attribute a ON a.attrelid = i.indrelid "
+        "JOIN pg_opclass o ON o.oid = i.indclass[0] WHERE i.indrelid = %s::regclass AND a.attname = %s AND i.indisvalid AND "
+        "(i.indkey[0] = a.attnum OR i.indkey[0] = 0 AND EXISTS (SELECT FROM pg_depend d WHERE d.objid = i.indexrelid AND "
+        "d.classid = 'pg_class'::regclass AND d.refobjid = a.attrelid AND d.refobjsubid = a.attnum))"
     )
-    for (name,) in connection.execute(query, [table_of(location).as_string(connection), column]).fetchall():
-        if (metric := name.removesuffix("_ops").rpartition("_")[2]) in CLASSES:
-            return CLASSES[metric]
-    return None
+    rows = connection.execute(query, [table_of(location).as_string(connection), column]).fetchall()
+    names = (name.removesuffix("_ops").rpartition("_")[2] for (name,) in rows)
+    return {CLASSES[name] for name in names if name in CLASSES}
 
 
 @contextlib.contextmanager

@@ -21,13 +21,13 @@ from embridge.stores.qdrant.client import (
     point_of,
     reading,
     release,
-    request_rows,
+    requests_of,
     storing,
 )
 from embridge.stores.qdrant.collection import DISTANCES, QdrantCollection, capabilities_of, describe, real_name
 from embridge.stores.qdrant.in_place import QdrantInPlace
 from embridge.stores.store import Layout, Note, Store, Writer
-from embridge.stores.uri import Location
+from embridge.stores.uri import Location, beside
 from embridge.types import DeclaredSpace, Metric, Space
 
 
@@ -40,14 +40,12 @@ class QdrantWriter(Writer):
         self._columns = JsonColumns(layout.payload_schema)
 
     def write(self, batch: Batch, note: str) -> None:
-        rows = request_rows(batch.vectors.shape[1])
-        for start in range(0, len(batch), rows):
-            part = slice(start, start + rows)
-            ids = batch.ids[part].to_pylist()
-            fields = self._columns.encode(batch.payload.slice(start, rows))
+        for part in requests_of(batch):
+            ids = part.ids.to_pylist()
+            fields = self._columns.encode(part.payload)
             if pa.types.is_string(self._layout.id_type):
                 fields = [{self._layout.id_column: value} | row for value, row in zip(ids, fields, strict=True)]
-            vectors = {self._layout.vector_column: np.asarray(batch.vectors[part], np.float32).tolist()}
+            vectors = {self._layout.vector_column: np.asarray(part.vectors, np.float32).tolist()}
             points = models.Batch(ids=[point_of(value) for value in ids], vectors=vectors, payloads=fields)
             with storing(self._location):
                 self._client.upsert(self._name, points, wait=True)
@@ -105,9 +103,36 @@ class QdrantStore(Store):
         with reading(location):
             return QdrantWriter(location, layout, connect(location))
 
+    def beside(self, location: Location) -> Location:
+        found = super().beside(location)
+        with reading(location):
+            used = real_name(connect(location), collection_name(location))
+        if used == collection_name(found):  # the one that the last replacement left there
+            return Location.parse(beside(location.uri, "{}_replacement_2".format, without=()))
+        return found
+
+    def replace(self, location: Location, by: Location) -> None:
+        """As `Store.replace`: a collection has one name for ever, so that the name becomes an alias of the new one."""
+        name, new = collection_name(location), collection_name(by)
+        made = models.CreateAliasOperation(create_alias=models.CreateAlias(collection_name=new, alias_name=name))
+        with storing(location):
+            client = connect(location)
+            old = real_name(client, name)
+            if old != name:
+                gone = models.DeleteAliasOperation(delete_alias=models.DeleteAlias(alias_name=name))
+                client.update_collection_aliases([gone, made])
+            elif client.collection_exists(name):
+                client.delete_collection(name)
+                client.update_collection_aliases([made])
+            else:
+                client.update_collection_aliases([made])
+            if old not in (name, new):
+                client.delete_collection(old)
+
     def drop(self, location: Location) -> None:
         with storing(location):
-            connect(location).delete_collection(collection_name(location))
+            client = connect(location)
+            client.delete_collection(real_name(client, collection_name(location)))
 
     def in_place(self, location: Location) -> QdrantInPlace:
         return QdrantInPlace(location)

@@ -14,7 +14,8 @@ from collections.abc import Iterator
 from typing import Any
 
 from embridge.errors import MissingDependencyError, MissingFileError
-from embridge.stores import databases
+from embridge.stores import databases, json_columns
+from embridge.stores.batch import Batch
 from embridge.stores.databases import collection_in
 from embridge.stores.uri import Location
 
@@ -34,14 +35,14 @@ __all__ = [
     "point_of",
     "reading",
     "release",
-    "request_rows",
+    "requests_of",
     "storing",
 ]
 
 PORT = 6333
 FORMS = "qdrant://host:6333/collection?vector=name, or qdrant:///folder#collection for the local mode of qdrant-client"
 _TIMEOUT = 120  # seconds for one request
-_REQUEST_ROWS, _REQUEST_BYTES = 512, 4 << 20  # of vectors as JSON; a server takes 32 MiB
+_REQUEST_ROWS, _REQUEST_BYTES = 512, 4 << 20  # of vectors and payload as JSON; a server takes 32 MiB
 _CLIENTS: weakref.WeakValueDictionary[str, QdrantClient] = weakref.WeakValueDictionary()  # a folder is locked by its client
 
 
@@ -105,9 +106,9 @@ def _close() -> None:  # before modules are torn down, which the client needs to
         client.close()
 
 
-def request_rows(dim: int) -> int:
-    """Rows with vectors that one request writes."""
-    return max(1, min(_REQUEST_ROWS, _REQUEST_BYTES // (20 * dim)))
+def requests_of(batch: Batch) -> Iterator[Batch]:
+    """Parts of a batch that one request each writes."""
+    return json_columns.requests_of(batch, _REQUEST_ROWS, _REQUEST_BYTES)
 
 
 def point_of(value: str | int) -> str | int:

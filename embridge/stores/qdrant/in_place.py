@@ -5,8 +5,6 @@ from __future__ import annotations
 import time
 from typing import Any
 
-import numpy as np
-
 from embridge.errors import CollectionError, OutputError
 from embridge.stores.batch import Batch
 from embridge.stores.in_place import InPlace, MigrationNote, Mode, Preview
@@ -18,7 +16,7 @@ from embridge.stores.qdrant.client import (
     models,
     reading,
     release,
-    request_rows,
+    requests_of,
     storing,
 )
 from embridge.stores.qdrant.collection import DISTANCES, QdrantCollection, describe, key_of, migrations_of, real_name, vectors_of
@@ -151,14 +149,13 @@ class QdrantInPlace(InPlace):
 
     def write(self, batch: Batch, note: MigrationNote) -> int:
         info, _ = self._describe(self._home(note))
-        using, rows, written = using_of(note, info), request_rows(note.new.dim), 0
+        using, start, written = using_of(note, info), 0, 0
         if self._held is None:  # the collection knows how ids of rows and of points belong together
             vector = note.name if note.mode == "column" else None
             self._held = QdrantCollection(at(self._location, self._name), space=note.old, vector_column=vector)
         points = [self._held.point(value) for value in batch.ids.to_pylist()]
-        for start in range(0, len(batch), rows):
-            part = batch.at(np.arange(start, min(start + rows, len(batch))))
-            ids = points[start : start + rows]
+        for part in requests_of(batch):
+            ids = points[start : (start := start + len(part))]
             with storing(self._location):
                 if note.mode == "shadow":
                     self._client.upsert(note.into, shadows_of(part, ids, using), wait=True)
