@@ -81,6 +81,7 @@ class NpyStore(Store):
             os.replace(new_vectors, vectors)
             sync_folder(Path(vectors).absolute().parent)
             os.unlink(new_ids)
+        shutil.rmtree(partial_folder(vectors), ignore_errors=True)  # of a run that was killed at its very end
 
     def in_place(self, location: Location) -> NoReturn:
         raise ParameterError(
