@@ -85,7 +85,7 @@ def evaluate(
     embridge evaluate map.safetensors old.parquet new.parquet --hubness more-queries-new.parquet
     embridge evaluate map.safetensors old.parquet new.parquet --against rotation.safetensors
     embridge evaluate map.safetensors old.parquet new.parquet --labels docs.parquet --per-query queries.parquet
-    embridge evaluate map.safetensors "postgresql://user@host/db?table=docs" new.parquet --through "postgresql://user@host/db?table=docs"
+    embridge evaluate map.safetensors old.parquet new.parquet --through "postgresql://user@host/db?table=docs"
 
     The file of --per-query has query_id, label, strategy, overlap, candidate_recall, recall, reciprocal_rank and ndcg. In DuckDB:
 
