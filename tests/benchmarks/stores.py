@@ -3,7 +3,8 @@
 `python -m tests.benchmarks.stores [--rows 20000 200000] [--only pgvector npy ...] [--repeat 3] [--folder DIR]`.
 
 Rows have 384 values and a text id. Writing is `embridge copy` of a Parquet file, beside a script that reads it with pyarrow and
-writes it with the client; reading is all batches of ids and vectors as arrays. Each case is a process; cases alternate, and medians count.
+writes it with the client; reading is all batches of ids and vectors as arrays. Each case is a process; cases alternate, and medians
+count.
 Qdrant is the local mode of its client, which keeps all rows in memory and is measured at 20,000 rows only.
 """
 
