@@ -65,7 +65,7 @@ def convert_store(task: Task, uri: str) -> Conversion:
         raise OutputExistsError(f"{location.uri!r} was not written by embridge, so it is not replaced. Hint: give another name.")
     if note is not None and cursor is None and task.resume and not task.overwrite and note.lineage == layout.lineage:
         rows = len(open_collection(uri))
-        return _result(task, location, rows, len(task.source) - rows, started)
+        return _result(task, location, rows, len(task.source) - rows, started, len(task.source))
     plan = hashlib.blake2b(json.dumps([task.plan, layout.note(None)]).encode(), digest_size=16).hexdigest()
     _check_existing(task, location, note, plan)
     check_unique(task.source)
@@ -94,7 +94,7 @@ def convert_store(task: Task, uri: str) -> Conversion:
         raise
     if (rows := len(open_collection(uri))) != done.written:
         raise VerificationError(f"{location.uri!r} has {rows:,} rows, but {done.written:,} were written.")
-    return _result(task, location, done.written, done.skipped, started)
+    return _result(task, location, done.written, done.skipped, started, start)
 
 
 def _layout(task: Task, location: Location) -> Layout:
@@ -174,6 +174,6 @@ def _batch(task: Task, group: Group, vectors: np.ndarray, layout: Layout) -> Bat
     return Batch(0, ids, vectors, pa.record_batch(columns, schema=layout.payload_schema))
 
 
-def _result(task: Task, location: Location, rows: int, skipped: int, started: float) -> Conversion:
+def _result(task: Task, location: Location, rows: int, skipped: int, started: float, reused: int) -> Conversion:
     mark = open_collection(location.uri).fingerprint()
-    return task.result(location.uri, rows, skipped, time.perf_counter() - started, mark)
+    return task.result(location.uri, rows, skipped, time.perf_counter() - started, mark, reused)
