@@ -72,7 +72,7 @@ def _convert(task: Task, store: Store, location: Location) -> Conversion:
     target = _target(task, store, location, layout)
     if target is None:
         rows = len(open_collection(uri))
-        return _result(task, location, rows, len(task.source) - rows, started)
+        return _result(task, location, rows, len(task.source) - rows, started, len(task.source))
     check_unique(task.source)
     is_there, note = _find(store, target)
     cursor = None if note is None else note.cursor
@@ -83,7 +83,7 @@ def _convert(task: Task, store: Store, location: Location) -> Conversion:
     done = _write(task, store, target, replace(layout, cursor=cursor))
     if target != location:
         store.replace(location, target)
-    return _result(task, location, done.written, done.skipped, started)
+    return _result(task, location, done.written, done.skipped, started, cursor.written + cursor.skipped)
 
 
 def _alone(location: Location) -> AbstractContextManager[None]:
@@ -235,6 +235,6 @@ def _batch(task: Task, group: Group, vectors: np.ndarray, layout: Layout) -> Bat
     return Batch(0, ids, vectors, pa.record_batch(columns, schema=layout.payload_schema))
 
 
-def _result(task: Task, location: Location, rows: int, skipped: int, started: float) -> Conversion:
+def _result(task: Task, location: Location, rows: int, skipped: int, started: float, reused: int) -> Conversion:
     mark = open_collection(location.uri).fingerprint()
-    return task.result(location.uri, rows, skipped, time.perf_counter() - started, mark)
+    return task.result(location.uri, rows, skipped, time.perf_counter() - started, mark, reused)
