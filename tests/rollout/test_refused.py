@@ -192,7 +192,7 @@ def test_a_translation_without_direction_is_refused(world, tmp_path):
     nothing = eb.LinearMap(np.zeros((NEW.dim, OLD.dim)), np.zeros(NEW.dim), OLD, NEW)
     entering = NativeRows(np.arange(0), world.queries.at(np.arange(0)))
     with pytest.raises(BadVectorsError, match="The translation has 600 rows with a zero vector"):
-        write_rows(tmp_path / "x.parquet", world.old, nothing, entering, before=None, retranslate=True, lineage={})
+        write_rows(tmp_path, world.old, nothing, entering, before=None, retranslate=True, lineage={})
     assert list(tmp_path.iterdir()) == []
 
 
