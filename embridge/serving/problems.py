@@ -28,7 +28,7 @@ _UNAVAILABLE = (CatalogError, ChangedSourceError, InterruptedOutputError, Missin
 
 @dataclass(eq=False)
 class Problem(Exception):  # noqa: N818 (it becomes an answer)
-    """An error that a client is told.
+    """An error that is sent to a client.
 
     Attributes
     ----------

@@ -29,7 +29,7 @@ from typing import Any, Literal
 from embridge.errors import CollectionError
 from embridge.stores.base import Collection
 from embridge.stores.batch import Batch
-from embridge.stores.store import Cursor, Note
+from embridge.stores.store import Cursor, Note, parse_note
 from embridge.stores.uri import Location
 from embridge.types import Space
 
@@ -99,7 +99,7 @@ class MigrationNote:
 
     def space_of(self, name: str) -> Space | None:
         """The space of a vector column (or collection) by its present name; None for any other."""
-        return {self.new_name: self.new, self.old_name: self.old if self.is_open else None}.get(name) or None
+        return {self.new_name: self.new, self.old_name: self.old if self.is_open else None}.get(name)
 
     def at(self, stage: Stage) -> MigrationNote:
         """The same at another stage."""
@@ -119,11 +119,8 @@ class MigrationNote:
         CollectionError
             It is damaged.
         """
-        try:
-            values = json.loads(text or "null")
-        except (ValueError, RecursionError):
-            return None
-        if not isinstance(values, dict) or "embridge" not in values or "migration" not in values:
+        values = parse_note(text)
+        if values is None or "migration" not in values:
             return None
         try:
             found: dict[str, Any] = dict(values["migration"])

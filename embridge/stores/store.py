@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from abc import ABC, abstractmethod
 from dataclasses import asdict, dataclass, field, replace
-from typing import TYPE_CHECKING, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 import numpy as np
 import pyarrow as pa
@@ -89,6 +89,15 @@ class Layout:
         return json.dumps({"embridge": 1, **known, **state})
 
 
+def parse_note(text: str | bytes | None) -> dict[str, Any] | None:
+    """The values of a text that embridge keeps in a store; None for any other text."""
+    try:
+        values = json.loads(text or "null")
+    except (ValueError, RecursionError):
+        return None
+    return values if isinstance(values, dict) and "embridge" in values else None
+
+
 @dataclass(frozen=True)
 class Note:
     """The text that embridge keeps with a collection in a store (`Layout.note`), read again.
@@ -123,11 +132,8 @@ class Note:
         CollectionError
             It is damaged.
         """
-        try:
-            values = json.loads(text or "null")
-        except (ValueError, RecursionError):
-            return None
-        if not isinstance(values, dict) or "embridge" not in values or "migration" in values:
+        values = parse_note(text)
+        if values is None or "migration" in values:
             return None
         try:
             cursor = None if (found := values.get("cursor")) is None else Cursor(**found)

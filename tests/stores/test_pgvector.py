@@ -75,13 +75,6 @@ class TestPgvector(StoreConformance):
 
 
 @pytest.fixture
-def server(postgres):
-    with connect(Location.parse(f"{postgres}&table=none")) as connection:
-        connection.execute("CREATE EXTENSION IF NOT EXISTS vector")
-        yield connection
-
-
-@pytest.fixture
 def foreign(server, postgres):
     """A table that embridge did not make: a uuid key, other names, a jsonb payload, null vectors, an HNSW index."""
     name = f'a"; drop {uuid.uuid4().hex[:8]}'

@@ -12,19 +12,10 @@ import pytest
 
 import embridge as eb
 from embridge.errors import CollectionError, MissingFileError, ParameterError
-from embridge.stores.uri import Location
 
 psycopg = pytest.importorskip("psycopg")
-from embridge.stores.pgvector.collection import connect  # noqa: E402
 
 pytestmark = pytest.mark.pgvector
-
-
-@pytest.fixture
-def server(postgres):
-    with connect(Location.parse(f"{postgres}&table=none")) as connection:
-        connection.execute("CREATE EXTENSION IF NOT EXISTS vector")
-        yield connection
 
 
 @pytest.fixture

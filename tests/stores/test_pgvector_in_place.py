@@ -18,29 +18,10 @@ from embridge.stores.uri import Location
 from embridge.testing.in_place import interrupted_after, migration_note
 
 psycopg = pytest.importorskip("psycopg")
-from embridge.stores.pgvector.collection import connect  # noqa: E402
 from embridge.stores.pgvector.indexes import indexes_of  # noqa: E402
-from tests.stores.foreign_table import IDS, MAP, ROWS, Foreign, N, P  # noqa: E402
+from tests.stores.foreign_table import IDS, MAP, ROWS, N, P  # noqa: E402
 
 pytestmark = pytest.mark.pgvector
-
-
-@pytest.fixture
-def server(postgres):
-    with connect(Location.parse(f"{postgres}&table=none")) as connection:
-        connection.execute("CREATE EXTENSION IF NOT EXISTS vector")
-        yield connection
-
-
-@pytest.fixture
-def foreign(server, postgres):
-    return Foreign(server, postgres)
-
-
-@pytest.fixture
-def make(server, postgres):
-    """``make(columns, empty)`` gives another table."""
-    return lambda columns, empty=0: Foreign(server, postgres, columns, empty)
 
 
 def test_a_foreign_table_is_migrated_as_it_stands(foreign):

@@ -19,27 +19,9 @@ from embridge.testing.in_place import a_map
 
 psycopg = pytest.importorskip("psycopg")
 from embridge.stores.pgvector.collection import connect  # noqa: E402
-from tests.stores.foreign_table import IDS, MAP, PLAIN, ROWS, Foreign, N, P  # noqa: E402
+from tests.stores.foreign_table import IDS, MAP, PLAIN, ROWS, N, P  # noqa: E402
 
 pytestmark = pytest.mark.pgvector
-
-
-@pytest.fixture
-def server(postgres):
-    with connect(Location.parse(f"{postgres}&table=none")) as connection:
-        connection.execute("CREATE EXTENSION IF NOT EXISTS vector")
-        yield connection
-
-
-@pytest.fixture
-def foreign(server, postgres):
-    return Foreign(server, postgres)
-
-
-@pytest.fixture
-def make(server, postgres):
-    """``make(columns, empty)`` gives another table."""
-    return lambda columns, empty=0: Foreign(server, postgres, columns, empty)
 
 
 KEYLESS = "doc text, embedding vector(4), meta jsonb"
