@@ -191,7 +191,7 @@ def test_penalties_are_chosen_on_the_rows_of_three_large_folds():
     assert moments.n > 2000
     rows = KernelRidge.of(moments, 0.3, 1.0, train[0], torch.device("cpu"), rows=1000)
     assert rows.strength == pytest.approx(1000 * 0.3 * np.trace(moments.sxx) / moments.n / 6)
-    translated = rows.smoother(*train, samples[0][0], 0.03).translations(0.3).numpy() + moments.mean_y
+    translated = rows.smoother(train[0], train[1], samples[0][0], 0.03).translations(0.3).numpy() + moments.mean_y
     held_out = HeldOutRows.of(samples[0][1], moments.mean_y, "documents", anchors.target)
     np.testing.assert_allclose(found[0.3][:300], held_out.scores(translated.astype(np.float32)), atol=0.11)  # a near tie
     assert found[0.3][:300].mean() == pytest.approx(held_out.scores(translated.astype(np.float32)).mean(), abs=0.002)
