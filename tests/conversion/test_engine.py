@@ -12,7 +12,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import embridge as eb
 from embridge.conversion import engine as engine_module
-from embridge.conversion.engine import Engine, TranslateOptions, as_tensor, chunks
+from embridge.conversion.engine import Engine, TranslateOptions, chunks
+from embridge.device import as_tensor
 from embridge.types import Metric, Space
 
 CPU = torch.device("cpu")
@@ -48,7 +49,7 @@ def test_chunks_begin_at_multiples_whatever_the_pieces(rows, size, data):
 
 
 def run(engine, pieces, dtype=np.float32):
-    out = np.full((sum(map(len, pieces)), len(engine._intercept)), 7, dtype)
+    out = np.full((sum(map(len, pieces)), engine.translation.target.dim), 7, dtype)
     return out, *engine.run(pieces, out)
 
 
