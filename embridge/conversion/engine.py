@@ -16,7 +16,7 @@ from embridge.errors import MapError, ParameterError
 from embridge.maps import KernelMap, Map
 
 Precision = Literal["float32", "tf32", "bfloat16"]
-CPU_CHUNK = 2048  # rows of a product on the CPU: rows are normalized while they are still in the cache
+CPU_CHUNK = 1024  # rows of a product on the CPU: rows are normalized while they are still in the cache
 
 
 @dataclass(frozen=True)
