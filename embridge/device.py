@@ -120,21 +120,23 @@ class Product:
 
     Parameters
     ----------
-    weight : Tensor of shape (dim_out, dim), float32
-    bias : Tensor of shape (dim_out,), float32, optional
+    weight : ndarray of shape (dim_out, dim), float32
+    bias : ndarray of shape (dim_out,), float32, optional
         Default: zero.
+    device : torch.device or str, default "cpu"
 
     Attributes
     ----------
     weight, bias : Tensor
+        Copies on the device.
     """
 
-    def __init__(self, weight: torch.Tensor, bias: torch.Tensor | None = None) -> None:
-        self.weight = weight
-        self.bias = weight.new_zeros(len(weight)) if bias is None else bias
+    def __init__(self, weight: np.ndarray, bias: np.ndarray | None = None, device: torch.device | str = "cpu") -> None:
+        self.weight = torch.tensor(np.ascontiguousarray(weight), device=device)
+        self.bias = self.weight.new_zeros(len(weight)) if bias is None else torch.tensor(bias, device=device)
         self._held: tuple[torch.Tensor, torch.Tensor] | None = None
-        if weight.device.type == "cpu" and torch.backends.mkldnn.is_available() and weight.numel():
-            self._held = weight.to_mkldnn(), self.bias.to_mkldnn()
+        if self.weight.device.type == "cpu" and torch.backends.mkldnn.is_available() and self.weight.numel():
+            self._held = self.weight.to_mkldnn(), self.bias.to_mkldnn()
 
     def __call__(self, rows: torch.Tensor) -> torch.Tensor:
         """The product with rows of shape (n, dim), float32, in new memory of shape (n, dim_out)."""
@@ -142,5 +144,9 @@ class Product:
             return torch.addmm(self.bias, rows, self.weight.T)
         return torch.nn.functional.linear(rows.to_mkldnn(), *self._held).to_dense()
 
-    def __reduce__(self) -> tuple[type[Product], tuple[torch.Tensor, torch.Tensor]]:
-        return Product, (self.weight, self.bias)
+    def of_array(self, rows: np.ndarray) -> np.ndarray:
+        """The product with an array on the CPU, in new memory."""
+        return self(as_tensor(np.ascontiguousarray(rows, np.float32))).numpy()
+
+    def __reduce__(self) -> tuple[type[Product], tuple[np.ndarray, np.ndarray, str]]:
+        return Product, (self.weight.cpu().numpy(), self.bias.cpu().numpy(), str(self.weight.device))

@@ -150,8 +150,7 @@ class KernelMap:
         """
         cache: dict[str, list[Product]] = self.__dict__.setdefault("_products", {})
         if str(x.device) not in cache:
-            weights = np.ascontiguousarray(self.weights.T)
-            cache[str(x.device)] = [Product(torch.tensor(array, device=x.device)) for array in (self.landmarks, weights)]
+            cache[str(x.device)] = [Product(array, device=x.device) for array in (self.landmarks, self.weights.T)]
         similarities, features = cache[str(x.device)]
         tf32 = torch.backends.cuda.matmul.allow_tf32
         torch.backends.cuda.matmul.allow_tf32 = False

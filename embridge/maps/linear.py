@@ -14,7 +14,7 @@ import numpy as np
 import torch
 
 from embridge.arrays import as_vectors, check_rows, unit, unit_where_off
-from embridge.device import Product, as_tensor, unit_rows
+from embridge.device import Product, unit_rows
 from embridge.device import unit_where_off as tensor_unit_where_off
 from embridge.errors import MapError, SpaceMismatchError, UnreadableFileError
 from embridge.maps.confidence import Confidence
@@ -131,7 +131,7 @@ class LinearMap:
             raise SpaceMismatchError.width(f"The map from {self.source.name!r}", self.source.dim, vectors.shape[-1])
         rows = self.scaled(vectors.reshape(-1, self.source.dim)).reshape(vectors.shape)
         if rows.ndim == 2 and len(rows) >= _MANY:
-            out = self.product()(as_tensor(np.ascontiguousarray(rows, np.float32))).numpy()
+            out = self.product().of_array(rows)
         else:
             out = rows.astype(np.float32, copy=False) @ self._weight
             out += self.intercept
@@ -160,8 +160,7 @@ class LinearMap:
         """``rows @ coef.T + intercept`` on `device`, prepared once."""
         cache: dict[str, Product] = self.__dict__.setdefault("_products", {})
         if str(device) not in cache:
-            # A read-only array cannot be shared with torch without a warning, hence the copy.
-            cache[str(device)] = Product(*(torch.tensor(array, device=device) for array in (self.coef, self.intercept)))
+            cache[str(device)] = Product(self.coef, self.intercept, device)
         return cache[str(device)]
 
     @cached_property
