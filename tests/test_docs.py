@@ -1,4 +1,7 @@
-"""The code blocks of README and of every page of docs/ run as they stand, on the bundled sample."""
+"""The code blocks of README and of every page of docs/ run as they stand, on the bundled sample.
+
+Those of README and of `AS_INSTALLED` run in new processes, those of the other pages in forked ones (`tests.forked`).
+"""
 
 import contextlib
 import os
@@ -12,11 +15,13 @@ from pathlib import Path
 import pytest
 
 import embridge as eb
+from tests import forked
 
 ROOT = Path(__file__).parents[1]
 BLOCK = re.compile(r"^```(python|bash)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 WITH_BLOCKS = [page for page in PAGES if BLOCK.search(page.read_text())]
+AS_INSTALLED = {"README.md", "docs/guides/serve.md"}  # one sends signals to its service
 LINK = re.compile(r"(?<!!)\[[^\]]*\]\(([^)#\s]+)(?:#[^)]*)?\)")
 EXPECTED = {
     "README.md": {"old-in-new.parquet", "converted.faiss", "hits.parquet", "blended.parquet", "embridge.duckdb"},
@@ -47,6 +52,12 @@ EXPECTED = {
 }
 
 
+@pytest.fixture(scope="session")
+def commands(tmp_path_factory):
+    with forked.commands(tmp_path_factory.mktemp("commands")) as folder:
+        yield folder
+
+
 @pytest.fixture
 def files(tmp_path, monkeypatch):
     """The file names that the documents use, in an empty folder, with this interpreter's embridge on the path."""
@@ -65,11 +76,17 @@ def files(tmp_path, monkeypatch):
 def test_the_blocks_of_a_page_run_in_order(page, files, request, monkeypatch):
     if "postgresql://postgres@/" in page.read_text():
         monkeypatch.setenv("PGHOST", request.getfixturevalue("postgres").partition("host=")[2])
+    name = str(page.relative_to(ROOT))
+    python = [sys.executable, "-W", "error", "-c"]
+    if name not in AS_INSTALLED:
+        folder = request.getfixturevalue("commands")
+        monkeypatch.setenv("PATH", f"{folder}{os.pathsep}{os.environ['PATH']}")
+        python = [str(folder / "python-block")]
     for language, block in BLOCK.findall(page.read_text()):
-        command = [sys.executable, "-W", "error", "-c", block] if language == "python" else ["bash", "-euc", block]
+        command = [*python, block] if language == "python" else ["bash", "-euc", block]
         done = subprocess.run(command, capture_output=True, text=True, check=False)
         assert done.returncode == 0, f"{block}\n{done.stderr}"
-    assert EXPECTED.get(str(page.relative_to(ROOT)), set()) <= set(os.listdir(files))
+    assert EXPECTED.get(name, set()) <= set(os.listdir(files))
 
 
 @pytest.mark.parametrize("page", [*PAGES, ROOT / "CONTRIBUTING.md"], ids=lambda page: str(page.relative_to(ROOT)))
