@@ -1,7 +1,8 @@
 """Commands in processes that are forked from one that has imported everything: they start within milliseconds instead of seconds.
 
-`commands` gives a folder to put on PATH. Its ``embridge`` is the installed command; ``python-block PROGRAM`` is ``python -W error -c PROGRAM``.
-Arguments, folder, environment, streams and exit status are those of any command; signals are not passed on.
+`commands` gives a folder to put on PATH. Its ``embridge`` is the installed command, its ``python-c PROGRAM`` is
+``python -W error -c PROGRAM``. Arguments, folder, environment, streams and the way they end are those of any command; signals
+are not passed on.
 """
 
 import contextlib
@@ -16,8 +17,10 @@ with socket.socket(socket.AF_UNIX) as server:
     server.connect({address!r})
     socket.send_fds(server, [b"0"], [0, 1, 2])
     server.sendall(json.dumps([{name!r}, sys.argv[1:], os.getcwd(), dict(os.environ)]).encode() + b"\\n")
-    status = server.recv(16)
-sys.exit(int(status) % 256)
+    status = int(server.recv(16))
+if status < 0:
+    os.kill(os.getpid(), -status)
+sys.exit(status)
 """
 SERVER = """
 import atexit, gc, json, os, signal, socket, sys, traceback, warnings
@@ -60,6 +63,7 @@ try:
         main()
     else:
         warnings.simplefilter("error")
+        sys.argv[:2] = ["-c"]
         sys.path.insert(0, "")
         exec(compile(arguments[0], "<string>", "exec"), {"__name__": "__main__"})
 except SystemExit as e:
@@ -77,7 +81,7 @@ os._exit(status)  # taking all modules down would take longer than most commands
 def commands(folder):
     """The folder with both commands, which work until the end of the ``with``."""
     address = str(folder / "socket")
-    for name in ("embridge", "python-block"):
+    for name in ("embridge", "python-c"):
         (folder / name).write_text(CLIENT.format(python=sys.executable, address=address, name=name))
         (folder / name).chmod(0o755)
     with socket.socket(socket.AF_UNIX) as listener:

@@ -15,7 +15,6 @@ from pathlib import Path
 import pytest
 
 import embridge as eb
-from tests import forked
 
 ROOT = Path(__file__).parents[1]
 BLOCK = re.compile(r"^```(python|bash)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
@@ -52,12 +51,6 @@ EXPECTED = {
 }
 
 
-@pytest.fixture(scope="session")
-def commands(tmp_path_factory):
-    with forked.commands(tmp_path_factory.mktemp("commands")) as folder:
-        yield folder
-
-
 @pytest.fixture
 def files(tmp_path, monkeypatch):
     """The file names that the documents use, in an empty folder, with this interpreter's embridge on the path."""
@@ -81,7 +74,7 @@ def test_the_blocks_of_a_page_run_in_order(page, files, request, monkeypatch):
     if name not in AS_INSTALLED:
         folder = request.getfixturevalue("commands")
         monkeypatch.setenv("PATH", f"{folder}{os.pathsep}{os.environ['PATH']}")
-        python = [str(folder / "python-block")]
+        python = [str(folder / "python-c")]
     for language, block in BLOCK.findall(page.read_text()):
         command = [*python, block] if language == "python" else ["bash", "-euc", block]
         done = subprocess.run(command, capture_output=True, text=True, check=False)
