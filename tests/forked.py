@@ -1,8 +1,7 @@
 """Commands in processes that are forked from one that has imported everything: they start within milliseconds instead of seconds.
 
-`commands` gives a folder to put on PATH. Its ``embridge`` is the installed command, its ``python-c PROGRAM`` is
-``python -W error -c PROGRAM``. Arguments, folder, environment, streams and the way they end are those of any command; signals
-are not passed on.
+`commands` gives a folder to put on PATH. Its ``embridge`` is the installed command, its ``python-c`` stands for ``python -c``.
+Arguments, folder, environment, streams and the way they end are those of any command; signals are not passed on.
 """
 
 import contextlib
@@ -23,7 +22,7 @@ if status < 0:
 sys.exit(status)
 """
 SERVER = """
-import atexit, gc, json, os, signal, socket, sys, traceback, warnings
+import atexit, gc, json, os, signal, socket, sys, traceback
 import duckdb, faiss, pyarrow.compute, pyarrow.dataset, pyarrow.parquet, rich.progress, scipy.linalg, torch
 import embridge
 from embridge.cli.main import main
@@ -62,7 +61,6 @@ try:
     if name == "embridge":
         main()
     else:
-        warnings.simplefilter("error")
         sys.argv[:2] = ["-c"]
         sys.path.insert(0, "")
         exec(compile(arguments[0], "<string>", "exec"), {"__name__": "__main__"})
