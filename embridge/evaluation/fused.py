@@ -99,11 +99,7 @@ class FusedSearch:
         old, new = (strategy.queries, half), (strategy.rows, half)
         if strategy.rows != Rows.PROGRESSIVE:
             return KnownProducts(self._products, old, new)
-        return KnownProducts(self._products, old, (Rows.NEW, half), np.sort(self._left(strategy, half)), self._native_rows)
-
-    @cached_property
-    def _native_rows(self) -> np.ndarray:
-        return held(self._benchmark.corpus.y, self._benchmark.corpus.target.metric)
+        return KnownProducts(self._products, old, (Rows.NEW, half), np.sort(self._left(strategy, half)), self._benchmark.native)
 
     @cached_property
     def _old_rows(self) -> np.ndarray:

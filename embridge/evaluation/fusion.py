@@ -244,12 +244,12 @@ def _fusions(hubness: Sequence[Hubness]) -> list[Fusion]:
 
 
 def _recall(candidates: Candidates, shares: np.ndarray, fusion: Fusion, k: int) -> np.ndarray:
+    """Sums of the shares of the k best candidates; of more where several are equal to the k-th."""
     scores = candidates.scores(fusion)
     if not scores.shape[1]:
         return np.zeros(len(scores))
-    place = scores.shape[1] - min(k, scores.shape[1])
-    best = np.argpartition(scores, place, axis=1)[:, place:]  # much faster than `torch.topk`
-    return np.take_along_axis(shares, best, 1).sum(1, dtype=np.float64)
+    least = kth_largest(torch.from_numpy(scores), min(k, scores.shape[1])).numpy()
+    return np.where(scores >= least, shares, 0).sum(1, dtype=np.float64)
 
 
 def _smoothed(means: np.ndarray) -> np.ndarray:

@@ -14,6 +14,7 @@ from embridge.evaluation.metrics import by_hits
 from embridge.evaluation.rows import held, translate
 from embridge.evaluation.strategies import TRANSLATE_DOCUMENTS, Maps, Queries, Rows, Strategy, StrategyRun
 from embridge.indexes.hubness import bias
+from embridge.maps import Map
 from embridge.maps.queries import blend, project_queries
 from embridge.translators.select import one_standard_error
 from embridge.types import Metric
@@ -164,12 +165,16 @@ class Runner:
         corpus = self.benchmark.corpus
         if kind in (Rows.OLD, Rows.NEW):
             return corpus.x if kind == Rows.OLD else corpus.y
-        key = (kind, half if self._has_pair else 0)
+        first, chosen = (self._map(kind, each) for each in (0, half))
+        key = (kind, 0 if chosen is first else half)
         if key not in self._translated:
-            maps = self.maps[half]
-            chosen = maps.kernel if kind == Rows.KERNEL and maps.kernel is not None else maps.translation
             self._translated[key] = translate(chosen, corpus.x)
         return self._translated[key]
+
+    def _map(self, kind: Rows, half: int) -> Map:
+        """The map that translates rows for the queries of a half."""
+        maps = self.maps[half]
+        return maps.kernel if kind == Rows.KERNEL and maps.kernel is not None else maps.translation
 
     def metric(self, strategy: Strategy) -> Metric:
         """Of the space that is searched."""
