@@ -189,9 +189,10 @@ class Benchmark:
         """Scores of candidates by their native vectors, shape of `found`."""
         out, metric = np.empty(found.shape), self.corpus.target.metric
         queries = unit(self.queries.y) if metric == Metric.COSINE else self.queries.y
+        native = self.native
         for start in range(0, len(found), _RERANKED):
             part = slice(start, start + _RERANKED)
-            vectors, rows = queries[part].astype(np.float64), self.native[found[part]].astype(np.float64)
+            vectors, rows = queries[part].astype(np.float64), native[found[part]].astype(np.float64)
             if metric == Metric.L2:
                 out[part] = -np.square(rows - vectors[:, None]).sum(-1)
             else:

@@ -8,7 +8,7 @@ first, and translates the other rows.
 from __future__ import annotations
 
 from dataclasses import replace
-from functools import cached_property
+from functools import cached_property, partial
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -19,6 +19,7 @@ from embridge.device import free_memory
 from embridge.evaluation.benchmark import References
 from embridge.evaluation.fusion import Candidates, CandidateSearch, best_fusion, fusion_scores
 from embridge.evaluation.metrics import by_hits
+from embridge.evaluation.parallel import side_by_side
 from embridge.evaluation.products import KnownProducts, Products
 from embridge.evaluation.rows import held, translate
 from embridge.evaluation.strategies import FUSE, Queries, Refit, Rows, Strategy
@@ -52,9 +53,13 @@ class FusedSearch:
             Chosen on all queries: the one to use.
         """
         benchmark, depth = self._benchmark, self._benchmark.depth
-        candidates = [self._candidates(strategy, half) for half in (0, 1)]
         hubness = self._corrections(strategy.queries)
-        tables = [self._scores(candidates[half], strategy.queries, half) for half in (0, 1)]
+        for half in (0, 1):  # before threads need them
+            if strategy.rows == Rows.PROGRESSIVE:
+                self._order_for(strategy.queries, half)
+            else:
+                self._runner.rows(strategy.rows, half)
+        candidates, tables = zip(*side_by_side(partial(self._compared, strategy), (0, 1)), strict=True)
         if strategy.rows == Rows.TRANSLATED:
             for half in (0, 1):
                 chosen = best_fusion(tables[half], hubness)
@@ -63,6 +68,11 @@ class FusedSearch:
         for half in (0, 1):
             found[self._members[half]] = candidates[half].ranked(best_fusion(tables[1 - half], hubness), depth)
         return found, best_fusion(np.concatenate(tables, axis=1), hubness)
+
+    def _compared(self, strategy: Strategy, half: int) -> tuple[Candidates, np.ndarray]:
+        """Candidates of the queries of a half, and the scores of every fusion on them."""
+        candidates = self._candidates(strategy, half)
+        return candidates, self._scores(candidates, strategy.queries, half)
 
     def _scores(self, candidates: Candidates, queries: Queries, half: int) -> np.ndarray:
         """Scores of every fusion on the queries of a half."""

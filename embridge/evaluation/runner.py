@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from functools import cached_property
+from functools import cached_property, partial
 
 import numpy as np
 
@@ -11,6 +11,7 @@ from embridge.errors import MapError
 from embridge.evaluation.benchmark import Benchmark, References
 from embridge.evaluation.fused import FusedSearch
 from embridge.evaluation.metrics import by_hits
+from embridge.evaluation.parallel import side_by_side
 from embridge.evaluation.rows import held, translate
 from embridge.evaluation.strategies import TRANSLATE_DOCUMENTS, Maps, Queries, Rows, Strategy, StrategyRun
 from embridge.indexes.hubness import bias
@@ -107,18 +108,24 @@ class Runner:
         benchmark, vectors, metric = self.benchmark, self.vectors(strategy.queries), self.metric(strategy)
         if not (any(corrections) or strategy.rows == Rows.MIXED or (self._has_pair and strategy.rows not in (Rows.OLD, Rows.NEW))):
             return benchmark.searches(vectors, self.rows(strategy.rows), metric, (None,))
+        halves = np.unique(benchmark.half).tolist()
+        for half in halves:  # before threads need it
+            self.found(TRANSLATE_DOCUMENTS) if strategy.rows == Rows.MIXED else self.rows(strategy.rows, half)
+        search = partial(self._searched_half, strategy, corrections, vectors)
         found = [np.empty((len(benchmark.queries), benchmark.depth), np.int64) for _ in corrections]
-        for half in np.unique(benchmark.half).tolist():
-            members = np.flatnonzero(benchmark.half == half)
-            if strategy.rows == Rows.MIXED:
-                rows, chosen = self._mixed(strategy, half)
-            else:
-                rows, chosen = self.rows(strategy.rows, half), None
-            offsets = [self._offset(strategy, half, chosen) if corrected else None for corrected in corrections]
-            parts = benchmark.searches(vectors[members], rows, metric, offsets, members=members)
+        for half, parts in zip(halves, side_by_side(search, halves), strict=True):
             for each, part in zip(found, parts, strict=True):
-                each[members] = part
+                each[benchmark.half == half] = part
         return found
+
+    def _searched_half(self, strategy: Strategy, corrections: tuple[bool, ...], vectors: np.ndarray, half: int) -> list[np.ndarray]:
+        members = np.flatnonzero(self.benchmark.half == half)
+        if strategy.rows == Rows.MIXED:
+            rows, chosen = self._mixed(strategy, half)
+        else:
+            rows, chosen = self.rows(strategy.rows, half), None
+        offsets = [self._offset(strategy, half, chosen) if corrected else None for corrected in corrections]
+        return self.benchmark.searches(vectors[members], rows, self.metric(strategy), offsets, members=members)
 
     def _offset(self, strategy: Strategy, half: int, chosen: np.ndarray | None) -> np.ndarray:
         """The hubness correction of the rows that queries of a half search; `chosen` rows are native ones of mixed rows."""
@@ -185,7 +192,8 @@ class Runner:
         """The weight of the projected query in the blend, for queries of either half."""
         if self._weight is not None:
             return self._weight, self._weight
-        return self._chosen_weight(1), self._chosen_weight(0)
+        first, second = side_by_side(self._chosen_weight, (1, 0))
+        return first, second
 
     @property
     def _has_pair(self) -> bool:
