@@ -149,7 +149,7 @@ class CandidateSearch:
                 first = number * _QUERIES
                 some = slice(first, first + _QUERIES)
                 scores = [
-                    side.of(known.products, number, queries[some])
+                    side.of(known.products, number, queries[some], first)
                     for side, queries in zip(sides, (self._old, self._new), strict=True)
                 ]
                 own = ids if exclude is None else ids.masked_fill(ids == torch.tensor(exclude[some])[:, None], -1)

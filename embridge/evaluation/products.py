@@ -28,6 +28,24 @@ class Products:
 
 
 @dataclass(frozen=True, eq=False)
+class Changed:
+    """Rows that have other vectors than those under the name of the products.
+
+    Attributes
+    ----------
+    places : ndarray of int64, shape (n_changed,)
+        Ascending.
+    rows : ndarray of shape (n_changed, dim)
+    queries : ndarray of shape (n_queries, dim)
+        Their inner products with `rows` are those of all queries with these rows.
+    """
+
+    places: np.ndarray
+    rows: np.ndarray
+    queries: np.ndarray
+
+
+@dataclass(frozen=True, eq=False)
 class KnownProducts:
     """Names under which products with some rows are kept.
 
@@ -36,44 +54,38 @@ class KnownProducts:
     products : Products
     old, new : hashable, optional
         The names of each side's queries and rows together; None: these are not kept.
-    changed : ndarray of int64, optional
-        The places, ascending, of the rows whose new vectors are others than under this name.
-    named : ndarray of shape (n, dim_new), optional
-        With `changed`: all the vectors of the name.
+    changed : Changed, optional
+        Rows with other new vectors.
     """
 
     products: Products
     old: Hashable | None = None
     new: Hashable | None = None
-    changed: np.ndarray | None = None
-    named: np.ndarray | None = None
+    changed: Changed | None = None
 
     def sides(self, start: int, old: torch.Tensor, new: torch.Tensor) -> tuple[_Side, _Side]:
         """Both sides of a part of the rows, which begins at the place `start`."""
-        olds = _Side((0, self.old, start), self.old is not None, old)
-        if self.new is None or self.changed is None or self.named is None:
-            return olds, _Side((1, self.new, start), self.new is not None, new)
-        low, high = np.searchsorted(self.changed, (start, start + len(new)))
-        places = torch.from_numpy(self.changed[low:high] - start)
-        named = torch.tensor(np.asarray(self.named[start : start + len(new)], np.float32))
-        return olds, _Side((1, self.new, start), True, named, places, new[places])
+        olds, news = ((number, name, start) for number, name in enumerate((self.old, self.new)))
+        changed = None
+        if self.changed is not None:
+            low, high = np.searchsorted(self.changed.places, (start, start + len(new)))
+            changed = Changed(self.changed.places[low:high] - start, self.changed.rows[low:high], self.changed.queries)
+        return _Side(olds, self.old is not None, old), _Side(news, self.new is not None, new, changed)
 
 
 @dataclass(frozen=True, eq=False)
 class _Side:
-    """Rows of one side with the name of their products, and the places and vectors of those that are other than under this name."""
+    """Rows of one side with the name of their products, and the changed ones among them."""
 
     name: Hashable
     is_named: bool
     rows: torch.Tensor
-    places: torch.Tensor | None = None
-    others: torch.Tensor | None = None
+    changed: Changed | None = None
 
-    def of(self, products: Products, number: int, queries: torch.Tensor) -> torch.Tensor:
-        """Inner products with a block of queries; they must not be changed."""
-        if not self.is_named:
-            return queries @ self.rows.T
-        found = products.of((self.name, number), queries, self.rows)
-        if self.places is None or self.others is None or not len(self.places):
+    def of(self, products: Products, number: int, queries: torch.Tensor, first: int) -> torch.Tensor:
+        """Inner products with a block of queries, which begins at the place `first`; they must not be changed."""
+        found = products.of((self.name, number), queries, self.rows) if self.is_named else queries @ self.rows.T
+        if self.changed is None or not len(self.changed.places):
             return found
-        return found.index_copy(1, self.places, queries @ self.others.T)
+        others, some = self.changed.rows, self.changed.queries[first : first + len(queries)]
+        return found.index_copy(1, torch.from_numpy(self.changed.places), torch.from_numpy(some) @ torch.from_numpy(others).T)
