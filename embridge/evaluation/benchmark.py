@@ -22,6 +22,7 @@ from embridge.evaluation.metrics import (
 )
 from embridge.evaluation.rows import held
 from embridge.neighbors import rankings
+from embridge.neighbors.products import Named
 from embridge.records import QrelsCoverage
 from embridge.stores.ids import hash_ids
 from embridge.types import Metric
@@ -152,6 +153,10 @@ class Benchmark:
         """The k nearest rows by the new model, shape (n_queries, k)."""
         return self.search(self.queries.y, self.corpus.y, self.corpus.target.metric, k=self.k)
 
+    def know_truth(self, candidates: np.ndarray) -> None:
+        """Take the truth from the candidates of a search of all queries by the new model."""
+        self.__dict__.setdefault("truth", candidates[:, : self.k])
+
     def search(self, vectors: np.ndarray, rows: np.ndarray, metric: Metric, *, k: int | None = None) -> np.ndarray:
         """Positions of the `k` nearest rows (default: all candidates) of each query."""
         return self.searches(vectors, rows, metric, (None,), k=k)[0]
@@ -165,10 +170,11 @@ class Benchmark:
         *,
         k: int | None = None,
         members: np.ndarray | None = None,
+        known: Named | None = None,
     ) -> list[np.ndarray]:
         """Positions of the `k` nearest rows of each query, or of those at `members`, for each offset (`rankings`)."""
         exclude = _exclusion(self.exclude if members is None else self.exclude[members])
-        return rankings(vectors, rows, k or self.depth, metric, offsets=offsets, exclude=exclude, device=self.device)
+        return rankings(vectors, rows, k or self.depth, metric, offsets=offsets, exclude=exclude, device=self.device, known=known)
 
     def scores(self, found: np.ndarray) -> QueryScores:
         """Scores of lists of found rows."""

@@ -15,21 +15,18 @@ import numpy as np
 
 from embridge.anchors.moments import Moments
 from embridge.arrays import unit
-from embridge.device import free_memory
 from embridge.evaluation.benchmark import References
 from embridge.evaluation.fusion import Candidates, CandidateSearch, best_fusion, fusion_scores
 from embridge.evaluation.metrics import by_hits
 from embridge.evaluation.parallel import side_by_side
-from embridge.evaluation.products import Changed, KnownProducts, Products
-from embridge.evaluation.rows import QueriedRows, held
+from embridge.evaluation.rows import QueriedRows, held, scaled
 from embridge.evaluation.strategies import FUSE, Queries, Refit, Rows, Strategy
 from embridge.indexes.fusion import Fusion, Hubness
 from embridge.indexes.hubness import mean_of_largest
+from embridge.neighbors.products import Changed, Named
 
 if TYPE_CHECKING:
     from embridge.evaluation.runner import Runner
-
-_MEMORY_SHARE = 8  # of free memory, one part for products that several strategies use
 
 
 class FusedSearch:
@@ -40,7 +37,6 @@ class FusedSearch:
         self._members = [np.flatnonzero(self._benchmark.half == half) for half in (0, 1)]
         self._old: dict[tuple[Queries, int], tuple[np.ndarray, np.ndarray]] = {}
         self._orders: dict[tuple[Queries, int], np.ndarray] = {}
-        self._products = Products(free_memory() // _MEMORY_SHARE)
         self._moments: dict[tuple[Queries, int], tuple[int, Moments]] = {}
 
     def run(self, strategy: Strategy) -> tuple[np.ndarray, Fusion]:
@@ -91,7 +87,7 @@ class FusedSearch:
     def _candidates(self, strategy: Strategy, half: int) -> Candidates:
         """Candidates of the queries of a half, over the rows that the other half determines."""
         benchmark, members = self._benchmark, self._members[half]
-        new_queries = unit(benchmark.queries.y[members])
+        new_queries = scaled(benchmark.queries.y[members])
         if (strategy.queries, half) not in self._old:
             self._old[strategy.queries, half] = self._old_side(strategy.queries, half)
         old_queries, old_bias = self._old[strategy.queries, half]
@@ -105,7 +101,8 @@ class FusedSearch:
                 new_bias = self._runner.bias(strategy.rows, Queries.NEW, half)
         biases = None if new_bias is None else (old_bias, new_bias)
         rows = Rows.NEW if strategy.rows == Rows.PROGRESSIVE else strategy.rows
-        known = KnownProducts(self._products, (strategy.queries, half), (rows, half), changed)
+        products = self._runner.products
+        known = Named(products, (strategy.queries, Rows.OLD, half)), Named(products, (Queries.NEW, rows, half), changed)
         search = CandidateSearch(old_queries, new_queries, benchmark.depth, corrected=is_corrected)
         search.offer(self._old_rows, new_rows, np.arange(len(new_rows)), biases, benchmark.exclude[members], known)
         return search.candidates()
@@ -118,7 +115,7 @@ class FusedSearch:
         """Queries of a half for the old side, and the biases of its rows (zero without references)."""
         benchmark = self._benchmark
         given = benchmark.queries
-        queries = unit(self._runner.made(kind, References(given.y, given.x), half)[self._members[half]])
+        queries = scaled(self._runner.made(kind, References(given.y, given.x), half)[self._members[half]])
         if Hubness.OLD not in self._corrections(kind):
             return queries, np.zeros(len(self._old_rows), np.float32)
         return queries, self._runner.bias(Rows.OLD, kind, half)

@@ -15,13 +15,12 @@ import torch
 from embridge.arrays import as_vectors
 from embridge.errors import BadVectorsError
 from embridge.evaluation.metrics import DEPTH
-from embridge.evaluation.products import KnownProducts, Products
 from embridge.indexes.fusion import Fusion, Hubness
+from embridge.neighbors.products import QUERIES, ROWS, Named
 from embridge.neighbors.screening import kth_largest, lower_limit, places
 
 WEIGHTS = tuple(step / 10 for step in range(11))
-LEAST_QUERIES = 50  # to choose on; with fewer the old model is kept
-_QUERIES, _ROWS = 128, 16384  # scored at a time: 8 MiB
+LEASTQUERIES = 50  # to choose on; with fewer the old model is kept
 _LONG = 16  # times the depth
 _EMPTY = (-1, 0, 0, 0, 0)  # of each part of the candidates
 # The nearest rows by each of these are candidates: together they hold nearly all of the nearest rows by any other fusion.
@@ -110,8 +109,8 @@ class CandidateSearch:
             raise BadVectorsError(f"Fused search needs both vectors of each query. Got {len(old):,} old and {len(new):,} new ones.")
         self._depth = depth
         self._fusions = (*_COLLECTED, *_COLLECTED_CORRECTED) if corrected else _COLLECTED
-        starts = range(0, max(len(self._old), 1), _QUERIES)
-        self._blocks: list[tuple[torch.Tensor, ...]] = [_none(min(_QUERIES, len(self._old) - start)) for start in starts]
+        starts = range(0, max(len(self._old), 1), QUERIES)
+        self._blocks: list[tuple[torch.Tensor, ...]] = [_none(min(QUERIES, len(self._old) - start)) for start in starts]
 
     def offer(
         self,
@@ -120,7 +119,7 @@ class CandidateSearch:
         rows: np.ndarray,
         biases: tuple[np.ndarray, np.ndarray] | None = None,
         exclude: np.ndarray | None = None,
-        known: KnownProducts | None = None,
+        known: tuple[Named, Named] | None = None,
     ) -> None:
         """Add a batch of rows.
 
@@ -134,24 +133,21 @@ class CandidateSearch:
             ``r / 2`` of both sides, as in `fused_rows`.
         exclude : ndarray of int64, shape (n_queries,), optional
             Position of the row that is the query itself, which it does not find; -1 for none.
-        known : KnownProducts, optional
-            Products with these rows that another search may have computed.
+        known : pair of Named, optional
+            Names of the products of both sides, which another search may have computed.
         """
-        known = known or KnownProducts(Products(0))
+        names = known or (Named(), Named())
         exclude = None if exclude is None or (exclude < 0).all() else exclude
-        for start in range(0, len(rows), _ROWS):
-            part = slice(start, start + _ROWS)
+        for start in range(0, len(rows), ROWS):
+            part = slice(start, start + ROWS)
             held = [torch.tensor(np.asarray(side[part], np.float32)) for side in (old, new)]
             bias = [torch.tensor(np.asarray(side[part], np.float32)) for side in biases or (np.zeros(len(rows)),) * 2]
             ids = torch.tensor(rows[part])[None]
-            sides = known.sides(start, *held)
+            sides = [name.at(start, side) for name, side in zip(names, held, strict=True)]
             for number, before in enumerate(self._blocks):
-                first = number * _QUERIES
-                some = slice(first, first + _QUERIES)
-                scores = [
-                    side.of(known.products, number, queries[some], first)
-                    for side, queries in zip(sides, (self._old, self._new), strict=True)
-                ]
+                first = number * QUERIES
+                some = slice(first, first + QUERIES)
+                scores = [side.of(queries[some], first) for side, queries in zip(sides, (self._old, self._new), strict=True)]
                 own = ids if exclude is None else ids.masked_fill(ids == torch.tensor(exclude[some])[:, None], -1)
                 found = self._kept(own, *scores, *bias)
                 if before[0].shape[1]:
@@ -231,7 +227,7 @@ def fusion_scores(candidates: Candidates, relevant: Sequence[np.ndarray], k: int
 def best_fusion(scores: np.ndarray, hubness: Sequence[Hubness]) -> Fusion:
     """The choice of `choose_fusion` by the scores of `fusion_scores`."""
     fusions, old = _fusions(hubness), scores[0]
-    if len(old) < LEAST_QUERIES:
+    if len(old) < LEASTQUERIES:
         return fusions[0]
     means = np.concatenate([scores[:1].mean(axis=1), *map(_smoothed, scores[1:].mean(axis=1).reshape(len(hubness), -1))])
     best = int(np.argmax(means))

@@ -7,22 +7,25 @@ from functools import cached_property, partial
 
 import numpy as np
 
+from embridge.device import free_memory
 from embridge.errors import MapError
 from embridge.evaluation.benchmark import Benchmark, References
 from embridge.evaluation.fused import FusedSearch
 from embridge.evaluation.metrics import by_hits
 from embridge.evaluation.parallel import side_by_side
 from embridge.evaluation.rows import held, translate
-from embridge.evaluation.strategies import TRANSLATE_DOCUMENTS, Maps, Queries, Rows, Strategy, StrategyRun
+from embridge.evaluation.strategies import RE_ENCODE, TRANSLATE_DOCUMENTS, Maps, Queries, Rows, Strategy, StrategyRun
 from embridge.indexes.hubness import bias
 from embridge.maps import Map
 from embridge.maps.queries import blend, project_queries
+from embridge.neighbors.products import Changed, Named, Products
 from embridge.translators.select import one_standard_error
 from embridge.types import Metric
 
 LAZY_DEPTHS = (10, 20, 50)  # and all candidates
 WEIGHTS = (0.3, 0.4, 0.5, 0.6, 0.7)
 _TUNING = 1000  # queries of a half used to choose the weight
+_MEMORY_SHARE = 8  # of free memory, one part for products that several strategies use
 _LEAST_QUERIES = 50  # to choose a weight; with fewer it is 0.5
 
 
@@ -53,6 +56,7 @@ class Runner:
         self._candidates: dict[tuple[Queries, Rows, float], dict[bool, np.ndarray]] = {}
         self._biases: dict[tuple[Rows, Queries, int], np.ndarray] = {}
         self._native: dict[tuple[str, bool], np.ndarray] = {}
+        self.products = Products(free_memory() // _MEMORY_SHARE)
         self._fused = FusedSearch(self)
 
     def available(self, strategies: tuple[Strategy, ...]) -> list[Strategy]:
@@ -69,6 +73,7 @@ class Runner:
 
     def run(self, strategy: Strategy, *, hubness: bool = False) -> StrategyRun:
         """Search with a strategy, and score the results."""
+        self.benchmark.know_truth(self.found(RE_ENCODE))
         fusion = None
         if strategy.fused:
             found, fusion = self._fused.run(strategy)
@@ -119,13 +124,17 @@ class Runner:
         return found
 
     def _searched_half(self, strategy: Strategy, corrections: tuple[bool, ...], vectors: np.ndarray, half: int) -> list[np.ndarray]:
-        members = np.flatnonzero(self.benchmark.half == half)
+        members, known, chosen = np.flatnonzero(self.benchmark.half == half), None, None
         if strategy.rows == Rows.MIXED:
             rows, chosen = self._mixed(strategy, half)
+            changed = Changed(chosen, self.benchmark.corpus.y[chosen])
+            known = Named(self.products, (Queries.NEW, Rows.TRANSLATED, half), changed, self.rows(Rows.TRANSLATED, half))
         else:
-            rows, chosen = self.rows(strategy.rows, half), None
+            rows = self.rows(strategy.rows, half)
+            if strategy.rows != Rows.OLD or strategy.queries in (Queries.OLD, Queries.PROJECTED):  # fusions need these, too
+                known = Named(self.products, (strategy.queries, strategy.rows, half))
         offsets = [self._offset(strategy, half, chosen) if corrected else None for corrected in corrections]
-        return self.benchmark.searches(vectors[members], rows, self.metric(strategy), offsets, members=members)
+        return self.benchmark.searches(vectors[members], rows, self.metric(strategy), offsets, members=members, known=known)
 
     def _offset(self, strategy: Strategy, half: int, chosen: np.ndarray | None) -> np.ndarray:
         """The hubness correction of the rows that queries of a half search; `chosen` rows are native ones of mixed rows."""
@@ -244,7 +253,7 @@ class Runner:
         """Translated rows, of which those found by most queries of the other half are re-encoded; and the positions of these."""
         found = self.found(TRANSLATE_DOCUMENTS)[self.benchmark.half != half]
         rows = self.rows(Rows.TRANSLATED, half).copy()
-        chosen = by_hits(found, len(rows))[0][: strategy.encodes(len(rows))]
+        chosen = np.sort(by_hits(found, len(rows))[0][: strategy.encodes(len(rows))])
         rows[chosen] = self.benchmark.corpus.y[chosen]
         return rows, chosen
 

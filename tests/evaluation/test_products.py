@@ -6,8 +6,8 @@ import pytest
 from embridge.anchors.moments import Moments
 from embridge.arrays import unit
 from embridge.evaluation.fusion import CandidateSearch
-from embridge.evaluation.products import Changed, KnownProducts, Products
 from embridge.evaluation.rows import QueriedRows, held
+from embridge.neighbors.products import Changed, Named, Products
 from embridge.translators import Ridge
 from embridge.types import Space
 
@@ -24,6 +24,10 @@ def candidates(new, known=None, exclude=None, depth=DEPTH):
     return search.candidates()
 
 
+def named(products, new, changed=None):
+    return Named(products, "old"), Named(products, new, changed)
+
+
 def parts(found):
     """By query the candidates in order of their position: (row, old, new)."""
     order = np.argsort(found.rows, axis=1)
@@ -34,7 +38,7 @@ def parts(found):
 def test_known_products_give_the_same_candidates(limit):
     products = Products(limit)
     for new, name in ((NATIVE, "native"), (TRANSLATED, "translated"), (NATIVE, "native")):
-        found = candidates(new, KnownProducts(products, "old", name))
+        found = candidates(new, named(products, name))
         for one, other in zip(parts(found), parts(candidates(new)), strict=True):
             np.testing.assert_array_equal(one, other)
 
@@ -42,15 +46,15 @@ def test_known_products_give_the_same_candidates(limit):
 @pytest.mark.parametrize("share", [0.0, 0.3, 1.0])
 def test_rows_that_differ_from_the_named_ones_are_multiplied_again(share):
     products = Products(1 << 30)
-    candidates(NATIVE, KnownProducts(products, "old", "native"))
+    candidates(NATIVE, named(products, "native"))
     changed = np.flatnonzero(RNG.uniform(size=N) < share)
     new = NATIVE.copy()
     new[changed] = TRANSLATED[changed]
     others = Changed(changed, TRANSLATED[changed], QUERIES[1])
-    found, expected = candidates(NATIVE, KnownProducts(products, "old", "native", others)), candidates(new)
+    found, expected = candidates(NATIVE, named(products, "native", others)), candidates(new)
     for one, other in zip(parts(found), parts(expected), strict=True):
         np.testing.assert_allclose(one, other, rtol=1e-5, atol=1e-5)
-    again = candidates(NATIVE, KnownProducts(products, "old", "native"))  # what is kept was not changed
+    again = candidates(NATIVE, named(products, "native"))  # what is kept was not changed
     for one, other in zip(parts(again), parts(candidates(NATIVE)), strict=True):
         np.testing.assert_array_equal(one, other)
 
