@@ -20,7 +20,7 @@ from embridge.neighbors.products import QUERIES, ROWS, Named
 from embridge.neighbors.screening import kth_largest, lower_limit, places
 
 WEIGHTS = tuple(step / 10 for step in range(11))
-LEASTQUERIES = 50  # to choose on; with fewer the old model is kept
+LEAST_QUERIES = 50  # to choose on; with fewer the old model is kept
 _LONG = 16  # times the depth
 _EMPTY = (-1, 0, 0, 0, 0)  # of each part of the candidates
 # The nearest rows by each of these are candidates: together they hold nearly all of the nearest rows by any other fusion.
@@ -227,7 +227,7 @@ def fusion_scores(candidates: Candidates, relevant: Sequence[np.ndarray], k: int
 def best_fusion(scores: np.ndarray, hubness: Sequence[Hubness]) -> Fusion:
     """The choice of `choose_fusion` by the scores of `fusion_scores`."""
     fusions, old = _fusions(hubness), scores[0]
-    if len(old) < LEASTQUERIES:
+    if len(old) < LEAST_QUERIES:
         return fusions[0]
     means = np.concatenate([scores[:1].mean(axis=1), *map(_smoothed, scores[1:].mean(axis=1).reshape(len(hubness), -1))])
     best = int(np.argmax(means))

@@ -89,7 +89,7 @@ def _called(fit: Callable[[], Map]) -> Map:
     return fit()
 
 
-def _maps(train: Anchors, kernel: Map, translation: Map, reverse: Map, device: Any) -> Maps:
+def _maps(train: Anchors, kernel: Any, translation: Map, reverse: Map, device: Any) -> Maps:
     chosen = same_method(translation.record)
     return Maps(translation, reverse, kernel, Refit(chosen, train.moments(device, full=chosen.needs_full())))
 
