@@ -58,21 +58,21 @@ class FoldMoments:
 
     def total(self) -> Moments:
         """Moments of all parts together, computed once."""
-        cache: list[Moments] = self.__dict__.setdefault("_total", [])
-        if not cache:
-            cache.append(self.without(-1))
-        return cache[0]
+        return self.without(-1)
 
     def without(self, fold: int) -> Moments:
-        """Moments of all parts but one: a map is fitted on these and scored on that one."""
-        return functools.reduce(operator.add, [part for i, part in enumerate(self.parts) if i != fold])
+        """Moments of all parts but one: a map is fitted on these and scored on that one.
+
+        Computed once, and kept with what is cached of them: several choices on the same folds share their solutions.
+        """
+        cache: dict[int, Moments] = self.__dict__.setdefault("_without", {})
+        if fold not in cache:
+            cache[fold] = functools.reduce(operator.add, [part for i, part in enumerate(self.parts) if i != fold])
+        return cache[fold]
 
     def each_without(self) -> tuple[Moments, ...]:
-        """`without` of every part, kept with what is cached of them: several choices on the same folds share their solutions."""
-        cache: list[tuple[Moments, ...]] = self.__dict__.setdefault("_each_without", [])
-        if not cache:
-            cache.append(tuple(self.without(number) for number in range(len(self.parts))))
-        return cache[0]
+        """`without` of every part."""
+        return tuple(self.without(number) for number in range(len(self.parts)))
 
     def __add__(self, other: FoldMoments) -> FoldMoments:
         """FoldMoments of both sets of anchors.

@@ -20,6 +20,7 @@ from embridge.types import Space, space_mismatch
 
 _CHUNK = 8192
 _CPU_CHUNK = 1024  # in float64 it stays in the cache from the shift to the product
+_BLOCK = 96  # columns of a symmetric product
 _FORMAT = "embridge.moments.1"
 _ROUNDING = 1e-9  # of the largest second moment
 ARRAYS = ("mean_x", "mean_y", "sxx", "sxy", "syy")
@@ -108,7 +109,7 @@ class Moments:
         syy = zeros(q, q) if full else zeros(q)
         rows = torch.empty(0, p + q, dtype=torch.float64, device=place)
         for x, y in _small(chunks, _CPU_CHUNK if place.type == "cpu" else _CHUNK):
-            sides = [torch.tensor(side, device=place) for side in (x, y)]
+            sides = [(torch.from_numpy(side) if side.flags.writeable else torch.tensor(side)).to(place) for side in (x, y)]
             if n == 0:
                 shift = torch.cat([side.mean(0, dtype=torch.float64) for side in sides])
             if len(rows) < len(x):
@@ -118,13 +119,16 @@ class Moments:
             torch.sub(sides[1], shift[p:], out=z[:, p:])
             n += len(z)
             total += z.sum(0)
-            across.addmm_(z[:, :p].T, z)  # Sxx and Sxy side by side
+            across[:, p:].addmm_(z[:, :p].T, z[:, p:])
+            _add_square(across[:, :p], z[:, :p])
             if full:
-                syy.addmm_(z[:, p:].T, z[:, p:])
+                _add_square(syy, z[:, p:])
             else:
                 syy += z[:, p:].square_().sum(0)  # in place: the next chunk overwrites it anyway
         if not torch.isfinite(total).all():
             raise BadVectorsError("Moments need finite rows; x or y holds NaN or infinite values. Hint: remove those rows.")
+        for square in (across[:, :p], *([syy] if full else [])):
+            square.copy_(square.triu() + square.triu(1).T)
         left = total / max(n, 1)
         across.addr_(left[:p], left, alpha=-n)
         syy -= n * (torch.outer(left[p:], left[p:]) if full else left[p:].square())
@@ -284,6 +288,13 @@ def _check_moments(sxx: np.ndarray, sxy: np.ndarray, syy: np.ndarray) -> None:
         room = _ROUNDING * max(np.diag(sxx).max(), syy.max()) + np.finfo(np.float64).tiny
         if syy.min() < -room or (sxy**2 > np.outer(np.diag(sxx) + room, syy + room) * (1 + _ROUNDING)).any():
             raise ValueError("second moments are not positive semi-definite")
+
+
+def _add_square(square: torch.Tensor, rows: torch.Tensor) -> None:
+    """Add ``rows^T rows`` in place; below the diagonal only what is in its blocks, since it is symmetric."""
+    for start in range(0, len(square), _BLOCK):
+        stop = start + _BLOCK
+        square[:stop, start:stop].addmm_(rows[:, :stop].T, rows[:, start:stop])
 
 
 def _small(chunks: Iterable[tuple[np.ndarray, np.ndarray]], rows: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:

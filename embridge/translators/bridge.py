@@ -157,13 +157,15 @@ class Scaled:
     def mapped(self, x: np.ndarray, alpha: float, s: float) -> np.ndarray:
         """Centered rows by the map of alpha and s, in float32.
 
-        The last result is cached: candidates that differ only in the weight of the mean have the same.
+        Both terms of W are applied once for each alpha and cached: candidates that differ only in s, or in the weight of the mean,
+        share them.
         """
         rotated, cache = self.rotated(x), self.__dict__.setdefault("_mapped", [None, None])
-        if cache[0] is None or cache[0][0] is not rotated or cache[0][1:] != (alpha, s):
-            mapped = rotated @ self.family.rotated_weight(alpha, s).astype(np.float32)
-            cache[:] = (rotated, alpha, s), mapped * np.float32(self.scale_y / self.scale_x)
-        return cache[1]
+        if cache[0] is None or cache[0][0] is not rotated or cache[0][1] != alpha:
+            scale = self.scale_y / self.scale_x
+            cache[:] = (rotated, alpha), [rotated @ (scale * term).astype(np.float32) for term in self.family.terms(alpha)]
+        regression, toward = cache[1]
+        return regression + np.float32(s) * toward
 
     def unscale(self, weight: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         weight = weight * (self.scale_y / self.scale_x)

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from typing import ClassVar
 
 import numpy as np
@@ -13,23 +11,15 @@ import torch
 from embridge.anchors import Anchors
 from embridge.anchors.fold_moments import FoldMoments
 from embridge.anchors.moments import Moments
-from embridge.device import resolve_device, unit_rows
+from embridge.device import resolve_device
 from embridge.errors import ParameterError, TooFewAnchorsError
 from embridge.maps import KernelMap, LinearMap
-from embridge.maps.kernel import gaussian
 from embridge.records import Candidate, FitRecord
-from embridge.stores.ids import hash_ids
 from embridge.translators.base import total
 from embridge.translators.bridge import Bridge
-from embridge.translators.rigid import Isometry
-from embridge.translators.scoring import HeldOutRows, QueryPairs, Role, as_role, overlap_of_queries
-from embridge.types import Space
-
-PENALTIES = (0.03, 0.1, 0.3, 1.0, 3.0, 100.0)  # with the last one the kernel has almost no effect
-_CHUNK = 4096
-_CHOSEN_ON = 1500  # rows: the ratio of two variances does not depend on their number
-_FOLDS = 3
-_JITTER = 1e-8  # of a kernel whose diagonal is one: equal landmarks make it singular
+from embridge.translators.kernel_ridge import KernelRidge
+from embridge.translators.penalties import penalty_scores
+from embridge.translators.scoring import QueryPairs, Role, as_role
 
 
 class Kernel:
@@ -54,7 +44,8 @@ class Kernel:
     landmarks : int, default 5000
         Largest number of landmarks.
     penalty : float, optional
-        Variance of the noise over that of the kernel term; above 0. Default: chosen on three folds of at most 1,500 anchors.
+        Variance of the noise over that of the kernel term; above 0. Default: chosen on 1,500 anchors, each
+        translated by the others of other folds, where the score rises from the middle of six penalties.
     alpha, shrinkage_target_weight : float, optional
         As in `Bridge`; default: chosen on folds.
     role : {"documents", "queries", "decode"}, default "documents"
@@ -125,17 +116,18 @@ class Kernel:
             raise TooFewAnchorsError.for_method(self.name, 2, len(anchors))
         alpha, s = self.alpha, self.shrinkage_target_weight
         candidates: tuple[Candidate, ...] = ()
-        if moments is None:
-            moments = anchors.folds(device=device) if alpha is None or s is None else anchors.moments(device, full=False)
+        chooses = alpha is None or s is None or self.penalty is None
+        if moments is None or (chooses and not isinstance(moments, FoldMoments)):
+            moments = anchors.folds(device=device) if chooses else anchors.moments(device, full=False)
         if alpha is None or s is None:
             chosen = Bridge(alpha, s, role).fit(anchors, device=device, moments=moments).record
             alpha, s, candidates = chosen.parameters["alpha"], chosen.parameters["shrinkage_target_weight"], chosen.candidates
         place, penalty = resolve_device(device), self.penalty
-        if penalty is None:
-            scores = self._scores(anchors, alpha, s, place)
-            penalty = PENALTIES[int(np.argmax(scores.mean(axis=1)))]
+        if isinstance(moments, FoldMoments) and penalty is None:
+            scores = penalty_scores(moments, alpha, s, self.mean_weight, role, place)
+            penalty = _best(scores)
             candidates += self._candidates(scores)
-        problem = _Problem.of(total(moments), alpha, s, anchors.sample(self.landmarks, self.seed).x, place)
+        problem = KernelRidge.of(total(moments), alpha, s, anchors.sample(self.landmarks, self.seed).x, place)
         solution = problem.exact(anchors, penalty) if len(anchors) <= self.landmarks else problem.nystroem(anchors, penalty)
         weight, features = (found.cpu().numpy() for found in solution)
         mean_x, mean_y = (mean.cpu().numpy() for mean in (problem.mean_x, problem.mean_y))
@@ -158,7 +150,7 @@ class Kernel:
         return KernelMap(affine, problem.landmarks.cpu().numpy(), features, problem.gamma)
 
     def contest(
-        self, anchors: Anchors, device: str | torch.device | None, queries: QueryPairs | None = None
+        self, folds: FoldMoments, device: str | torch.device | None, queries: QueryPairs | None = None
     ) -> tuple[float | None, tuple[Candidate, ...]]:
         """The best penalty, or None where its gain over the largest penalty is within one standard error on folds.
 
@@ -171,125 +163,20 @@ class Kernel:
         """
         if self.alpha is None or self.shrinkage_target_weight is None:
             raise ParameterError("Penalties are compared at one alpha and one s. Hint: give both.")
-        scores = self._scores(anchors, self.alpha, self.shrinkage_target_weight, resolve_device(device), queries)
-        best = int(np.argmax(scores.mean(axis=1)))
-        gains = scores[best] - scores[-1]
-        is_better = gains.mean() > gains.std(ddof=1) / np.sqrt(len(gains)) and best < len(PENALTIES) - 1
-        return PENALTIES[best] if is_better else None, self._candidates(scores)
+        place, role = resolve_device(device), as_role(self.role)
+        scores = penalty_scores(folds, self.alpha, self.shrinkage_target_weight, self.mean_weight, role, place, queries)
+        best, largest = _best(scores), max(scores)
+        gains = scores[best] - scores[largest]
+        is_better = gains.mean() > gains.std(ddof=1) / np.sqrt(len(gains)) and best < largest
+        return best if is_better else None, self._candidates(scores)
 
-    def _candidates(self, scores: np.ndarray) -> tuple[Candidate, ...]:
-        return tuple(
-            Candidate(self.name, {"penalty": value}, float(score.mean())) for value, score in zip(PENALTIES, scores, strict=True)
-        )
-
-    def _scores(
-        self, anchors: Anchors, alpha: float, s: float, place: torch.device, queries: QueryPairs | None = None
-    ) -> np.ndarray:
-        """Scores of every penalty on folds (see `HeldOutRows` and `overlap_of_queries`), shape (penalties, units)."""
-        rows, role = anchors.sample(_CHOSEN_ON, self.seed), as_role(self.role)
-        rows = rows.at(np.argsort(hash_ids(rows.ids, "kernel fold", self.seed)))  # the same choice in any order of anchors
-        fold = np.arange(len(rows)) % _FOLDS
-        translated = np.empty((len(PENALTIES), *rows.y.shape), np.float32)
-        units = []
-        for number in range(_FOLDS):
-            train, out = rows.at(fold != number), fold == number
-            problem = _Problem.of(train.moments(place, full=False), alpha, s, train.x, place)
-            for i, centered in enumerate(problem.translations(train, rows.x[out], PENALTIES)):
-                translated[i, out] = (centered + self.mean_weight * problem.mean_y).to(torch.float32).cpu().numpy()
-            if queries is None:
-                held_out = HeldOutRows.of(rows.y[out], problem.mean_y.cpu().numpy(), role, rows.target)
-                units.append(np.array([held_out.scores(translated[i, out]) for i in range(len(PENALTIES))]))
-        return np.concatenate(units, axis=1) if queries is None else overlap_of_queries(queries, rows.y, translated, rows.target)
+    def _candidates(self, scores: dict[float, np.ndarray]) -> tuple[Candidate, ...]:
+        return tuple(Candidate(self.name, {"penalty": penalty}, float(found.mean())) for penalty, found in scores.items())
 
     def __repr__(self) -> str:
         values = ", ".join(f"{k}={v!r}" for k, v in vars(self).items())
         return f"{type(self).__name__}({values})"
 
 
-@dataclass(frozen=True, eq=False)
-class _Problem:
-    """The part shared by both solvers: float64 tensors on one device.
-
-    `toward` is s c Q, and `strength` is n alpha v.
-    """
-
-    mean_x: torch.Tensor
-    mean_y: torch.Tensor
-    toward: torch.Tensor
-    landmarks: torch.Tensor
-    gamma: float
-    strength: float
-
-    @classmethod
-    def of(cls, moments: Moments, alpha: float, s: float, landmarks: np.ndarray, place: torch.device) -> _Problem:
-        variance = float(np.trace(moments.sxx)) / (moments.n * len(moments.sxx)) or 1.0
-        toward = s * Isometry().solve(moments).weight if s else np.zeros_like(moments.sxy)
-        mean_x, mean_y, held = (_double(a, place) for a in (moments.mean_x, moments.mean_y, toward))
-        z = unit_rows(_double(landmarks, place))
-        m = len(z)
-        # The mean squared distance of distinct unit vectors, computed from their sum.
-        distance = 2 * (m * m - float(z.sum(0).square().sum())) / (m * (m - 1)) if m > 1 else 0.0
-        gamma = 2 / distance if distance > 1e-9 else 1.0
-        return cls(mean_x, mean_y, held, z, gamma, moments.n * alpha * variance)
-
-    def kernel(self, x: torch.Tensor) -> torch.Tensor:
-        """k(x), shape (n, m)."""
-        return gaussian(unit_rows(x) @ self.landmarks.T, self.gamma)
-
-    def exact(self, anchors: Anchors, penalty: float) -> tuple[torch.Tensor, torch.Tensor]:
-        """W and w where every anchor is a landmark: one system of n equations."""
-        x, rest = self._centered(anchors)
-        system = self._linear(x, x).add_(self.kernel(_double(anchors.x, x.device)), alpha=1 / penalty)
-        system.diagonal().add_(1)
-        dual = torch.cholesky_solve(rest, torch.linalg.cholesky(system))
-        return self.toward + x.T @ dual / self.strength, dual / penalty
-
-    def translations(self, anchors: Anchors, rows: np.ndarray, penalties: Sequence[float]) -> Iterator[torch.Tensor]:
-        """Translations, less the mean, of a few rows by `exact` for each penalty, without W and w."""
-        x, rest = self._centered(anchors)
-        z = _double(rows, x.device)
-        kernel, across = self.kernel(_double(anchors.x, x.device)), self.kernel(z)
-        z = z - self.mean_x
-        linear, linear_across, pulled = self._linear(x, x), self._linear(z, x), z @ self.toward
-        linear.diagonal().add_(1)
-        for penalty in penalties:
-            factor = torch.linalg.cholesky(torch.add(linear, kernel, alpha=1 / penalty))
-            smoother = torch.cholesky_solve(torch.add(linear_across, across, alpha=1 / penalty).T, factor).T
-            yield pulled + smoother @ rest
-
-    def _centered(self, anchors: Anchors) -> tuple[torch.Tensor, torch.Tensor]:
-        """Centered x, and what the Procrustes part leaves of centered y."""
-        x, y = (_double(side, self.mean_x.device) for side in (anchors.x, anchors.y))
-        x = x - self.mean_x
-        return x, y - self.mean_y - x @ self.toward
-
-    def _linear(self, a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
-        return a @ b.T / self.strength
-
-    def nystroem(self, anchors: Anchors, penalty: float) -> tuple[torch.Tensor, torch.Tensor]:
-        """W and w with fewer landmarks than anchors: ridge on [x, L^-1 k(x)], L the Cholesky factor of K, from moments."""
-        place, p, m = self.mean_x.device, len(self.mean_x), len(self.landmarks)
-        inner = self.kernel(self.landmarks)
-        inner.diagonal().add_(_JITTER)
-        factor = torch.linalg.cholesky(inner)
-
-        def chunks() -> Iterator[tuple[np.ndarray, np.ndarray]]:
-            for start in range(0, len(anchors), _CHUNK):
-                x = _double(anchors.x[start : start + _CHUNK], place)
-                features = torch.linalg.solve_triangular(factor, self.kernel(x).T, upper=False).T
-                rows = torch.cat([x - self.mean_x, features], 1)
-                yield rows.cpu().numpy(), anchors.y[start : start + _CHUNK]
-
-        space = Space(anchors.source.name, p + m, anchors.source.metric, False)
-        moments = Moments.from_chunks(chunks(), space, anchors.target, device=place, full=False)
-        square, across, mean = (_double(a, place) for a in (moments.sxx, moments.sxy, moments.mean_x))
-        square.addr_(mean, mean, alpha=moments.n)  # the features are not centered, as in `exact`
-        across -= square[:, :p] @ self.toward
-        square.diagonal()[:p].add_(self.strength)
-        square.diagonal()[p:].add_(penalty)
-        found = torch.cholesky_solve(across, torch.linalg.cholesky(square))
-        return found[:p] + self.toward, torch.linalg.solve_triangular(factor.T, found[p:], upper=True)
-
-
-def _double(array: np.ndarray, place: torch.device) -> torch.Tensor:
-    return torch.tensor(array, device=place).to(torch.float64)
+def _best(scores: dict[float, np.ndarray]) -> float:
+    return max(scores, key=lambda penalty: scores[penalty].mean())

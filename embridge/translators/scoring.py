@@ -119,7 +119,7 @@ class HeldOutRows:
         if not k:
             return np.zeros(n)
         rows = unit(translated) if self.target.normalized else translated
-        return overlap(top_k(self.queries, rows, k, self.target.metric, exclude=np.arange(n)).ids, self.truth)
+        return overlap(rankings(self.queries, rows, k, self.target.metric, exclude=np.arange(n))[0], self.truth)
 
 
 def midpoints(x: np.ndarray, source: Space) -> np.ndarray:

@@ -125,7 +125,7 @@ class Auto:
             linear = max((c for c in standing.record.candidates if "alpha" in c.parameters), key=lambda c: c.score).parameters
         share, weight = linear.get("shrinkage_target_weight", 0.0), linear.get("mean_weight", 1.0)
         kernel = Kernel(alpha=linear["alpha"], shrinkage_target_weight=share, mean_weight=weight)
-        penalty, candidates = kernel.contest(anchors, device, queries)
+        penalty, candidates = kernel.contest(folds, device, queries)
         record = replace(affine.record, candidates=affine.record.candidates + candidates)
         if penalty is None:
             return replace(affine, record=record)
@@ -194,7 +194,7 @@ def candidates_for(role: Role, moments: Moments, *, real: bool) -> list[Translat
     if real and cosine and role == "documents":
         weights = (1.0, _MEAN)
     shares = (0.0, *_SHARES) if real else _SHARES
-    grid = [(alpha, s, weight) for s in shares for alpha in _ALPHAS[::-1] for weight in weights]
+    grid = [(alpha, s, weight) for alpha in _ALPHAS[::-1] for s in shares for weight in weights]  # see `Scaled.mapped`
     return [*plain, *(Bridge(a, s, mean_weight=w) if s or w != 1 else Ridge(a) for a, s, w in grid)]
 
 

@@ -98,9 +98,10 @@ class Shrinkage:
 
     def weight(self, alpha: float, s: float) -> np.ndarray:
         """W of shape (dim_source, dim_target); ``alpha = inf`` gives ``s c Q``."""
-        return self.vectors @ self.rotated_weight(alpha, s)
+        regression, toward = self.terms(alpha)
+        return self.vectors @ (regression + s * toward)
 
-    def rotated_weight(self, alpha: float, s: float) -> np.ndarray:
-        """W for rows in the eigenbasis."""
+    def terms(self, alpha: float) -> tuple[np.ndarray, np.ndarray]:
+        """For rows in the eigenbasis W is the first, plus s times the second."""
         gain, pull = self.gains(alpha)
-        return gain[:, None] * self.cross + s * pull[:, None] * self.toward
+        return gain[:, None] * self.cross, pull[:, None] * self.toward

@@ -73,7 +73,7 @@ def fits(anchors: list[int], repeat: int, folder: Path) -> list[dict[str, object
     for n in anchors:
         result = medians([case("fit", folder, n, 384, 768) for _ in range(repeat)])
         row: dict[str, object] = {"anchors": n, "widths": "384 -> 768", "products": result["products"]}
-        for method in ("linear", "ortho", "bridge", "bridge for decode"):
+        for method in ("linear", "ortho", "bridge", "bridge for decode", "auto", "auto, affine"):
             row[f"{method} / products"] = result[method] / result["products"]
         if "paper" in result:
             row["linear / NumPy paper"] = result["linear"] / result["paper"]

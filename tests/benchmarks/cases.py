@@ -144,6 +144,7 @@ def fit(folder: Path, n: int, p: int, q: int) -> dict[str, object]:
         found["paper"] = _timed(paper)
     found |= {method: _best(lambda m=method: eb.fit(anchors, m)) for method in ("linear", "ortho", "bridge")}
     found["bridge for decode"] = _best(lambda: eb.fit(anchors, "bridge", role="decode"))
+    found |= {"auto": _best(lambda: eb.fit(anchors)), "auto, affine": _best(lambda: eb.fit(anchors, keep_affine=True))}
     return found
 
 

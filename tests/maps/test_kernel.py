@@ -23,7 +23,7 @@ from embridge.conversion.engine import Engine, TranslateOptions
 from embridge.errors import MapError, OutputExistsError, ParameterError, SpaceMismatchError, TooFewAnchorsError, UnreadableFileError
 from embridge.maps import load_map
 from embridge.testing.translators import planted_anchors
-from embridge.translators.kernel import _Problem
+from embridge.translators.kernel_ridge import KernelRidge
 
 
 def bent_anchors(n: int = 600, p: int = 6, q: int = 16, *, bend: float = 1.5, seed: int = 0) -> eb.Anchors:
@@ -111,7 +111,7 @@ def test_applying_is_the_formula(fitted: eb.KernelMap) -> None:
 
 def test_with_every_anchor_a_landmark_both_solvers_agree(halves: tuple[eb.Anchors, eb.Anchors]) -> None:
     train, held_out = halves
-    problem = _Problem.of(train.moments(), 0.1, 0.5, train.x, torch.device("cpu"))
+    problem = KernelRidge.of(train.moments(), 0.1, 0.5, train.x, torch.device("cpu"))
     rows = problem.kernel(torch.tensor(held_out.x).double())
     found = []
     for weight, features in (problem.exact(train, 0.1), problem.nystroem(train, 0.1)):

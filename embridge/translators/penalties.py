@@ -1,0 +1,104 @@
+"""Scores of the penalties of `Kernel` on folds."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from embridge.anchors.fold_moments import FoldMoments
+from embridge.translators.kernel_ridge import KernelRidge, Smoother
+from embridge.translators.scoring import HeldOutRows, QueryPairs, Role, overlap_of_queries
+
+PENALTIES = (0.03, 0.1, 0.3, 1.0, 3.0, 100.0)  # with the last one the kernel has almost no effect
+_FIRST = 2  # position of the penalty to start from
+_ROWS = 1500  # to choose on: the ratio of two variances does not depend on their number
+_OF_EACH = 500  # of these in a fold
+
+
+def penalty_scores(
+    folds: FoldMoments,
+    alpha: float,
+    s: float,
+    mean_weight: float,
+    role: Role,
+    place: torch.device,
+    queries: QueryPairs | None = None,
+) -> dict[float, np.ndarray]:
+    """Scores of the largest penalty, and of others on the way to the best, by ascending penalty; each of shape (units,).
+
+    From the middle of `PENALTIES` the way goes to the next one in either direction as long as the mean score rises: it has one
+    maximum, up to noise. Scores are those of `HeldOutRows`, or with `queries` of `overlap_of_queries`.
+    """
+    trial = _Trial.of(folds, alpha, s, mean_weight, role, place, queries)
+    scores = {at: trial.scores(PENALTIES[at]) for at in (_FIRST, len(PENALTIES) - 1)}
+    for step in (-1, 1):
+        best = _FIRST
+        while 0 <= best + step < len(PENALTIES) - 1:
+            scores[best + step] = trial.scores(PENALTIES[best + step])
+            if scores[best + step].mean() <= scores[best].mean():
+                break
+            best += step
+        if best != _FIRST:  # it rises in this direction, so it falls in the other
+            break
+    return {PENALTIES[at]: scores[at] for at in sorted(scores)}
+
+
+@dataclass(frozen=True, eq=False)
+class _Trial:
+    """Rows of several folds, each to be translated by the rows of the others and scored.
+
+    Attributes
+    ----------
+    smoothers : tuple of Smoother
+    means : tuple of Tensor
+        The mean of the target that is added to translations of each fold.
+    held_out : tuple of HeldOutRows
+        Empty where there are queries.
+    y : tuple of ndarray
+        Native vectors of each fold's rows.
+    """
+
+    smoothers: tuple[Smoother, ...]
+    means: tuple[torch.Tensor, ...]
+    held_out: tuple[HeldOutRows, ...]
+    y: tuple[np.ndarray, ...]
+    queries: QueryPairs | None
+    folds: FoldMoments
+
+    @classmethod
+    def of(
+        cls,
+        folds: FoldMoments,
+        alpha: float,
+        s: float,
+        mean_weight: float,
+        role: Role,
+        place: torch.device,
+        queries: QueryPairs | None,
+    ) -> _Trial:
+        """The first 500 sampled rows of as many folds as have 1,500."""
+        samples: list[tuple[np.ndarray, np.ndarray]] = []
+        for x, y in folds.samples:
+            if sum(len(x) for x, _ in samples) < _ROWS:
+                samples.append((x[:_OF_EACH], y[:_OF_EACH]))
+        smoothers, means, held_out = [], [], []
+        for number, (x, y) in enumerate(samples):
+            moments = folds.without(number)
+            train_x, train_y = (np.concatenate(side) for side in zip(*samples[:number], *samples[number + 1 :], strict=True))
+            problem = KernelRidge.of(moments, alpha, s, train_x, place, rows=len(train_x))
+            smoothers.append(problem.smoother(train_x, train_y, x, PENALTIES[0]))
+            means.append(mean_weight * problem.mean_y)
+            if queries is None:
+                held_out.append(HeldOutRows.of(y, moments.mean_y, role, moments.target))
+        return cls(tuple(smoothers), tuple(means), tuple(held_out), tuple(y for _, y in samples), queries, folds)
+
+    def scores(self, penalty: float) -> np.ndarray:
+        """Shape (units,)."""
+        pairs = zip(self.smoothers, self.means, strict=True)
+        found = [(one.translations(penalty) + mean).to(torch.float32).cpu().numpy() for one, mean in pairs]
+        if self.queries is None:
+            return np.concatenate([rows.scores(translated) for rows, translated in zip(self.held_out, found, strict=True)])
+        target = self.folds.parts[0].target
+        return overlap_of_queries(self.queries, np.concatenate(self.y), [np.concatenate(found)], target)[0]
