@@ -19,11 +19,11 @@ from embridge.evaluation.benchmark import References
 from embridge.evaluation.fusion import Candidates, CandidateSearch, best_fusion, fusion_scores
 from embridge.evaluation.metrics import by_hits
 from embridge.evaluation.parallel import side_by_side
-from embridge.evaluation.rows import QueriedRows, held, scaled
+from embridge.evaluation.rows import QueriedRows, held
 from embridge.evaluation.strategies import FUSE, Queries, Refit, Rows, Strategy
 from embridge.indexes.fusion import Fusion, Hubness
 from embridge.indexes.hubness import mean_of_largest
-from embridge.neighbors.products import Changed, Named
+from embridge.neighbors.products import Changed, Named, scaled
 
 if TYPE_CHECKING:
     from embridge.evaluation.runner import Runner

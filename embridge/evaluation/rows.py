@@ -5,11 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 import numpy as np
-import torch
 
 from embridge.arrays import norms
-from embridge.device import unit_rows
 from embridge.maps import LinearMap, Map
+from embridge.neighbors.products import scaled
 from embridge.types import Metric
 
 _CHUNK = 8192
@@ -26,11 +25,6 @@ def translate(translation: Map, rows: np.ndarray) -> np.ndarray:
 def held(rows: np.ndarray, metric: Metric) -> np.ndarray:
     """Rows as an index holds them, float32: of unit length under cosine."""
     return scaled(rows) if metric == Metric.COSINE else rows.astype(np.float32, copy=False)
-
-
-def scaled(rows: np.ndarray) -> np.ndarray:
-    """Rows of unit length to float32 accuracy, as products that are kept need them (`Named`)."""
-    return unit_rows(torch.tensor(np.ascontiguousarray(rows, np.float32))).numpy()
 
 
 @dataclass(frozen=True, eq=False)

@@ -8,6 +8,8 @@ from dataclasses import dataclass, field
 import numpy as np
 import torch
 
+from embridge.device import unit_rows
+
 TERMS = 128  # of an inner product that are summed before they are added to the others: fewer rounding errors add up
 QUERIES, ROWS = 128, 16384  # of one kept product: 8 MiB
 
@@ -20,6 +22,11 @@ def inner_products(queries: torch.Tensor, rows: torch.Tensor, buffer: torch.Tens
         terms = slice(part, part + TERMS)
         torch.addmm(out, queries[:, terms], rows[:, terms].T, beta=1 if part else 0, out=out)
     return out
+
+
+def scaled(vectors: np.ndarray) -> np.ndarray:
+    """Vectors of unit length to float32 accuracy, as products that are kept need them (`Named`)."""
+    return unit_rows(torch.tensor(np.ascontiguousarray(vectors, np.float32))).numpy()
 
 
 class Products:
