@@ -44,8 +44,8 @@ class Kernel:
     landmarks : int, default 5000
         Largest number of landmarks.
     penalty : float, optional
-        Variance of the noise over that of the kernel term; above 0. Default: chosen on 1,500 anchors, each
-        translated by the others of other folds, where the score rises from the middle of six penalties.
+        Variance of the noise over that of the kernel term; above 0. Default: chosen on three folds of at most 1,500
+        anchors, among six, from the middle in the direction in which scores rise.
     alpha, shrinkage_target_weight : float, optional
         As in `Bridge`; default: chosen on folds.
     role : {"documents", "queries", "decode"}, default "documents"
@@ -116,15 +116,14 @@ class Kernel:
             raise TooFewAnchorsError.for_method(self.name, 2, len(anchors))
         alpha, s = self.alpha, self.shrinkage_target_weight
         candidates: tuple[Candidate, ...] = ()
-        chooses = alpha is None or s is None or self.penalty is None
-        if moments is None or (chooses and not isinstance(moments, FoldMoments)):
-            moments = anchors.folds(device=device) if chooses else anchors.moments(device, full=False)
+        if moments is None:
+            moments = anchors.folds(device=device) if alpha is None or s is None else anchors.moments(device, full=False)
         if alpha is None or s is None:
             chosen = Bridge(alpha, s, role).fit(anchors, device=device, moments=moments).record
             alpha, s, candidates = chosen.parameters["alpha"], chosen.parameters["shrinkage_target_weight"], chosen.candidates
         place, penalty = resolve_device(device), self.penalty
-        if isinstance(moments, FoldMoments) and penalty is None:
-            scores = penalty_scores(moments, alpha, s, self.mean_weight, role, place)
+        if penalty is None:
+            scores = penalty_scores(anchors, self.seed, alpha, s, self.mean_weight, role, place)
             penalty = _best(scores)
             candidates += self._candidates(scores)
         problem = KernelRidge.of(total(moments), alpha, s, anchors.sample(self.landmarks, self.seed).x, place)
@@ -150,7 +149,7 @@ class Kernel:
         return KernelMap(affine, problem.landmarks.cpu().numpy(), features, problem.gamma)
 
     def contest(
-        self, folds: FoldMoments, device: str | torch.device | None, queries: QueryPairs | None = None
+        self, anchors: Anchors, device: str | torch.device | None, queries: QueryPairs | None = None
     ) -> tuple[float | None, tuple[Candidate, ...]]:
         """The best penalty, or None where its gain over the largest penalty is within one standard error on folds.
 
@@ -164,7 +163,8 @@ class Kernel:
         if self.alpha is None or self.shrinkage_target_weight is None:
             raise ParameterError("Penalties are compared at one alpha and one s. Hint: give both.")
         place, role = resolve_device(device), as_role(self.role)
-        scores = penalty_scores(folds, self.alpha, self.shrinkage_target_weight, self.mean_weight, role, place, queries)
+        alpha, s = self.alpha, self.shrinkage_target_weight
+        scores = penalty_scores(anchors, self.seed, alpha, s, self.mean_weight, role, place, queries)
         best, largest = _best(scores), max(scores)
         gains = scores[best] - scores[largest]
         is_better = gains.mean() > gains.std(ddof=1) / np.sqrt(len(gains)) and best < largest

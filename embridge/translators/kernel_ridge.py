@@ -46,7 +46,7 @@ class Smoother:
 class KernelRidge:
     """The system of `Kernel`: float64 tensors on one device.
 
-    `toward` is s c Q, and `strength` is n alpha v with n rows.
+    `toward` is s c Q, and `strength` is n alpha v.
     """
 
     mean_x: torch.Tensor
@@ -57,10 +57,7 @@ class KernelRidge:
     strength: float
 
     @classmethod
-    def of(
-        cls, moments: Moments, alpha: float, s: float, landmarks: np.ndarray, place: torch.device, rows: int | None = None
-    ) -> KernelRidge:
-        """The problem of `rows` rows, by default of as many as the moments are of."""
+    def of(cls, moments: Moments, alpha: float, s: float, landmarks: np.ndarray, place: torch.device) -> KernelRidge:
         variance = float(np.trace(moments.sxx)) / (moments.n * len(moments.sxx)) or 1.0
         toward = s * Isometry().solve(moments).weight if s else np.zeros_like(moments.sxy)
         mean_x, mean_y, held = (_double(a, place) for a in (moments.mean_x, moments.mean_y, toward))
@@ -69,7 +66,7 @@ class KernelRidge:
         # The mean squared distance of distinct unit vectors, computed from their sum.
         distance = 2 * (m * m - float(z.sum(0).square().sum())) / (m * (m - 1)) if m > 1 else 0.0
         gamma = 2 / distance if distance > 1e-9 else 1.0
-        return cls(mean_x, mean_y, held, z, gamma, (rows or moments.n) * alpha * variance)
+        return cls(mean_x, mean_y, held, z, gamma, moments.n * alpha * variance)
 
     def kernel(self, x: torch.Tensor) -> torch.Tensor:
         """k(x), shape (n, m)."""

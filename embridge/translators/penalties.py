@@ -7,18 +7,21 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from embridge.anchors.fold_moments import FoldMoments
+from embridge.anchors import Anchors
+from embridge.stores.ids import hash_ids
 from embridge.translators.kernel_ridge import KernelRidge, Smoother
 from embridge.translators.scoring import HeldOutRows, QueryPairs, Role, overlap_of_queries
+from embridge.types import Space
 
 PENALTIES = (0.03, 0.1, 0.3, 1.0, 3.0, 100.0)  # with the last one the kernel has almost no effect
 _FIRST = 2  # position of the penalty to start from
 _ROWS = 1500  # to choose on: the ratio of two variances does not depend on their number
-_OF_EACH = 500  # of these in a fold
+_FOLDS = 3
 
 
 def penalty_scores(
-    folds: FoldMoments,
+    anchors: Anchors,
+    seed: int,
     alpha: float,
     s: float,
     mean_weight: float,
@@ -31,7 +34,7 @@ def penalty_scores(
     From the middle of `PENALTIES` the way goes to the next one in either direction as long as the mean score rises: it has one
     maximum, up to noise. Scores are those of `HeldOutRows`, or with `queries` of `overlap_of_queries`.
     """
-    trial = _Trial.of(folds, alpha, s, mean_weight, role, place, queries)
+    trial = _Trial.of(anchors, seed, alpha, s, mean_weight, role, place, queries)
     scores = {at: trial.scores(PENALTIES[at]) for at in (_FIRST, len(PENALTIES) - 1)}
     for step in (-1, 1):
         best = _FIRST
@@ -65,12 +68,13 @@ class _Trial:
     held_out: tuple[HeldOutRows, ...]
     y: tuple[np.ndarray, ...]
     queries: QueryPairs | None
-    folds: FoldMoments
+    target: Space
 
     @classmethod
     def of(
         cls,
-        folds: FoldMoments,
+        anchors: Anchors,
+        seed: int,
         alpha: float,
         s: float,
         mean_weight: float,
@@ -78,21 +82,21 @@ class _Trial:
         place: torch.device,
         queries: QueryPairs | None,
     ) -> _Trial:
-        """The first 500 sampled rows of as many folds as have 1,500."""
-        samples: list[tuple[np.ndarray, np.ndarray]] = []
-        for x, y in folds.samples:
-            if sum(len(x) for x, _ in samples) < _ROWS:
-                samples.append((x[:_OF_EACH], y[:_OF_EACH]))
-        smoothers, means, held_out = [], [], []
-        for number, (x, y) in enumerate(samples):
-            moments = folds.without(number)
-            train_x, train_y = (np.concatenate(side) for side in zip(*samples[:number], *samples[number + 1 :], strict=True))
-            problem = KernelRidge.of(moments, alpha, s, train_x, place, rows=len(train_x))
-            smoothers.append(problem.smoother(train_x, train_y, x, PENALTIES[0]))
+        """At most 1,500 of the anchors in three folds."""
+        rows = anchors.sample(_ROWS, seed)
+        rows = rows.at(np.argsort(hash_ids(rows.ids, "kernel fold", seed)))  # the same choice in any order of anchors
+        fold, target = np.arange(len(rows)) % _FOLDS, anchors.target
+        smoothers, means, held_out, y = [], [], [], []
+        for number in range(_FOLDS):
+            train, out = rows.at(fold != number), rows.at(fold == number)
+            # Not with moments of all anchors: with a Procrustes part from more rows than W, a kernel that weakens W looks better.
+            problem = KernelRidge.of(train.moments(place, full=False), alpha, s, train.x, place)
+            smoothers.append(problem.smoother(train.x, train.y, out.x, PENALTIES[0]))
             means.append(mean_weight * problem.mean_y)
+            y.append(out.y)
             if queries is None:
-                held_out.append(HeldOutRows.of(y, moments.mean_y, role, moments.target))
-        return cls(tuple(smoothers), tuple(means), tuple(held_out), tuple(y for _, y in samples), queries, folds)
+                held_out.append(HeldOutRows.of(out.y, problem.mean_y.cpu().numpy(), role, target))
+        return cls(tuple(smoothers), tuple(means), tuple(held_out), tuple(y), queries, target)
 
     def scores(self, penalty: float) -> np.ndarray:
         """Shape (units,)."""
@@ -100,5 +104,4 @@ class _Trial:
         found = [(one.translations(penalty) + mean).to(torch.float32).cpu().numpy() for one, mean in pairs]
         if self.queries is None:
             return np.concatenate([rows.scores(translated) for rows, translated in zip(self.held_out, found, strict=True)])
-        target = self.folds.parts[0].target
-        return overlap_of_queries(self.queries, np.concatenate(self.y), [np.concatenate(found)], target)[0]
+        return overlap_of_queries(self.queries, np.concatenate(self.y), [np.concatenate(found)], self.target)[0]

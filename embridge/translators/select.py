@@ -125,7 +125,7 @@ class Auto:
             linear = max((c for c in standing.record.candidates if "alpha" in c.parameters), key=lambda c: c.score).parameters
         share, weight = linear.get("shrinkage_target_weight", 0.0), linear.get("mean_weight", 1.0)
         kernel = Kernel(alpha=linear["alpha"], shrinkage_target_weight=share, mean_weight=weight)
-        penalty, candidates = kernel.contest(folds, device, queries)
+        penalty, candidates = kernel.contest(anchors, device, queries)
         record = replace(affine.record, candidates=affine.record.candidates + candidates)
         if penalty is None:
             return replace(affine, record=record)
