@@ -21,7 +21,7 @@ import pytest
 from hypothesis import settings
 
 from embridge.types import Space
-from tests import ray_support, support
+from tests import forked, ray_support, support
 
 # Tests run beside others on small machines, where a deadline says nothing; CI must not find something new in old code.
 settings.register_profile("embridge", deadline=None, derandomize="CI" in os.environ)
@@ -62,6 +62,13 @@ def write():
 def index_of():
     """``index_of(factory, vectors, labels=None, metric=METRIC_INNER_PRODUCT)``, a FAISS index of them; trained once a factory."""
     return support.index_of
+
+
+@pytest.fixture(scope="session")
+def commands(tmp_path_factory):
+    """A folder with ``embridge`` and ``python-c PROGRAM``, which start within milliseconds (see `tests.forked`)."""
+    with forked.commands(tmp_path_factory.mktemp("commands")) as folder:
+        yield folder
 
 
 @pytest.fixture(scope="session")

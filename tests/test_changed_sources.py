@@ -2,7 +2,6 @@
 
 import os
 import subprocess
-import sys
 import threading
 from pathlib import Path
 
@@ -124,7 +123,7 @@ def test_of_two_writers_of_one_output_one_is_refused(verb):
         run()
 
 
-def test_another_process_is_refused_while_an_output_is_claimed():
+def test_another_process_is_refused_while_an_output_is_claimed(commands):
     code = (
         "import embridge as eb, numpy as np\n"
         "from embridge.types import Space\n"
@@ -132,9 +131,9 @@ def test_another_process_is_refused_while_an_output_is_claimed():
         "eb.convert(eb.open('one.parquet'), m, 'out.parquet', overwrite=True)"
     )
     with claim(Output("out.parquet", CONVERSION)):
-        found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+        found = subprocess.run([commands / "python-c", code], capture_output=True, text=True, check=False)
     assert "Another process is writing 'out.parquet'" in found.stderr
-    assert subprocess.run([sys.executable, "-c", code], capture_output=True, check=False).returncode == 0
+    assert subprocess.run([commands / "python-c", code], capture_output=True, check=False).returncode == 0
     assert listing() == ["out.parquet"]
 
 

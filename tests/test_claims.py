@@ -2,7 +2,6 @@
 
 import os
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -96,9 +95,9 @@ def test_one_writer_at_a_time_and_no_lock_is_left():
     assert not [name for name in os.listdir() if "lock" in name]
 
 
-def test_the_lock_of_a_killed_process_is_taken_over():
+def test_the_lock_of_a_killed_process_is_taken_over(commands):
     code = "import os, signal\nfrom embridge.outputs import *\nwith claim(Output('x')):\n    os.kill(os.getpid(), signal.SIGKILL)"
-    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == -9
+    assert subprocess.run([commands / "python-c", code], check=False).returncode == -9
     assert Path(".x.lock").exists()
     with claim(Output("x")):
         pass

@@ -89,7 +89,7 @@ def test_vectors_are_those_of_the_model(texts, model, expected, tmp_path):
     assert listing(tmp_path) == ["out.parquet", "texts.parquet"]  # the parts are gone
 
 
-def test_killed_and_resumed_equals_done_at_once(texts, model, tmp_path):
+def test_killed_and_resumed_equals_done_at_once(commands, texts, model, tmp_path):
     code = (
         "import importlib, os, signal, sys, embridge as eb\n"
         "encoding = importlib.import_module('embridge.encoding')\n"
@@ -102,7 +102,7 @@ def test_killed_and_resumed_equals_done_at_once(texts, model, tmp_path):
         "eb.encode(sys.argv[1], sys.argv[2], sys.argv[3], space='minilm', part_rows=5)\n"
     )
     out = tmp_path / "killed.parquet"
-    killed = subprocess.run([sys.executable, "-c", code, str(texts), model, str(out)], capture_output=True, text=True)
+    killed = subprocess.run([commands / "python-c", code, str(texts), model, str(out)], capture_output=True, text=True)
     assert killed.returncode == -signal.SIGKILL, killed.stderr
     assert not out.exists()
     parts = tmp_path / "killed.parquet.parts"
@@ -348,7 +348,7 @@ def test_prompts_that_cannot_be_are_refused(texts, prompted, tmp_path):
 
 @pytest.mark.parametrize("step", ["embridge.encoding.check_content", "embridge.parts.Parts.remove", "embridge.parts.Parts.keep"])
 @pytest.mark.parametrize("where", ["before", "after"])
-def test_killed_at_a_step_and_run_again_leaves_the_output_alone(texts, stub, tmp_path, step, where):
+def test_killed_at_a_step_and_run_again_leaves_the_output_alone(commands, texts, stub, tmp_path, step, where):
     code = (
         "import importlib, os, signal, sys, embridge as eb\n"
         "import numpy as np\n"
@@ -367,7 +367,7 @@ def test_killed_at_a_step_and_run_again_leaves_the_output_alone(texts, stub, tmp
         "eb.encode(sys.argv[1], sys.argv[2], sys.argv[3], space='minilm', part_rows=10)\n"
     )
     out = tmp_path / "out.parquet"
-    line = [sys.executable, "-c", code, str(texts), "m", str(out), step, where]
+    line = [commands / "python-c", code, str(texts), "m", str(out), step, where]
     assert subprocess.run(line, capture_output=True, check=False).returncode == -signal.SIGKILL
     assert listing(tmp_path) != ["out.parquet", "texts.parquet"]
     eb.encode(texts, "m", out, space="minilm", part_rows=10, overwrite=True)

@@ -3,7 +3,6 @@ import hashlib
 import io
 import os
 import subprocess
-import sys
 
 import pytest
 
@@ -140,12 +139,12 @@ def test_a_planted_temporary_link_is_not_followed(tmp_path, monkeypatch):
     assert victim.read_text() == "mine"
 
 
-def test_what_a_killed_writer_left_is_removed_and_what_a_living_one_writes_is_not(tmp_path):
+def test_what_a_killed_writer_left_is_removed_and_what_a_living_one_writes_is_not(commands, tmp_path):
     code = (
         "import os, signal, sys\nfrom embridge.files import whole_or_absent\n"
         "with whole_or_absent(sys.argv[1]) as t:\n    t.write_text('half'); os.kill(os.getpid(), signal.SIGKILL)"
     )
-    assert subprocess.run([sys.executable, "-c", code, str(tmp_path / "out.bin")], check=False).returncode == -9
+    assert subprocess.run([commands / "python-c", code, str(tmp_path / "out.bin")], check=False).returncode == -9
     assert len(list(tmp_path.glob(".out.bin.*.tmp"))) == 1
     with whole_or_absent(tmp_path / "out.bin") as one:
         one.write_text("one")

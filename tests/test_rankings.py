@@ -6,6 +6,7 @@ import torch
 
 import embridge.neighbors.scan
 from embridge.neighbors import rankings, top_k
+from embridge.neighbors.products import Changed, Named, Products
 from embridge.neighbors.screening import contenders, screen
 from embridge.types import Metric
 
@@ -37,6 +38,24 @@ def test_each_offset_has_its_own_exact_ranking(monkeypatch, metric, dtype, block
     for ids, each in zip(found, (None, offset, offset / 3), strict=True):
         np.testing.assert_array_equal(ids, exact(queries, corpus, K, metric, each, exclude))
     np.testing.assert_array_equal(found[0], top_k(queries, corpus, K, metric, exclude=exclude).ids)
+
+
+@pytest.mark.parametrize("limit", [1 << 30, 0], ids=["kept", "not kept"])
+@pytest.mark.parametrize("metric", [Metric.COSINE, Metric.DOT])
+def test_rankings_by_known_products_are_exact(metric, limit):
+    """Also where some rows have other vectors, and lengths, than those under the name."""
+    rng = np.random.default_rng(3)
+    named, corpus = (rng.normal(size=(N, DIM)).astype(np.float32) for _ in range(2))
+    queries, places = rng.normal(size=(40, DIM)).astype(np.float32), np.sort(rng.choice(N, N // 4, replace=False))
+    corpus *= 3
+    mixed = named.copy()
+    mixed[places] = corpus[places]
+    offset, exclude, products = rng.uniform(0, 0.4, N), rng.integers(-1, N, 40), Products(limit)
+    changed = Named(products, "name", Changed(places, corpus[places]), named)
+    for rows, known in ((named, Named(products, "name")), (mixed, changed), (named, Named(products, "name"))):
+        found = rankings(queries, rows, K, metric, offsets=(None, offset), exclude=exclude, known=known)
+        for ids, each in zip(found, (None, offset), strict=True):
+            np.testing.assert_array_equal(ids, exact(queries, rows, K, metric, each, exclude))
 
 
 @pytest.mark.parametrize("step", [1e-9, 1e-7, 1e-5])

@@ -11,12 +11,12 @@ import numpy as np
 import torch
 
 from embridge.conversion.identity import Identity
-from embridge.device import unit_where_off
+from embridge.device import as_tensor, unit_where_off
 from embridge.errors import MapError, ParameterError
 from embridge.maps import KernelMap, Map
 
 Precision = Literal["float32", "tf32", "bfloat16"]
-CPU_CHUNK = 2048  # rows of a product on the CPU: rows are normalized while they are still in the cache
+CPU_CHUNK = 1024  # rows of a product on the CPU: rows are normalized while they are still in the cache
 
 
 @dataclass(frozen=True)
@@ -74,20 +74,6 @@ class TranslateOptions:
             translation.confidence.quantile(self.confidence)
 
 
-class _Unlocked:
-    """A read-only array's memory, declared writable: torch warns of sharing it otherwise. Nothing here writes into it."""
-
-    def __init__(self, array: np.ndarray) -> None:
-        self._array = array
-        interface = dict(array.__array_interface__)
-        self.__array_interface__ = interface | {"data": (interface["data"][0], False)}
-
-
-def as_tensor(array: np.ndarray) -> torch.Tensor:
-    """An array as a tensor, sharing memory."""
-    return torch.from_numpy(array if array.flags.writeable else np.asarray(_Unlocked(array)))
-
-
 def chunks(pieces: Sequence[np.ndarray], rows: int) -> Iterator[tuple[int, list[np.ndarray]]]:
     """Cut consecutive pieces into chunks of `rows` rows, each as (first row, slices).
 
@@ -127,9 +113,8 @@ class Engine:
         self.options = options or TranslateOptions()
         coverage = self.options.confidence
         self._normalized, self._scales_rows = translation.target.normalized, translation.scales_rows
-        coef, self._intercept = translation.tensors(device)
-        kind = torch.bfloat16 if self.options.precision == "bfloat16" else torch.float32
-        self._weight = coef.T.to(kind)
+        self._product = translation.product(device)
+        self._half = self._product.weight.T.to(torch.bfloat16) if self.options.precision == "bfloat16" else None
         self._features = translation if isinstance(translation, KernelMap) else None
         self._slots: list[_Slot] = []
         self._confidence, self._coverage = (None if coverage is None else translation.confidence), coverage
@@ -184,24 +169,16 @@ class Engine:
         if self.device.type == "cuda":
             self._run_cuda(pieces, out, squares, leverage)
             return
-        scratch = torch.empty(0)
         for start, parts in chunks(pieces, self.chunk_rows):
             tensors = [as_tensor(part) for part in parts]
             x = tensors[0] if len(tensors) == 1 else torch.cat(tensors)
-            stop = start + len(x)
-            if out.dtype == torch.float32:
-                y = out[start:stop]
-            else:
-                scratch = scratch if len(scratch) >= len(x) else torch.empty(self.chunk_rows, out.shape[1])
-                y = scratch[: len(x)]
-            self.translate(x, y, squares[start:stop], leverage[start:stop])
-            if out.dtype != torch.float32:
-                out[start:stop].copy_(y)
+            rows = slice(start, start + len(x))
+            self.translate(x, out[rows], squares[rows], leverage[rows])
 
-    def translate(self, x: torch.Tensor, y: torch.Tensor, squares: torch.Tensor, leverage: torch.Tensor) -> None:
+    def translate(self, x: torch.Tensor, out: torch.Tensor, squares: torch.Tensor, leverage: torch.Tensor) -> None:
         """The whole computation for one chunk: product and offset fused, squared lengths, and unit length where a space needs it.
 
-        Leverages as well, where errors are predicted.
+        Leverages as well, where errors are predicted. The last step casts to the type of the output.
         """
         if self._scales_rows:
             x = unit_where_off(x.to(torch.float32))
@@ -209,23 +186,24 @@ class Engine:
             mean, factor = self._spread
             away = torch.linalg.vector_norm((x.to(torch.float32) - mean) @ factor, dim=1)
             torch.add(away.square_(), 1 / self._confidence.anchors, out=leverage)
-        rows = x.to(self._weight.dtype)
-        if self._weight.dtype == torch.float32:
-            torch.addmm(self._intercept, rows, self._weight, out=y)
+        if self._half is None:
+            y = self._product(x.to(torch.float32))
         else:
-            torch.add((rows @ self._weight).to(torch.float32), self._intercept, out=y)
+            y = (x.to(self._half.dtype) @ self._half).to(torch.float32) + self._product.bias
         if self._features is not None:
             self._features.add_features(x, y)
         lengths = torch.linalg.vector_norm(y, dim=1, keepdim=True)
         torch.square(lengths.squeeze(1), out=squares)
         if self._normalized:
-            y /= lengths.clamp_min(torch.finfo(torch.float32).tiny)
+            torch.div(y, lengths.clamp_min(torch.finfo(torch.float32).tiny), out=out)
+        else:
+            out.copy_(y)
 
     def _run_cuda(self, pieces: Sequence[np.ndarray], out: torch.Tensor, squares: torch.Tensor, leverage: torch.Tensor) -> None:
         """Copy in, compute and copy out on three streams, with two chunks in flight, through pinned buffers."""
-        dim_source, dim_target = self._weight.shape
         if not self._slots:
-            self._slots = [_Slot(self.device, self.chunk_rows, dim_source, dim_target) for _ in range(2)]
+            widths = self.translation.source.dim, self.translation.target.dim
+            self._slots = [_Slot(self.device, self.chunk_rows, *widths) for _ in range(2)]
         tf32 = torch.backends.cuda.matmul.allow_tf32
         torch.backends.cuda.matmul.allow_tf32 = self.options.precision == "tf32"
         try:
@@ -241,9 +219,8 @@ class _Slot:
     """Buffers and streams of one chunk in flight on a CUDA device."""
 
     def __init__(self, device: torch.device, rows: int, dim_source: int, dim_target: int) -> None:
-        self._device, self._shape = device, (rows, dim_source)
+        self._device, self._in_shape, self._out_shape = device, (rows, dim_source), (rows, dim_target)
         self._ins: dict[torch.dtype, tuple[torch.Tensor, torch.Tensor]] = {}
-        self._y = torch.empty(rows, dim_target, device=device)
         self._outs: dict[torch.dtype, tuple[torch.Tensor, torch.Tensor]] = {}
         self._copy_in, self._compute, self._copy_out = (torch.cuda.Stream(device) for _ in range(3))
         self._done = torch.cuda.Event()
@@ -255,19 +232,18 @@ class _Slot:
         self.drain()
         tensors = [as_tensor(part) for part in parts]
         kind = functools.reduce(torch.promote_types, [tensor.dtype for tensor in tensors])  # files of a folder may differ
-        pinned, x = self._pair(self._ins, kind, self._shape)
+        pinned, x = self._pair(self._ins, kind, self._in_shape)
         count = 0
         for tensor in tensors:
             pinned[count : count + len(tensor)].copy_(tensor)
             count += len(tensor)
-        ready, sent = self._pair(self._outs, out.dtype, self._y.shape)
+        ready, sent = self._pair(self._outs, out.dtype, self._out_shape)
         with torch.cuda.stream(self._copy_in):
             x[:count].copy_(pinned[:count], non_blocking=True)
         self._compute.wait_stream(self._copy_in)
         with torch.cuda.stream(self._compute):
             done = slice(start, start + count)
-            engine.translate(x[:count], self._y[:count], squares[done], leverage[done])
-            sent[:count].copy_(self._y[:count])
+            engine.translate(x[:count], sent[:count], squares[done], leverage[done])
         self._copy_out.wait_stream(self._compute)
         with torch.cuda.stream(self._copy_out):
             ready[:count].copy_(sent[:count], non_blocking=True)

@@ -55,7 +55,7 @@ def schedule(
     Examples
     --------
     >>> schedule(free_bytes=8 << 30, group_rows=10922, dim_source=384, dim_target=768)
-    Schedule(batch_rows=5461, buffers=2, chunk_rows=2048)
+    Schedule(batch_rows=5461, buffers=2, chunk_rows=1024)
     """
     budget = min(_BUDGET, free_bytes // 4)
     group_bytes = group_rows * dim_target * itemsize

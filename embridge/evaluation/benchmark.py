@@ -20,14 +20,16 @@ from embridge.evaluation.metrics import (
     query_scores,
     relevance,
 )
+from embridge.evaluation.rows import held
 from embridge.neighbors import rankings
+from embridge.neighbors.products import Named
 from embridge.records import QrelsCoverage
 from embridge.stores.ids import hash_ids
 from embridge.types import Metric
 
 REFERENCES = 1500  # reference queries of the hubness correction, from the other half
 _SAME = 1e-3  # relative distance of a query to the row of its id, below which it is that row: float16 rounds by less
-_RERANKED = 32  # queries reranked at a time
+_RERANKED = 8  # queries reranked at a time
 
 
 @dataclass(frozen=True, eq=False)
@@ -142,9 +144,18 @@ class Benchmark:
         return candidate_depth(self.k, len(self.corpus))
 
     @cached_property
+    def native(self) -> np.ndarray:
+        """The rows by the new model as an index holds them (`held`)."""
+        return held(self.corpus.y, self.corpus.target.metric)
+
+    @cached_property
     def truth(self) -> np.ndarray:
         """The k nearest rows by the new model, shape (n_queries, k)."""
         return self.search(self.queries.y, self.corpus.y, self.corpus.target.metric, k=self.k)
+
+    def know_truth(self, candidates: np.ndarray) -> None:
+        """Take the truth from the candidates of a search of all queries by the new model."""
+        self.__dict__.setdefault("truth", candidates[:, : self.k])
 
     def search(self, vectors: np.ndarray, rows: np.ndarray, metric: Metric, *, k: int | None = None) -> np.ndarray:
         """Positions of the `k` nearest rows (default: all candidates) of each query."""
@@ -159,10 +170,11 @@ class Benchmark:
         *,
         k: int | None = None,
         members: np.ndarray | None = None,
+        known: Named | None = None,
     ) -> list[np.ndarray]:
         """Positions of the `k` nearest rows of each query, or of those at `members`, for each offset (`rankings`)."""
         exclude = _exclusion(self.exclude if members is None else self.exclude[members])
-        return rankings(vectors, rows, k or self.depth, metric, offsets=offsets, exclude=exclude, device=self.device)
+        return rankings(vectors, rows, k or self.depth, metric, offsets=offsets, exclude=exclude, device=self.device, known=known)
 
     def scores(self, found: np.ndarray) -> QueryScores:
         """Scores of lists of found rows."""
@@ -183,12 +195,14 @@ class Benchmark:
         """Scores of candidates by their native vectors, shape of `found`."""
         out, metric = np.empty(found.shape), self.corpus.target.metric
         queries = unit(self.queries.y) if metric == Metric.COSINE else self.queries.y
+        native = self.native
         for start in range(0, len(found), _RERANKED):
             part = slice(start, start + _RERANKED)
-            vectors, rows = queries[part, None].astype(np.float64), self.corpus.y[found[part]]
-            if metric == Metric.COSINE:
-                rows = unit(rows.reshape(-1, rows.shape[-1])).reshape(rows.shape)
-            out[part] = -np.square(rows - vectors).sum(-1) if metric == Metric.L2 else (rows * vectors).sum(-1)
+            vectors, rows = queries[part].astype(np.float64), native[found[part]].astype(np.float64)
+            if metric == Metric.L2:
+                out[part] = -np.square(rows - vectors[:, None]).sum(-1)
+            else:
+                out[part] = np.einsum("qkd,qd->qk", rows, vectors)
         return out
 
     def rerank(self, found: np.ndarray, depth: int, scores: np.ndarray | None = None) -> np.ndarray:

@@ -8,27 +8,25 @@ first, and translates the other rows.
 from __future__ import annotations
 
 from dataclasses import replace
-from functools import cached_property
+from functools import cached_property, partial
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from embridge.anchors.moments import Moments
 from embridge.arrays import unit
-from embridge.device import free_memory
 from embridge.evaluation.benchmark import References
 from embridge.evaluation.fusion import Candidates, CandidateSearch, best_fusion, fusion_scores
 from embridge.evaluation.metrics import by_hits
-from embridge.evaluation.products import KnownProducts, Products
-from embridge.evaluation.rows import held, translate
+from embridge.evaluation.parallel import side_by_side
+from embridge.evaluation.rows import QueriedRows, held
 from embridge.evaluation.strategies import FUSE, Queries, Refit, Rows, Strategy
 from embridge.indexes.fusion import Fusion, Hubness
-from embridge.indexes.hubness import bias
+from embridge.indexes.hubness import mean_of_largest
+from embridge.neighbors.products import Changed, Named, scaled
 
 if TYPE_CHECKING:
     from embridge.evaluation.runner import Runner
-
-_MEMORY_SHARE = 8  # of free memory, one part for products that several strategies use
 
 
 class FusedSearch:
@@ -39,7 +37,6 @@ class FusedSearch:
         self._members = [np.flatnonzero(self._benchmark.half == half) for half in (0, 1)]
         self._old: dict[tuple[Queries, int], tuple[np.ndarray, np.ndarray]] = {}
         self._orders: dict[tuple[Queries, int], np.ndarray] = {}
-        self._products = Products(free_memory() // _MEMORY_SHARE)
         self._moments: dict[tuple[Queries, int], tuple[int, Moments]] = {}
 
     def run(self, strategy: Strategy) -> tuple[np.ndarray, Fusion]:
@@ -52,9 +49,13 @@ class FusedSearch:
             Chosen on all queries: the one to use.
         """
         benchmark, depth = self._benchmark, self._benchmark.depth
-        candidates = [self._candidates(strategy, half) for half in (0, 1)]
         hubness = self._corrections(strategy.queries)
-        tables = [self._scores(candidates[half], strategy.queries, half) for half in (0, 1)]
+        for half in (0, 1):  # before threads need them
+            if strategy.rows == Rows.PROGRESSIVE:
+                self._order_for(strategy.queries, half)
+            else:
+                self._runner.rows(strategy.rows, half)
+        candidates, tables = zip(*side_by_side(partial(self._compared, strategy), (0, 1)), strict=True)
         if strategy.rows == Rows.TRANSLATED:
             for half in (0, 1):
                 chosen = best_fusion(tables[half], hubness)
@@ -63,6 +64,11 @@ class FusedSearch:
         for half in (0, 1):
             found[self._members[half]] = candidates[half].ranked(best_fusion(tables[1 - half], hubness), depth)
         return found, best_fusion(np.concatenate(tables, axis=1), hubness)
+
+    def _compared(self, strategy: Strategy, half: int) -> tuple[Candidates, np.ndarray]:
+        """Candidates of the queries of a half, and the scores of every fusion on them."""
+        candidates = self._candidates(strategy, half)
+        return candidates, self._scores(candidates, strategy.queries, half)
 
     def _scores(self, candidates: Candidates, queries: Queries, half: int) -> np.ndarray:
         """Scores of every fusion on the queries of a half."""
@@ -81,29 +87,25 @@ class FusedSearch:
     def _candidates(self, strategy: Strategy, half: int) -> Candidates:
         """Candidates of the queries of a half, over the rows that the other half determines."""
         benchmark, members = self._benchmark, self._members[half]
-        new_rows = held(self._new_rows(strategy, half), benchmark.corpus.target.metric)
+        new_queries = scaled(benchmark.queries.y[members])
         if (strategy.queries, half) not in self._old:
             self._old[strategy.queries, half] = self._old_side(strategy.queries, half)
-        queries, old_bias = self._old[strategy.queries, half]
-        biases = None
-        if len(self._corrections(strategy.queries)) > 1:
-            biases = old_bias, self._new_bias(strategy, half, new_rows)
-        search = CandidateSearch(queries, unit(benchmark.queries.y[members]), benchmark.depth, corrected=biases is not None)
-        search.offer(
-            self._old_rows, new_rows, np.arange(len(new_rows)), biases, benchmark.exclude[members], self._known(strategy, half)
-        )
+        old_queries, old_bias = self._old[strategy.queries, half]
+        is_corrected = len(self._corrections(strategy.queries)) > 1
+        new_rows, changed, new_bias = benchmark.native, None, None
+        if strategy.rows == Rows.PROGRESSIVE:
+            changed, new_bias = self._changed(strategy, half, new_queries, is_corrected=is_corrected)
+        else:
+            new_rows = held(self._runner.rows(strategy.rows, half), benchmark.corpus.target.metric)
+            if is_corrected:
+                new_bias = self._runner.bias(strategy.rows, Queries.NEW, half)
+        biases = None if new_bias is None else (old_bias, new_bias)
+        rows = Rows.NEW if strategy.rows == Rows.PROGRESSIVE else strategy.rows
+        products = self._runner.products
+        known = Named(products, (strategy.queries, Rows.OLD, half)), Named(products, (Queries.NEW, rows, half), changed)
+        search = CandidateSearch(old_queries, new_queries, benchmark.depth, corrected=is_corrected)
+        search.offer(self._old_rows, new_rows, np.arange(len(new_rows)), biases, benchmark.exclude[members], known)
         return search.candidates()
-
-    def _known(self, strategy: Strategy, half: int) -> KnownProducts:
-        """Names of the products with old rows, and with new ones; of progressive re-encoding those of the native rows."""
-        old, new = (strategy.queries, half), (strategy.rows, half)
-        if strategy.rows != Rows.PROGRESSIVE:
-            return KnownProducts(self._products, old, new)
-        return KnownProducts(self._products, old, (Rows.NEW, half), np.sort(self._left(strategy, half)), self._native_rows)
-
-    @cached_property
-    def _native_rows(self) -> np.ndarray:
-        return held(self._benchmark.corpus.y, self._benchmark.corpus.target.metric)
 
     @cached_property
     def _old_rows(self) -> np.ndarray:
@@ -113,31 +115,26 @@ class FusedSearch:
         """Queries of a half for the old side, and the biases of its rows (zero without references)."""
         benchmark = self._benchmark
         given = benchmark.queries
-        queries = unit(self._runner.made(kind, References(given.y, given.x), half)[self._members[half]])
+        queries = scaled(self._runner.made(kind, References(given.y, given.x), half)[self._members[half]])
         if Hubness.OLD not in self._corrections(kind):
             return queries, np.zeros(len(self._old_rows), np.float32)
         return queries, self._runner.bias(Rows.OLD, kind, half)
 
-    def _new_bias(self, strategy: Strategy, half: int, rows: np.ndarray) -> np.ndarray:
-        if strategy.rows != Rows.PROGRESSIVE:
-            return self._runner.bias(strategy.rows, Queries.NEW, half)
-        rest, found = self._left(strategy, half), self._runner.bias(Rows.NEW, Queries.NEW, half).copy()
-        if len(rest):
-            found[rest] = bias(rows[rest], self._benchmark.references_for(half).y) / 2
-        return found
-
-    def _new_rows(self, strategy: Strategy, half: int) -> np.ndarray:
-        """The new vectors that queries of a half search."""
-        if strategy.rows != Rows.PROGRESSIVE:
-            return self._runner.rows(strategy.rows, half)
-        corpus, refit, rest = self._benchmark.corpus, self._runner.maps[half].refit, self._left(strategy, half)
+    def _changed(
+        self, strategy: Strategy, half: int, queries: np.ndarray, *, is_corrected: bool
+    ) -> tuple[Changed | None, np.ndarray | None]:
+        """Rows that are not re-encoded, by a map that is fitted on those that are, too; and the biases of all rows."""
+        corpus, refit, rest = self._benchmark.corpus, self._runner.maps[half].refit, np.sort(self._left(strategy, half))
+        found = self._runner.bias(Rows.NEW, Queries.NEW, half).copy() if is_corrected else None
         if refit is None or not len(rest):
-            return corpus.y
+            return None, found
         chosen = self._order_for(strategy.queries, half)[: strategy.encodes(len(corpus))]
         fitted = refit.method.fit(self._moments_with(strategy.queries, half, refit, chosen))
-        rows = np.array(corpus.y, np.float32)
-        rows[rest] = translate(fitted, corpus.x[rest])
-        return rows
+        through = QueriedRows.of(fitted, corpus.x[rest])
+        if found is not None:
+            references = through.queries(unit(self._benchmark.references_for(half).y))
+            found[rest] = mean_of_largest(through.rows, references) / 2
+        return Changed(rest, through.rows, through.queries(queries)), found
 
     def _left(self, strategy: Strategy, half: int) -> np.ndarray:
         """Rows that are not re-encoded."""

@@ -15,13 +15,12 @@ import torch
 from embridge.arrays import as_vectors
 from embridge.errors import BadVectorsError
 from embridge.evaluation.metrics import DEPTH
-from embridge.evaluation.products import KnownProducts, Products
 from embridge.indexes.fusion import Fusion, Hubness
+from embridge.neighbors.products import QUERIES, ROWS, Named
 from embridge.neighbors.screening import kth_largest, lower_limit, places
 
 WEIGHTS = tuple(step / 10 for step in range(11))
 LEAST_QUERIES = 50  # to choose on; with fewer the old model is kept
-_QUERIES, _ROWS = 128, 16384  # scored at a time: 8 MiB
 _LONG = 16  # times the depth
 _EMPTY = (-1, 0, 0, 0, 0)  # of each part of the candidates
 # The nearest rows by each of these are candidates: together they hold nearly all of the nearest rows by any other fusion.
@@ -110,8 +109,8 @@ class CandidateSearch:
             raise BadVectorsError(f"Fused search needs both vectors of each query. Got {len(old):,} old and {len(new):,} new ones.")
         self._depth = depth
         self._fusions = (*_COLLECTED, *_COLLECTED_CORRECTED) if corrected else _COLLECTED
-        starts = range(0, max(len(self._old), 1), _QUERIES)
-        self._blocks: list[tuple[torch.Tensor, ...]] = [_none(min(_QUERIES, len(self._old) - start)) for start in starts]
+        starts = range(0, max(len(self._old), 1), QUERIES)
+        self._blocks: list[tuple[torch.Tensor, ...]] = [_none(min(QUERIES, len(self._old) - start)) for start in starts]
 
     def offer(
         self,
@@ -120,7 +119,7 @@ class CandidateSearch:
         rows: np.ndarray,
         biases: tuple[np.ndarray, np.ndarray] | None = None,
         exclude: np.ndarray | None = None,
-        known: KnownProducts | None = None,
+        known: tuple[Named, Named] | None = None,
     ) -> None:
         """Add a batch of rows.
 
@@ -134,24 +133,21 @@ class CandidateSearch:
             ``r / 2`` of both sides, as in `fused_rows`.
         exclude : ndarray of int64, shape (n_queries,), optional
             Position of the row that is the query itself, which it does not find; -1 for none.
-        known : KnownProducts, optional
-            Products with these rows that another search may have computed.
+        known : pair of Named, optional
+            Names of the products of both sides, which another search may have computed.
         """
-        known = known or KnownProducts(Products(0))
+        names = known or (Named(), Named())
         exclude = None if exclude is None or (exclude < 0).all() else exclude
-        for start in range(0, len(rows), _ROWS):
-            part = slice(start, start + _ROWS)
+        for start in range(0, len(rows), ROWS):
+            part = slice(start, start + ROWS)
             held = [torch.tensor(np.asarray(side[part], np.float32)) for side in (old, new)]
             bias = [torch.tensor(np.asarray(side[part], np.float32)) for side in biases or (np.zeros(len(rows)),) * 2]
             ids = torch.tensor(rows[part])[None]
-            sides = known.sides(start, *held)
+            sides = [name.at(start, side) for name, side in zip(names, held, strict=True)]
             for number, before in enumerate(self._blocks):
-                first = number * _QUERIES
-                some = slice(first, first + _QUERIES)
-                scores = [
-                    side.of(known.products, number, queries[some])
-                    for side, queries in zip(sides, (self._old, self._new), strict=True)
-                ]
+                first = number * QUERIES
+                some = slice(first, first + QUERIES)
+                scores = [side.of(queries[some], first) for side, queries in zip(sides, (self._old, self._new), strict=True)]
                 own = ids if exclude is None else ids.masked_fill(ids == torch.tensor(exclude[some])[:, None], -1)
                 found = self._kept(own, *scores, *bias)
                 if before[0].shape[1]:
@@ -244,12 +240,12 @@ def _fusions(hubness: Sequence[Hubness]) -> list[Fusion]:
 
 
 def _recall(candidates: Candidates, shares: np.ndarray, fusion: Fusion, k: int) -> np.ndarray:
+    """Sums of the shares of the k best candidates; of more where several are equal to the k-th."""
     scores = candidates.scores(fusion)
     if not scores.shape[1]:
         return np.zeros(len(scores))
-    place = scores.shape[1] - min(k, scores.shape[1])
-    best = np.argpartition(scores, place, axis=1)[:, place:]  # much faster than `torch.topk`
-    return np.take_along_axis(shares, best, 1).sum(1, dtype=np.float64)
+    least = kth_largest(torch.from_numpy(scores), min(k, scores.shape[1])).numpy()
+    return np.where(scores >= least, shares, 0).sum(1, dtype=np.float64)
 
 
 def _smoothed(means: np.ndarray) -> np.ndarray:

@@ -145,12 +145,13 @@ def ndcg(found: np.ndarray, relevant: Sequence[np.ndarray], grades: Sequence[np.
 
 def _blocks(relevant: Sequence[np.ndarray]) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """Queries that have a relevant row, some at a time, and their relevant rows, filled up with -2."""
-    judged = np.array([place for place, wanted in enumerate(relevant) if len(wanted)], np.int64)
+    counts = np.fromiter(map(len, relevant), np.int64, len(relevant))
+    judged = np.flatnonzero(counts)
     for start in range(0, len(judged), _BLOCK):
         rows = judged[start : start + _BLOCK]
-        out = np.full((len(rows), max(len(relevant[row]) for row in rows)), _EMPTY)
-        for place, row in enumerate(rows):
-            out[place, : len(relevant[row])] = relevant[row]
+        filled = np.arange(counts[rows].max()) < counts[rows, None]
+        out = np.full(filled.shape, _EMPTY)
+        out[filled] = np.concatenate([relevant[row] for row in rows])
         yield rows, out
 
 

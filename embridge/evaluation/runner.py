@@ -3,24 +3,29 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from functools import cached_property
+from functools import cached_property, partial
 
 import numpy as np
 
+from embridge.device import free_memory
 from embridge.errors import MapError
 from embridge.evaluation.benchmark import Benchmark, References
 from embridge.evaluation.fused import FusedSearch
 from embridge.evaluation.metrics import by_hits
+from embridge.evaluation.parallel import side_by_side
 from embridge.evaluation.rows import held, translate
-from embridge.evaluation.strategies import TRANSLATE_DOCUMENTS, Maps, Queries, Rows, Strategy, StrategyRun
+from embridge.evaluation.strategies import RE_ENCODE, TRANSLATE_DOCUMENTS, Maps, Queries, Rows, Strategy, StrategyRun
 from embridge.indexes.hubness import bias
+from embridge.maps import Map
 from embridge.maps.queries import blend, project_queries
+from embridge.neighbors.products import Changed, Named, Products
 from embridge.translators.select import one_standard_error
 from embridge.types import Metric
 
 LAZY_DEPTHS = (10, 20, 50)  # and all candidates
 WEIGHTS = (0.3, 0.4, 0.5, 0.6, 0.7)
 _TUNING = 1000  # queries of a half used to choose the weight
+_MEMORY_SHARE = 8  # of free memory, one part for products that several strategies use
 _LEAST_QUERIES = 50  # to choose a weight; with fewer it is 0.5
 
 
@@ -51,6 +56,7 @@ class Runner:
         self._candidates: dict[tuple[Queries, Rows, float], dict[bool, np.ndarray]] = {}
         self._biases: dict[tuple[Rows, Queries, int], np.ndarray] = {}
         self._native: dict[tuple[str, bool], np.ndarray] = {}
+        self.products = Products(free_memory() // _MEMORY_SHARE)
         self._fused = FusedSearch(self)
 
     def available(self, strategies: tuple[Strategy, ...]) -> list[Strategy]:
@@ -67,6 +73,7 @@ class Runner:
 
     def run(self, strategy: Strategy, *, hubness: bool = False) -> StrategyRun:
         """Search with a strategy, and score the results."""
+        self.benchmark.know_truth(self.found(RE_ENCODE))
         fusion = None
         if strategy.fused:
             found, fusion = self._fused.run(strategy)
@@ -106,18 +113,28 @@ class Runner:
         benchmark, vectors, metric = self.benchmark, self.vectors(strategy.queries), self.metric(strategy)
         if not (any(corrections) or strategy.rows == Rows.MIXED or (self._has_pair and strategy.rows not in (Rows.OLD, Rows.NEW))):
             return benchmark.searches(vectors, self.rows(strategy.rows), metric, (None,))
+        halves = np.unique(benchmark.half).tolist()
+        for half in halves:  # before threads need it
+            self.found(TRANSLATE_DOCUMENTS) if strategy.rows == Rows.MIXED else self.rows(strategy.rows, half)
+        search = partial(self._searched_half, strategy, corrections, vectors)
         found = [np.empty((len(benchmark.queries), benchmark.depth), np.int64) for _ in corrections]
-        for half in np.unique(benchmark.half).tolist():
-            members = np.flatnonzero(benchmark.half == half)
-            if strategy.rows == Rows.MIXED:
-                rows, chosen = self._mixed(strategy, half)
-            else:
-                rows, chosen = self.rows(strategy.rows, half), None
-            offsets = [self._offset(strategy, half, chosen) if corrected else None for corrected in corrections]
-            parts = benchmark.searches(vectors[members], rows, metric, offsets, members=members)
+        for half, parts in zip(halves, side_by_side(search, halves), strict=True):
             for each, part in zip(found, parts, strict=True):
-                each[members] = part
+                each[benchmark.half == half] = part
         return found
+
+    def _searched_half(self, strategy: Strategy, corrections: tuple[bool, ...], vectors: np.ndarray, half: int) -> list[np.ndarray]:
+        members, known, chosen = np.flatnonzero(self.benchmark.half == half), None, None
+        if strategy.rows == Rows.MIXED:
+            rows, chosen = self._mixed(strategy, half)
+            changed = Changed(chosen, self.benchmark.corpus.y[chosen])
+            known = Named(self.products, (Queries.NEW, Rows.TRANSLATED, half), changed, self.rows(Rows.TRANSLATED, half))
+        else:
+            rows = self.rows(strategy.rows, half)
+            if strategy.rows != Rows.OLD or strategy.queries in (Queries.OLD, Queries.PROJECTED):  # fusions need these, too
+                known = Named(self.products, (strategy.queries, strategy.rows, half))
+        offsets = [self._offset(strategy, half, chosen) if corrected else None for corrected in corrections]
+        return self.benchmark.searches(vectors[members], rows, self.metric(strategy), offsets, members=members, known=known)
 
     def _offset(self, strategy: Strategy, half: int, chosen: np.ndarray | None) -> np.ndarray:
         """The hubness correction of the rows that queries of a half search; `chosen` rows are native ones of mixed rows."""
@@ -164,12 +181,16 @@ class Runner:
         corpus = self.benchmark.corpus
         if kind in (Rows.OLD, Rows.NEW):
             return corpus.x if kind == Rows.OLD else corpus.y
-        key = (kind, half if self._has_pair else 0)
+        first, chosen = (self._map(kind, each) for each in (0, half))
+        key = (kind, 0 if chosen is first else half)
         if key not in self._translated:
-            maps = self.maps[half]
-            chosen = maps.kernel if kind == Rows.KERNEL and maps.kernel is not None else maps.translation
             self._translated[key] = translate(chosen, corpus.x)
         return self._translated[key]
+
+    def _map(self, kind: Rows, half: int) -> Map:
+        """The map that translates rows for the queries of a half."""
+        maps = self.maps[half]
+        return maps.kernel if kind == Rows.KERNEL and maps.kernel is not None else maps.translation
 
     def metric(self, strategy: Strategy) -> Metric:
         """Of the space that is searched."""
@@ -180,7 +201,8 @@ class Runner:
         """The weight of the projected query in the blend, for queries of either half."""
         if self._weight is not None:
             return self._weight, self._weight
-        return self._chosen_weight(1), self._chosen_weight(0)
+        first, second = side_by_side(self._chosen_weight, (1, 0))
+        return first, second
 
     @property
     def _has_pair(self) -> bool:
@@ -231,7 +253,7 @@ class Runner:
         """Translated rows, of which those found by most queries of the other half are re-encoded; and the positions of these."""
         found = self.found(TRANSLATE_DOCUMENTS)[self.benchmark.half != half]
         rows = self.rows(Rows.TRANSLATED, half).copy()
-        chosen = by_hits(found, len(rows))[0][: strategy.encodes(len(rows))]
+        chosen = np.sort(by_hits(found, len(rows))[0][: strategy.encodes(len(rows))])
         rows[chosen] = self.benchmark.corpus.y[chosen]
         return rows, chosen
 

@@ -84,6 +84,7 @@ class Strategy:
 
 KEEP_OLD = Strategy("keep-old", Queries.OLD, Rows.OLD)
 TRANSLATE_DOCUMENTS = Strategy("translate-documents", Queries.NEW, Rows.TRANSLATED)
+TRANSLATE_DOCUMENTS_KERNEL = Strategy("translate-documents-kernel", Queries.NEW, Rows.KERNEL)
 BLEND = Strategy("blend", Queries.BLENDED, Rows.OLD)
 RE_ENCODE = Strategy("re-encode", Queries.NEW, Rows.NEW, percent=100)
 
@@ -91,7 +92,7 @@ STRATEGIES = (
     KEEP_OLD,
     Strategy("no-translation", Queries.NEW, Rows.OLD),
     TRANSLATE_DOCUMENTS,
-    Strategy("translate-documents-kernel", Queries.NEW, Rows.KERNEL),
+    TRANSLATE_DOCUMENTS_KERNEL,
     Strategy("project-queries", Queries.PROJECTED, Rows.OLD),
     Strategy("project-queries-adjoint", Queries.ADJOINT, Rows.OLD),
     BLEND,

@@ -28,10 +28,14 @@ def bias(rows: np.ndarray, references: np.ndarray) -> np.ndarray:
     -------
     ndarray of shape (n,), float32
     """
-    count = min(NEIGHBORS, len(references))
-    if not count:
+    if not len(references):
         raise ParameterError.must_be("hubness", "at least one reference query", 0)
-    queries = unit(references)
+    return mean_of_largest(rows, unit(references))
+
+
+def mean_of_largest(rows: np.ndarray, queries: np.ndarray) -> np.ndarray:
+    """The mean of each row's 10 largest inner products with some queries, shape (n,), float32."""
+    count = min(NEIGHBORS, len(queries))
     out = np.empty(len(rows), np.float32)
     for start in range(0, len(rows), 4096):
         similar = rows[start : start + 4096] @ queries.T

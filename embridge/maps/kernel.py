@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 from embridge.arrays import as_vectors, check_rows
-from embridge.device import unit_rows
+from embridge.device import Product, unit_rows
 from embridge.errors import MapError, SpaceMismatchError
 from embridge.maps.linear import LinearMap, checked
 from embridge.records import FitRecord
@@ -134,9 +134,9 @@ class KernelMap:
         """There is no adjoint: always raises MapError."""
         raise MapError.not_affine("queries cannot be projected by its adjoint")
 
-    def tensors(self, device: torch.device | str = "cpu") -> tuple[torch.Tensor, torch.Tensor]:
-        """`coef` and `intercept` as float32 tensors on `device`, copied there once."""
-        return self.affine.tensors(device)
+    def product(self, device: torch.device | str = "cpu") -> Product:
+        """``rows @ coef.T + intercept`` of the affine part on `device`, prepared once."""
+        return self.affine.product(device)
 
     def add_features(self, x: torch.Tensor, y: torch.Tensor) -> None:
         """Add ``k(x) @ weights`` to y in place, 1,024 rows at a time.
@@ -148,16 +148,16 @@ class KernelMap:
         x : Tensor of shape (n, dim_source)
         y : Tensor of shape (n, dim_target), float32
         """
-        cache: dict[str, list[torch.Tensor]] = self.__dict__.setdefault("_tensors", {})
+        cache: dict[str, list[Product]] = self.__dict__.setdefault("_products", {})
         if str(x.device) not in cache:
-            cache[str(x.device)] = [torch.tensor(array, device=x.device) for array in (self.landmarks, self.weights)]
-        landmarks, weights = cache[str(x.device)]
+            cache[str(x.device)] = [Product(array, device=x.device) for array in (self.landmarks, self.weights.T)]
+        similarities, features = cache[str(x.device)]
         tf32 = torch.backends.cuda.matmul.allow_tf32
         torch.backends.cuda.matmul.allow_tf32 = False
         try:
             for start in range(0, len(x), _BLOCK):
                 rows = unit_rows(x[start : start + _BLOCK].to(torch.float32))
-                y[start : start + _BLOCK].addmm_(gaussian(rows @ landmarks.T, self.gamma), weights)
+                y[start : start + _BLOCK] += features(gaussian(similarities(rows), self.gamma))
         finally:
             torch.backends.cuda.matmul.allow_tf32 = tf32
 

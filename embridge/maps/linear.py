@@ -14,7 +14,7 @@ import numpy as np
 import torch
 
 from embridge.arrays import as_vectors, check_rows, unit, unit_where_off
-from embridge.device import unit_rows
+from embridge.device import Product, unit_rows
 from embridge.device import unit_where_off as tensor_unit_where_off
 from embridge.errors import MapError, SpaceMismatchError, UnreadableFileError
 from embridge.maps.confidence import Confidence
@@ -24,6 +24,7 @@ from embridge.types import Metric, Space
 
 Vectors = TypeVar("Vectors", np.ndarray, torch.Tensor)
 FORMAT = "embridge.map.1"
+_MANY = 64  # rows from which on torch is worth its overhead of some microseconds
 
 
 @dataclass(frozen=True, eq=False)
@@ -129,8 +130,11 @@ class LinearMap:
         if vectors.shape[-1] != self.source.dim:
             raise SpaceMismatchError.width(f"The map from {self.source.name!r}", self.source.dim, vectors.shape[-1])
         rows = self.scaled(vectors.reshape(-1, self.source.dim)).reshape(vectors.shape)
-        out = rows.astype(np.float32, copy=False) @ self._weight
-        out += self.intercept
+        if rows.ndim == 2 and len(rows) >= _MANY:
+            out = self.product().of_array(rows)
+        else:
+            out = rows.astype(np.float32, copy=False) @ self._weight
+            out += self.intercept
         if not self.target.normalized:
             return cast(Vectors, out)
         if out.ndim == 1:
@@ -142,25 +146,22 @@ class LinearMap:
         """`apply` for tensors; `add` receives rows and their products, and adds to these before they are scaled to unit length."""
         if vectors.shape[-1] != self.source.dim:
             raise SpaceMismatchError.width(f"The map from {self.source.name!r}", self.source.dim, vectors.shape[-1])
-        coef, intercept = self.tensors(vectors.device)
         rows = vectors.reshape(-1, self.source.dim).to(torch.float32)
         if self.scales_rows:
             rows = tensor_unit_where_off(rows)
-        out = torch.addmm(intercept, rows, coef.T)
+        out = self.product(vectors.device)(rows)
         if add is not None:
             add(rows, out)
         if self.target.normalized:
             out = unit_rows(out)
         return out.reshape(*vectors.shape[:-1], self.target.dim)
 
-    def tensors(self, device: torch.device | str = "cpu") -> tuple[torch.Tensor, torch.Tensor]:
-        """`coef` and `intercept` as float32 tensors on `device`, copied there once."""
-        cache: dict[str, tuple[torch.Tensor, torch.Tensor]] = self.__dict__.setdefault("_tensors", {})
-        key = str(device)
-        if key not in cache:
-            # A read-only array cannot be shared with torch without a warning, hence the copy.
-            cache[key] = (torch.tensor(self.coef, device=device), torch.tensor(self.intercept, device=device))
-        return cache[key]
+    def product(self, device: torch.device | str = "cpu") -> Product:
+        """``rows @ coef.T + intercept`` on `device`, prepared once."""
+        cache: dict[str, Product] = self.__dict__.setdefault("_products", {})
+        if str(device) not in cache:
+            cache[str(device)] = Product(self.coef, self.intercept, device)
+        return cache[str(device)]
 
     @cached_property
     def isometry_scale(self) -> float | None:

@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 
 from embridge.arrays import unit
+from embridge.device import Product
 from embridge.maps import LinearMap
 from embridge.types import Metric, Space
 
@@ -42,7 +43,7 @@ class RowMap:
     def apply(self, rows: np.ndarray) -> np.ndarray:
         """New rows, float32; columns beyond the map's width (a hubness bias) are kept."""
         width = self.coef.shape[1]
-        out = rows[:, :width] @ self.coef.T + self.intercept
+        out = Product(self.coef, self.intercept).of_array(rows[:, :width])
         out = unit(out) if self.normalize else out
         return np.ascontiguousarray(np.concatenate([out, rows[:, width:]], axis=1) if rows.shape[1] > width else out, np.float32)
 

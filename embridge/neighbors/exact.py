@@ -13,6 +13,7 @@ from embridge.arrays import as_vectors, check_rows
 from embridge.device import resolve_device
 from embridge.errors import ParameterError
 from embridge.neighbors import scan
+from embridge.neighbors.products import Named
 from embridge.neighbors.settling import nearest, screened, settled
 from embridge.types import Hits, Metric
 
@@ -80,6 +81,7 @@ def rankings(
     offsets: Sequence[np.ndarray | None] = (None,),
     exclude: np.ndarray | None = None,
     device: str | torch.device | None = "cpu",
+    known: Named | None = None,
 ) -> list[np.ndarray]:
     """Positions of the k nearest rows of each query as `top_k` finds them, for several offsets of the rows' scores at once.
 
@@ -89,6 +91,8 @@ def rankings(
         As in `top_k`; vectors are not checked.
     offsets : sequence of ndarray of shape (n,), or None
         Subtracted from the scores of the rows by queries of unit length, to which they are scaled. Not under L2.
+    known : Named, optional
+        Name of the products of these queries and rows.
 
     Returns
     -------
@@ -96,7 +100,7 @@ def rankings(
         One for each offset.
     """
     place = resolve_device(device)
-    candidates = screened(queries, corpus, k, metric, exclude, place, offsets)
+    candidates = screened(queries, corpus, k, metric, exclude, place, offsets, known)
     out = []
     for offset, found in zip(offsets, candidates, strict=True):
         if found is None:

@@ -6,12 +6,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
 
-_TERMS = 128  # of an inner product that are summed before they are added to the others: fewer rounding errors add up
+from embridge.neighbors.products import TERMS, Changed, Named, inner_products
+
 _UNIT = 2.0**-24
 _SPARE_UNITS = 32  # of roundings besides those of the sums: of both vectors, of their lengths and of the quotients
 _SHORTEST, _LONGEST = 1e-15, 1e18  # lengths whose squares keep their digits in float32
@@ -48,6 +49,7 @@ def screen(
     exclude: np.ndarray | None = None,
     query_block: int,
     corpus_block: int,
+    known: Named | None = None,
 ) -> list[Screened] | None:
     """The `kept` best rows of each query for each of some offsets, from one pass over the products.
 
@@ -65,6 +67,8 @@ def screen(
         Position of the row that a query does not find; -1 for none.
     query_block, corpus_block : int
         Queries and rows of one product.
+    known : Named, optional
+        Name of the products; blocks are those of `embridge.neighbors.products`.
 
     Returns
     -------
@@ -80,25 +84,34 @@ def screen(
     starts = range(0, len(queries), query_block)
     best: list[list[tuple[torch.Tensor, torch.Tensor] | None]] = [[None] * len(starts) for _ in offsets]
     longest = 1.0 if cosine else 0.0
+    if known is not None and known.changed is not None:
+        found = _prepared(known.changed.rows, scaled=cosine)
+        if found is None:
+            return None
+        longest = longest if cosine else found[1]
+        known = replace(known, changed=Changed(known.changed.places, found[0].numpy()))
     buffer = torch.empty(min(query_block, len(queries)) * min(corpus_block, len(corpus)))
     for start in range(0, len(corpus), corpus_block):
         found = _prepared(corpus[start : start + corpus_block], scaled=cosine)
         if found is None:
             return None
         rows = found[0]
+        part = None if known is None else known.at(start, rows)
         longest = longest if cosine else max(longest, found[1])
         parts = [None if o is None else torch.tensor(np.asarray(o[start : start + corpus_block], np.float32)) for o in offsets]
         for number, first in enumerate(starts):
             chosen = asked[0][first : first + query_block]
-            scores = _products(chosen, rows, buffer)
+            scores = inner_products(chosen, rows, buffer) if part is None else part.of(chosen, first)
             if own is not None:
                 inside = own[first : first + query_block] - start
                 hit = torch.nonzero((inside >= 0) & (inside < len(rows))).squeeze(1)
+                if part is not None and len(hit):  # known products must not be changed
+                    scores = scores.clone()
                 scores[hit, inside[hit]] = -torch.inf
             for each, offset in zip(best, parts, strict=True):
                 each[number] = _merged(each[number], scores if offset is None else scores - offset, start, kept)
     dim = corpus.shape[1]
-    error = _UNIT * (min(dim, _TERMS) + dim / _TERMS + _SPARE_UNITS) * longest
+    error = _UNIT * (min(dim, TERMS) + dim / TERMS + _SPARE_UNITS) * longest
     out = []
     for each, offset in zip(best, offsets, strict=True):
         joined = [torch.cat(part).numpy() for part in zip(*(one for one in each if one is not None), strict=True)]
@@ -181,14 +194,6 @@ def _merged(
         values, ids = torch.cat([before[0], values], 1), torch.cat([before[1], ids], 1)
     top = values.topk(min(kept, values.shape[1]), dim=1)
     return top.values, ids.gather(1, top.indices)
-
-
-def _products(queries: torch.Tensor, rows: torch.Tensor, buffer: torch.Tensor) -> torch.Tensor:
-    out = buffer[: len(queries) * len(rows)].view(len(queries), len(rows))
-    for part in range(0, rows.shape[1], _TERMS):
-        terms = slice(part, part + _TERMS)
-        torch.addmm(out, queries[:, terms], rows[:, terms].T, beta=1 if part else 0, out=out)
-    return out
 
 
 def _prepared(vectors: np.ndarray, *, scaled: bool) -> tuple[torch.Tensor, float] | None:

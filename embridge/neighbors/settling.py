@@ -8,6 +8,7 @@ import numpy as np
 import torch
 
 from embridge.neighbors import scan
+from embridge.neighbors.products import QUERIES, ROWS, Named
 from embridge.neighbors.screening import Screened, screen
 from embridge.types import Metric
 
@@ -32,13 +33,16 @@ def screened(
     exclude: np.ndarray | None,
     device: torch.device,
     offsets: Sequence[np.ndarray | None] = (None,),
+    known: Named | None = None,
 ) -> Sequence[Screened | None]:
     """Candidates by float32 for each offset; None where the metric, the vectors or the device need float64 at once."""
     if metric == Metric.L2 or device.type != "cpu":
         return [None] * len(offsets)
+    rows = corpus if known is None or known.rows is None else known.rows
+    query_block, corpus_block = (scan.QUERY_BLOCK, scan.CORPUS_BLOCK) if known is None else (QUERIES, ROWS)
     found = screen(
-        queries, corpus, min(k + scan.SPARE, len(corpus)), cosine=metric == Metric.COSINE, offsets=offsets, exclude=exclude,
-        query_block=scan.QUERY_BLOCK, corpus_block=scan.CORPUS_BLOCK,
+        queries, rows, min(k + scan.SPARE, len(corpus)), cosine=metric == Metric.COSINE, offsets=offsets, exclude=exclude,
+        query_block=query_block, corpus_block=corpus_block, known=known,
     )  # fmt: skip
     return [None] * len(offsets) if found is None else found
 

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 
 import numpy as np
 
 from embridge.anchors import Anchors
 from embridge.evaluation.benchmark import Benchmark
+from embridge.evaluation.parallel import side_by_side
 from embridge.maps import LinearMap
 from embridge.neighbors import overlap
 from embridge.records import LearningCurve
@@ -31,11 +33,7 @@ def learning_curve(translation: LinearMap, train: Anchors, benchmark: Benchmark)
     """
     some = benchmark.at(np.arange(len(benchmark.queries))[:_QUERIES])
     sizes = sorted({size for share in _SHARES if (size := int(len(train) * share)) >= 8})
-    scores = []
-    for size in sizes:
-        fitted = same_method(translation.record, len(train) / size).fit(train.sample(size))
-        found = some.search(some.queries.y, fitted.apply(some.corpus.x), some.corpus.target.metric, k=some.k)
-        scores.append(overlap(found, some.truth))
+    scores = side_by_side(partial(_overlap, translation, train, some), sizes)
     ahead = (2 * len(train), 4 * len(train))
     if not sizes:  # fewer than 8 anchors
         return LearningCurve((), (), (), (), ())
@@ -50,6 +48,13 @@ def learning_curve(translation: LinearMap, train: Anchors, benchmark: Benchmark)
     low, high = low.min(axis=0), high.max(axis=0)  # of both formulas
     intervals = tuple((float(a), float(b)) for a, b in zip(low, high, strict=True))
     return LearningCurve(tuple(sizes), tuple(means.tolist()), ahead, tuple(forecast.tolist()), intervals)
+
+
+def _overlap(translation: LinearMap, train: Anchors, benchmark: Benchmark, size: int) -> np.ndarray:
+    """Overlap by query of rows translated by a map that is fitted on some of the anchors."""
+    fitted = same_method(translation.record, len(train) / size).fit(train.sample(size))
+    rows, metric = fitted.apply(benchmark.corpus.x), benchmark.corpus.target.metric
+    return overlap(benchmark.search(benchmark.queries.y, rows, metric, k=benchmark.k), benchmark.truth)
 
 
 def _extrapolate(sizes: np.ndarray, values: np.ndarray, ahead: Sequence[int]) -> np.ndarray:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -11,8 +13,9 @@ from embridge.anchors import Anchors
 from embridge.anchors.fold_moments import FoldMoments
 from embridge.evaluation.benchmark import Benchmark
 from embridge.evaluation.metrics import Qrels
+from embridge.evaluation.parallel import side_by_side
 from embridge.evaluation.strategies import Maps, Refit
-from embridge.maps import KernelMap, Map
+from embridge.maps import Map
 from embridge.translators import Auto, Kernel, QueryPairs
 from embridge.translators.again import same_method
 from embridge.translators.fitting import query_pairs
@@ -45,13 +48,16 @@ def fitted_maps(
     """
     folds = train.folds(device=device, full=True)
     sides = _Side(train, folds), _Side(train.reversed(), folds.reversed())
-    kernel = Kernel(seed=seed).fit(train, device=device, moments=folds)  # chosen on the anchors
+    kernel = partial(Kernel(seed=seed).fit, train, device=device, moments=folds)  # chosen on the anchors
     halves = [np.flatnonzero(benchmark.half == half) for half in (0, 1)]
     if not real or min(map(len, halves)) < _LEAST_QUERIES:
-        maps = _fit(*sides, None, kernel, device)
+        found = side_by_side(_called, [kernel, *_fits(*sides, None, device)])
+        maps = _maps(train, *found, device)
         return maps, maps
     pairs = [_pairs(benchmark.queries.at(members[:_MOST_QUERIES]), qrels, seed, half) for half, members in enumerate(halves)]
-    first, second = (_fit(*sides, pairs[1 - half], kernel, device) for half in (0, 1))
+    fits = [fit for half in (0, 1) for fit in _fits(*sides, pairs[1 - half], device)]
+    fitted, *found = side_by_side(_called, [kernel, *fits])
+    first, second = _maps(train, fitted, *found[:2], device), _maps(train, fitted, *found[2:], device)
     return first, first if _same(first, second) else second
 
 
@@ -73,12 +79,19 @@ class _Side:
         return found.recorded(role=role)
 
 
-def _fit(forward: _Side, backward: _Side, queries: QueryPairs | None, kernel: KernelMap, device: Any) -> Maps:
-    translation = forward.fit("documents", queries, device)
-    reverse = backward.fit("queries", None if queries is None else queries.reversed(), device)
+def _fits(forward: _Side, backward: _Side, queries: QueryPairs | None, device: Any) -> tuple[Callable[[], Map], ...]:
+    """The fits of the maps of rows and of queries."""
+    reverse = None if queries is None else queries.reversed()
+    return partial(forward.fit, "documents", queries, device), partial(backward.fit, "queries", reverse, device)
+
+
+def _called(fit: Callable[[], Map]) -> Map:
+    return fit()
+
+
+def _maps(train: Anchors, kernel: Any, translation: Map, reverse: Map, device: Any) -> Maps:
     chosen = same_method(translation.record)
-    moments = forward.anchors.moments(device, full=chosen.needs_full())
-    return Maps(translation, reverse, kernel, Refit(chosen, moments))
+    return Maps(translation, reverse, kernel, Refit(chosen, train.moments(device, full=chosen.needs_full())))
 
 
 def _same(first: Maps, second: Maps) -> bool:

@@ -15,7 +15,17 @@ from embridge.evaluation.bootstrap import bootstrap_intervals
 from embridge.evaluation.metrics import Qrels, labels_of_queries
 from embridge.evaluation.runner import Runner
 from embridge.evaluation.scores import strategy_scores
-from embridge.evaluation.strategies import ENCODING, FUSED, STRATEGIES, Maps, Strategy, StrategyRun, percent_of, progressive
+from embridge.evaluation.strategies import (
+    ENCODING,
+    FUSED,
+    STRATEGIES,
+    TRANSLATE_DOCUMENTS_KERNEL,
+    Maps,
+    Strategy,
+    StrategyRun,
+    percent_of,
+    progressive,
+)
 from embridge.isotropy import Isotropy
 from embridge.neighbors import check_k
 from embridge.planning.descriptives import figures_by_label, norm_distributions
@@ -23,7 +33,7 @@ from embridge.planning.landmarks import landmark_costs
 from embridge.planning.learning_curve import learning_curve
 from embridge.planning.maps import fitted_maps
 from embridge.planning.recommendation import recommend
-from embridge.records import CostedScore, CurvePoint, LazyDepth, Plan, SpaceIsotropy
+from embridge.records import CostedScore, CurvePoint, LandmarkCost, LazyDepth, Plan, SpaceIsotropy
 
 if TYPE_CHECKING:
     import torch
@@ -144,7 +154,7 @@ def plan(
         own_rows=benchmark.own_rows,
         curve=_curve(strategies, ""),
         curve_projected=_curve(strategies, "-projected"),
-        landmarks=() if maps[0].kernel is None else landmark_costs(maps[0].kernel, train, benchmark, seed=seed, device=device),
+        landmarks=_landmarks(runner, train, seed),
         isotropy=tuple(_isotropy(side.name, rows) for side, rows in ((shared.source, shared.x), (shared.target, shared.y))),
     )
 
@@ -187,6 +197,13 @@ def _run_all(runner: Runner, affordable: int | None, progress: Callable[[int, in
         if progress is not None:
             progress(len(runs), len(todo))
     return runs
+
+
+def _landmarks(runner: Runner, train: Anchors, seed: int) -> tuple[LandmarkCost, ...]:
+    kernel, benchmark = runner.maps[0].kernel, runner.benchmark
+    if kernel is None:
+        return ()
+    return landmark_costs(kernel, runner.found(TRANSLATE_DOCUMENTS_KERNEL), train, benchmark, seed=seed, device=benchmark.device)
 
 
 def _curve(strategies: Sequence[CostedScore], suffix: str) -> tuple[CurvePoint, ...]:

@@ -87,21 +87,21 @@ print(count)
 """
 
 
-def killed(path, when, order="before"):
-    command = [sys.executable, "-c", KILLED, str(path), str(when), order]
+def killed(commands, path, when, order="before"):
+    command = [commands / "python-c", KILLED, str(path), str(when), order]
     return subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
 
 
 @pytest.mark.parametrize("order", ["before", "after"])
-def test_a_catalog_whose_maker_was_killed_at_any_step_can_be_used(tmp_path, order):
-    whole = killed(tmp_path / "whole.duckdb", 0)
+def test_a_catalog_whose_maker_was_killed_at_any_step_can_be_used(commands, tmp_path, order):
+    whole = killed(commands, tmp_path / "whole.duckdb", 0)
     steps = int(whole.stdout)
     assert steps > 20, whole.stderr
     for when in range(1, steps + 1, 3 if order == "before" else 7):
         folder = tmp_path / f"{order}-{when}"
         folder.mkdir()
         path = folder / "embridge.duckdb"
-        assert killed(path, when, order).returncode == -signal.SIGKILL
+        assert killed(commands, path, when, order).returncode == -signal.SIGKILL
         made = Catalog(path)
         made.check()
         assert made.record(evaluate_run()) in (1, 2)

@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import embridge as eb
-from embridge.conversion import engine as engine_module
-from embridge.conversion.engine import Engine, TranslateOptions, as_tensor, chunks
+from embridge.conversion.engine import Engine, TranslateOptions, chunks
+from embridge.device import Product, as_tensor
 from embridge.types import Metric, Space
 
 CPU = torch.device("cpu")
@@ -48,7 +48,7 @@ def test_chunks_begin_at_multiples_whatever_the_pieces(rows, size, data):
 
 
 def run(engine, pieces, dtype=np.float32):
-    out = np.full((sum(map(len, pieces)), len(engine._intercept)), 7, dtype)
+    out = np.full((sum(map(len, pieces)), engine.translation.target.dim), 7, dtype)
     return out, *engine.run(pieces, out)
 
 
@@ -125,18 +125,18 @@ def test_memory_is_shared_with_torch_in_both_directions():
 def test_out_of_memory_halves_the_chunk_for_good(monkeypatch, dtype):
     x = np.random.default_rng(1).normal(size=(100, 6)).astype(np.float32)
     translation, sizes = map_of(), []
-    product = torch.addmm
+    product = Product.__call__
 
-    def small(bias, rows, weight, out):
+    def small(self, rows):
         sizes.append(len(rows))
         if len(rows) > 10:
             raise torch.OutOfMemoryError("that was too much")
-        return product(bias, rows, weight, out=out)
+        return product(self, rows)
 
-    engine = Engine(translation, CPU, 64)
-    monkeypatch.setattr(engine_module.torch, "addmm", small)
+    engine, expected = Engine(translation, CPU, 64), translation.apply(x)
+    monkeypatch.setattr(Product, "__call__", small)
     found, *_ = run(engine, [x[:33], x[33:]], dtype)
-    np.testing.assert_allclose(found, translation.apply(x), atol=1e-5 if dtype == np.float32 else 5e-3)
+    np.testing.assert_allclose(found, expected, atol=1e-5 if dtype == np.float32 else 5e-3)
     assert (engine.chunk_rows, sizes[:4]) == (8, [64, 32, 16, 8])
     sizes.clear()
     run(engine, [x], dtype)
@@ -148,7 +148,7 @@ def test_out_of_memory_for_a_single_row_is_reported(monkeypatch):
         raise torch.OutOfMemoryError("nothing left")
 
     engine = Engine(map_of(), CPU, 8)
-    monkeypatch.setattr(engine_module.torch, "addmm", none)
+    monkeypatch.setattr(Product, "__call__", none)
     with pytest.raises(torch.OutOfMemoryError, match="nothing left"):
         run(engine, [np.ones((20, 6), np.float32)])
     assert engine.chunk_rows == 1
@@ -242,17 +242,17 @@ class TestCuda:
 
     def test_out_of_memory_halves_the_chunk(self, monkeypatch):
         x = np.random.default_rng(1).normal(size=(1000, 6)).astype(np.float32)
-        translation, product = map_of(), torch.addmm
+        translation, product = map_of(), Product.__call__
 
-        def small(bias, rows, weight, out):
+        def small(self, rows):
             if len(rows) > 100:
                 raise torch.OutOfMemoryError("that was too much")
-            return product(bias, rows, weight, out=out)
+            return product(self, rows)
 
-        engine = Engine(translation, torch.device("cuda"), 512)
-        monkeypatch.setattr(engine_module.torch, "addmm", small)
+        engine, expected = Engine(translation, torch.device("cuda"), 512), translation.apply(x)
+        monkeypatch.setattr(Product, "__call__", small)
         found, *_ = run(engine, [x])
-        np.testing.assert_allclose(found, translation.apply(x), atol=1e-5)
+        np.testing.assert_allclose(found, expected, atol=1e-5)
         assert engine.chunk_rows == 64
 
     def test_tf32_is_as_it_was_afterwards(self):

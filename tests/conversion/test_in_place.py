@@ -3,7 +3,6 @@
 import json
 import signal
 import subprocess
-import sys
 
 import numpy as np
 import pytest
@@ -74,19 +73,19 @@ else:
 """
 
 
-def killed(*words):
-    done = subprocess.run([sys.executable, "-c", KILLED, *map(str, words)], capture_output=True, check=False)
+def killed(commands, *words):
+    done = subprocess.run([commands / "python-c", KILLED, *map(str, words)], capture_output=True, check=False)
     assert done.returncode == -signal.SIGKILL, done.stderr.decode()
 
 
-def test_a_migration_that_is_killed_at_every_step_is_right_in_the_end(table, tmp_path):
+def test_a_migration_that_is_killed_at_every_step_is_right_in_the_end(commands, table, tmp_path):
     uri, name, server = table
     path = tmp_path / "map.safetensors"
     MAP.save(path)
     # The state is kept in the transaction of the rows: `_keep` is the last statement before it ends.
     steps = [("start", 1, "late"), ("_keep", 3, "early"), ("_keep", 3, "late"), ("write", 2, "late"), ("finish", 1, "late")]
     for step, calls, late in steps:
-        killed(step, calls, late, uri, path)
+        killed(commands, step, calls, late, uri, path)
         check(server, name, "vector", X)
         assert eb.open(uri).space == MAP.source
         assert len(eb.open(uri).search(X[:2], 3).row(0)[0]) == 3
@@ -95,12 +94,12 @@ def test_a_migration_that_is_killed_at_every_step_is_right_in_the_end(table, tmp
     assert done.rows == N
     check(server, name, "vector_new", MAP.apply(X))
     for step, late, live in (("_move_not_null", "late", False), ("swap", "late", True)):
-        killed(step, 1, late, uri, path)
+        killed(commands, step, 1, late, uri, path)
         found = eb.open(uri)
         assert found.space.name == ("renewed" if live else "old")
         check(server, name, "vector", MAP.apply(X) if live else X)
     check(server, name, "vector_old", X)
-    killed("drop", 1, "late", uri, path)
+    killed(commands, "drop", 1, "late", uri, path)
     check(server, name, "vector", MAP.apply(X))
     assert migration_note(uri).stage == "finished"
     assert server.execute("SELECT count(*) FROM pg_trigger WHERE tgrelid = %s::regclass", [name]).fetchone() == (0,)

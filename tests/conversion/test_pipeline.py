@@ -42,7 +42,7 @@ def test_a_schedule_is_within_its_bounds(**sizes):
     assert least <= held.batch_rows <= group_rows
     assert 1 <= held.buffers <= sizes["devices"] + 1
     assert 256 <= held.chunk_rows <= max(256, group_rows)
-    assert sizes["cuda_bytes"] or held.chunk_rows <= 2048
+    assert sizes["cuda_bytes"] or held.chunk_rows <= 1024
 
 
 @given(**SIZES)

@@ -2,7 +2,6 @@
 
 import signal
 import subprocess
-import sys
 import uuid
 from pathlib import Path
 
@@ -184,10 +183,10 @@ eb.copy(eb.open(source), to, resume=True)
 
 @pytest.mark.parametrize("late", ["late", "between"])
 @pytest.mark.parametrize("kind", ["npy", "lancedb", "postgresql", "qdrant", "chroma"])
-def test_a_copy_that_is_killed_again_and_again_is_complete_in_the_end(source, place, kind, late):
+def test_a_copy_that_is_killed_again_and_again_is_complete_in_the_end(commands, source, place, kind, late):
     to = place(kind)
     for calls in (1, 2):
-        command = [sys.executable, "-c", KILLED, kind, source, to, str(calls), late]
+        command = [commands / "python-c", KILLED, kind, source, to, str(calls), late]
         assert subprocess.run(command, check=False).returncode == -signal.SIGKILL
         with pytest.raises(InterruptedOutputError, match="unfinished"):
             eb.open(to)
@@ -203,7 +202,7 @@ def test_a_copy_that_is_killed_again_and_again_is_complete_in_the_end(source, pl
 
 
 @pytest.mark.parametrize("kind", ["postgresql", "qdrant", "chroma"])
-def test_a_file_that_was_killed_is_continued_after_the_last_id(source, place, kind, tmp_path, monkeypatch):
+def test_a_file_that_was_killed_is_continued_after_the_last_id(commands, source, place, kind, tmp_path, monkeypatch):
     table = pq.read_table(source)
     eb.copy(eb.open(source), start := place(kind))
     code = (
@@ -213,7 +212,7 @@ def test_a_file_that_was_killed_is_continued_after_the_last_id(source, place, ki
         "eb.copy(eb.open(sys.argv[1]), sys.argv[2], progress=stop)\n"
     )
     out = tmp_path / "out.parquet"
-    done = subprocess.run([sys.executable, "-c", code, start, str(out)], capture_output=True, check=False)
+    done = subprocess.run([commands / "python-c", code, start, str(out)], capture_output=True, check=False)
     assert done.returncode == -signal.SIGKILL, done.stderr
     monkeypatch.setattr("embridge.stores.parquet.writer.GROUP_BYTES", 24 * 60)
     read = []

@@ -1,7 +1,6 @@
 """Traps of FAISS and hostile input: shared memory, lists in other files, damaged indexes, failures while writing."""
 
 import subprocess
-import sys
 import textwrap
 
 import faiss
@@ -25,10 +24,10 @@ from embridge.types import Metric, Space
 from tests.migration.support import GENERAL, INTS, K, N, P, Q, X, a_map, best, listing, queries, space
 
 
-def run_apart(program, *arguments):
+def run_apart(commands, program, *arguments):
     """A crash of the process must not be one of the tests'."""
     code = textwrap.dedent(program)
-    done = subprocess.run([sys.executable, "-c", code, *map(str, arguments)], capture_output=True, text=True, check=False)
+    done = subprocess.run([commands / "python-c", code, *map(str, arguments)], capture_output=True, text=True, check=False)
     assert done.returncode == 0, (done.returncode, done.stdout, done.stderr[-2000:])
     return done.stdout
 
@@ -36,7 +35,7 @@ def run_apart(program, *arguments):
 # Traps
 
 
-def test_transforms_of_a_loaded_index_are_freed_once(index_of, tmp_path):
+def test_transforms_of_a_loaded_index_are_freed_once(commands, index_of, tmp_path):
     faiss.write_index(index_of("OPQ4,IVF4,PQ4x4np", np.tile(X, (3, 1))), str(tmp_path / "old.faiss"))
     a_map("rotation", Metric.DOT).save(tmp_path / "map")
     program = """
@@ -50,11 +49,11 @@ def test_transforms_of_a_loaded_index_are_freed_once(index_of, tmp_path):
                 gc.collect()
         print("alive")
     """
-    assert run_apart(program, tmp_path / "old.faiss", tmp_path / "new.faiss", tmp_path / "map") == "alive\n"
+    assert run_apart(commands, program, tmp_path / "old.faiss", tmp_path / "new.faiss", tmp_path / "map") == "alive\n"
 
 
 @pytest.mark.parametrize("factory", ["HNSW8", "IVF4,Flat"])
-def test_nothing_is_written_into_a_mapped_file(build, tmp_path, factory):
+def test_nothing_is_written_into_a_mapped_file(commands, build, tmp_path, factory):
     """Collections map large indexes; writing into mapped lists would end the process and, worse, could change the old file."""
     old = build(factory)
     before = old.read_bytes()
@@ -69,7 +68,7 @@ def test_nothing_is_written_into_a_mapped_file(build, tmp_path, factory):
             eb.migrate(sys.argv[1], eb.LinearMap.load(sys.argv[3]), sys.argv[2], mode=mode, overwrite=True)
         print("alive")
     """
-    assert run_apart(program, old, tmp_path / "new.faiss", tmp_path / "map") == "alive\n"
+    assert run_apart(commands, program, old, tmp_path / "new.faiss", tmp_path / "map") == "alive\n"
     assert old.read_bytes() == before
 
 
@@ -95,7 +94,7 @@ def test_lists_in_another_file_are_not_shared(index_of, tmp_path):
 
 
 @pytest.mark.parametrize("factory", ["Flat", "HNSW8", "IVF4,Flat", "OPQ4,IVF4,PQ4x4np", "SQ8", "RQ4x4"])
-def test_damaged_indexes_are_refused_and_the_process_lives(build, tmp_path, factory):
+def test_damaged_indexes_are_refused_and_the_process_lives(commands, build, tmp_path, factory):
     """Cut short, and with absurd numbers in every place of its header: an error or a whole output, within memory and time."""
     old = build(factory)
     json_path(old).unlink()  # which would refuse each of them, as another index than its own
@@ -125,7 +124,7 @@ def test_damaged_indexes_are_refused_and_the_process_lives(build, tmp_path, fact
                 os.remove(new + ".json")
         print(refused)
     """
-    assert int(run_apart(program, old, tmp_path / "new.faiss", tmp_path / "map")) > 20
+    assert int(run_apart(commands, program, old, tmp_path / "new.faiss", tmp_path / "map")) > 20
     assert listing(tmp_path) == ["map", "old.faiss"]  # and nothing of the new one
 
 

@@ -19,16 +19,19 @@ def anchors():
     return eb.match(old, new)
 
 
+def _candidates(kernel, benchmark):
+    return benchmark.search(benchmark.queries.y, kernel.apply(benchmark.corpus.x), benchmark.corpus.target.metric)
+
+
 def test_more_landmarks_cost_more_and_the_fewest_that_suffice_are_marked(anchors, monkeypatch):
     monkeypatch.setattr(landmarks, "_COUNTS", (8, 64, 5_000))
     train = anchors.sample(300, 0)
     benchmark = Benchmark.of(anchors.without(train.hashes()), None, 10)
     kernel = Kernel(penalty=0.3, alpha=1.0, shrinkage_target_weight=0.5).fit(train)
-    found = landmark_costs(kernel, train, benchmark, seed=0, device="cpu")
+    found = landmark_costs(kernel, _candidates(kernel, benchmark), train, benchmark, seed=0, device="cpu")
     assert [one.landmarks for one in found] == [8, 64, 300]
     assert sum(one.is_enough for one in found) == 1
-    rows = kernel.apply(benchmark.corpus.x)
-    scores = benchmark.scores(benchmark.search(benchmark.queries.y, rows, benchmark.corpus.target.metric))
+    scores = benchmark.scores(_candidates(kernel, benchmark))
     assert found[-1].overlap == pytest.approx(scores.overlap.mean())
     assert all(one.seconds > 0 and one.recall is None for one in found)
     best = max(one.overlap for one in found)
@@ -42,7 +45,8 @@ def test_with_one_query_the_most_landmarks_are_named(anchors, monkeypatch):
     train = anchors.sample(100, 0)
     benchmark = Benchmark.of(anchors.without(train.hashes()), None, 10, max_queries=1)
     kernel = Kernel(penalty=0.3, alpha=1.0, shrinkage_target_weight=0.5).fit(train)
-    assert [one.is_enough for one in landmark_costs(kernel, train, benchmark, seed=0, device="cpu")] == [False, True]
+    found = landmark_costs(kernel, _candidates(kernel, benchmark), train, benchmark, seed=0, device="cpu")
+    assert [one.is_enough for one in found] == [False, True]
 
 
 def test_a_plan_has_the_table_and_names_the_count(anchors):

@@ -8,6 +8,7 @@ import pytest
 from click.testing import CliRunner
 
 import embridge as eb
+from embridge.arrays import unit
 from embridge.cli.main import main
 from embridge.errors import ParameterError
 from embridge.evaluation.benchmark import Benchmark
@@ -96,14 +97,16 @@ def test_the_rows_of_a_stage_are_native_where_the_other_half_reaches_and_transla
     benchmark, search = engine.benchmark, engine._fused
     for strategy in progressive(len(benchmark.corpus))[3:5]:  # the second continues the moments of the first
         for half in (0, 1):
-            rows = search._new_rows(strategy, half)
+            queries = unit(benchmark.queries.y[benchmark.half == half])
+            changed, _ = search._changed(strategy, half, queries, is_corrected=True)
             chosen = search._order_for(strategy.queries, half)[: strategy.encodes(len(benchmark.corpus))]
-            np.testing.assert_array_equal(rows[chosen], benchmark.corpus.y[chosen])
             both = np.concatenate([train.x, benchmark.corpus.x[chosen]]), np.concatenate([train.y, benchmark.corpus.y[chosen]])
             more = replace(train, ids=np.arange(len(both[0])), x=both[0], y=both[1])
             fitted = same_method(engine.maps[0].translation.record).fit(more.moments())
             rest = np.setdiff1d(np.arange(len(benchmark.corpus)), chosen)
-            np.testing.assert_allclose(rows[rest], fitted.apply(benchmark.corpus.x[rest]), rtol=0, atol=1e-4)
+            np.testing.assert_array_equal(changed.places, rest)  # the others are native
+            expected = queries @ unit(fitted.apply(benchmark.corpus.x[rest])).T
+            np.testing.assert_allclose(changed.queries @ changed.rows.T, expected, rtol=0, atol=1e-4)
 
 
 def test_rows_that_most_queries_of_the_other_half_reach_come_first(runner):

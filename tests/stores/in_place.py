@@ -1,7 +1,6 @@
 """What tests of migrations in place share: planted rows, and verbs that are interrupted or killed at one of their requests."""
 
 import subprocess
-import sys
 from contextlib import closing, contextmanager
 
 import numpy as np
@@ -156,12 +155,12 @@ def is_done(uri, step):
     return step is LIFE[-1][0] and note is not None and note.stage == "finished"
 
 
-def is_killed(verb, uri, map_path, mode, targets, at):
-    """Whether a process that runs a verb was killed, by SIGKILL at its request `at`."""
+def is_killed(commands, verb, uri, map_path, mode, targets, at):
+    """Whether a process that runs a verb was killed, by SIGKILL at its request `at`; `commands` as the fixture."""
     resume = str(note_of(uri) is not None)
     names = [f"{kind.__module__}.{kind.__qualname__}.{name}" for kind, name in targets]
     done = subprocess.run(
-        [sys.executable, "-c", _CHILD, verb, uri, str(map_path), mode, resume, str(at), *names],
+        [commands / "python-c", _CHILD, verb, uri, str(map_path), mode, resume, str(at), *names],
         capture_output=True,
         text=True,
         check=False,

@@ -67,17 +67,17 @@ def test_a_shadow_whatever_request_was_the_last(folder):
 
 
 @pytest.mark.parametrize("place", ["folder", "server"])
-def test_processes_that_are_killed(folder, place, tmp_path, request):
+def test_processes_that_are_killed(commands, folder, place, tmp_path, request):
     uri = f"chroma://{folder}#docs" if place == "folder" else f"chroma://127.0.0.1:{request.getfixturevalue('port')}/killed"
     plant(uri)
     MAP.save(tmp_path / "map.safetensors")
     chance = random.Random(place)
     verbs = {"folder": [("migrate", 8), ("migrate", 4)], "server": [("migrate", 8)]}[place]
     for verb, requests in verbs:
-        assert is_killed(verb, uri, tmp_path / "map.safetensors", "shadow", REQUESTS, 1 + chance.randrange(requests))
+        assert is_killed(commands, verb, uri, tmp_path / "map.safetensors", "shadow", REQUESTS, 1 + chance.randrange(requests))
         check(uri, "old")
     migrate(uri)
-    assert is_killed("cutover", uri, tmp_path / "map.safetensors", "shadow", REQUESTS, 3)  # between the renames
+    assert is_killed(commands, "cutover", uri, tmp_path / "map.safetensors", "shadow", REQUESTS, 3)  # between the renames
     eb.cutover(uri)
     assert eb.verify(uri, translation=MAP).compared == len(IDS)
     check(uri, "new")

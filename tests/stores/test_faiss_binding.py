@@ -250,9 +250,9 @@ KILLS = """
 
 
 @pytest.mark.parametrize("kind", ["table stays", "table comes", "table goes", "same rows"])
-def test_killed_at_any_call_the_old_or_the_new_set_is_there(tmp_path, kind):
+def test_killed_at_any_call_the_old_or_the_new_set_is_there(commands, tmp_path, kind):
     code = textwrap.dedent(PROGRAM) + textwrap.dedent(KILLS)
-    done = subprocess.run([sys.executable, "-c", code, str(tmp_path), kind], capture_output=True, text=True, check=False)
+    done = subprocess.run([commands / "python-c", code, str(tmp_path), kind], capture_output=True, text=True, check=False)
     assert done.returncode == 0, (done.stdout, done.stderr[-2000:])
     kills, turn = map(int, done.stdout.split())
     assert kills > 10
@@ -275,7 +275,7 @@ READERS = """
 
     reader = threading.Thread(target=read)
     reader.start()
-    for _ in range(40):
+    for _ in range(15):
         build(NEW)
         build(OLD)
     over.set()
@@ -286,9 +286,9 @@ READERS = """
 
 
 @pytest.mark.parametrize("kind", ["table stays", "table comes", "same rows"])
-def test_readers_see_one_set_while_it_is_replaced(tmp_path, kind):
+def test_readers_see_one_set_while_it_is_replaced(commands, tmp_path, kind):
     code = textwrap.dedent(PROGRAM) + textwrap.dedent(READERS)
-    done = subprocess.run([sys.executable, "-c", code, str(tmp_path), kind], capture_output=True, text=True, check=False)
+    done = subprocess.run([commands / "python-c", code, str(tmp_path), kind], capture_output=True, text=True, check=False)
     assert done.returncode == 0, (done.stdout, done.stderr[-2000:])
     assert int(done.stdout) > 0
 

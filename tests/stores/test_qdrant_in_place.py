@@ -111,15 +111,15 @@ def test_a_shadow_whatever_request_was_the_last(engine_uri):
 
 
 @pytest.mark.parametrize(("mode", "kills"), [("column", {"migrate": 8}), ("shadow", {"migrate": 7, "cutover": 3})])
-def test_processes_that_are_killed(engine_uri, tmp_path, mode, kills):
+def test_processes_that_are_killed(commands, engine_uri, tmp_path, mode, kills):
     MAP.save(tmp_path / "map.safetensors")
     uri = shadowed(engine_uri) if mode == "shadow" else planted(engine_uri)
     chance = random.Random(mode)
-    assert is_killed("migrate", uri, tmp_path / "map.safetensors", mode, REQUESTS, 1 + chance.randrange(kills["migrate"]))
+    assert is_killed(commands, "migrate", uri, tmp_path / "map.safetensors", mode, REQUESTS, 1 + chance.randrange(kills["migrate"]))
     check(uri, "old")
     migrate(uri, mode=mode)
     if "cutover" in kills:
-        assert is_killed("cutover", uri, tmp_path / "map.safetensors", mode, REQUESTS, kills["cutover"])
+        assert is_killed(commands, "cutover", uri, tmp_path / "map.safetensors", mode, REQUESTS, kills["cutover"])
     assert eb.verify(uri, translation=MAP).compared == len(IDS)
     for step, name in LIFE[1:]:
         step(uri)

@@ -18,7 +18,8 @@ import numpy as np
 from embridge.errors import FaissIndexError
 
 _MARK = b"ilod"  # `OnDiskInvertedListsIOHook` of FAISS: mark, nlist, code_size, lists, free slots, file name, size of that file
-_BLOCK = 16 << 20
+_WORD = np.frombuffer(_MARK, "<u4")[0]
+_BLOCK = 1 << 20  # stays in the cache
 _UNUSED = 2**64 - 1  # the offset of a list that has never held anything
 
 
@@ -46,16 +47,19 @@ def check_external_lists(path: str, *, allowed: bool = False) -> None:
 
 
 def _marks(file: BinaryIO) -> Iterator[int]:
-    """Positions of the mark anywhere in the file: an index may be nested in others."""
+    """Positions of the mark anywhere in the file: an index may be nested in others.
+
+    Compared as 32-bit words at each of the four offsets: `bytes.find` needs most of a second for a GB.
+    """
     start, kept = 0, b""
     while block := file.read(_BLOCK):
         data = kept + block
-        place = data.find(_MARK)
-        while place >= 0:
+        words = [np.frombuffer(data, "<u4", (len(data) - shift) // 4, shift) for shift in range(min(4, len(data) - 3))]
+        places = [4 * at + shift for shift, each in enumerate(words) for at in np.flatnonzero(each == _WORD).tolist()]
+        for place in sorted(places):
             back = file.tell()
             yield start + place
             file.seek(back)
-            place = data.find(_MARK, place + 1)
         kept = data[-len(_MARK) + 1 :]
         start += len(data) - len(kept)
 
