@@ -11,6 +11,8 @@ import torch
 from embridge.arrays import UNIT_TOLERANCE
 from embridge.errors import DeviceError
 
+_BLOCK = 4096
+
 
 def available_devices() -> list[str]:
     """Names of the devices of this machine, best first."""
@@ -145,8 +147,12 @@ class Product:
         return torch.nn.functional.linear(rows.to_mkldnn(), *self._held).to_dense()
 
     def of_array(self, rows: np.ndarray) -> np.ndarray:
-        """The product with an array on the CPU, in new memory."""
-        return self(as_tensor(np.ascontiguousarray(rows, np.float32))).numpy()
+        """The product with an array on the CPU, in new memory; 4,096 rows at a time, since oneDNN copies them."""
+        out = np.empty((len(rows), len(self.bias)), np.float32)
+        for start in range(0, len(rows), _BLOCK):
+            block = np.ascontiguousarray(rows[start : start + _BLOCK], np.float32)
+            out[start : start + _BLOCK] = self(as_tensor(block)).numpy()
+        return out
 
     def __reduce__(self) -> tuple[type[Product], tuple[np.ndarray, np.ndarray, str]]:
         return Product, (self.weight.cpu().numpy(), self.bias.cpu().numpy(), str(self.weight.device))

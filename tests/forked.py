@@ -8,6 +8,7 @@ import contextlib
 import socket
 import subprocess
 import sys
+import tempfile
 
 # A client passes its own streams on and ends as the process that works for it. It imports next to nothing.
 CLIENT = """#!{python} -IS
@@ -78,7 +79,11 @@ os._exit(status)  # taking all modules down would take longer than most commands
 @contextlib.contextmanager
 def commands(folder):
     """The folder with both commands, which work until the end of the ``with``."""
-    address = str(folder / "socket")
+    with tempfile.TemporaryDirectory(dir="/tmp") as place:  # the path of a socket has at most 100 characters or so
+        yield from _served(folder, f"{place}/socket")
+
+
+def _served(folder, address):
     for name in ("embridge", "python-c"):
         (folder / name).write_text(CLIENT.format(python=sys.executable, address=address, name=name))
         (folder / name).chmod(0o755)
