@@ -29,6 +29,7 @@ from embridge.stores.lancedb.collection import (
     FORM,
     NOTE,
     LanceCollection,
+    connected,
     folder_of,
     notes_of,
     open_table,
@@ -102,7 +103,7 @@ class LanceStore(Store):
             schema = _schema(layout)  # with the note, so that there is no table without one
             place = schema.get_field_index(layout.vector_column)
             schema = schema.set(place, schema.field(place).with_metadata({NOTE: layout.note(layout.cursor)}))
-            table = lancedb.connect(location.path).create_table(location.part, schema=schema)
+            table = connected(location).create_table(location.part, schema=schema)
             return LanceWriter(location, layout, table)
 
     def resume(self, location: Location, layout: Layout) -> Writer:
@@ -126,7 +127,7 @@ class LanceStore(Store):
 
     def drop(self, location: Location) -> None:
         with writing(location.uri):
-            lancedb.connect(location.path).drop_table(location.part)
+            connected(location).drop_table(location.part)
 
 
 def _schema(layout: Layout) -> pa.Schema:

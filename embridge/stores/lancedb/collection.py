@@ -136,7 +136,12 @@ def open_table(location: Location) -> Any:
         raise ParameterError(f"{location.uri!r} does not name a local table. Hint: write {FORM}.")
     if not os.path.isdir(folder_of(location)):  # connecting would create the folder
         raise MissingFileError.at(folder_of(location))
-    return lancedb.connect(location.path).open_table(location.part)
+    return connected(location).open_table(location.part)
+
+
+def connected(location: Location) -> Any:
+    """The database of a table, with 64 MiB for metadata: by default LanceDB fills 1 GiB with that of past versions."""
+    return lancedb.connect(location.path, session=lancedb.Session(metadata_cache_size_bytes=64 << 20))
 
 
 def _escaped(value: str | int) -> str | int:
