@@ -1,7 +1,7 @@
 """Moving an HNSW index by a rotation (`--mode rewrite`) against building it again: CPU seconds and wall time in one process.
 
 `python -m tests.benchmarks.moving [--rows 200000] [--folder DIR]`. Rows are those of `tests.benchmarks.scale`. The old
-index is built once; the rebuild is `--mode rebuild` of the same index. Building takes about 0.5 ms of CPU a row at 200,000 rows.
+index is built once; the rebuild is `--mode rebuild` of the same index. Building takes 0.15 to 0.5 ms of CPU a row at 200,000 rows.
 """
 
 from __future__ import annotations
