@@ -1,7 +1,8 @@
 """Time, memory and disk of the verbs at 10^5, 10^6 and 10^7 rows, with their growth, and what larger collections would take.
 
 `python -m tests.benchmarks.scale [--rows 100000 1000000] [--folder DIR] [--only convert ...] [--out scale.json]`. Every verb is a
-process of its own: wall time, CPU time of all its threads, and its peak resident memory (which counts pages of mapped files too).
+process of its own: wall time, CPU time of all its threads, its peak resident memory (which counts pages of mapped files), and
+the peak of the memory that is its own (sampled every 20 ms).
 
 Collections are made from real vectors (`../shared/data/wordnet`, MiniLM-L6 and MPNet): row i is ``unit(u + w v + 0.05 e)`` with u
 row i of the real ones (modulo their number), v another one drawn at random, w uniform in [0.1, 1] and e a normal vector of expected
@@ -95,17 +96,25 @@ def run(folder: Path, *arguments: str, kill_after: int | None = None) -> dict[st
     with open(folder / "log", "wb") as log:
         command = [sys.executable, "-m", "embridge.cli.main", *given]
         child = subprocess.Popen(command, cwd=folder, stdout=log, stderr=subprocess.STDOUT, env=environment)
-        partial = folder / "killed.parquet.partial"
-        while kill_after is not None and child.poll() is None:
-            if partial.exists() and partial.stat().st_size >= kill_after:
+        partial, own = folder / "killed.parquet.partial", 0.0
+        while os.waitid(os.P_PID, child.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is None:
+            own = max(own, _own_memory(child.pid))
+            if kill_after is not None and partial.exists() and partial.stat().st_size >= kill_after:
                 child.send_signal(signal.SIGKILL)
                 break
-            time.sleep(0.01)
+            time.sleep(0.02)
         _, status, used = os.wait4(child.pid, 0)
         child.returncode = os.waitstatus_to_exitcode(status)
     if child.returncode and kill_after is None:
         raise RuntimeError(f"{' '.join(given)}: {(folder / 'log').read_text()[-2000:]}")
-    return _figures(time.perf_counter() - started, used) | {"killed": float(child.returncode == -signal.SIGKILL)}
+    found = _figures(time.perf_counter() - started, used) | {"own_mb": own}
+    return found | {"killed": float(child.returncode == -signal.SIGKILL)}
+
+
+def _own_memory(pid: int) -> float:
+    """Memory of a process in MB without pages of files, which the system can drop at any time."""
+    with open(f"/proc/{pid}/status") as file:
+        return sum(int(line.split()[1]) for line in file if line.startswith(("RssAnon", "RssShmem"))) / 1e3
 
 
 def _figures(seconds: float, used: resource.struct_rusage) -> dict[str, float]:
@@ -130,7 +139,7 @@ def measure(folder: Path, rows: int, only: tuple[str, ...]) -> list[dict[str, An
             if not (first["killed"] and same):
                 raise RuntimeError("the conversion was not killed, or resumed it differs")
             row |= {name: row[name] + first[name] for name in ("seconds", "cpu")}
-            row["peak_mb"] = max(row["peak_mb"], first["peak_mb"])
+            row |= {name: max(row[name], first[name]) for name in ("peak_mb", "own_mb")}
             written = disk(folder) - before
             (folder / "killed.parquet").unlink()
         else:
@@ -148,7 +157,9 @@ def growth(lines: list[dict[str, Any]]) -> dict[str, dict[str, float]]:
         mine = [line for line in lines if line["verb"] == verb]
         if len(mine) > 1:
             n = np.log([line["rows"] for line in mine])
-            out[verb] = {name: float(np.polyfit(n, np.log([line[name] for line in mine]), 1)[0]) for name in ("cpu", "peak_mb")}
+            out[verb] = {
+                name: float(np.polyfit(n, np.log([line[name] for line in mine]), 1)[0]) for name in ("cpu", "peak_mb", "own_mb")
+            }
     return out
 
 
