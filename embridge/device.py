@@ -118,7 +118,7 @@ class Product:
     """``rows @ weight.T + bias`` in float32, for many blocks of rows on one device.
 
     On a CPU oneDNN multiplies: `torch.addmm` calls MKL, which on processors of AMD does without AVX-512 and takes twice as long
-    (225 against 105 GFLOPS on one core of an EPYC 9005, torch 2.13).
+    (225 against 105 GFLOPS on one core of an EPYC of family 26, torch 2.13).
 
     Parameters
     ----------
@@ -142,7 +142,7 @@ class Product:
 
     def __call__(self, rows: torch.Tensor) -> torch.Tensor:
         """The product with rows of shape (n, dim), float32, in new memory of shape (n, dim_out)."""
-        if self._held is None or len(rows) < 2:  # oneDNN refuses no row, and is not faster for one
+        if self._held is None or len(rows) < 2:  # oneDNN refuses zero rows, and is not faster for one
             return torch.addmm(self.bias, rows, self.weight.T)
         return torch.nn.functional.linear(rows.to_mkldnn(), *self._held).to_dense()
 

@@ -18,7 +18,7 @@ from embridge.records import Candidate, FitRecord
 from embridge.translators.base import total
 from embridge.translators.bridge import Bridge
 from embridge.translators.kernel_ridge import KernelRidge
-from embridge.translators.penalties import penalty_scores
+from embridge.translators.penalties import PenaltyTrial
 from embridge.translators.scoring import QueryPairs, Role, as_role
 
 
@@ -123,7 +123,7 @@ class Kernel:
             alpha, s, candidates = chosen.parameters["alpha"], chosen.parameters["shrinkage_target_weight"], chosen.candidates
         place, penalty = resolve_device(device), self.penalty
         if penalty is None:
-            scores = penalty_scores(anchors, self.seed, alpha, s, self.mean_weight, role, place)
+            scores = PenaltyTrial.of(anchors, self.seed, alpha, s, self.mean_weight, role, place).compared()
             penalty = _best(scores)
             candidates += self._candidates(scores)
         problem = KernelRidge.of(total(moments), alpha, s, anchors.sample(self.landmarks, self.seed).x, place)
@@ -164,7 +164,7 @@ class Kernel:
             raise ParameterError("Penalties are compared at one alpha and one s. Hint: give both.")
         place, role = resolve_device(device), as_role(self.role)
         alpha, s = self.alpha, self.shrinkage_target_weight
-        scores = penalty_scores(anchors, self.seed, alpha, s, self.mean_weight, role, place, queries)
+        scores = PenaltyTrial.of(anchors, self.seed, alpha, s, self.mean_weight, role, place, queries).compared()
         best, largest = _best(scores), max(scores)
         gains = scores[best] - scores[largest]
         is_better = gains.mean() > gains.std(ddof=1) / np.sqrt(len(gains)) and best < largest

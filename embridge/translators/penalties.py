@@ -19,37 +19,8 @@ _ROWS = 1500  # to choose on: the ratio of two variances does not depend on thei
 _FOLDS = 3
 
 
-def penalty_scores(
-    anchors: Anchors,
-    seed: int,
-    alpha: float,
-    s: float,
-    mean_weight: float,
-    role: Role,
-    place: torch.device,
-    queries: QueryPairs | None = None,
-) -> dict[float, np.ndarray]:
-    """Scores of the largest penalty, and of others on the way to the best, by ascending penalty; each of shape (units,).
-
-    From the middle of `PENALTIES` the way goes to the next one in either direction as long as the mean score rises: it has one
-    maximum, up to noise. Scores are those of `HeldOutRows`, or with `queries` of `overlap_of_queries`.
-    """
-    trial = _Trial.of(anchors, seed, alpha, s, mean_weight, role, place, queries)
-    scores = {at: trial.scores(PENALTIES[at]) for at in (_FIRST, len(PENALTIES) - 1)}
-    for step in (-1, 1):
-        best = _FIRST
-        while 0 <= best + step < len(PENALTIES) - 1:
-            scores[best + step] = trial.scores(PENALTIES[best + step])
-            if scores[best + step].mean() <= scores[best].mean():
-                break
-            best += step
-        if best != _FIRST:  # it rises in this direction, so it falls in the other
-            break
-    return {PENALTIES[at]: scores[at] for at in sorted(scores)}
-
-
 @dataclass(frozen=True, eq=False)
-class _Trial:
+class PenaltyTrial:
     """Rows of several folds, each to be translated by the rows of the others and scored.
 
     Attributes
@@ -80,8 +51,8 @@ class _Trial:
         mean_weight: float,
         role: Role,
         place: torch.device,
-        queries: QueryPairs | None,
-    ) -> _Trial:
+        queries: QueryPairs | None = None,
+    ) -> PenaltyTrial:
         """At most 1,500 of the anchors in three folds."""
         rows = anchors.sample(_ROWS, seed)
         rows = rows.at(np.argsort(hash_ids(rows.ids, "kernel fold", seed)))  # the same choice in any order of anchors
@@ -98,8 +69,26 @@ class _Trial:
                 held_out.append(HeldOutRows.of(out.y, problem.mean_y.cpu().numpy(), role, target))
         return cls(tuple(smoothers), tuple(means), tuple(held_out), tuple(y), queries, target)
 
+    def compared(self) -> dict[float, np.ndarray]:
+        """`scores` of the largest penalty, and of others on the way to the best, by ascending penalty.
+
+        From the middle of `PENALTIES` the way goes to the next one in either direction as long as the mean score rises: it has one
+        maximum, up to noise.
+        """
+        scores = {at: self.scores(PENALTIES[at]) for at in (_FIRST, len(PENALTIES) - 1)}
+        for step in (-1, 1):
+            best = _FIRST
+            while 0 <= best + step < len(PENALTIES) - 1:
+                scores[best + step] = self.scores(PENALTIES[best + step])
+                if scores[best + step].mean() <= scores[best].mean():
+                    break
+                best += step
+            if best != _FIRST:  # it rises in this direction, so it falls in the other
+                break
+        return {PENALTIES[at]: scores[at] for at in sorted(scores)}
+
     def scores(self, penalty: float) -> np.ndarray:
-        """Shape (units,)."""
+        """Scores of `HeldOutRows`, or with `queries` of `overlap_of_queries`; shape (units,)."""
         pairs = zip(self.smoothers, self.means, strict=True)
         found = [(one.translations(penalty) + mean).to(torch.float32).cpu().numpy() for one, mean in pairs]
         if self.queries is None:

@@ -13,7 +13,7 @@ from embridge.testing.translators import planted_anchors, textlike_anchors
 from embridge.translators import Bridge, Isometry, Kernel, Ortho, Projection, QueryPairs, Ridge, Rotation, fit
 from embridge.translators.fitting import query_pairs
 from embridge.translators.kernel_ridge import KernelRidge
-from embridge.translators.penalties import PENALTIES, penalty_scores
+from embridge.translators.penalties import PENALTIES, PenaltyTrial
 from embridge.translators.scoring import FAR, comparable_means, deficits_to_best, fold_scores, real_scores
 from embridge.translators.select import candidates_for
 from embridge.types import Metric, Space
@@ -156,7 +156,7 @@ def test_penalties_are_compared_on_real_queries_where_given(bent):
 def test_the_best_penalty_is_found_on_the_way_from_the_middle(bent):
     anchors, queries = bent
     for scored in (None, QueryPairs(queries.x, queries.y)):
-        found = penalty_scores(anchors, 0, 0.3, 1.0, 1.0, "documents", torch.device("cpu"), scored)
+        found = PenaltyTrial.of(anchors, 0, 0.3, 1.0, 1.0, "documents", torch.device("cpu"), scored).compared()
         assert {0.3, 100.0} < set(found) <= set(PENALTIES)
         means = {penalty: scores.mean() for penalty, scores in found.items()}
         best = max(means, key=means.__getitem__)

@@ -49,7 +49,7 @@ def check_external_lists(path: str, *, allowed: bool = False) -> None:
 def _marks(file: BinaryIO) -> Iterator[int]:
     """Positions of the mark anywhere in the file: an index may be nested in others.
 
-    Compared as 32-bit words at each of the four offsets: `bytes.find` needs most of a second for a GB.
+    Compared as 32-bit words at each of the four offsets: half the time of `bytes.find`, which needs half a second for a GB.
     """
     start, kept = 0, b""
     while block := file.read(_BLOCK):
