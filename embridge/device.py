@@ -142,7 +142,8 @@ class Product:
 
     def __call__(self, rows: torch.Tensor) -> torch.Tensor:
         """The product with rows of shape (n, dim), float32, in new memory of shape (n, dim_out)."""
-        if self._held is None or len(rows) < 2:  # oneDNN refuses zero rows, and is not faster for one
+        # oneDNN refuses zero rows, is not faster for one, and passes no gradients on to dense tensors.
+        if self._held is None or len(rows) < 2 or (rows.requires_grad and torch.is_grad_enabled()):
             return torch.addmm(self.bias, rows, self.weight.T)
         return torch.nn.functional.linear(rows.to_mkldnn(), *self._held).to_dense()
 

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 
+import embridge as eb
 from embridge.device import Product
 
 RNG = np.random.default_rng(0)
@@ -44,3 +45,20 @@ def test_a_product_is_pickled():
     rows = torch.randn(4, 6)
     again = pickle.loads(pickle.dumps(Product(weight, bias)))  # noqa: S301 - our own bytes
     assert torch.equal(again(rows), Product(weight, bias)(rows))
+
+
+@pytest.mark.parametrize("normalized", [False, True])
+@pytest.mark.parametrize("is_kernel", [False, True])
+def test_gradients_pass_through_maps(is_kernel, normalized):
+    torch.manual_seed(0)
+    spaces = eb.Space("old", 6), eb.Space("new", 9, eb.Metric.COSINE, normalized)
+    rng = np.random.default_rng(1)
+    translation = eb.LinearMap(rng.normal(size=(9, 6)), rng.normal(size=9), *spaces)
+    if is_kernel:
+        translation = eb.KernelMap(translation, rng.normal(size=(20, 6)), rng.normal(size=(20, 9)) / 10, 1.0)
+    x, step, weights = torch.randn(80, 6, requires_grad=True), 1e-2 * torch.randn(80, 6), torch.randn(80, 9)
+    (translation.apply(x) * weights).sum().backward()
+    assert x.grad is not None
+    with torch.no_grad():
+        ahead, behind = (((translation.apply(x + sign * step) * weights).sum(1)) for sign in (1, -1))
+    torch.testing.assert_close((x.grad * step).sum(1), (ahead - behind) / 2, atol=2e-3, rtol=0.05)
